@@ -1,0 +1,5 @@
+"""Data sets, transforms and the data module; every file of this package registers what it holds."""
+
+from interp_models.discovery import import_all
+
+import_all(__name__, __path__)

@@ -1,0 +1,102 @@
+"""What a data set gives: samples with whatever ground truth there is."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import default_collate
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
+
+from interp_models.errors import InputError
+from interp_models.registry import Registry
+
+
+class Sample(NamedTuple):
+    """One image, or after `collate` a batch of images, with its ground truth (None where there is none).
+
+    A named tuple is a pytree: transforms v2 move boxes, masks and key points along with the image, and
+    Lightning moves it to the device.
+    """
+
+    image: Tensor
+    """(3, H, W): uint8 from a data set, float32 in [0, 1] after the transforms; batched (B, 3, H, W)."""
+    label: Any
+    """Class, an int; batched int64 (B,)."""
+    index: Any
+    """Position in the data set's split, an int; batched int64 (B,)."""
+    box: Tensor | None = None
+    """(1, 4) `tv_tensors.BoundingBoxes`, XYXY in pixels; batched (B, 4)."""
+    masks: Tensor | None = None
+    """(M, H, W) bool `tv_tensors.Mask`; the first is the object, the others its parts; batched (B, M, H, W)."""
+    parts: Tensor | None = None
+    """(P, 2) `tv_tensors.KeyPoints`, x and y in pixels; batched (B, P, 2)."""
+    visible: Tensor | None = None
+    """(P,) bool: the part is visible and inside the image; batched (B, P)."""
+
+
+class ImageDataset(ABC):
+    """One split of a labelled image data set; it decodes, and leaves transforms to the data module."""
+
+    classes: Sequence[str]
+    """Class names, by label."""
+    labels: Sequence[int]
+    """Label of every image."""
+    part_names: Sequence[str] = ()
+    """Names of the key points, in the order of `Sample.parts`."""
+    mask_names: Sequence[str] = ()
+    """Names of the masks, in the order of `Sample.masks`; the first is the object."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def image_id(self, index: int) -> str:
+        """A name of the image that stays the same from run to run (its path in the data set)."""
+
+    @abstractmethod
+    def load(self, index: int) -> Sample:
+        """Image `index` as stored, with its ground truth.
+
+        Raises:
+            InputError: if the file is missing or cannot be decoded, naming it.
+        """
+
+
+DATASETS: Registry[ImageDataset] = Registry("dataset")
+
+
+def decode_image(path: Path) -> tv_tensors.Image:
+    """Read an image file as (3, H, W) uint8 RGB, whatever its mode.
+
+    Raises:
+        InputError: if the file is missing or cannot be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            return tv_tensors.Image(F.pil_to_tensor(image.convert("RGB")))
+    except FileNotFoundError:
+        raise InputError(f"image {path} is missing; the data set's lists name it") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"image {path} cannot be decoded ({error})") from None
+
+
+def collate(samples: Sequence[Sample]) -> Sample:
+    """Stack samples of one size into a batch."""
+    boxes, masks, parts, visible = (
+        None if getattr(samples[0], name) is None else torch.stack([getattr(s, name).as_subclass(Tensor) for s in samples])
+        for name in ("box", "masks", "parts", "visible")
+    )
+    return Sample(
+        image=torch.stack([sample.image.as_subclass(Tensor) for sample in samples]),
+        label=default_collate([sample.label for sample in samples]),
+        index=default_collate([sample.index for sample in samples]),
+        box=None if boxes is None else boxes[:, 0],
+        masks=masks,
+        parts=parts,
+        visible=visible,
+    )

@@ -1,0 +1,5 @@
+"""Every file of this package registers what it holds."""
+
+from interp_models.discovery import import_all
+
+import_all(__name__, __path__)

@@ -1,0 +1,105 @@
+"""Registries by name, whose entries' typed constructors are their config schemas."""
+
+import dataclasses
+import difflib
+import fnmatch
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from interp_models.errors import InputError
+
+T = TypeVar("T")
+C = TypeVar("C", bound=type)
+
+
+def unknown(kind: str, name: object, known: typing.Iterable[str]) -> InputError:
+    """An error for a name that does not exist, with the nearest ones that do."""
+    names = sorted(known)
+    close = difflib.get_close_matches(str(name), names, n=3)
+    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(names)}"
+    return InputError(f"unknown {kind} {name!r}; {hint}")
+
+
+def schema_of(cls: Callable[..., Any], given: typing.Collection[str] = ()) -> type:
+    """A dataclass with the typed keyword parameters of `cls`, except those that are `given` by the program."""
+    target = cls.__init__ if isinstance(cls, type) else cls
+    hints = typing.get_type_hints(target)
+    fields: list[tuple[str, Any, Any]] = []
+    for parameter in inspect.signature(cls).parameters.values():
+        if parameter.name in given or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            continue
+        default = MISSING if parameter.default is parameter.empty else parameter.default
+        if isinstance(default, tuple):
+            default = list(default)
+        field = dataclasses.field(default_factory=lambda value=default: value)
+        fields.append((parameter.name, hints.get(parameter.name, Any), field))
+    return dataclasses.make_dataclass(f"{getattr(cls, '__name__', 'Config')}Options", fields)
+
+
+def parse(schema: type, node: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Check a config node against a dataclass and return its fields as objects.
+
+    Raises:
+        InputError: for an unknown key (with the nearest one), a wrong type or a missing value.
+    """
+    names = [field.name for field in dataclasses.fields(schema)]
+    for key in node:
+        if key not in names:
+            raise unknown(f"key in {where}:", key, names)
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), dict(node))
+        missing = sorted(key for key in OmegaConf.missing_keys(merged))
+        if missing:
+            raise InputError(f"{where}: {missing[0]!r} has no default and must be given")
+        instance: Any = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or getattr(error, "key", None)
+        raise InputError(f"{where}.{key}: {str(error).splitlines()[0]}") from None
+    return {name: getattr(instance, name) for name in names}
+
+
+class Registry(Generic[T]):
+    """Named classes of one kind.
+
+    >>> SHAPES = Registry("shape")
+    >>> @SHAPES.register("square")
+    ... class Square:
+    ...     def __init__(self, side: float = 1.0): self.side = side
+    >>> SHAPES.build("square", {"side": 2}).side
+    2.0
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._classes: dict[str, type] = {}
+
+    def register(self, name: str) -> Callable[[C], C]:
+        """Class decorator that enters a class under `name`; a name that is taken raises `KeyError`."""
+
+        def enter(cls: C) -> C:
+            if name in self._classes:
+                raise KeyError(f"{self.kind} {name!r} is already registered by {self._classes[name].__module__}")
+            self._classes[name] = cls
+            return cls
+
+        return enter
+
+    def names(self, pattern: str = "*") -> list[str]:
+        """The registered names that match a shell-style pattern, sorted."""
+        return sorted(fnmatch.filter(self._classes, pattern))
+
+    def get(self, name: str) -> Any:
+        """The class registered under `name`; an unknown name raises `InputError` with the nearest ones."""
+        if name not in self._classes:
+            raise unknown(self.kind, name, self._classes)
+        return self._classes[name]
+
+    def build(self, name: str, options: Mapping[str, Any] | None = None, **given: Any) -> T:
+        """Construct `name` from config `options`, checked against its constructor, and what the program gives."""
+        cls = self.get(name)
+        return cls(**given, **parse(schema_of(cls, given), options or {}, f"{self.kind} {name!r}"))  # type: ignore[no-any-return]

@@ -1,0 +1,39 @@
+"""Counter-based random numbers: a value is a pure function of its integer keys.
+
+Nothing has to be drawn in order, so results do not depend on batch size, number of workers or ranks.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finalizer of splitmix64 (Steele, Lea, Flood 2014)."""
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def hash_keys(*keys: ArrayLike) -> NDArray[np.uint64]:
+    """64 well-mixed bits for each combination of the integer keys, which broadcast like numpy arrays."""
+    state = np.zeros(1, np.uint64)
+    for key in keys:
+        key = np.atleast_1d(np.asarray(key, np.int64)).view(np.uint64)
+        state = _mix(state + _GAMMA + _mix(key + _GAMMA))  # arrays wrap around silently, scalars would warn
+    return state.reshape(np.broadcast_shapes(*(np.shape(key) for key in keys)))
+
+
+def uniform(*keys: ArrayLike) -> NDArray[np.float64]:
+    """Uniform numbers in [0, 1), one for each combination of the broadcast integer keys.
+
+    >>> float(uniform(0, 7)) == float(uniform(0, [6, 7])[1])
+    True
+    """
+    return (hash_keys(*keys) >> np.uint64(11)) * 2.0**-53
+
+
+def seed_of(*keys: int) -> int:
+    """A seed for `torch.manual_seed` that depends on all the keys."""
+    return int(hash_keys(*keys)) >> 1
