@@ -1,0 +1,199 @@
+"""The data module: splits, order and augmentation, all functions of the seed, the epoch and the sample."""
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import v2
+
+from interp_models.data.base import DATASETS, ImageDataset, Sample, collate
+from interp_models.data.transforms import crop_to_box, hide_outside, test_transform, train_transform
+from interp_models.errors import InputError
+from interp_models.rng import seed_of, uniform
+
+
+class TransformedDataset(Dataset[Sample]):
+    """Some images of a data set, transformed; the randomness of an item is a function of seed, epoch and its index.
+
+    Items are addressed by `(epoch, position)`, so that worker processes need no shared state.
+    """
+
+    def __init__(
+        self, images: ImageDataset, indices: np.ndarray[Any, Any], transform: v2.Transform, seed: int, crop: bool
+    ) -> None:
+        self.images = images
+        self.indices = indices
+        self.transform = transform
+        self.seed = seed
+        self.crop = crop
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        epoch, position = key
+        index = int(self.indices[position])
+        sample = self.images.load(index)
+        if self.crop:
+            sample = crop_to_box(sample)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(self.seed, epoch, index))
+            sample = cast(Sample, self.transform(sample))
+        return hide_outside(sample)
+
+
+class ShardSampler(Sampler[tuple[int, int]]):
+    """This rank's positions of an epoch as `(epoch, position)`.
+
+    In training the order is a permutation by seed and epoch, and every rank gets the same number, the first positions
+    being repeated where it does not divide (ranks must step together). In evaluation the order is that of the data
+    and nothing is repeated, so that n equals the data set.
+    """
+
+    def __init__(self, size: int, *, shuffle: bool, seed: int, rank: int, world: int) -> None:
+        self.size, self.shuffle, self.seed, self.rank, self.world = size, shuffle, seed, rank, world
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning when an epoch begins."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        if self.shuffle:
+            return -(-self.size // self.world)
+        return len(range(self.rank, self.size, self.world))
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        positions = np.arange(self.size)
+        if self.shuffle:
+            positions = np.argsort(uniform(self.seed, self.epoch, positions), kind="stable")
+            positions = np.resize(positions, len(self) * self.world)
+        for position in positions[self.rank :: self.world]:
+            yield self.epoch, int(position)
+
+
+class DataModule(pl.LightningDataModule):
+    """Train, validation and test images of one data set.
+
+    Args:
+        dataset: `name` and options of a registered data set.
+        image_size: side of the images in pixels after the transforms.
+        batch_size: images per step and device.
+        num_workers: processes that load images; 0 loads in the main process.
+        val_fraction: part of the training images, drawn by seed within each class, that models are selected on;
+            0 trains on all and takes the last epoch.
+        crop_to_box: crop images to their box first, in training and test, as prototype papers do.
+        skip_corrupt: leave out images that cannot be decoded instead of stopping; decodes every image once at the start.
+        augment: random crop, flip and jitter in training.
+        seed: of splits, order and augmentation.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset: dict[str, Any],
+        image_size: int = 224,
+        batch_size: int = 16,
+        num_workers: int = 2,
+        val_fraction: float = 0.1,
+        crop_to_box: bool = False,
+        skip_corrupt: bool = False,
+        augment: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= val_fraction < 1:
+            raise InputError(f"data.val_fraction must be in [0, 1); got {val_fraction}")
+        for key, value in (("image_size", image_size), ("batch_size", batch_size)):
+            if value < 1:
+                raise InputError(f"data.{key} must be at least 1; got {value}")
+        options = {key: value for key, value in dataset.items() if key != "name"}
+        if "name" not in dataset:
+            raise InputError(f"data.dataset.name must be given: one of {', '.join(DATASETS.names())}")
+        self.image_size, self.batch_size, self.num_workers, self.seed = image_size, batch_size, num_workers, seed
+        self.crop_to_box, self.augment = crop_to_box, augment
+        self.train_images = DATASETS.build(dataset["name"], options, split="train")
+        self.test_images = DATASETS.build(dataset["name"], {**options, **({"download": False} if "download" in options else {})}, split="test")
+        for split, images in (("train", self.train_images), ("test", self.test_images)):
+            if not len(images):
+                raise InputError(f"data set {dataset['name']!r} has no {split} images")
+        self.skipped: list[str] = []
+        """Identifiers of corrupt images that were left out."""
+        kept = self._readable(self.train_images) if skip_corrupt else np.arange(len(self.train_images))
+        self.test_indices = self._readable(self.test_images) if skip_corrupt else np.arange(len(self.test_images))
+        self.train_indices, self.val_indices = stratified_split(np.asarray(self.train_images.labels), kept, val_fraction, seed)
+        if val_fraction and not len(self.val_indices):
+            raise InputError(f"data.val_fraction={val_fraction} leaves no validation image; use 0 or a larger fraction")
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names by label."""
+        return list(self.train_images.classes)
+
+    def _readable(self, images: ImageDataset) -> np.ndarray[Any, Any]:
+        kept = []
+        for index in range(len(images)):
+            try:
+                images.load(index)
+                kept.append(index)
+            except InputError:
+                self.skipped.append(images.image_id(index))
+        return np.asarray(kept, dtype=np.int64)
+
+    def dataset(self, split: str) -> TransformedDataset:
+        """The images of `train` (augmented), `val` or `test`."""
+        images = self.test_images if split == "test" else self.train_images
+        indices = {"train": self.train_indices, "val": self.val_indices, "test": self.test_indices}[split]
+        augmented = split == "train" and self.augment
+        transform = train_transform(self.image_size) if augmented else test_transform(self.image_size)
+        return TransformedDataset(images, indices, transform, self.seed, self.crop_to_box)
+
+    def loader(self, split: str, *, shuffle: bool = False, indices: np.ndarray[Any, Any] | None = None) -> DataLoader[Sample]:
+        """A loader over this rank's share of a split, or of some image `indices` of it."""
+        dataset = self.dataset(split)
+        if indices is not None:
+            dataset.indices = indices
+        trainer = self.trainer
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        sampler = ShardSampler(len(dataset), shuffle=shuffle, seed=self.seed, rank=rank, world=world)
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Shuffled and augmented."""
+        return self.loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Sample] | list[Any]:
+        """The held-out part of the training images; empty with `val_fraction=0`."""
+        return self.loader("val") if len(self.val_indices) else []
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """The official test images."""
+        return self.loader("test")
+
+
+def stratified_split(
+    labels: np.ndarray[Any, Any], indices: np.ndarray[Any, Any], fraction: float, seed: int
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Split `indices` into a rest and a part that holds `fraction` of each class (rounded), drawn by seed.
+
+    A class never loses its last training image.
+    """
+    order = indices[np.argsort(uniform(seed, indices), kind="stable")]
+    held_out: list[int] = []
+    for label in np.unique(labels[indices]):
+        members = order[labels[order] == label]
+        held_out.extend(members[: min(round(fraction * len(members)), len(members) - 1)])
+    part = np.sort(np.asarray(held_out, dtype=np.int64))
+    return np.setdiff1d(indices, part), part

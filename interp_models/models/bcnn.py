@@ -1,0 +1,110 @@
+"""B-CNN: bilinear attention pooling with N maps.
+
+Tutorial: Gomez et al., "Metrics for saliency map evaluation of deep learning explanation methods" / JEI 2023,
+section 2.2.2, equations 11 and 12 and figure 6; bilinear attention pooling: Hu and Qi 2019 (WS-DAN, arXiv:1901.09891).
+Differs from the tutorial's code in: see docs/quirks.md, `bcnn`.
+"""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from interp_models.backbones import BUNDLED, Backbone
+from interp_models.outputs import InterpOutput
+from interp_models.training.module import MODELS, InterpModule
+
+
+@MODELS.register("bcnn")
+class BCNN(InterpModule):
+    """Features F = CNN(x), maps A = ReLU(conv1x1(F)), f_n = mean over cells of A_n · F, logits = W · [f_1 ... f_N] + b.
+
+    The head is linear in the pooled features, so a logit is exactly a sum over cells and maps:
+    logit_k = b_k + Σ_hw (1/hw) Σ_n A_n(hw) <W_k,n, F(hw)>. `explain(kind="class")` gives that sum's terms per cell.
+
+    Args:
+        num_classes: classes K.
+        backbone: timm model, see `Backbone`.
+        weights: see `Backbone`.
+        output_stride: see `Backbone`.
+        n_maps: attention maps N.
+        relu: maps are not below 0. Without it (equation 12 as printed) the function is unchanged when a map and its
+            part of W change sign together, so that the sign of a map means nothing.
+        dropout: on the pooled features.
+        label_smoothing: of the cross-entropy.
+    """
+
+    additive = True
+    explanations: ClassVar[tuple[str, ...]] = ("mean", "class")
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        backbone: str = BUNDLED,
+        weights: str | None = "timm",
+        output_stride: int | None = None,
+        n_maps: int = 3,
+        relu: bool = True,
+        dropout: float = 0.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(num_classes)
+        self.backbone = Backbone(backbone, weights=weights, output_stride=output_stride)
+        self.attention = nn.Conv2d(self.backbone.channels, n_maps, kernel_size=1)
+        # All maps start near 1, the average pool of a plain CNN: a random filter on features that are not below 0
+        # has one sign all over an image, and a map that starts below 0 everywhere never wakes.
+        nn.init.ones_(self.attention.bias)
+        self.relu = relu
+        self.signed_maps = not relu
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(n_maps * self.backbone.channels, num_classes)
+        self.label_smoothing = label_smoothing
+
+    def forward(self, images: Tensor) -> InterpOutput:
+        """Images (B, 3, H, W) -> logits (B, K), maps (B, N, h, w), evidence (B, N, K); aux holds the features."""
+        features = self.backbone(images)
+        maps = self.attention(features)
+        maps = F.relu(maps) if self.relu else maps
+        pooled = self.dropout(bilinear_attention_pool(features, maps))  # (B, N, C)
+        evidence = torch.einsum("bnc,knc->bnk", pooled, self.class_weights)
+        logits = evidence.sum(dim=1) + self.head.bias
+        return InterpOutput(logits, maps, evidence, {"features": features})
+
+    @property
+    def class_weights(self) -> Tensor:
+        """The head's weight as (K, N, C)."""
+        return self.head.weight.unflatten(1, (-1, self.backbone.channels))
+
+    def loss(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy."""
+        return {"ce": F.cross_entropy(output.logits, targets, label_smoothing=self.label_smoothing)}
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """`backbone`, `attention` and `head`."""
+        return {
+            "backbone": list(self.backbone.parameters()),
+            "attention": list(self.attention.parameters()),
+            "head": list(self.head.parameters()),
+        }
+
+    @property
+    def feature_layer(self) -> nn.Module:
+        """The backbone."""
+        return self.backbone
+
+    def explain(self, output: InterpOutput, targets: Tensor, kind: str | None = None) -> Tensor:
+        """(B, h, w): `mean` is the mean of the maps; `class` the terms of the target's logit, which sum to it less its bias."""
+        if self.check_kind(kind) == "mean":
+            return output.maps.mean(dim=1)
+        features, maps = output.aux["features"].float(), output.maps.float()
+        weights = self.class_weights[targets].float()  # (B, N, C)
+        per_map = torch.einsum("bnc,bchw->bnhw", weights, features)
+        return (maps * per_map).sum(dim=1) / maps[0, 0].numel()
+
+
+def bilinear_attention_pool(features: Tensor, maps: Tensor) -> Tensor:
+    """Weighted average pool of features (B, C, h, w) by each of the maps (B, N, h, w): (B, N, C), divided by h·w."""
+    pooled = maps.flatten(2) @ features.flatten(2).transpose(1, 2)
+    return pooled / maps[0, 0].numel()

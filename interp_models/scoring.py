@@ -1,0 +1,103 @@
+"""How class scores are read off a model: the one module that explainers and metrics share.
+
+It knows torch alone, so that explainers and metrics work on any module that returns logits.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from interp_models.errors import InputError
+
+Score = Literal["logit", "probability"]
+Target = Tensor | int | None
+ScoreFn = Callable[[Tensor], Tensor]
+"""Images (B, 3, H, W) -> class probabilities (B, K)."""
+
+
+@runtime_checkable
+class SelfExplaining(Protocol):
+    """A model that names its feature layer and explains its own output (every architecture of this package)."""
+
+    explanations: tuple[str, ...]
+
+    @property
+    def feature_layer(self) -> nn.Module:
+        """The module whose output (B, C, h, w) is the last map of features."""
+
+    def explain(self, output: Any, targets: Tensor, kind: str | None = None) -> Tensor:
+        """(B, h, w) map of the evidence for `targets`."""
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits (B, K) in what a model returned: the tensor itself or its field `logits`.
+
+    Raises:
+        InputError: if there are none.
+    """
+    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(output).__name__
+        raise InputError(f"the model must return logits (batch, classes), or an object with a field 'logits'; got {found}")
+    return logits
+
+
+def scores_of(output: Any, score: Score) -> Tensor:
+    """Scores (B, K) in float32: logits as they are, or their softmax."""
+    logits = logits_of(output).float()
+    return logits if score == "logit" else logits.softmax(dim=1)
+
+
+def resolve_target(target: Target, logits: Tensor) -> Tensor:
+    """The class to explain for each image, int64 (B,): None is the class of the highest logit.
+
+    Raises:
+        InputError: if a class does not exist or the number of targets is not that of the images.
+    """
+    batch, classes = logits.shape
+    if target is None:
+        return logits.argmax(dim=1)
+    targets = torch.as_tensor(target, device=logits.device, dtype=torch.long)
+    if targets.dim() == 0:
+        targets = targets.expand(batch)
+    if targets.shape != (batch,):
+        raise InputError(f"target must be one class or {batch} of them, one per image; got shape {tuple(targets.shape)}")
+    if batch and not (0 <= int(targets.min()) and int(targets.max()) < classes):
+        wrong = int(targets[(targets < 0) | (targets >= classes)][0])
+        raise InputError(f"target {wrong} is out of range: the model has classes 0 to {classes - 1}")
+    return targets
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every submodule into eval mode, and each back into its own mode afterwards, also after an exception."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def probabilities(model: nn.Module) -> ScoreFn:
+    """The function of images that metrics are fed with: the softmax of the model's logits, in eval mode, no gradient.
+
+    >>> probabilities(nn.Flatten())(torch.zeros(1, 1, 1, 4)).tolist()
+    [[0.25, 0.25, 0.25, 0.25]]
+    """
+
+    def score(images: Tensor) -> Tensor:
+        with torch.no_grad(), evaluating(model):
+            return scores_of(model(images), "probability")
+
+    return score
+
+
+def default_batch(device: torch.device) -> int:
+    """How many images to pass at once in work of many passes: caches favour small batches on a CPU."""
+    return 16 if device.type == "cpu" else 128

@@ -1,0 +1,195 @@
+"""The abstract LightningModule of every architecture, and the callback that walks it through its phases."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from interp_models.data.base import Sample
+from interp_models.errors import InputError
+from interp_models.outputs import InterpOutput
+from interp_models.registry import Registry, unknown
+from interp_models.rng import seed_of
+from interp_models.training.recipe import Recipe
+
+FORMAT_VERSION = 1
+"""Version of what checkpoints hold beside Lightning's own keys."""
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+}
+
+
+class InterpModule(pl.LightningModule, ABC):
+    """An image classifier that explains itself.
+
+    Abstract: an architecture implements `forward`, `loss`, `parameter_groups`, `feature_layer` and `explain`, and is
+    itself final (no architecture subclasses another). Whatever differs between a training and an evaluation belongs
+    to the loss, so `forward` is the same in both, logs nothing and knows no trainer.
+    """
+
+    additive: ClassVar[bool] = False
+    """Whether `evidence.sum(1) + bias == logits`."""
+    explanations: ClassVar[tuple[str, ...]]
+    """The kinds of map that `explain` gives, the default first."""
+    signed_maps: bool = False
+    """Whether `InterpOutput.maps` may be below 0."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.recipe = Recipe()
+        self.config: dict[str, Any] = {}
+        """The resolved config of the run, plain containers, stored in checkpoints."""
+        self.accuracy = nn.ModuleDict(
+            {f"{stage}_acc": MulticlassAccuracy(num_classes, average="micro") for stage in ("val", "test")}
+        )
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> InterpOutput:
+        """Images (B, 3, H, W) in [0, 1] -> logits, maps and evidence."""
+
+    @abstractmethod
+    def loss(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
+        """Named terms, already weighted; their sum is minimised. `targets` is int64 (B,)."""
+
+    @abstractmethod
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Named groups, disjoint and complete, each with its own learning rate in a phase."""
+
+    @property
+    @abstractmethod
+    def feature_layer(self) -> nn.Module:
+        """The module whose output is the last map of features (B, C, h, w)."""
+
+    @abstractmethod
+    def explain(self, output: InterpOutput, targets: Tensor, kind: str | None = None) -> Tensor:
+        """One map (B, h, w) per image on the model's grid, not normalised; larger is more evidence for the target.
+
+        Args:
+            output: what `forward` returned for the images.
+            targets: class to explain, int64 (B,).
+            kind: one of `explanations`; None is the first.
+        """
+
+    def check_kind(self, kind: str | None) -> str:
+        """The kind of explanation asked for; an unknown one raises `InputError`."""
+        if kind is not None and kind not in self.explanations:
+            raise unknown(f"kind of explanation of {type(self).__name__}:", kind, self.explanations)
+        return kind or self.explanations[0]
+
+    def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
+        """The sum of the loss terms, each logged as `train/<term>`."""
+        output = self(batch.image)
+        terms = self.loss(output, batch.label)
+        loss = torch.stack(list(terms.values())).sum()
+        size = len(batch.label)
+        for name, term in terms.items():
+            self.log(f"train/{name}", term, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=size, sync_dist=True)
+        return loss
+
+    def validation_step(self, batch: Sample, batch_idx: int) -> InterpOutput:
+        """Logs `val/loss` and `val/acc`; returns the output for callbacks."""
+        return self._evaluation_step(batch, "val")
+
+    def test_step(self, batch: Sample, batch_idx: int) -> InterpOutput:
+        """Logs `test/loss` and `test/acc`; returns the output for callbacks."""
+        return self._evaluation_step(batch, "test")
+
+    def _evaluation_step(self, batch: Sample, stage: str) -> InterpOutput:
+        output: InterpOutput = self(batch.image)
+        size = len(batch.label)
+        if stage == "val":
+            loss = torch.stack(list(self.loss(output, batch.label).values())).sum()
+            self.log("val/loss", loss, batch_size=size, sync_dist=True)
+        accuracy = self.accuracy[f"{stage}_acc"]
+        accuracy.update(output.logits, batch.label)
+        self.log(f"{stage}/acc", accuracy, prog_bar=True, batch_size=size)
+        self.log(f"{stage}/n", float(size), reduce_fx="sum", sync_dist=True, batch_size=size)
+        return output
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """One optimizer with the named parameter groups; their learning rates are set by `PhaseSchedule`.
+
+        One optimizer is exact where papers use several: the state of Adam and SGD is per parameter, and a frozen
+        parameter has no gradient and is skipped.
+        """
+        groups = [{"name": name, "params": params, "lr": 0.0} for name, params in self.parameter_groups().items()]
+        spec = self.recipe.optimizer
+        options: dict[str, Any] = {"weight_decay": spec.weight_decay}
+        if spec.name == "sgd":
+            options["momentum"] = spec.momentum
+        return OPTIMIZERS[spec.name](groups, lr=0.0, **options)
+
+    def configure_callbacks(self) -> Sequence[pl.Callback]:
+        """Every training walks through its phases."""
+        return [PhaseSchedule()]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the format version and the resolved config, plain containers."""
+        checkpoint["interp_models"] = {"format_version": FORMAT_VERSION, "config": self.config}
+
+
+class PhaseSchedule(pl.Callback):
+    """Sets frozen groups, eval modes, learning rates and the random seed: all pure functions of the epoch.
+
+    Nothing is counted and nothing stored, so a run resumes at any epoch. Groups are frozen here, after DDP has
+    wrapped the module: parameters frozen before would not be registered with its reducer and ranks would diverge.
+    """
+
+    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Refuse what cannot train: overlapping groups, unknown names, DDP that cannot skip frozen groups."""
+        assert isinstance(module, InterpModule)
+        groups = module.parameter_groups()
+        check_groups(module, groups)
+        module.recipe.check(list(groups), [name for name, _ in module.named_modules() if name])
+        frozen = any(set(phase.lrs) != set(groups) for phase in module.recipe.phases if phase.epochs)
+        strategy = trainer.strategy
+        if frozen and isinstance(strategy, pl.strategies.DDPStrategy):
+            if not strategy._ddp_kwargs.get("find_unused_parameters"):
+                raise InputError("phases that freeze groups need trainer.strategy=ddp_find_unused_parameters_true")
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Enter the epoch's phase, and seed dropout by seed, epoch and rank."""
+        assert isinstance(module, InterpModule)
+        phase, _ = module.recipe.at(trainer.current_epoch)
+        for name, parameters in module.parameter_groups().items():
+            for parameter in parameters:
+                parameter.requires_grad_(name in phase.lrs)
+        module.train()
+        for name in phase.eval_modules:
+            module.get_submodule(name).eval()
+        torch.manual_seed(seed_of(int(module.config.get("seed", 0)), trainer.current_epoch, trainer.global_rank))
+        module.log("phase", float(module.recipe.phases.index(phase)))
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Set the learning rate of every group for this step."""
+        assert isinstance(module, InterpModule)
+        phase, epoch = module.recipe.at(trainer.current_epoch)
+        factor = phase.factor((epoch + batch_idx / trainer.num_training_batches) / phase.epochs)
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = phase.lrs.get(group["name"], 0.0) * factor
+
+
+def check_groups(module: nn.Module, groups: Mapping[str, Sequence[nn.Parameter]]) -> None:
+    """Raise `InputError` unless the groups hold every parameter of the module exactly once."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    seen: dict[int, str] = {}
+    for group, parameters in groups.items():
+        for parameter in parameters:
+            if id(parameter) in seen:
+                raise InputError(f"parameter {names[id(parameter)]!r} is in groups {seen[id(parameter)]!r} and {group!r}")
+            seen[id(parameter)] = group
+    left = [name for key, name in names.items() if key not in seen]
+    if left:
+        raise InputError(f"parameter {left[0]!r} is in no parameter group")
+
+
+MODELS: Registry[InterpModule] = Registry("model")

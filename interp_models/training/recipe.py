@@ -1,0 +1,90 @@
+"""How a model is trained: phases on a timeline and one optimizer, both pure data."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from interp_models.errors import InputError
+from interp_models.registry import unknown
+
+
+@dataclass
+class Phase:
+    """A stretch of epochs with one learning rate per parameter group."""
+
+    name: str = "train"
+    epochs: int = 1
+    lrs: dict[str, float] = field(default_factory=dict)
+    """Peak learning rate of each parameter group; groups not named are frozen."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """`cosine` falls from the peak to 0 over the phase."""
+    warmup: float = 0.0
+    """Fraction of the phase over which the learning rate first rises linearly from 0."""
+    eval_modules: list[str] = field(default_factory=list)
+    """Submodules kept in eval mode, such as a frozen trunk whose batch-norm statistics must not move."""
+
+    def factor(self, progress: float) -> float:
+        """What the peak learning rates are multiplied by, `progress` in [0, 1) being the part of the phase done.
+
+        >>> [round(Phase(schedule="cosine", warmup=0.5).factor(p), 2) for p in (0.0, 0.25, 0.5, 0.75)]
+        [0.0, 0.5, 1.0, 0.5]
+        """
+        if progress < self.warmup:
+            return progress / self.warmup
+        if self.schedule == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup)))
+
+
+@dataclass
+class Optimizer:
+    """The one optimizer of a run."""
+
+    name: Literal["adam", "adamw", "sgd"] = "adamw"
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    """Of `sgd` alone."""
+
+
+@dataclass
+class Recipe:
+    """A whole training: its phases in order, and the optimizer they share."""
+
+    phases: list[Phase] = field(default_factory=lambda: [Phase()])
+    optimizer: Optimizer = field(default_factory=Optimizer)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of all phases together."""
+        return sum(phase.epochs for phase in self.phases)
+
+    def at(self, epoch: int) -> tuple[Phase, int]:
+        """The phase that an epoch (0-based) belongs to, and the epoch's position in it.
+
+        >>> phase, k = Recipe([Phase("warm", 2), Phase("joint", 3)]).at(3)
+        >>> phase.name, k
+        ('joint', 1)
+        """
+        for phase in self.phases:
+            if epoch < phase.epochs:
+                return phase, epoch
+            epoch -= phase.epochs
+        return self.phases[-1], self.phases[-1].epochs - 1 + epoch
+
+    def check(self, groups: Sequence[str], modules: Sequence[str]) -> None:
+        """Raise `InputError` unless every phase is sound and names groups and modules that exist."""
+        if not self.phases:
+            raise InputError("phases: at least one phase is needed")
+        for number, phase in enumerate(self.phases):
+            where = f"phases[{number}]"
+            if phase.epochs < 0 or not 0 <= phase.warmup < 1:
+                raise InputError(f"{where}: epochs must be 0 or more and warmup in [0, 1)")
+            if phase.epochs and not phase.lrs:
+                raise InputError(f"{where}.lrs: a learning rate is needed for at least one group of {', '.join(groups)}")
+            for group in phase.lrs:
+                if group not in groups:
+                    raise unknown(f"parameter group in {where}.lrs:", group, groups)
+            for module in phase.eval_modules:
+                if module not in modules:
+                    raise unknown(f"module in {where}.eval_modules:", module, modules)
