@@ -59,7 +59,9 @@ def _create(name: str, weights: str | None, output_stride: int | None) -> nn.Mod
     stride = {} if output_stride is None else {"output_stride": output_stride}
     try:
         if weights in ("timm", None):
-            model: nn.Module = timm.create_model(name, pretrained=weights == "timm", num_classes=0, global_pool="", **stride)
+            model: nn.Module = timm.create_model(
+                name, pretrained=weights == "timm", num_classes=0, global_pool="", **stride
+            )
             return model
         model = timm.create_model(name, **stride)
     except (TypeError, NotImplementedError, AssertionError, ValueError) as error:
@@ -113,7 +115,9 @@ def _load(model: nn.Module, path: Path) -> None:
     fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
     missing = [key for key in trunk if key not in fitting]
     if missing:
-        raise InputError(f"weights file {path} does not fit: {len(missing)} tensors are missing, the first {missing[0]!r}")
+        raise InputError(
+            f"weights file {path} does not fit: {len(missing)} tensors are missing, the first {missing[0]!r}"
+        )
     model.load_state_dict(fitting, strict=False)
 
 
@@ -141,4 +145,6 @@ def _refused(name: str, stride: int) -> InputError:
                 offered.append(str(candidate))
         except (TypeError, NotImplementedError, AssertionError, ValueError):
             continue
-    return InputError(f"timm model {name!r} does not offer output_stride {stride}; it offers {', '.join(offered) or 'its own only'}")
+    return InputError(
+        f"timm model {name!r} does not offer output_stride {stride}; it offers {', '.join(offered) or 'its own only'}"
+    )

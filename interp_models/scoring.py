@@ -41,7 +41,9 @@ def logits_of(output: Any) -> Tensor:
     logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(output).__name__
-        raise InputError(f"the model must return logits (batch, classes), or an object with a field 'logits'; got {found}")
+        raise InputError(
+            f"the model must return logits (batch, classes), or an object with a field 'logits'; got {found}"
+        )
     return logits
 
 
@@ -64,8 +66,10 @@ def resolve_target(target: Target, logits: Tensor) -> Tensor:
     if targets.dim() == 0:
         targets = targets.expand(batch)
     if targets.shape != (batch,):
-        raise InputError(f"target must be one class or {batch} of them, one per image; got shape {tuple(targets.shape)}")
-    if batch and not (0 <= int(targets.min()) and int(targets.max()) < classes):
+        raise InputError(
+            f"target must be one class or {batch} of them, one per image; got shape {tuple(targets.shape)}"
+        )
+    if batch and not (int(targets.min()) >= 0 and int(targets.max()) < classes):
         wrong = int(targets[(targets < 0) | (targets >= classes)][0])
         raise InputError(f"target {wrong} is out of range: the model has classes 0 to {classes - 1}")
     return targets

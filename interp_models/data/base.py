@@ -88,7 +88,9 @@ def decode_image(path: Path) -> tv_tensors.Image:
 def collate(samples: Sequence[Sample]) -> Sample:
     """Stack samples of one size into a batch."""
     boxes, masks, parts, visible = (
-        None if getattr(samples[0], name) is None else torch.stack([getattr(s, name).as_subclass(Tensor) for s in samples])
+        None
+        if getattr(samples[0], name) is None
+        else torch.stack([getattr(s, name).as_subclass(Tensor) for s in samples])
         for name in ("box", "masks", "parts", "visible")
     )
     return Sample(

@@ -48,30 +48,35 @@ class TransformedDataset(Dataset[Sample]):
 class ShardSampler(Sampler[tuple[int, int]]):
     """This rank's positions of an epoch as `(epoch, position)`.
 
-    In training the order is a permutation by seed and epoch, and every rank gets the same number, the first positions
-    being repeated where it does not divide (ranks must step together). In evaluation the order is that of the data
-    and nothing is repeated, so that n equals the data set.
+    In training (`global_batch` is given) the order is a permutation by seed and epoch, and the last incomplete batch
+    over all ranks is dropped unless it is the only one: ranks must step together, no image counts twice, and two
+    ranks see what one sees with twice the batch. In evaluation the order is that of the data and nothing is dropped
+    or repeated, so that n equals the data set.
     """
 
-    def __init__(self, size: int, *, shuffle: bool, seed: int, rank: int, world: int) -> None:
-        self.size, self.shuffle, self.seed, self.rank, self.world = size, shuffle, seed, rank, world
+    def __init__(self, size: int, *, rank: int, world: int, seed: int = 0, global_batch: int | None = None) -> None:
+        self.size, self.rank, self.world, self.seed, self.global_batch = size, rank, world, seed, global_batch
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning when an epoch begins."""
         self.epoch = epoch
 
+    @property
+    def _total(self) -> int:
+        """Positions of all ranks together."""
+        if self.global_batch is None:
+            return self.size
+        return self.size // self.global_batch * self.global_batch or -(-self.size // self.world) * self.world
+
     def __len__(self) -> int:
-        if self.shuffle:
-            return -(-self.size // self.world)
-        return len(range(self.rank, self.size, self.world))
+        return len(range(self.rank, self._total, self.world))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         positions = np.arange(self.size)
-        if self.shuffle:
+        if self.global_batch is not None:
             positions = np.argsort(uniform(self.seed, self.epoch, positions), kind="stable")
-            positions = np.resize(positions, len(self) * self.world)
-        for position in positions[self.rank :: self.world]:
+        for position in np.resize(positions, self._total)[self.rank :: self.world]:
             yield self.epoch, int(position)
 
 
@@ -116,7 +121,9 @@ class DataModule(pl.LightningDataModule):
         self.image_size, self.batch_size, self.num_workers, self.seed = image_size, batch_size, num_workers, seed
         self.crop_to_box, self.augment = crop_to_box, augment
         self.train_images = DATASETS.build(dataset["name"], options, split="train")
-        self.test_images = DATASETS.build(dataset["name"], {**options, **({"download": False} if "download" in options else {})}, split="test")
+        self.test_images = DATASETS.build(
+            dataset["name"], {**options, **({"download": False} if "download" in options else {})}, split="test"
+        )
         for split, images in (("train", self.train_images), ("test", self.test_images)):
             if not len(images):
                 raise InputError(f"data set {dataset['name']!r} has no {split} images")
@@ -124,7 +131,9 @@ class DataModule(pl.LightningDataModule):
         """Identifiers of corrupt images that were left out."""
         kept = self._readable(self.train_images) if skip_corrupt else np.arange(len(self.train_images))
         self.test_indices = self._readable(self.test_images) if skip_corrupt else np.arange(len(self.test_images))
-        self.train_indices, self.val_indices = stratified_split(np.asarray(self.train_images.labels), kept, val_fraction, seed)
+        self.train_indices, self.val_indices = stratified_split(
+            np.asarray(self.train_images.labels), kept, val_fraction, seed
+        )
         if val_fraction and not len(self.val_indices):
             raise InputError(f"data.val_fraction={val_fraction} leaves no validation image; use 0 or a larger fraction")
 
@@ -143,22 +152,30 @@ class DataModule(pl.LightningDataModule):
                 self.skipped.append(images.image_id(index))
         return np.asarray(kept, dtype=np.int64)
 
-    def dataset(self, split: str) -> TransformedDataset:
-        """The images of `train` (augmented), `val` or `test`."""
+    def dataset(self, split: str, *, augment: bool = True) -> TransformedDataset:
+        """The images of `train`, `val` or `test`; those of `train` augmented, unless the config or the caller says no."""
         images = self.test_images if split == "test" else self.train_images
         indices = {"train": self.train_indices, "val": self.val_indices, "test": self.test_indices}[split]
-        augmented = split == "train" and self.augment
+        augmented = split == "train" and self.augment and augment
         transform = train_transform(self.image_size) if augmented else test_transform(self.image_size)
         return TransformedDataset(images, indices, transform, self.seed, self.crop_to_box)
 
-    def loader(self, split: str, *, shuffle: bool = False, indices: np.ndarray[Any, Any] | None = None) -> DataLoader[Sample]:
+    def loader(
+        self, split: str, *, shuffle: bool = False, indices: np.ndarray[Any, Any] | None = None
+    ) -> DataLoader[Sample]:
         """A loader over this rank's share of a split, or of some image `indices` of it."""
         dataset = self.dataset(split)
         if indices is not None:
             dataset.indices = indices
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        sampler = ShardSampler(len(dataset), shuffle=shuffle, seed=self.seed, rank=rank, world=world)
+        sampler = ShardSampler(
+            len(dataset),
+            rank=rank,
+            world=world,
+            seed=self.seed,
+            global_batch=self.batch_size * world if shuffle else None,
+        )
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
@@ -197,3 +214,10 @@ def stratified_split(
         held_out.extend(members[: min(round(fraction * len(members)), len(members) - 1)])
     part = np.sort(np.asarray(held_out, dtype=np.int64))
     return np.setdiff1d(indices, part), part
+
+
+def draw(indices: np.ndarray[Any, Any], n: int | None, seed: int) -> np.ndarray[Any, Any]:
+    """`n` of the indices drawn by seed, in order; all of them for None or when there are not more."""
+    if n is None or n >= len(indices):
+        return indices
+    return np.sort(indices[np.argsort(uniform(seed, indices), kind="stable")][:n])

@@ -1,5 +1,8 @@
 """Every file of this package registers what it holds."""
 
 from interp_models.discovery import import_all
+from interp_models.metrics.base import METRICS
 
 import_all(__name__, __path__)
+
+__all__ = ["METRICS"]

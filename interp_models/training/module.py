@@ -134,7 +134,11 @@ class InterpModule(pl.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the format version and the resolved config, plain containers."""
-        checkpoint["interp_models"] = {"format_version": FORMAT_VERSION, "config": self.config}
+        checkpoint["interp_models"] = {
+            "format_version": FORMAT_VERSION,
+            "num_classes": self.num_classes,
+            "config": self.config,
+        }
 
 
 class PhaseSchedule(pl.Callback):
@@ -185,7 +189,9 @@ def check_groups(module: nn.Module, groups: Mapping[str, Sequence[nn.Parameter]]
     for group, parameters in groups.items():
         for parameter in parameters:
             if id(parameter) in seen:
-                raise InputError(f"parameter {names[id(parameter)]!r} is in groups {seen[id(parameter)]!r} and {group!r}")
+                raise InputError(
+                    f"parameter {names[id(parameter)]!r} is in groups {seen[id(parameter)]!r} and {group!r}"
+                )
             seen[id(parameter)] = group
     left = [name for key, name in names.items() if key not in seen]
     if left:

@@ -81,7 +81,9 @@ class Recipe:
             if phase.epochs < 0 or not 0 <= phase.warmup < 1:
                 raise InputError(f"{where}: epochs must be 0 or more and warmup in [0, 1)")
             if phase.epochs and not phase.lrs:
-                raise InputError(f"{where}.lrs: a learning rate is needed for at least one group of {', '.join(groups)}")
+                raise InputError(
+                    f"{where}.lrs: a learning rate is needed for at least one group of {', '.join(groups)}"
+                )
             for group in phase.lrs:
                 if group not in groups:
                     raise unknown(f"parameter group in {where}.lrs:", group, groups)

@@ -1,0 +1,75 @@
+"""Pictures of the model's own maps while it trains."""
+
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import WandbLogger
+
+from interp_models import visual
+from interp_models.config import AttentionConfig
+from interp_models.data.base import Sample, collate
+from interp_models.data.module import DataModule
+from interp_models.scoring import evaluating
+from interp_models.training.module import InterpModule
+
+
+class AttentionLogger(pl.Callback):
+    """Every n epochs, draws the model's maps on the same few images, to `attention/epoch-<n>.png` and to W&B.
+
+    The images are spread over the validation set, or over the training set of a run without one. Each row shows the
+    image, the model's explanation of its prediction, and its first three maps as red, green and blue.
+
+    Args:
+        every_n_epochs: how often.
+        n_images: how many images.
+        run: the run folder; None on ranks that draw nothing.
+    """
+
+    def __init__(self, every_n_epochs: int, n_images: int, run: Path | None) -> None:
+        self.every_n_epochs = every_n_epochs
+        self.n_images = n_images
+        self.folder = None if run is None else run / "attention"
+        self._batch: Sample | None = None
+
+    @classmethod
+    def of(cls, config: AttentionConfig, run: Path | None) -> "list[AttentionLogger]":
+        """The callback that a config asks for, if it does."""
+        wanted = config.every_n_epochs > 0 and config.n_images > 0
+        return [cls(config.every_n_epochs, config.n_images, run)] if wanted else []
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Draw, on rank 0."""
+        if self.folder is None or (trainer.current_epoch + 1) % self.every_n_epochs:
+            return
+        assert isinstance(module, InterpModule)
+        data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
+        batch = self._images(data)
+        with torch.no_grad(), evaluating(module):
+            output = module(batch.image.to(module.device))
+            predicted = output.logits.argmax(dim=1)
+            maps = module.explain(output, predicted).float().cpu().numpy()
+            parts = output.maps[:, :3].float().cpu().numpy()
+        rows = []
+        for image, own, several in zip(batch.image, maps, parts, strict=True):
+            pixels = visual.to_uint8(image)
+            rows.append([pixels, visual.overlay(pixels, own), visual.rgb(several, pixels)])
+        labels = [
+            f"{data.classes[label]}\n→ {data.classes[guess]}"
+            for label, guess in zip(batch.label.tolist(), predicted.tolist(), strict=True)
+        ]
+        path = self.folder / f"epoch-{trainer.current_epoch:03d}.png"
+        self.folder.mkdir(exist_ok=True)
+        visual.contact_sheet(rows, labels, ["image", module.explanations[0], "maps 1 to 3 as RGB"], path)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image("attention", [str(path)])
+
+    def _images(self, data: DataModule) -> Sample:
+        if self._batch is None:
+            split = "val" if len(data.val_indices) else "train"
+            dataset = data.dataset(split, augment=False)
+            positions = np.unique(np.linspace(0, len(dataset) - 1, self.n_images).round().astype(int))
+            self._batch = collate([dataset[0, int(position)] for position in positions])
+        return self._batch

@@ -1,0 +1,86 @@
+"""What the two scripts share: arguments, `--help`, and one clear line for bad input."""
+
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+
+from interp_models.config import describe
+from interp_models.data.base import DATASETS
+from interp_models.data.module import DataModule
+from interp_models.errors import InputError
+from interp_models.explainers.base import EXPLAINERS
+from interp_models.metrics.base import METRICS
+from interp_models.registry import Registry, schema_of, unknown
+from interp_models.training.module import MODELS
+
+
+def run_script(
+    usage: str | None,
+    schema: type,
+    run: Callable[[list[str], list[str]], object],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Run a script's function on its arguments without `=` and its overrides; returns the exit code.
+
+    Bad input ends in one line on stderr and exit code 2, without a traceback.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(help_text(usage or "", schema))
+        return 0
+    positional = [argument for argument in arguments if "=" not in argument]
+    overrides = [argument for argument in arguments if "=" in argument]
+    try:
+        for argument in positional:
+            if argument.startswith("-"):
+                raise InputError(f"unknown option {argument}; options are written key=value, see --help")
+        run(positional, overrides)
+    except InputError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def one_line(error: BaseException) -> str:
+    """The error's own line; an error raised in a loader's worker process carries that process's traceback before it."""
+    line = str(error).strip().splitlines()[-1]
+    return line.removeprefix(f"{InputError.__module__}.").removeprefix("InputError: ")
+
+
+def help_text(usage: str, schema: type) -> str:
+    """Usage, the keys of the config, and everything registered with its options."""
+    parts = [usage.strip(), "\nKeys (key=value, lists as phases[0].epochs=1):", describe(schema)]
+    parts += ["\ndata.", describe(schema_of(DataModule))]
+    registries: list[tuple[str, Registry[Any], tuple[str, ...]]] = [
+        ("data.dataset.name", DATASETS, ("split",)),
+        ("model.name", MODELS, ("num_classes",)),
+        ("explainers", EXPLAINERS, ("model",)),
+    ]
+    for title, registry, given in registries:
+        for name in registry.names():
+            parts += [f"\n{title}: {name}", describe(schema_of(registry.get(name), given))]
+    keys = ", ".join(key for name in METRICS.names() for key in METRICS.get(name).keys)
+    return "\n".join([*parts, f"\nmetrics: {keys}"])
+
+
+def check_trainer(options: Mapping[str, Any], own: Sequence[str]) -> dict[str, Any]:
+    """Options for `pl.Trainer`, refused when they do not exist or are the script's `own` affair."""
+    known = [name for name in inspect.signature(pl.Trainer).parameters if name not in own]
+    for key in options:
+        if key in own:
+            raise InputError(f"trainer.{key} is set by the script and cannot be given")
+        if key not in known:
+            raise unknown("key in trainer:", key, known)
+    return dict(options)
+
+
+def quiet() -> None:
+    """Hush advice that does not apply here."""
+    # The number of loader processes is a choice (data.num_workers), and small data sets have few batches.
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    # Metrics are synchronised by torchmetrics, whose n the results record.
+    warnings.filterwarnings("ignore", ".*recommended to use `self.log.*sync_dist=True`.*")

@@ -1,0 +1,221 @@
+"""Configs: yaml files, `extends`, overrides from the command line, and the schema of the two scripts."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from interp_models.errors import InputError
+from interp_models.registry import parse
+from interp_models.training.recipe import Optimizer, Phase
+
+Mode = Literal["offline", "online", "disabled"]
+
+
+@dataclass
+class LoggerConfig:
+    """Where numbers and pictures go beside `metrics.csv`, which is always written."""
+
+    wandb: Mode = "offline"
+    """Weights & Biases: `offline` writes files to sync later, `online` sends, `disabled` does nothing."""
+    project: str = "interp_models"
+    """Project in Weights & Biases."""
+    tensorboard: bool = False
+    """Also write TensorBoard files (extra `tensorboard`)."""
+
+
+@dataclass
+class AttentionConfig:
+    """Pictures of the model's own maps during training."""
+
+    every_n_epochs: int = 1
+    """0 logs none."""
+    n_images: int = 8
+    """Validation images, the first ones."""
+
+
+@dataclass
+class ExplanationConfig:
+    """Which maps are judged, by which metrics, and how."""
+
+    explainers: list[Any] = field(default_factory=lambda: ["intrinsic", "gradcam", "activation_map", "random"])
+    """Names, or mappings with `name`, options and an optional `label` for the table."""
+    metrics: list[str] = field(default_factory=lambda: ["ad", "iic", "add", "ag", "dauc", "dc", "iauc", "ic"])
+    """Keys of metrics."""
+    preset: str = "gomez2023"
+    """Protocol: `gomez2023` or `saliency-maps-metrics`."""
+    grid: Any = None
+    """Cells that every map is brought to: [rows, columns], `native`, or null for the model's last feature grid."""
+    max_steps: int = 196
+    """Most steps of a deletion or insertion curve; a grid with more cells removes several at a step."""
+    target: Any = "prediction"
+    """Class that is explained: `prediction`, `label`, or a class number."""
+    batch: int | None = None
+    """Images per pass in work of many passes; null chooses by the device."""
+    every_n_epochs: int = 0
+    """In training: judge the maps on validation images every n epochs; 0 never."""
+    n_images: int | None = None
+    """Images that are judged, drawn by seed; null takes all."""
+
+
+@dataclass
+class TrainConfig:
+    """What `train.py` can be told."""
+
+    experiment: str = "quickstart"
+    """Name of the folder below `runs` and of the group in Weights & Biases."""
+    seed: int = 0
+    """Of everything random."""
+    out: str | None = None
+    """Run folder; null makes runs/<experiment>/<seed>-<n>."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """Options of the data module; `dataset` holds the data set's `name` and options."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """`name` of the model and its options."""
+    phases: list[Phase] = field(default_factory=list)
+    """The timeline of the training."""
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    """The optimizer."""
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """Passed to pytorch_lightning.Trainer unchanged."""
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    """Loggers."""
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    """Pictures of the model's own maps."""
+    evaluation: ExplanationConfig = field(default_factory=ExplanationConfig)
+    """Metrics of maps during training."""
+
+
+@dataclass
+class EvaluateConfig(ExplanationConfig):
+    """What `evaluate.py` can be told."""
+
+    ckpt: str = "best"
+    """`best` or `last`."""
+    out: str | None = None
+    """Folder of a comparison of several runs; null makes runs/comparisons/<n>."""
+    seed: int = 0
+    """Of the drawn images and of random explainers."""
+    report_images: int = 60
+    """Images shown in the report, with all maps."""
+    batch_size: int | None = None
+    """Images per test batch; null is the run's own."""
+    dataset: dict[str, Any] = field(default_factory=dict)
+    """Options of the data set that differ from the training's, such as `root`."""
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """Passed to pytorch_lightning.Trainer unchanged."""
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    """Loggers."""
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """A yaml file with its base merged in: `extends: FILE` is relative to the file, and one level deep.
+
+    Raises:
+        InputError: if a file is missing or malformed, or a base itself extends another.
+    """
+    node = _read(path)
+    base_name = node.pop("extends", None)
+    if base_name is None:
+        return node
+    base = _read(path.parent / str(base_name))
+    if "extends" in base:
+        raise InputError(f"{path.parent / str(base_name)}: a base must not extend another file (one level only)")
+    return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(base, node), resolve=False))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text()
+    except (FileNotFoundError, IsADirectoryError):
+        near = sorted(str(file) for file in path.parent.glob("*.yaml"))
+        raise InputError(f"config {path} does not exist; found there: {', '.join(near) or 'no yaml file'}") from None
+    try:
+        node = OmegaConf.to_container(OmegaConf.create(text))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise InputError(f"config {path} is not valid yaml: {' '.join(str(error).split())}") from None
+    if not isinstance(node, dict):
+        raise InputError(f"config {path} must hold keys and values")
+    return typing.cast(dict[str, Any], node)
+
+
+def override(node: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Apply `key=value` one by one; lists are addressed by `phases[0].epochs=1`, values are yaml.
+
+    Raises:
+        InputError: for a malformed assignment or a list position that does not exist.
+    """
+    config = OmegaConf.create(dict(node))
+    assert isinstance(config, DictConfig)
+    for assignment in assignments:
+        key, sign, value = assignment.partition("=")
+        if not sign or not key:
+            raise InputError(f"{assignment!r} is not an override; write key=value")
+        try:
+            OmegaConf.update(config, key, OmegaConf.from_dotlist([f"value={value}"])["value"])
+        except (OmegaConfBaseException, yaml.YAMLError, IndexError, ValueError, TypeError, AssertionError) as error:
+            raise InputError(f"override {assignment!r} cannot be applied: {str(error).splitlines()[0]}") from None
+    return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+
+
+def check(schema: type, node: Mapping[str, Any]) -> Any:
+    """The config as an instance of its schema; unknown keys and wrong types raise `InputError`."""
+    return schema(**parse(schema, node, "config"))
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config as plain containers, to be saved as yaml and in checkpoints."""
+    return dataclasses.asdict(config)
+
+
+def save_yaml(path: Path, config: Mapping[str, Any]) -> None:
+    """Write a config that `load_yaml` reads back the same."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(yaml.safe_dump(dict(config), sort_keys=False))
+    partial.replace(path)
+
+
+def describe(schema: type, indent: str = "  ") -> str:
+    """The keys of a schema with types, defaults and meanings, for `--help`."""
+    lines = []
+    notes = attribute_notes(schema)
+    for item in dataclasses.fields(schema):
+        default = item.default if item.default is not dataclasses.MISSING else None
+        if item.default_factory is not dataclasses.MISSING:
+            default = item.default_factory()
+        hint = typing.get_type_hints(schema)[item.name]
+        if dataclasses.is_dataclass(default):
+            lines.append(f"{indent}{item.name}.   {notes.get(item.name, '')}".rstrip())
+            lines.append(describe(type(default), indent + "  "))
+        else:
+            kind = str(hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else hint).replace(
+                "typing.", ""
+            )
+            shown = "(must be given)" if default == "???" else f"= {default}"
+            lines.append(f"{indent}{item.name}: {kind} {shown}   {notes.get(item.name, '')}".rstrip())
+    return "\n".join(lines)
+
+
+def attribute_notes(schema: type) -> dict[str, str]:
+    """The docstrings under a dataclass's fields, one line each, bases included."""
+    import ast
+    import inspect
+    import textwrap
+
+    notes: dict[str, str] = {}
+    for base in reversed(schema.__mro__[:-1]):
+        try:
+            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        except (OSError, TypeError, SyntaxError):
+            continue  # made at run time, by schema_of
+        assert isinstance(body, ast.ClassDef)
+        for left, right in zip(body.body, body.body[1:], strict=False):
+            if isinstance(left, ast.AnnAssign) and isinstance(left.target, ast.Name) and isinstance(right, ast.Expr):
+                notes[left.target.id] = " ".join(str(typing.cast(ast.Constant, right.value).value).split())
+    return notes

@@ -1,0 +1,200 @@
+"""CUB-200-2011: birds with boxes, 15 key points and, where their archive is unpacked too, masks."""
+
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torchvision import tv_tensors
+from torchvision.datasets.utils import download_and_extract_archive
+
+from interp_models.data.base import DATASETS, ImageDataset, Sample, decode_image
+from interp_models.data.transforms import hide_outside
+from interp_models.errors import InputError
+
+# The archives of CaltechDATA's records 65de6-vp158 and w9d68-gec53, with the MD5 sums published there.
+IMAGES_URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
+IMAGES_MD5 = "97eceeb196236b17998738112f37df78"
+SEGMENTATIONS_URL = "https://data.caltech.edu/records/w9d68-gec53/files/segmentations.tgz"
+SEGMENTATIONS_MD5 = "4d47ba1228eae64f2fa547c47bc65255"
+
+CONTENTS = (
+    "images.txt",
+    "image_class_labels.txt",
+    "train_test_split.txt",
+    "bounding_boxes.txt",
+    "classes.txt",
+    "parts/parts.txt",
+    "parts/part_locs.txt",
+    "images",
+)
+"""What the data set's folder must hold."""
+
+
+@DATASETS.register("cub")
+class CUB(ImageDataset):
+    """CUB-200-2011 (Wah et al. 2011) in its official layout, or a subset of it in the same layout.
+
+    Images come in the order of `images.txt`. Labels count from 0 in the order of `classes.txt`, over the classes that
+    have an image in either split. Boxes and key points are those of the lists, in pixels of the stored image; some
+    official boxes reach past the image. Masks, the majority of the annotators (grey above 127), are given if there is
+    a folder `segmentations` beside `images` or in `root`.
+
+    Args:
+        split: `train` or `test`, as in `train_test_split.txt`.
+        root: the folder that holds `images.txt`, or its parent with the folder `CUB_200_2011`.
+        download: fetch the images (1.2 GB) and the masks (40 MB) into `root` where they are not there yet.
+
+    Raises:
+        InputError: if a list or the folder of images is missing, a line is malformed, a list lacks an image,
+            or a download fails.
+    """
+
+    def __init__(self, *, split: Literal["train", "test"], root: str, download: bool = False) -> None:
+        top = Path(root).expanduser()
+        folder = top if (top / "images.txt").exists() else top / "CUB_200_2011"
+        if download and not (folder / "images.txt").exists():
+            _download(IMAGES_URL, IMAGES_MD5, folder)
+        for name in CONTENTS:
+            if not (folder / name).exists():
+                raise InputError(
+                    f"CUB-200-2011: {folder / name} is missing; {top} or its folder CUB_200_2011 must hold "
+                    f"{', '.join(CONTENTS)}; download=true fetches all into a root without images.txt"
+                )
+        # Unpacking both official archives in one place puts the masks beside CUB_200_2011, not into it.
+        self._masks = next((f for f in (folder / "segmentations", top / "segmentations") if f.is_dir()), None)
+        if download and self._masks is None:
+            self._masks = folder / "segmentations"
+            _download(SEGMENTATIONS_URL, SEGMENTATIONS_MD5, self._masks)
+        self._folder = folder
+        self.mask_names = () if self._masks is None else ("bird",)
+
+        images = _Table(folder / "images.txt", {"image_id": int, "path": str})
+        class_ids = _Table(folder / "image_class_labels.txt", {"image_id": int, "class_id": int})
+        training = _Table(folder / "train_test_split.txt", {"image_id": int, "is_training": _flag})
+        boxes = _Table(
+            folder / "bounding_boxes.txt",
+            {"image_id": int, "x": _number, "y": _number, "width": _length, "height": _length},
+        )
+        class_names = _Table(folder / "classes.txt", {"class_id": int, "name": str})
+        part_names = _Table(folder / "parts/parts.txt", {"part_id": int, "name": str})
+        parts = _Table(
+            folder / "parts/part_locs.txt",
+            {"image_id": int, "part_id": int, "x": _number, "y": _number, "visible": _flag},
+            keys=2,
+        )
+
+        # Both splits count the classes of both, so that a class means the same in each.
+        present = {class_ids[image]: class_names[class_ids[image]] for image in images}
+        label_of = {class_id: label for label, class_id in enumerate(c for c in class_names if c in present)}
+        self.classes = [class_names[class_id][0] for class_id in label_of]
+        self.part_names = [name for (name,) in part_names.values()]
+        chosen = [image for image in images if training[image] == (split == "train",)]
+        self.labels = [label_of[class_ids[image]] for image in chosen]
+        self._paths: list[str] = [images[image][0] for image in chosen]
+        corners = [(x, y, x + width, y + height) for x, y, width, height in (boxes[image] for image in chosen)]
+        points = torch.tensor([parts[image + part] for image in chosen for part in part_names])
+        points = points.reshape(len(chosen), len(part_names), 3)
+        self._boxes = torch.tensor(corners).reshape(len(chosen), 4)
+        self._parts = points[..., :2]
+        self._visible = points[..., 2] > 0
+
+    def image_id(self, index: int) -> str:
+        """The image's path in `images.txt`."""
+        return self._paths[index]
+
+    def load(self, index: int) -> Sample:
+        """Image `index` with its box, 15 key points, their visibility and, where there are masks, the bird's mask.
+
+        Raises:
+            InputError: if the image or its mask is missing or cannot be decoded, or their sizes differ.
+        """
+        image = decode_image(self._folder / "images" / self._paths[index])
+        height, width = image.shape[-2:]
+        masks = None
+        if self._masks is not None:
+            path = (self._masks / self._paths[index]).with_suffix(".png")
+            masks = tv_tensors.Mask(decode_image(path)[:1] > 127)
+            if masks.shape[-2:] != image.shape[-2:]:
+                raise InputError(
+                    f"mask {path} is {masks.shape[-1]}x{masks.shape[-2]} pixels, but its image is {width}x{height}"
+                )
+        sample = Sample(
+            image=image,
+            label=self.labels[index],
+            index=index,
+            box=tv_tensors.BoundingBoxes(
+                self._boxes[index : index + 1].clone(),
+                format=tv_tensors.BoundingBoxFormat.XYXY,
+                canvas_size=(height, width),
+            ),
+            masks=masks,
+            parts=tv_tensors.KeyPoints(self._parts[index].clone(), canvas_size=(height, width)),
+            visible=self._visible[index].clone(),
+        )
+        return hide_outside(sample)
+
+
+class _Table(dict[tuple[int, ...], tuple[Any, ...]]):
+    """The lines of a list file: the first `keys` columns, which are ids, lead to the values of the others.
+
+    Looking up ids that have no line raises `InputError`.
+    """
+
+    def __init__(self, path: Path, columns: Mapping[str, Callable[[str], Any]], keys: int = 1) -> None:
+        super().__init__()
+        self.path = path
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            words = line.strip().split(maxsplit=len(columns) - 1)  # a name, which comes last, may contain blanks
+            try:
+                fields = [convert(word) for convert, word in zip(columns.values(), words, strict=True)]
+            except ValueError:
+                raise InputError(f"{path}, line {number}: expected '{' '.join(columns)}', got {line!r}") from None
+            if tuple(fields[:keys]) in self:
+                raise InputError(f"{path}, line {number}: a second line for {' '.join(words[:keys])}")
+            self[tuple(fields[:keys])] = tuple(fields[keys:])
+
+    def __missing__(self, ids: tuple[int, ...]) -> tuple[Any, ...]:
+        raise InputError(f"{self.path} has no line for {' '.join(map(str, ids))}, which other lists name")
+
+
+def _number(word: str) -> float:
+    value = float(word)
+    if not math.isfinite(value):
+        raise ValueError(word)
+    return value
+
+
+def _length(word: str) -> float:
+    value = _number(word)
+    if value <= 0:
+        raise ValueError(word)
+    return value
+
+
+def _flag(word: str) -> bool:
+    if word not in ("0", "1"):
+        raise ValueError(word)
+    return word == "1"
+
+
+def _download(url: str, md5: str, target: Path) -> None:
+    """Fetch an archive that holds a folder named like `target`, and put it there: the whole folder or none.
+
+    What an interrupted download leaves lies in `target`.partial; a whole archive there is not fetched again.
+    """
+    work = target.with_name(f"{target.name}.partial")
+    unpacked = work / "unpacked"
+    try:
+        shutil.rmtree(unpacked, ignore_errors=True)
+        download_and_extract_archive(url, work, unpacked, md5=md5)
+        (unpacked / target.name).rename(target)
+        shutil.rmtree(work)
+    except (OSError, RuntimeError, HTTPException) as error:
+        raise InputError(f"cannot download {url} (MD5 {md5}) to {target}: {error}") from None

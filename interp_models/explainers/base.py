@@ -1,0 +1,150 @@
+"""The base of all explainers: what the caller asks for and what is left as it was."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from interp_models.errors import InputError
+from interp_models.registry import Registry, unknown
+from interp_models.scoring import Score, ScoreFn, SelfExplaining, Target, evaluating, resolve_target, scores_of
+
+EXPLAINERS: Registry["Explainer"] = Registry("explainer")
+
+
+class Explainer(ABC):
+    """Explains the scores of any module that maps images (B, 3, H, W) to logits (B, K).
+
+    Calls leave the model as it was, also after an exception: no hook, every submodule in its own mode, `requires_grad`
+    and `.grad` untouched. As a context manager it keeps the model in eval mode between calls.
+
+    Args:
+        model: any module that returns logits, or an object with a field `logits`.
+        score: what is explained, the target's `logit` or its `probability`.
+    """
+
+    def __init__(self, model: nn.Module, *, score: Score = "logit") -> None:
+        self.model = model
+        self.score: Score = score
+        self._stack = ExitStack()
+
+    def attribute(self, inputs: Tensor, target: Target = None) -> Tensor:
+        """One map per image, float32 (B, h, w), on the method's native grid, detached, not normalised; larger means more important.
+
+        Args:
+            inputs: images (B, 3, H, W).
+            target: class to explain: one for all, one per image (B,), or None for the class of the highest score.
+
+        Raises:
+            InputError: for images that are not (B, C, H, W), hold NaN, or a class that does not exist.
+        """
+        if inputs.dim() != 4 or not inputs.is_floating_point():
+            raise InputError(
+                f"inputs must be float images (batch, channels, height, width); got {inputs.dtype} {tuple(inputs.shape)}"
+            )
+        if not bool(torch.isfinite(inputs).all()):
+            raise InputError("inputs hold NaN or infinite pixels")
+        # Lightning evaluates in inference mode, whose tensors autograd refuses.
+        with torch.inference_mode(False), evaluating(self.model):
+            images = inputs.clone() if inputs.is_inference() else inputs.detach()
+            maps = self._attribute(images, target.clone() if isinstance(target, Tensor) else target)
+        return maps.detach().float()
+
+    @abstractmethod
+    def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
+        """(B, h, w); the model is in eval mode."""
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(evaluating(self.model))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def scores(self, inputs: Tensor) -> Tensor:
+        """The explained scores (B, K) of images, without gradient."""
+        with torch.no_grad():
+            return scores_of(self.model(inputs), self.score)
+
+
+@contextmanager
+def captured(layer: nn.Module, *, gradient: bool) -> Iterator[list[Tensor]]:
+    """While open, the outputs (B, C, h, w) of a layer are appended to the list that is given.
+
+    With `gradient` the layer's output becomes the start of the graph: whatever comes before it runs without one (open
+    this inside `torch.no_grad()`), so that a gradient to the layer costs a plain forward pass and the tail's backward.
+    """
+    outputs: list[Tensor] = []
+
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        if not isinstance(output, Tensor) or output.dim() != 4:
+            found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise InputError(f"layer {type(module).__name__} gives no map of features (B, C, h, w) but {found}")
+        if not gradient:
+            outputs.append(output.detach())
+            return None
+        start = output.detach().requires_grad_(True)
+        outputs.append(start)
+        torch.set_grad_enabled(True)
+        return start.clone()  # the next layer may work in place, which a leaf of the graph does not allow
+
+    handle = layer.register_forward_hook(hook)
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+def target_layer(model: nn.Module, layer: str | nn.Module | None, inputs: Tensor) -> nn.Module:
+    """The layer that class activation maps read: as named, as the model declares, or the last that gives a spatial map.
+
+    Args:
+        model: the model.
+        layer: a submodule or its dotted name; None finds it.
+        inputs: images (B, C, H, W); one is passed through the model if the layer has to be found.
+
+    Raises:
+        InputError: if there is no such layer.
+    """
+    if isinstance(layer, nn.Module):
+        return layer
+    if layer is not None:
+        modules = dict(model.named_modules())
+        if layer not in modules:
+            raise unknown("layer", layer, [name for name in modules if name])
+        return modules[layer]
+    if isinstance(model, SelfExplaining):
+        return model.feature_layer
+    spatial: list[nn.Module] = []
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.dim() == 4 and output.shape[-1] * output.shape[-2] > 1:
+            spatial.append(module)
+
+    handles = [module.register_forward_hook(note) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            model(inputs[:1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not spatial:
+        raise InputError(
+            f"no layer of {type(model).__name__} gives a map of features (B, C, h, w); name one with layer="
+        )
+    return spatial[-1]
+
+
+def target_scores(output: Any, score: Score, target: Target) -> Tensor:
+    """The score of each image's target (B,), with its graph."""
+    scores = scores_of(output, score)
+    return scores.gather(1, resolve_target(target, scores)[:, None])[:, 0]
+
+
+__all__ = ["EXPLAINERS", "Explainer", "ScoreFn", "captured", "target_layer", "target_scores"]

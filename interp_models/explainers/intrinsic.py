@@ -1,0 +1,35 @@
+"""The model's own map, through the same door as post-hoc maps."""
+
+import torch
+from torch import Tensor, nn
+
+from interp_models.errors import InputError
+from interp_models.explainers.base import EXPLAINERS, Explainer
+from interp_models.scoring import SelfExplaining, Target, logits_of, resolve_target
+
+
+@EXPLAINERS.register("intrinsic")
+class Intrinsic(Explainer):
+    """What the model itself calls its explanation: `model.explain(model(inputs), target, kind)`.
+
+    Args:
+        model: a model with `explain`, such as every architecture of this package.
+        kind: one of the model's `explanations`; None is its first.
+
+    Raises:
+        InputError: for a model that does not explain itself.
+    """
+
+    def __init__(self, model: nn.Module, *, kind: str | None = None) -> None:
+        if not isinstance(model, SelfExplaining):
+            raise InputError(
+                f"explainer 'intrinsic' needs a model that explains itself; {type(model).__name__} does not"
+            )
+        super().__init__(model)
+        self.kind = kind
+
+    @torch.no_grad()
+    def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
+        assert isinstance(self.model, SelfExplaining)
+        output = self.model(inputs)
+        return self.model.explain(output, resolve_target(target, logits_of(output)), self.kind)

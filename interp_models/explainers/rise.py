@@ -1,0 +1,76 @@
+"""RISE: the score of randomly masked images, averaged over the masks that keep a pixel."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from interp_models.errors import InputError
+from interp_models.explainers.base import EXPLAINERS, Explainer
+from interp_models.rng import uniform
+from interp_models.scoring import Score, Target, default_batch, resolve_target
+
+
+@EXPLAINERS.register("rise")
+class RISE(Explainer):
+    """S(p) = 1 / (N · p1) Σ_i f_c(x ⊙ M_i) M_i(p) (Petsiuk et al., BMVC 2018, equation 6 and section 3.2).
+
+    Masks: an s × s grid of ones with probability p1, upsampled bilinearly to (s+1) cells of ceil(H/s) × ceil(W/s)
+    pixels, and cropped to H × W at a shift drawn within one cell. Mask i is a function of the seed and i, so the
+    result does not depend on the batch; masks are made a few at a time, so memory does not grow with their number.
+    The map has the resolution of the input.
+
+    Args:
+        model: any module that returns logits.
+        masks: number of masks N (paper: 4000 for VGG16, 8000 for ResNet-50).
+        cells: side s of the grid.
+        p1: probability that a cell is kept.
+        seed: of the masks.
+        score: the paper weights masks by the class probability.
+        batch: masked images per pass; None chooses by the device.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        masks: int = 8000,
+        cells: int = 7,
+        p1: float = 0.5,
+        seed: int = 0,
+        score: Score = "probability",
+        batch: int | None = None,
+    ) -> None:
+        super().__init__(model, score=score)
+        if masks < 1 or cells < 1 or not 0 < p1 < 1 or (batch is not None and batch < 1):
+            raise InputError(f"rise needs masks, cells, batch >= 1 and 0 < p1 < 1; got {masks}, {cells}, {batch}, {p1}")
+        self.masks, self.cells, self.p1, self.seed, self.batch = masks, cells, p1, seed, batch
+
+    @torch.no_grad()
+    def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
+        targets = resolve_target(target, self.scores(inputs))
+        batch = self.batch or default_batch(inputs.device)
+        total = torch.zeros(len(inputs), *inputs.shape[-2:], device=inputs.device)
+        for masks in self._masks(inputs, batch):
+            flat = masks.flatten(1)
+            for image, c, sum_ in zip(inputs, targets, total, strict=True):
+                scores = self.scores(image * masks[:, None].to(image.dtype))[:, c]  # (m,)
+                sum_ += (scores @ flat).view_as(sum_)
+        return total / (self.masks * self.p1)
+
+    def _masks(self, inputs: Tensor, chunk: int) -> Iterator[Tensor]:
+        """The masks in order, (m, H, W) float32 with m <= chunk."""
+        height, width = inputs.shape[-2:]
+        cell = (math.ceil(height / self.cells), math.ceil(width / self.cells))
+        size = ((self.cells + 1) * cell[0], (self.cells + 1) * cell[1])
+        for first in range(0, self.masks, chunk):
+            numbers = np.arange(first, min(first + chunk, self.masks))[:, None]
+            draws = uniform(self.seed, numbers, np.arange(self.cells**2 + 2))  # grid, then the two shifts
+            grids = torch.as_tensor(draws[:, :-2] < self.p1, dtype=torch.float32, device=inputs.device)
+            grids = grids.view(-1, 1, self.cells, self.cells)
+            shifts = (draws[:, -2:] * cell).astype(int)
+            large = F.interpolate(grids, size=size, mode="bilinear", align_corners=False)[:, 0]
+            yield torch.stack([m[y : y + height, x : x + width] for m, (y, x) in zip(large, shifts, strict=True)])

@@ -1,0 +1,32 @@
+"""Files and folders that are written whole or not at all, and never over others."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def new_folder(parent: Path, prefix: str = "") -> Path:
+    """Make and return parent/<prefix><n> with the first n from 0 that does not exist: nothing is ever overwritten."""
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 0
+    while True:
+        folder = parent / f"{prefix}{number}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
+
+
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(data.encode() if isinstance(data, str) else data)
+    os.replace(partial, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write json whole or not at all; NaN is not json and raises `ValueError`."""
+    write_whole(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -1,0 +1,75 @@
+"""Where a run's numbers go: `metrics.csv` always, Weights & Biases and TensorBoard as asked."""
+
+import csv
+import uuid
+from pathlib import Path
+
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+from interp_models.config import LoggerConfig
+from interp_models.errors import InputError
+
+
+def make_loggers(
+    config: LoggerConfig, run: Path | None, *, group: str, job: str = "train", epochs: int | None = None
+) -> list[Logger]:
+    """The loggers of a run; none on ranks that know no run folder, as only rank 0 logs.
+
+    Args:
+        config: which.
+        run: the run folder, or None.
+        group: group in Weights & Biases.
+        job: kind of job, `train` or `evaluate`.
+        epochs: epochs already done by the run that goes on, whose rows of `metrics.csv` are kept.
+    """
+    if run is None:
+        return []
+    loggers: list[Logger] = []
+    if job == "train":
+        loggers.append(_csv(run, epochs))
+    if config.wandb != "disabled":
+        loggers.append(
+            WandbLogger(
+                project=config.project,
+                save_dir=run,
+                offline=config.wandb == "offline",
+                id=_wandb_id(run, job),
+                resume="allow",
+                group=group,
+                job_type=job,
+                name=f"{run.parent.name}/{run.name}",
+            )
+        )
+    if config.tensorboard:
+        try:
+            loggers.append(TensorBoardLogger(save_dir=run, name="", version="tensorboard"))
+        except ModuleNotFoundError:
+            raise InputError(
+                "logger.tensorboard=true needs the extra: pip install 'interp_models[tensorboard]'"
+            ) from None
+    return loggers
+
+
+def _csv(run: Path, epochs: int | None) -> CSVLogger:
+    """`metrics.csv` in the run folder; a new CSVLogger deletes the file it finds, so kept rows are handed over."""
+    path, rows = run / "metrics.csv", []
+    if epochs is not None and path.is_file():
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row.get("epoch") and int(row["epoch"]) < epochs]
+        path.unlink()
+    logger = CSVLogger(save_dir=run, name="", version="")
+    for row in rows:
+        kept = {key: float(value) for key, value in row.items() if value not in ("", None)}
+        kept["epoch"] = int(kept["epoch"])
+        logger.experiment.log_metrics(kept, int(kept.pop("step")))
+    if rows:
+        logger.save()
+    return logger
+
+
+def _wandb_id(run: Path, job: str) -> str:
+    """The identity of the run in Weights & Biases, the same when it is resumed."""
+    path = run / f".wandb-{job}"
+    if not path.is_file():
+        path.write_text(uuid.uuid4().hex[:8])
+    return path.read_text()

@@ -1,0 +1,180 @@
+"""The base of faithfulness metrics: per image inside, reduced over ranks; and their protocols."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from interp_models.errors import InputError
+from interp_models.metrics import perturbation
+from interp_models.registry import Registry, unknown
+from interp_models.scoring import ScoreFn
+
+Grid = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A protocol: what the sources leave open or do differently."""
+
+    mask: Callable[[Tensor, tuple[int, int]], Tensor]
+    """Map (B, h, w) and image size -> soft mask (B, H, W)."""
+    blur: Callable[[Tensor], Tensor]
+    """What insertion starts from."""
+    blur_name: str
+    """Its name in result rows."""
+    counts: Callable[[int, int], list[int]]
+    """Cells and most steps -> cells removed at each point of a curve."""
+    divide_by_max: bool
+    """The areas under curves are of scores divided by the curve's maximum."""
+    clip_add: bool
+    """ADD counts drops alone, like AD."""
+
+
+def _upsample_then_normalise(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    return perturbation.min_max(F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0])
+
+
+def _normalise_then_upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    normalised = perturbation.min_max(maps)[:, None]
+    return F.interpolate(normalised, size=size, mode="bicubic", align_corners=False)[:, 0]
+
+
+def _even_counts(cells: int, max_steps: int) -> list[int]:
+    steps = min(cells, max_steps)
+    return [round(step * cells / steps) for step in range(steps + 1)]
+
+
+def _whole_counts(cells: int, max_steps: int) -> list[int]:
+    per_step = cells // min(cells, max_steps)
+    return [*range(0, cells, per_step), cells]
+
+
+PRESETS: dict[str, Preset] = {
+    # Gomez et al. 2023, section 3.1, equations 23 to 26. Our choices where it gives none: black is 0 in pixel space,
+    # the blur is RISE's, ADD is clipped like AD, curves begin with the clean image (deletion) or the blurred one.
+    "gomez2023": Preset(
+        _upsample_then_normalise, perturbation.gaussian, "gaussian blur 11 px σ 5", _even_counts, True, True
+    ),
+    # The PyPI package saliency-maps-metrics 0.0.26, called one image at a time with targets given.
+    "saliency-maps-metrics": Preset(
+        _normalise_then_upsample, perturbation.box_blur, "box blur", _whole_counts, False, False
+    ),
+}
+
+
+class FaithfulnessMetric(Metric, ABC):
+    """Scores maps by what happens to a class probability when the image is perturbed as they say.
+
+    A value that is undefined by nature (of a constant map, of a score of 0, of a score that cannot rise) is NaN for
+    its image, counted, and left out of the mean. States are per-image values, concatenated over ranks.
+
+    Args:
+        preset: protocol, one of `PRESETS`.
+        grid: cells (rows, columns) that every map is brought to; None leaves maps on their own grid.
+        max_steps: most steps of a curve.
+        batch: images per pass; None chooses by the device.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    keys: ClassVar[tuple[str, ...]]
+    """Names of the values, in the literature's spelling."""
+    better: ClassVar[dict[str, bool]]
+    """Whether a higher value is better, by key."""
+
+    def __init__(
+        self,
+        *,
+        preset: str = "gomez2023",
+        grid: Grid | None = None,
+        max_steps: int = 196,
+        batch: int | None = None,
+    ) -> None:
+        super().__init__()
+        if preset not in PRESETS:
+            raise unknown("preset", preset, PRESETS)
+        if max_steps < 1 or (batch is not None and batch < 1) or (grid is not None and min(grid) < 1):
+            raise InputError(f"max_steps, batch and grid must be at least 1; got {max_steps}, {batch}, {grid}")
+        self.preset = PRESETS[preset]
+        self.grid, self.max_steps, self.batch = grid, max_steps, batch
+        for key in self.keys:
+            self.add_state(key, default=[], dist_reduce_fx="cat")
+
+    def update(
+        self, score_fn: ScoreFn, images: Tensor, maps: Tensor, target: Tensor, clean: Tensor | None = None
+    ) -> None:
+        """Score a batch and keep its values; see `score`."""
+        self.add(self.score(score_fn, images, maps, target, clean))
+
+    @torch.no_grad()
+    def score(
+        self, score_fn: ScoreFn, images: Tensor, maps: Tensor, target: Tensor, clean: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The value of every image (B,) by key, NaN where it is undefined; keeps nothing.
+
+        Args:
+            score_fn: images (B, 3, H, W) -> class probabilities (B, K), as from `scoring.probabilities(model)`.
+            images: (B, 3, H, W); 0 is black.
+            maps: (B, h, w), larger is more important.
+            target: class of each image (B,).
+            clean: the target's probability of each image (B,), if it is known; saves a pass.
+
+        Raises:
+            InputError: for maps of the wrong shape or with NaN.
+        """
+        perturbation.check_maps(images, maps)
+        maps = perturbation.to_grid(maps.float(), self.grid)
+        if clean is None:
+            clean = perturbation.score_all(score_fn, images, target, self.batch)
+        values = self._score(score_fn, images, maps, target, clean)
+        constant = perturbation.is_constant(maps)
+        return {key: torch.where(constant, torch.nan, value.float()) for key, value in values.items()}
+
+    @abstractmethod
+    def _score(
+        self, score_fn: ScoreFn, images: Tensor, maps: Tensor, target: Tensor, clean: Tensor
+    ) -> dict[str, Tensor]:
+        """As `score`, with maps on the grid; maps may be constant, their values are discarded."""
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Keep values that `score` gave."""
+        self._update_count += 1
+        self._computed = None
+        for key in self.keys:
+            getattr(self, key).append(values[key])
+
+    def compute(self) -> dict[str, Tensor]:
+        """The mean of every key over the images where it is defined; NaN if it is defined nowhere."""
+        return {key: dim_zero_cat(getattr(self, key)).nanmean() for key in self.keys}
+
+    def per_image(self) -> dict[str, Tensor]:
+        """Every value (n,) of all ranks by key, rank by rank; NaN where it is undefined."""
+        with self.sync_context(should_sync=self._to_sync):
+            return {key: dim_zero_cat(getattr(self, key)).clone() for key in self.keys}
+
+    @abstractmethod
+    def protocol(self, key: str, grid: Grid) -> tuple[int | None, str]:
+        """The number of steps (None for a metric without) on a grid, and the name of the fill."""
+
+
+METRICS: Registry[FaithfulnessMetric] = Registry("metric")
+
+ALIASES = {"ai": "iic"}
+"""Other names of keys in the literature: average increase."""
+
+
+def metric_of(key: str) -> tuple[str, str]:
+    """The registered metric that gives a key, and the key without alias; an unknown one raises `InputError`."""
+    key = ALIASES.get(key, key)
+    owners = {owned: name for name in METRICS.names() for owned in METRICS.get(name).keys}
+    if key not in owners:
+        raise unknown("metric", key, [*owners, *ALIASES])
+    return owners[key], key

@@ -1,0 +1,49 @@
+"""Confidence under the map as a soft mask: AD, IIC, ADD and AG."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from interp_models.metrics.base import METRICS, FaithfulnessMetric, Grid
+from interp_models.metrics.perturbation import score_all
+from interp_models.scoring import ScoreFn
+
+SATURATED = 1e-6
+"""A score nearer to 1 than this cannot rise by more than float32 noise."""
+
+
+@METRICS.register("masked_confidence")
+class MaskedConfidence(FaithfulnessMetric):
+    """With Y the score of the image x, O that of x ⊙ m and D that of x ⊙ (1 - m), m the map as a mask in [0, 1]:
+
+    - `ad`, average drop, (Y - O)⁺ / Y, in [0, 1], lower is better (Chattopadhay et al. 2018);
+    - `iic`, increase in confidence, 1[O > Y], higher is better (ibid.; tutorial equation 24);
+    - `add`, average drop in deletion, (Y - D)⁺ / Y, in [0, 1], higher is better (Jung and Oh 2021);
+    - `ag`, average gain, (O - Y)⁺ / (1 - Y), in [0, 1], higher is better (Zhang et al. 2023, Opti-CAM).
+
+    `ad` and `add` are undefined for Y = 0, `ag` for Y = 1. Three passes per image, the clean one included.
+    """
+
+    keys = ("ad", "iic", "add", "ag")
+    better: ClassVar[dict[str, bool]] = {"ad": False, "iic": True, "add": True, "ag": True}
+
+    def _score(
+        self, score_fn: ScoreFn, images: Tensor, maps: Tensor, target: Tensor, clean: Tensor
+    ) -> dict[str, Tensor]:
+        height, width = images.shape[-2:]
+        mask = self.preset.mask(maps, (height, width))[:, None]
+        kept = score_all(score_fn, images * mask, target, self.batch)
+        removed = score_all(score_fn, images * (1 - mask), target, self.batch)
+        positive = torch.where(clean > 0, clean, torch.nan)
+        drop = clean - removed
+        return {
+            "ad": (clean - kept).relu() / positive,
+            "iic": (kept > clean).float(),
+            "add": (drop.relu() if self.preset.clip_add else drop) / positive,
+            "ag": torch.where(1 - clean > SATURATED, (kept - clean).relu() / (1 - clean), torch.nan),
+        }
+
+    def protocol(self, key: str, grid: Grid) -> tuple[int | None, str]:
+        """No steps; what is masked is black."""
+        return None, "black"

@@ -1,0 +1,133 @@
+"""Pure functions on maps and images that faithfulness metrics are made of."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.v2.functional import gaussian_blur
+
+from interp_models.errors import InputError
+from interp_models.scoring import ScoreFn, default_batch
+
+
+def check_maps(images: Tensor, maps: Tensor) -> None:
+    """Raise `InputError` unless maps are (B, h, w) with the batch of the images, and finite."""
+    if maps.dim() != 3 or len(maps) != len(images):
+        raise InputError(
+            f"maps must be (batch, rows, columns) for {len(images)} images (one map per image); got {tuple(maps.shape)}"
+        )
+    if not bool(torch.isfinite(maps).all()):
+        raise InputError("a map holds NaN or infinite values")
+
+
+def to_grid(maps: Tensor, grid: tuple[int, int] | None) -> Tensor:
+    """Bring maps (B, h, w) to a grid: mean over areas where it is coarser, bilinear where it is finer; None leaves them.
+
+    >>> to_grid(torch.tensor([[[1.0, 3.0]]]), (1, 1)).tolist()
+    [[[2.0]]]
+    """
+    if grid is None or maps.shape[-2:] == grid:
+        return maps
+    if grid[0] <= maps.shape[-2] and grid[1] <= maps.shape[-1]:
+        return F.interpolate(maps[:, None], size=grid, mode="area")[:, 0]
+    return F.interpolate(maps[:, None], size=grid, mode="bilinear", align_corners=False)[:, 0]
+
+
+def min_max(maps: Tensor) -> Tensor:
+    """Each map (B, h, w) to [0, 1] on its own; a constant map becomes 0."""
+    low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
+    return (maps - low) / torch.where(high > low, high - low, 1.0)
+
+
+def is_constant(maps: Tensor) -> Tensor:
+    """(B,) bool: all cells of the map are equal."""
+    return maps.flatten(1).amin(dim=1) == maps.flatten(1).amax(dim=1)
+
+
+def ranks(maps: Tensor) -> Tensor:
+    """Rank of every cell, int64 (B, h, w): 0 is the most important; ties go by position, the first cell first."""
+    order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
+    return order.argsort(dim=1).view(maps.shape)
+
+
+def gaussian(images: Tensor) -> Tensor:
+    """Gaussian blur of 11 pixels and σ 5 (as in RISE), the border mirrored."""
+    return gaussian_blur(images, kernel_size=[11, 11], sigma=[5.0, 5.0])
+
+
+def box_blur(images: Tensor) -> Tensor:
+    """Mean over a square of side max(H // 5, 9) made odd, zeros beyond the border (as in saliency-maps-metrics)."""
+    side = max(images.shape[-2] // 5, 9) // 2 * 2 + 1
+    # A box is separable, and so costs 2 · side instead of side² operations per pixel.
+    rows = F.avg_pool2d(images, (side, 1), stride=1, padding=(side // 2, 0))
+    return F.avg_pool2d(rows, (1, side), stride=1, padding=(0, side // 2))
+
+
+def score_all(score_fn: ScoreFn, images: Tensor, target: Tensor, batch: int | None = None) -> Tensor:
+    """The target's score of each image (B,), a few images at a time."""
+    size = batch or default_batch(images.device)
+    parts = [
+        score_fn(x).gather(1, c[:, None])[:, 0] for x, c in zip(images.split(size), target.split(size), strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def curve(
+    score_fn: ScoreFn,
+    start: Tensor,
+    end: Tensor,
+    cell_ranks: Tensor,
+    counts: Sequence[int],
+    target: Tensor,
+    batch: int | None = None,
+) -> Tensor:
+    """Scores (B, T) of images that turn from `start` into `end`: at point t the counts[t] first cells show `end`.
+
+    Images and points are one stream of jobs, passed a few at a time, so that memory does not grow with the points.
+
+    Args:
+        score_fn: images -> class probabilities.
+        start: images (B, 3, H, W).
+        end: images (B, 3, H, W).
+        cell_ranks: rank of each cell (B, h, w), as from `ranks`.
+        counts: cells that have turned at each of the T points.
+        target: class of each image (B,).
+        batch: images per pass; None chooses by the device.
+    """
+    (rows, columns), (height, width) = cell_ranks.shape[-2:], start.shape[-2:]
+    device = start.device
+    y = torch.arange(height, device=device) * rows // height  # nearest cell of every row and column of pixels
+    x = torch.arange(width, device=device) * columns // width
+    points = torch.as_tensor(counts, device=device)
+    jobs = torch.arange(len(start) * len(points), device=device)
+    scores = []
+    for chunk in jobs.split(batch or default_batch(device)):
+        b, t = chunk // len(points), chunk % len(points)
+        turned = cell_ranks[b] < points[t][:, None, None]  # (m, h, w)
+        turned = turned[:, y][:, :, x][:, None]  # (m, 1, H, W)
+        mixed = torch.where(turned, end[b], start[b])
+        scores.append(score_fn(mixed).gather(1, target[b][:, None])[:, 0])
+    return torch.cat(scores).view(len(start), len(points))
+
+
+def trapezoid(scores: Tensor, fractions: Sequence[float]) -> Tensor:
+    """Area (B,) under curves (B, T) over fractions (T,), by the trapezoid rule in float64."""
+    x = torch.as_tensor(fractions, dtype=torch.float64, device=scores.device)
+    return torch.trapezoid(scores.double(), x, dim=1)
+
+
+def pearson(a: Tensor, b: Tensor) -> Tensor:
+    """Linear correlation (B,) of rows (B, T) in float64; NaN where a row is constant or has fewer than two values."""
+    a, b = a.double(), b.double()
+    constant = (a.amin(dim=1) == a.amax(dim=1)) | (b.amin(dim=1) == b.amax(dim=1))
+    a, b = a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True)
+    r = (a * b).sum(dim=1) / (a.square().sum(dim=1) * b.square().sum(dim=1)).sqrt()
+    return torch.where(constant, torch.nan, r.clamp(-1, 1))
+
+
+def mean_of_groups(sorted_values: Tensor, counts: Sequence[int]) -> Tensor:
+    """Means (B, T-1) of the values (B, cells) between consecutive counts."""
+    total = F.pad(sorted_values.double().cumsum(dim=1), (1, 0))
+    ends = torch.as_tensor(counts, device=sorted_values.device)
+    return total[:, ends].diff(dim=1) / ends.diff()

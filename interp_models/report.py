@@ -1,0 +1,294 @@
+"""One self-contained html page that shows how runs and their explanations compare, in numbers and pictures.
+
+The page asks for nothing from outside: its style is inline and its pictures are data: URIs. Scores come in as
+fractions and are shown as percent (drops, increases, gains) or decimals (curves and correlations).
+"""
+
+import base64
+import io
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+import numpy as np
+from matplotlib.colors import to_hex
+from numpy.typing import NDArray
+from PIL import Image
+
+from interp_models import visual
+
+SIDE = 224  # pixels of the longer side of every picture: keeps the page small whatever the models' input size
+QUALITY = 85  # of the JPEGs
+
+_PERCENT = frozenset({"ad", "ai", "iic", "add", "ag"})
+_LEGEND = {
+    "ad": "Average drop: the share of the class score that is lost when only the salient part is shown.",
+    "iic": "Increase in confidence: the share of images whose score rises when only the salient part is shown.",
+    "ai": "Average increase: the share of images whose score rises when only the salient part is shown.",
+    "add": "Average drop in deletion: the share of the class score that is lost when the salient part is removed.",
+    "ag": "Average gain: the share of the missing score that is gained when only the salient part is shown.",
+    "dauc": "Area under the deletion curve: the mean score while places are removed, most salient first.",
+    "iauc": "Area under the insertion curve: the mean score while places are put back, most salient first.",
+    "dc": "Deletion correlation: of a place's saliency with the fall of the score when it is removed.",
+    "ic": "Insertion correlation: of a place's saliency with the rise of the score when it is put back.",
+}
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One trained model as it was judged: `accuracy` is a fraction of `n` images, or None where unknown.
+
+    `selection` says which weights were judged: "best validation epoch" or "last epoch".
+    """
+
+    name: str
+    model: str
+    dataset: str
+    accuracy: float | None
+    n: int
+    seed: int
+    selection: str
+
+
+@dataclass(frozen=True)
+class MapView:
+    """One explainer's map of one image, on its native grid (h, w), signed or not, with its scores as fractions.
+
+    A score of None is undefined. A constant map and one with values that are not finite are shown with a remark.
+    """
+
+    run: str
+    explainer: str
+    heatmap: NDArray[np.floating]
+    scores: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class ImageView:
+    """One image (H, W, 3) with what each run made of it.
+
+    `predictions` holds, by run, the predicted label and its probability; it counts as right if it equals `label`.
+    `parts` holds, by run, a model's own attention maps (N, h, w), of which the first three make one RGB picture.
+    """
+
+    image: NDArray[np.uint8]
+    image_id: str
+    label: str
+    predictions: Mapping[str, tuple[str, float]]
+    maps: Sequence[MapView]
+    parts: Mapping[str, NDArray[np.floating]]
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    runs: Sequence[RunSummary],
+    rows: Sequence[Mapping[str, Any]],
+    images: Iterable[ImageView],
+) -> None:
+    """Write the page to `path`, whole or not at all: a failure on the way leaves what was there before.
+
+    Args:
+        rows: mean scores, one per run, explainer and metric, with the keys run, explainer, metric, mean, std, n,
+            n_undefined, preset, grid, steps, fill, target and higher_is_better. `mean` and `std` are fractions, or
+            None or NaN where undefined. Each preset gets a table; runs, explainers and metrics keep their order.
+        images: taken, encoded and written one by one, so an iterator need not hold them all.
+
+    Raises:
+        ValueError: for two rows on the same preset, run, explainer and metric, and for arrays of a wrong shape.
+        OSError: where the page cannot be written, such as in a folder that does not exist.
+    """
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(files("interp_models").joinpath("report.html.j2").read_text("utf-8"))
+    directions: dict[str, bool] = {row["metric"]: bool(row["higher_is_better"]) for row in rows}
+    page = template.generate(
+        title=title,
+        runs=[(run, _percent(run.accuracy)) for run in runs],
+        tables=_tables(rows),
+        legend=[_heading(metric, directions) | {"text": _LEGEND.get(metric, "")} for metric in directions],
+        scale=[to_hex(matplotlib.colormaps[visual.CMAP](i / 8)) for i in range(9)],
+        images=(_image(view, [run.name for run in runs], directions) for view in images),
+    )
+    _write_whole(path, page)
+
+
+def _write_whole(path: Path, chunks: Iterable[str]) -> None:
+    """Write to a hidden file in the same folder, then move it over `path` in one step."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        # A file name that is no valid UTF-8 may be an image's id; it must not cost the page.
+        with part.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+            file.writelines(chunks)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _tables(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    presets: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        presets.setdefault(_plain(row["preset"]), []).append(row)
+    return [_table(preset, group) for preset, group in presets.items()]
+
+
+def _table(preset: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Lines by run and explainer with a cell for each metric, for rows of one preset."""
+    runs: dict[str, dict[str, dict[str, Mapping[str, Any]]]] = {}
+    for row in rows:
+        line = runs.setdefault(row["run"], {}).setdefault(row["explainer"], {})
+        if row["metric"] in line:
+            where = f"run {row['run']!r}, explainer {row['explainer']!r}, metric {row['metric']!r}"
+            raise ValueError(f"two rows for preset {preset!r}, {where}")
+        line[row["metric"]] = row
+    directions: dict[str, bool] = {row["metric"]: bool(row["higher_is_better"]) for row in rows}
+    bodies = []
+    for run, lines in runs.items():
+        best = {metric: _best(metric, lines.values(), up) for metric, up in directions.items()}
+        body = [
+            {
+                "explainer": explainer,
+                "cells": [_cell(metric, line.get(metric), best[metric]) for metric in directions],
+                "n": _span(row["n"] for row in line.values()),
+            }
+            for explainer, line in lines.items()
+        ]
+        bodies.append({"run": run, "lines": body})
+    headings = [_heading(metric, directions) for metric in directions]
+    return {"preset": preset, "headings": headings, "bodies": bodies, "protocols": _protocols(rows)}
+
+
+def _cell(metric: str, row: Mapping[str, Any] | None, best: str | None) -> dict[str, Any]:
+    if row is None:
+        return {"mean": None, "why": "not computed", "std": None, "undefined": 0, "best": False}
+    mean = _number(metric, row["mean"])
+    return {
+        "mean": mean,
+        "why": "undefined for every image",
+        "std": None if mean is None else _number(metric, row["std"]),
+        "undefined": row["n_undefined"],
+        "best": mean is not None and mean == best,
+    }
+
+
+def _best(metric: str, lines: Iterable[Mapping[str, Mapping[str, Any]]], higher: bool) -> str | None:
+    """The best mean of a metric as it is shown, so that means which look the same are marked alike."""
+    shown = [_number(metric, line[metric]["mean"]) for line in lines if metric in line]
+    return (max if higher else min)((text for text in shown if text is not None), key=float, default=None)
+
+
+def _protocols(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """How the scores were taken: the settings, and the runs and metrics they hold for where they differ."""
+    covered: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for row in rows:
+        settings = tuple(
+            f"{name} {_plain(row[name])}" for name in ("grid", "steps", "fill", "target") if _set(row[name])
+        )
+        metrics = covered.setdefault(settings, {}).setdefault(row["run"], [])
+        if row["metric"] not in metrics:
+            metrics.append(row["metric"])
+    groups: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
+    for settings, by_run in covered.items():
+        for run, metrics in by_run.items():
+            groups.setdefault((settings, tuple(metrics)), []).append(run)
+    return [
+        {
+            "scope": "" if len(groups) == 1 else f"{', '.join(runs)} ({', '.join(map(_label, metrics))})",
+            "settings": " · ".join((f"preset {_plain(rows[0]['preset'])}", *settings)),
+        }
+        for (settings, metrics), runs in groups.items()
+    ]
+
+
+def _image(view: ImageView, names: Sequence[str], directions: Mapping[str, bool]) -> dict[str, Any]:
+    """All the template needs for one image, with its pictures encoded."""
+    full = Image.fromarray(view.image)
+    shrink = min(1.0, SIDE / max(full.size))
+    image = np.asarray(full.resize((max(1, round(full.width * shrink)), max(1, round(full.height * shrink)))))
+    present = [*view.predictions, *(shown.run for shown in view.maps), *view.parts]
+    runs = []
+    for run in sorted(dict.fromkeys(present), key=lambda run: names.index(run) if run in names else len(names)):
+        maps = [shown for shown in view.maps if shown.run == run]
+        metrics = list(dict.fromkeys(metric for shown in maps for metric in shown.scores))
+        pictures = [{"name": shown.explainer, **_drawn(image, shown.heatmap)} for shown in maps]
+        if run in view.parts:
+            several = view.parts[run]
+            remark = f"the first 3 of {len(several)} as red, green, blue" if len(several) > 3 else "red, green, blue"
+            pictures.append({"name": "attention maps", "uri": _uri(visual.rgb(several, image)), "remark": remark})
+        predicted, probability = view.predictions.get(run, (None, None))
+        runs.append(
+            {
+                "name": run,
+                "predicted": predicted,
+                "probability": _percent(probability),
+                "right": predicted == view.label,
+                "pictures": pictures,
+                "headings": [_heading(metric, directions) for metric in metrics],
+                "scores": [(shown.explainer, [_score(metric, shown.scores) for metric in metrics]) for shown in maps],
+            }
+        )
+    return {"id": view.image_id, "label": view.label, "uri": _uri(image), "runs": runs}
+
+
+def _score(metric: str, scores: Mapping[str, float | None]) -> tuple[str | None, str]:
+    return _number(metric, scores.get(metric)), "undefined for this image" if metric in scores else "not computed"
+
+
+def _drawn(image: NDArray[np.uint8], heatmap: NDArray[np.floating]) -> dict[str, str]:
+    """An overlay, or the bare picture where the map cannot be drawn, and what is unusual about the map."""
+    if not np.isfinite(heatmap).all():
+        return {"uri": _uri(image), "remark": "not drawn: some values are not finite"}
+    remark = "constant map" if np.ptp(heatmap) == 0 else ""
+    return {"uri": _uri(visual.overlay(image, heatmap)), "remark": remark}
+
+
+def _uri(picture: NDArray[np.uint8]) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _heading(metric: str, directions: Mapping[str, bool]) -> dict[str, Any]:
+    return {"label": _label(metric), "percent": metric in _PERCENT, "higher": directions.get(metric)}
+
+
+def _label(metric: str) -> str:
+    return metric.upper() if metric in _LEGEND else metric
+
+
+def _number(metric: str, value: float | None) -> str | None:
+    """A mean or score as it is shown: percent with one digit or a decimal with three; None for an undefined one."""
+    if metric in _PERCENT:
+        return _percent(value)
+    return f"{value:z.3f}" if value is not None and math.isfinite(value) else None  # z: no minus before a zero
+
+
+def _percent(fraction: float | None) -> str | None:
+    return f"{100 * fraction:z.1f}" if fraction is not None and math.isfinite(fraction) else None
+
+
+def _span(counts: Iterable[int]) -> str:
+    distinct = sorted(set(counts))
+    return f"{distinct[0]}" if len(distinct) == 1 else f"{distinct[0]}–{distinct[-1]}"
+
+
+def _set(value: Any) -> bool:
+    return value is not None and value == value  # a table's empty cell may be NaN, which differs from itself
+
+
+def _plain(value: Any) -> str:
+    """A setting as text: 14×14 for a pair, 196 for 196.0, as a table with empty cells keeps whole numbers."""
+    if isinstance(value, (tuple, list)):
+        return "×".join(map(_plain, value))
+    return f"{value:g}" if isinstance(value, float) else f"{value}"

@@ -1,0 +1,164 @@
+"""Run folders: their names, their files, and how a model is had back from them."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+from torchvision.transforms import v2
+
+from interp_models.config import TrainConfig, load_yaml
+from interp_models.data.module import DataModule
+from interp_models.data.transforms import test_transform
+from interp_models.errors import InputError
+from interp_models.files import new_folder
+from interp_models.registry import parse, schema_of
+from interp_models.training.module import FORMAT_VERSION, MODELS, InterpModule
+from interp_models.training.recipe import Recipe
+
+Checkpoint = Literal["best", "last"]
+
+
+def run_folder(config: TrainConfig) -> Path:
+    """Make and return the folder of a new run: `out`, or runs/<experiment>/<seed>-<n>.
+
+    Raises:
+        InputError: if `out` already holds something.
+    """
+    if config.out is None:
+        return new_folder(Path("runs") / config.experiment, f"{config.seed}-")
+    folder = Path(config.out)
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"out={folder} is not empty; runs are never overwritten (resume={folder} goes on with it)")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Checkpoints are written whole or not at all, and only ever loaded as plain containers of tensors."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write to a partial file first."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        torch.save(checkpoint, partial)
+        os.replace(partial, path)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read with `weights_only=True`, whatever is asked for."""
+        return read_checkpoint(Path(path), map_location)
+
+
+def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """A checkpoint as plain containers.
+
+    Raises:
+        InputError: if it is missing, broken, no checkpoint of this package, or of a later format.
+    """
+    if not path.is_file():
+        raise InputError(f"checkpoint {path} does not exist")
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:
+        raise InputError(f"checkpoint {path} cannot be read ({str(error).splitlines()[0]})") from None
+    own = checkpoint.get("interp_models") if isinstance(checkpoint, dict) else None
+    if own is None:
+        raise InputError(f"checkpoint {path} was not written by interp_models")
+    if own["format_version"] > FORMAT_VERSION:
+        raise InputError(
+            f"checkpoint {path} has format {own['format_version']}; this version of interp_models reads up to {FORMAT_VERSION}"
+        )
+    return dict(checkpoint)
+
+
+def run_config(run: Path) -> dict[str, Any]:
+    """The resolved config of a run folder; raises `InputError` if it is none."""
+    if not (run / "config.yaml").is_file():
+        raise InputError(f"{run} is not a run folder: it holds no config.yaml")
+    return load_yaml(run / "config.yaml")
+
+
+def checkpoint_path(run: Path, ckpt: Checkpoint) -> Path:
+    """The checkpoint of a run; runs without validation have no best one and give their last.
+
+    Raises:
+        InputError: if the run holds no such checkpoint.
+    """
+    if ckpt not in ("best", "last"):
+        raise InputError(f"ckpt must be 'best' or 'last'; got {ckpt!r}")
+    name = "last" if selection(run_config(run), ckpt) == "last epoch" else "best"
+    path = run / "checkpoints" / f"{name}.ckpt"
+    if not path.is_file():
+        raise InputError(f"run {run} holds no checkpoint {path.relative_to(run)}")
+    return path
+
+
+def selection(config: Mapping[str, Any], ckpt: Checkpoint = "best") -> str:
+    """How the model of a run was selected: `best validation epoch` or `last epoch`."""
+    fraction = config["data"].get("val_fraction", 0.1)
+    return "best validation epoch" if ckpt == "best" and fraction > 0 else "last epoch"
+
+
+def build_model(config: Mapping[str, Any], num_classes: int, *, trained: bool = False) -> InterpModule:
+    """The model of a config with its recipe; `trained` leaves the pretrained weights out, as a checkpoint follows.
+
+    Raises:
+        InputError: for an unknown model, option or a wrong type.
+    """
+    options = dict(config["model"])
+    if "name" not in options:
+        raise InputError(f"model.name must be given: one of {', '.join(MODELS.names())}")
+    name = options.pop("name")
+    if trained:
+        options["weights"] = None
+    model = MODELS.build(name, options, num_classes=num_classes)
+    model.recipe = Recipe(**parse(Recipe, {key: config[key] for key in ("phases", "optimizer")}, "config"))
+    model.config = dict(config)
+    return model
+
+
+def build_data(config: Mapping[str, Any], **changes: Any) -> DataModule:
+    """The data module of a config, with changed options of the data module or, in `dataset`, of its data set."""
+    options = {**config["data"], **{key: value for key, value in changes.items() if key != "dataset"}}
+    options["dataset"] = {**options.get("dataset", {}), **changes.get("dataset", {})}
+    given = {} if "seed" in options else {"seed": int(config.get("seed", 0))}
+    return DataModule(**given, **parse(schema_of(DataModule, given), options, "data"))
+
+
+def load(run: str | Path, ckpt: Checkpoint = "best") -> tuple[InterpModule, v2.Transform]:
+    """A trained model in eval mode, and the transform that makes its input of a PIL image or uint8 tensor.
+
+    Args:
+        run: folder that `train.py` wrote.
+        ckpt: `best` or `last`.
+
+    Raises:
+        InputError: if the folder is no run, holds no checkpoint, or the checkpoint is of another model.
+    """
+    run = Path(run)
+    config = run_config(run)
+    checkpoint = read_checkpoint(checkpoint_path(run, ckpt))
+    written = checkpoint["interp_models"]["config"].get("model", {})
+    if written.get("name") != config["model"].get("name"):
+        raise InputError(
+            f"{run}: the checkpoint is of model {written.get('name')!r}, config.yaml says {config['model'].get('name')!r}"
+        )
+    model = build_model(config, int(checkpoint["interp_models"]["num_classes"]), trained=True)
+    load_weights(model, checkpoint, str(run))
+    size = parse(schema_of(DataModule), {"dataset": {}, **config["data"]}, "data")["image_size"]
+    return model.eval(), v2.Compose([v2.ToImage(), test_transform(size)])
+
+
+def load_weights(model: InterpModule, checkpoint: Mapping[str, Any], where: str) -> None:
+    """Load a checkpoint's weights; raises `InputError` naming the first tensor that does not fit."""
+    state, own = checkpoint["state_dict"], model.state_dict()
+    for key in own:
+        if key not in state or state[key].shape != own[key].shape:
+            found = (
+                f"has shape {tuple(state[key].shape)}, not {tuple(own[key].shape)}" if key in state else "is missing"
+            )
+            raise InputError(f"{where}: the checkpoint does not fit model {type(model).__name__}: {key!r} {found}")
+    model.load_state_dict(dict(state))

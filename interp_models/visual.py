@@ -1,0 +1,156 @@
+"""Drawing of saliency and attention maps on numpy arrays: no models, no global plotting state.
+
+A map is a 2-D array of real numbers on its native grid, signed or not; it is always drawn stretched from its own
+minimum to its own maximum, so colours compare places within one map, never two maps with each other.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+Picture = NDArray[np.uint8]
+Map = NDArray[np.float32]
+
+# Lightness rises steadily from black to pale yellow, so the order of values survives grey print and colour blindness,
+# and the unimportant part of a picture is dimmed, not tinted. Jet and turbo are lightest in the middle of their range.
+CMAP = "inferno"
+
+_GREY = (0.299, 0.587, 0.114)  # luma weights of ITU-R BT.601
+_SMALLEST_CELL = 96  # pixels; a contact sheet enlarges smaller pictures so that their labels fit beside them
+
+
+def to_uint8(image: torch.Tensor | NDArray[np.floating]) -> Picture:
+    """Turn an image (3, H, W) with values in [0, 1] into a picture (H, W, 3); values outside are clipped.
+
+    Raises:
+        ValueError: for another shape or a value that is not a finite number.
+    """
+    array = image.detach().float().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
+    if array.ndim != 3 or array.shape[0] != 3:
+        raise ValueError(f"expected an image of shape (3, H, W), got {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError("the image holds values that are not finite numbers")
+    return _round(np.moveaxis(array, 0, 2) * 255.0)
+
+
+def normalise(map: ArrayLike) -> Map:
+    """Stretch a map (h, w) from its own minimum and maximum to 0 and 1; a constant map becomes all zeros.
+
+    Raises:
+        ValueError: for another number of dimensions or a value that is not a finite number.
+    """
+    array = np.asarray(map, np.float64)
+    if array.ndim != 2 or array.size == 0:
+        raise ValueError(f"expected a map of shape (h, w), got {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError("the map holds values that are not finite numbers")
+    lowest, highest = array.min(), array.max()
+    if lowest == highest:
+        return np.zeros(array.shape, np.float32)
+    stretched: Map = ((array - lowest) / (highest - lowest)).astype(np.float32)
+    return stretched
+
+
+def resize(map: ArrayLike, size: tuple[int, int]) -> Map:
+    """Resample a map to `size` = (H, W), bilinearly with pixel centres aligned; a smaller size averages."""
+    picture = Image.fromarray(np.asarray(map, np.float32))
+    return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR), np.float32)
+
+
+def overlay(image: Picture, map: ArrayLike, alpha: float = 0.5, cmap: str = CMAP) -> Picture:
+    """Blend a picture (H, W, 3) with a map (h, w), normalised, resized and coloured by a matplotlib colour map.
+
+    Args:
+        alpha: weight of the map's colours, from 0 (the picture alone) to 1 (the map alone).
+
+    Raises:
+        ValueError: for a map that `normalise` refuses, or a picture of another shape.
+    """
+    heat = resize(normalise(map), _size(image))
+    colours = matplotlib.colormaps[cmap](heat, bytes=True)[..., :3]
+    return _round((1 - alpha) * image + alpha * colours)
+
+
+def rgb(maps: ArrayLike, image: Picture | None = None, alpha: float = 0.65) -> Picture:
+    """Draw the first three of the maps (N, h, w) as red, green and blue, each normalised on its own.
+
+    With fewer than three maps the channels that remain are zero. Without an image the result has the maps' size
+    (h, w, 3). With an image (H, W, 3) the maps are resized to it and blended, with weight `alpha`, over its grey
+    version, so that a place which no map attends to shows as a dark grey picture.
+
+    Raises:
+        ValueError: for maps of another shape or that `normalise` refuses, or a picture of another shape.
+    """
+    stack = np.asarray(maps)
+    if stack.ndim != 3:
+        raise ValueError(f"expected maps of shape (N, h, w), got {stack.shape}")
+    size = stack.shape[1:] if image is None else _size(image)
+    colours = np.zeros((*size, 3), np.float32)
+    for channel, map in enumerate(stack[:3]):
+        colours[..., channel] = resize(normalise(map), (size[0], size[1]))
+    if image is None:
+        return _round(colours * 255.0)
+    grey = (image @ np.asarray(_GREY, np.float32))[..., None]
+    return _round((1 - alpha) * grey + alpha * colours * 255.0)
+
+
+def contact_sheet(
+    rows: Sequence[Sequence[Picture]], row_labels: Sequence[str], column_labels: Sequence[str], path: Path
+) -> None:
+    """Write pictures of one size, row by row under column labels, to a PNG file.
+
+    A row may be shorter than the labels (its last cells stay white). Small pictures are enlarged by a whole factor,
+    without smoothing.
+
+    Raises:
+        ValueError: for no picture at all, for pictures of different sizes, and where labels and rows do not match.
+    """
+    shapes = {picture.shape for row in rows for picture in row}
+    if len(shapes) != 1:
+        raise ValueError(f"expected pictures of one size, got {sorted(shapes)}")
+    if len(rows) != len(row_labels) or max(len(row) for row in rows) > len(column_labels):
+        raise ValueError(f"{len(row_labels)} row and {len(column_labels)} column labels do not fit the pictures")
+    height, width, _ = shapes.pop()
+    scale = math.ceil(max(1.0, _SMALLEST_CELL / width))
+    height, width, gap = height * scale, width * scale, 4
+    sheet = np.full((len(rows) * (height + gap), len(column_labels) * (width + gap), 3), 255, np.uint8)
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            y, x = i * (height + gap), j * (width + gap)
+            sheet[y : y + height, x : x + width] = picture.repeat(scale, 0).repeat(scale, 1)
+
+    dpi = 100
+    # A Figure of its own draws with Agg and leaves pyplot's global state alone. One image with tick labels, instead
+    # of a subplot per picture, keeps the pictures' pixels as they are and takes hundreds of rows.
+    figure = Figure((sheet.shape[1] / dpi, sheet.shape[0] / dpi), dpi)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(sheet, interpolation="nearest")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelsize=9, labeltop=True, labelbottom=False)
+    fits = 7 * max(map(len, column_labels)) <= width  # 9 points are about 7 pixels a character
+    centres = np.arange(len(column_labels)) * (width + gap) + width / 2
+    # Without parse_math=False a name with two dollar signs would be set as a formula.
+    axes.set_xticks(centres, column_labels, parse_math=False)
+    if not fits:
+        for label in axes.get_xticklabels():
+            label.set(rotation=45, ha="left", rotation_mode="anchor")
+    axes.set_yticks(np.arange(len(rows)) * (height + gap) + height / 2, row_labels, parse_math=False)
+    figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.08)
+
+
+def _size(image: Picture) -> tuple[int, int]:
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"expected a picture of shape (H, W, 3), got {image.shape}")
+    return image.shape[0], image.shape[1]
+
+
+def _round(values: NDArray[np.floating]) -> Picture:
+    rounded: Picture = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return rounded

@@ -1,0 +1,134 @@
+import itertools
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from interp_models import visual
+
+RANDOM = np.random.default_rng(0)
+PICTURE = RANDOM.integers(0, 256, (8, 12, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_to_uint8_scales_rounds_and_clips(dtype: torch.dtype) -> None:
+    image = torch.tensor([0.0, 0.5, 1.0, -1.0, 2.0, 0.25], dtype=dtype, requires_grad=True).reshape(3, 1, 2)
+    assert visual.to_uint8(image).tolist() == [[[0, 255, 255], [128, 0, 64]]]
+    assert visual.to_uint8(image.detach().float().numpy()).tolist() == [[[0, 255, 255], [128, 0, 64]]]
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 4, 3)), np.zeros((1, 3, 4, 4)), np.full((3, 2, 2), np.nan)])
+def test_to_uint8_refuses_what_is_no_image(image: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"expected an image|not finite"):
+        visual.to_uint8(image)
+
+
+def test_normalise_stretches_a_signed_map() -> None:
+    assert visual.normalise([[-2, 0], [2, 6]]).tolist() == [[0.0, 0.25], [0.5, 1.0]]
+
+
+@pytest.mark.parametrize("value", [0.0, -3.5, 1e30])
+def test_normalise_turns_a_constant_map_into_zeros(value: float) -> None:
+    assert visual.normalise(np.full((2, 3), value)).tolist() == [[0.0] * 3] * 2
+
+
+def test_normalise_keeps_the_order_of_tiny_and_huge_values() -> None:
+    assert visual.normalise([[0.0, 1e-300, 2e-300]]).tolist() == [[0.0, 0.5, 1.0]]
+    assert visual.normalise([[-1e300, 0.0, 1e300]]).tolist() == [[0.0, 0.5, 1.0]]
+
+
+@pytest.mark.parametrize("map", [np.zeros(4), np.zeros((1, 2, 2)), np.zeros((0, 3)), [[0.0, np.inf]], [[np.nan, 1.0]]])
+def test_normalise_refuses_what_is_no_map(map: object) -> None:
+    with pytest.raises(ValueError, match=r"expected a map|not finite"):
+        visual.normalise(map)  # type: ignore[arg-type]
+
+
+def test_resize_is_bilinear_with_centres_aligned() -> None:
+    assert visual.resize([[0.0, 1.0]], (2, 4)).tolist() == [[0.0, 0.25, 0.75, 1.0]] * 2
+    assert visual.resize([[0.0], [1.0]], (4, 1)).tolist() == [[0.0], [0.25], [0.75], [1.0]]
+
+
+def test_resize_agrees_with_torch() -> None:
+    map = RANDOM.random((7, 5), np.float32)
+    expected = torch.nn.functional.interpolate(torch.tensor(map)[None, None], size=(28, 30), mode="bilinear")[0, 0]
+    np.testing.assert_allclose(visual.resize(map, (28, 30)), expected, atol=1e-6)
+
+
+def test_overlay_without_weight_is_the_picture_and_with_full_weight_the_colours() -> None:
+    map = [[0.0, 1.0], [2.0, 4.0]]
+    assert (visual.overlay(PICTURE, map, alpha=0) == PICTURE).all()
+    whole = visual.overlay(PICTURE, map, alpha=1)
+    colours = matplotlib.colormaps[visual.CMAP]([0.0, 1.0], bytes=True)[:, :3]
+    assert whole[0, 0].tolist() == colours[0].tolist()  # the corners lie beyond the outermost centres
+    assert whole[-1, -1].tolist() == colours[1].tolist()
+
+
+def test_overlay_is_the_weighted_mean() -> None:
+    black = matplotlib.colormaps["gray"](0.0)
+    assert black[:3] == (0, 0, 0)
+    assert (visual.overlay(np.full((2, 2, 3), 200, np.uint8), np.ones((2, 2)), alpha=0.25, cmap="gray") == 150).all()
+
+
+def test_rgb_puts_each_map_in_its_channel() -> None:
+    maps = np.zeros((4, 2, 2))
+    maps[0, 0, 0], maps[1, 0, 1], maps[2, 1, 0], maps[3, 1, 1] = 1, 5, 0.1, 9  # the fourth is left out
+    assert visual.rgb(maps).tolist() == [[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [0, 0, 0]]]
+
+
+def test_rgb_with_fewer_maps_leaves_channels_zero() -> None:
+    assert visual.rgb([[[0.0, 2.0]]]).tolist() == [[[0, 0, 0], [255, 0, 0]]]
+    assert visual.rgb(np.zeros((0, 1, 2))).tolist() == [[[0, 0, 0]] * 2]
+
+
+def test_rgb_over_a_picture_darkens_its_grey() -> None:
+    picture = np.full((1, 2, 3), 100, np.uint8)
+    assert visual.rgb([[[0.0, 1.0]]], picture, alpha=0.6).tolist() == [[[40, 40, 40], [193, 40, 40]]]
+
+
+@pytest.mark.parametrize("call", [lambda: visual.rgb(np.zeros((2, 2))), lambda: visual.overlay(PICTURE[..., 0], [[1]])])
+def test_wrong_shapes_are_refused(call: object) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        call()  # type: ignore[operator]
+
+
+def test_contact_sheet_keeps_pixels_in_order(tmp_path: Path) -> None:
+    colours = [[(250, 0, 0), (0, 250, 0), (0, 0, 250)], [(250, 250, 0), (0, 250, 250)]]
+    rows = [[np.full((100, 120, 3), colour, np.uint8) for colour in row] for row in colours]
+    path = tmp_path / "sheet.png"
+    visual.contact_sheet(rows, ["$a$ and $", "b"], ["input", "a label that is too long", "<c>"], path)
+    sheet = np.asarray(Image.open(path).convert("RGB"))
+    places = {}
+    for colour in itertools.chain(*colours):
+        y, x = np.nonzero((sheet == colour).all(axis=2))
+        assert len(y) >= 119 * 99  # the crop to the labels may cut into a pixel at the edges
+        places[colour] = (round(y.mean()), round(x.mean()))
+    y0, x0 = places[(250, 0, 0)]
+    for i, row in enumerate(colours):
+        for j, colour in enumerate(row):
+            assert places[colour] == pytest.approx((y0 + 104 * i, x0 + 124 * j), abs=1)
+
+
+def test_contact_sheet_enlarges_small_pictures(tmp_path: Path) -> None:
+    visual.contact_sheet([[np.zeros((7, 7, 3), np.uint8)]], ["r"], ["c"], tmp_path / "sheet.png")
+    assert (np.asarray(Image.open(tmp_path / "sheet.png").convert("L")) == 0).sum() >= 97 * 97
+
+
+@pytest.mark.parametrize(
+    ("rows", "row_labels", "column_labels"),
+    [
+        ([], [], ["a"]),
+        ([[]], ["a"], ["a"]),
+        ([[PICTURE, PICTURE[1:]]], ["a"], ["a", "b"]),
+        ([[PICTURE]], [], ["a"]),
+        ([[PICTURE, PICTURE]], ["a"], ["a"]),
+    ],
+)
+def test_contact_sheet_refuses_what_does_not_fit(
+    rows: list[list[np.ndarray]], row_labels: list[str], column_labels: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"pictures"):
+        visual.contact_sheet(rows, row_labels, column_labels, tmp_path / "sheet.png")
+    assert list(tmp_path.iterdir()) == []

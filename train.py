@@ -1,0 +1,92 @@
+"""Train a model.
+
+python train.py [CONFIG.yaml] [key=value ...]   (without a config: configs/quickstart.yaml)
+python train.py resume=RUN [phases[0].epochs=... trainer.*=... logger.*=...]
+"""
+
+import sys
+from pathlib import Path
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities import rank_zero_only
+
+from interp_models import runs
+from interp_models.callbacks.attention_logger import AttentionLogger
+from interp_models.callbacks.explanation_evaluation import ExplanationEvaluation
+from interp_models.cli import check_trainer, quiet, run_script
+from interp_models.config import TrainConfig, check, load_yaml, override, plain, save_yaml
+from interp_models.errors import InputError
+from interp_models.files import write_json
+from interp_models.loggers import make_loggers
+
+RESUMABLE = ("phases", "trainer", "logger")
+OWN = ("logger", "callbacks", "max_epochs", "default_root_dir", "use_distributed_sampler", "plugins")
+
+
+def train(config: TrainConfig, resume: Path | None = None) -> Path:
+    """Fit, select on validation, test; returns the run folder.
+
+    Args:
+        config: the resolved config.
+        resume: an existing run folder, whose broken epoch is repeated from its start.
+    """
+    quiet()
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    options = check_trainer(config.trainer, OWN)
+    data = runs.build_data(plain(config))
+    model = runs.build_model(plain(config), len(data.classes))
+    run = resume or (runs.run_folder(config) if rank_zero_only.rank == 0 else None)
+    selecting = len(data.val_indices) > 0
+    checkpoints = ModelCheckpoint(
+        dirpath=None if run is None else run / "checkpoints",
+        filename="best",
+        monitor="val/acc" if selecting else None,
+        mode="max",
+        save_top_k=1 if selecting else 0,
+        save_last=True,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    last = None if resume is None else resume / "checkpoints" / "last.ckpt"
+    resuming = last is not None and last.is_file()
+    done = runs.read_checkpoint(last)["epoch"] + 1 if last and resuming else None
+    trainer = pl.Trainer(
+        default_root_dir=run,
+        logger=make_loggers(config.logger, run, group=config.experiment, epochs=done),
+        callbacks=[checkpoints, *AttentionLogger.of(config.attention, run), *ExplanationEvaluation.of(config.evaluation, config.seed)],
+        plugins=[runs.WholeCheckpointIO()],
+        use_distributed_sampler=False,
+        max_epochs=model.recipe.epochs,
+        **{"log_every_n_steps": 1, "num_sanity_val_steps": 0, **options},
+    )
+    if run is not None:
+        save_yaml(run / "config.yaml", plain(config))
+    trainer.fit(model, data, ckpt_path=last if resuming else None)
+    run = Path(trainer.strategy.broadcast(run))
+    best = runs.read_checkpoint(runs.checkpoint_path(run, "best"))
+    runs.load_weights(model, best, str(run))
+    metrics = trainer.test(model, data, verbose=False)[0]
+    if trainer.is_global_zero:
+        write_json(run / "metrics.json", {**metrics, "epoch": best["epoch"], "selection": runs.selection(plain(config))})
+        print(f"test accuracy {100 * metrics['test/acc']:.2f} % on {metrics['test/n']:.0f} images: {run}")
+    return run
+
+
+def main(positional: list[str], overrides: list[str]) -> Path:
+    """Read the config, apply the overrides, train."""
+    resume = next((Path(o.partition("=")[2]) for o in overrides if o.startswith("resume=")), None)
+    overrides = [o for o in overrides if not o.startswith("resume=")]
+    if len(positional) > 1 or (resume and positional):
+        raise InputError(f"one config at most, and none with resume=; got {' '.join(positional)}")
+    if resume is None:
+        node = load_yaml(Path(positional[0] if positional else "configs/quickstart.yaml"))
+        return train(check(TrainConfig, override(node, overrides)))
+    for assignment in overrides:
+        if not assignment.startswith(RESUMABLE):
+            raise InputError(f"{assignment}: a resumed run can change {', '.join(RESUMABLE)} only")
+    return train(check(TrainConfig, override(runs.run_config(resume), overrides)), resume)
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(__doc__, TrainConfig, main))
