@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.utilities import rank_zero_only
 
 from interp_models import runs
 from interp_models.callbacks.attention_logger import AttentionLogger
@@ -36,7 +35,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     options = check_trainer(config.trainer, OWN)
     data = runs.build_data(plain(config))
     model = runs.build_model(plain(config), len(data.classes))
-    run = resume or (runs.run_folder(config) if rank_zero_only.rank == 0 else None)
+    run = resume or runs.run_folder(config)
     selecting = len(data.val_indices) > 0
     checkpoints = ModelCheckpoint(
         dirpath=None if run is None else run / "checkpoints",
@@ -54,7 +53,11 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     trainer = pl.Trainer(
         default_root_dir=run,
         logger=make_loggers(config.logger, run, group=config.experiment, epochs=done),
-        callbacks=[checkpoints, *AttentionLogger.of(config.attention, run), *ExplanationEvaluation.of(config.evaluation, config.seed)],
+        callbacks=[
+            checkpoints,
+            *AttentionLogger.of(config.attention, run),
+            *ExplanationEvaluation.of(config.evaluation, config.seed),
+        ],
         plugins=[runs.WholeCheckpointIO()],
         use_distributed_sampler=False,
         max_epochs=model.recipe.epochs,
@@ -63,12 +66,14 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     if run is not None:
         save_yaml(run / "config.yaml", plain(config))
     trainer.fit(model, data, ckpt_path=last if resuming else None)
-    run = Path(trainer.strategy.broadcast(run))
+    run = Path(str(trainer.strategy.broadcast(run)))
     best = runs.read_checkpoint(runs.checkpoint_path(run, "best"))
     runs.load_weights(model, best, str(run))
     metrics = trainer.test(model, data, verbose=False)[0]
     if trainer.is_global_zero:
-        write_json(run / "metrics.json", {**metrics, "epoch": best["epoch"], "selection": runs.selection(plain(config))})
+        write_json(
+            run / "metrics.json", {**metrics, "epoch": best["epoch"], "selection": runs.selection(plain(config))}
+        )
         print(f"test accuracy {100 * metrics['test/acc']:.2f} % on {metrics['test/n']:.0f} images: {run}")
     return run
 

@@ -1,10 +1,11 @@
 """Any convolutional timm model as a trunk: images in [0, 1] to its last map of features."""
 
 from pathlib import Path
+from typing import Any, cast
 
 import timm
 import torch
-from timm.data import resolve_model_data_config
+from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from interp_models.errors import InputError
@@ -56,14 +57,12 @@ class Backbone(nn.Module):
 
 
 def _create(name: str, weights: str | None, output_stride: int | None) -> nn.Module:
-    stride = {} if output_stride is None else {"output_stride": output_stride}
+    model: Any
+    options: dict[str, Any] = {} if output_stride is None else {"output_stride": output_stride}
     try:
         if weights in ("timm", None):
-            model: nn.Module = timm.create_model(
-                name, pretrained=weights == "timm", num_classes=0, global_pool="", **stride
-            )
-            return model
-        model = timm.create_model(name, **stride)
+            options |= {"pretrained": weights == "timm", "num_classes": 0, "global_pool": ""}
+        model = timm.create_model(name, **options)
     except (TypeError, NotImplementedError, AssertionError, ValueError) as error:
         if output_stride is None:
             raise InputError(f"timm model {name!r} cannot be a backbone: {error}") from None
@@ -73,9 +72,10 @@ def _create(name: str, weights: str | None, output_stride: int | None) -> nn.Mod
             f"timm's weights of {name!r} cannot be had ({str(error).splitlines()[0]}); "
             "give a file with model.weights=PATH, or null for a random start"
         ) from None
-    _load(model, bundled_weights(name) if weights == "bundled" else Path(str(weights)))
-    model.reset_classifier(0, "")
-    return model
+    if weights not in ("timm", None):
+        _load(model, bundled_weights(name) if weights == "bundled" else Path(str(weights)))
+        model.reset_classifier(0, "")
+    return cast(nn.Module, model)
 
 
 def bundled_weights(name: str) -> Path:
@@ -93,14 +93,14 @@ def bundled_weights(name: str) -> Path:
     return next(Path(package.__file__).parent.glob("models/*.pth"))
 
 
-def _load(model: nn.Module, path: Path) -> None:
+def _load(model: Any, path: Path) -> None:
     """Load a state dict into a whole timm model; a classifier that is absent or of another size is left out."""
     if not path.is_file():
         raise InputError(f"weights file {path} does not exist")
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
-        state = load_file(path)
+        state: dict[str, Any] = load_file(path)
     else:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)

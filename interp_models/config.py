@@ -96,8 +96,8 @@ class TrainConfig:
 class EvaluateConfig(ExplanationConfig):
     """What `evaluate.py` can be told."""
 
-    ckpt: str = "best"
-    """`best` or `last`."""
+    ckpt: Literal["best", "last"] = "best"
+    """Which checkpoint."""
     out: str | None = None
     """Folder of a comparison of several runs; null makes runs/comparisons/<n>."""
     seed: int = 0

@@ -19,6 +19,6 @@ class InterpOutput(NamedTuple):
     """(B, N, h, w), one map per part, prototype or head, on the model's own grid, not normalised;
     not below 0 unless the model says `signed_maps`."""
     evidence: Tensor | None = None
-    """(B, N, K), what map n adds to logit k; where the model says `additive`, its sum over n plus the bias is the logit."""
+    """(B, N, K), what map n adds to logit k; summed over n, plus the bias, the logit if the model is `additive`."""
     aux: Mapping[str, Tensor] = MappingProxyType({})
     """What only the model's own loss and explanations read, such as features or distances."""

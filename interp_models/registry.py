@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import fnmatch
+import functools
 import inspect
 import typing
 from collections.abc import Callable, Mapping
@@ -27,8 +28,7 @@ def unknown(kind: str, name: object, known: typing.Iterable[str]) -> InputError:
 
 def schema_of(cls: Callable[..., Any], given: typing.Collection[str] = ()) -> type:
     """A dataclass with the typed keyword parameters of `cls`, except those that are `given` by the program."""
-    target = cls.__init__ if isinstance(cls, type) else cls
-    hints = typing.get_type_hints(target)
+    hints = typing.get_type_hints(vars(cls).get("__init__", cls))
     fields: list[tuple[str, Any, Any]] = []
     for parameter in inspect.signature(cls).parameters.values():
         if parameter.name in given or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
@@ -36,9 +36,13 @@ def schema_of(cls: Callable[..., Any], given: typing.Collection[str] = ()) -> ty
         default = MISSING if parameter.default is parameter.empty else parameter.default
         if isinstance(default, tuple):
             default = list(default)
-        field = dataclasses.field(default_factory=lambda value=default: value)
+        field: Any = dataclasses.field(default_factory=functools.partial(_same, default))
         fields.append((parameter.name, hints.get(parameter.name, Any), field))
     return dataclasses.make_dataclass(f"{getattr(cls, '__name__', 'Config')}Options", fields)
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def parse(schema: type, node: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -58,8 +62,8 @@ def parse(schema: type, node: Mapping[str, Any], where: str) -> dict[str, Any]:
             raise InputError(f"{where}: {missing[0]!r} has no default and must be given")
         instance: Any = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or getattr(error, "key", None)
-        raise InputError(f"{where}.{key}: {str(error).splitlines()[0]}") from None
+        name = getattr(error, "full_key", None) or getattr(error, "key", None)
+        raise InputError(f"{where}.{name}: {str(error).splitlines()[0]}") from None
     return {name: getattr(instance, name) for name in names}
 
 
@@ -98,6 +102,10 @@ class Registry(Generic[T]):
         if name not in self._classes:
             raise unknown(self.kind, name, self._classes)
         return self._classes[name]
+
+    def check(self, name: str, options: Mapping[str, Any], given: typing.Collection[str] = ()) -> None:
+        """Raise `InputError` unless `name` exists and takes these options; builds nothing."""
+        parse(schema_of(self.get(name), given), options, f"{self.kind} {name!r}")
 
     def build(self, name: str, options: Mapping[str, Any] | None = None, **given: Any) -> T:
         """Construct `name` from config `options`, checked against its constructor, and what the program gives."""

@@ -31,7 +31,7 @@ def uniform(*keys: ArrayLike) -> NDArray[np.float64]:
     >>> float(uniform(0, 7)) == float(uniform(0, [6, 7])[1])
     True
     """
-    return (hash_keys(*keys) >> np.uint64(11)) * 2.0**-53
+    return (hash_keys(*keys) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def seed_of(*keys: int) -> int:

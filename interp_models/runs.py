@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
+from pytorch_lightning.utilities import rank_zero_only
 from torchvision.transforms import v2
 
 from interp_models.config import TrainConfig, load_yaml
@@ -21,8 +22,9 @@ from interp_models.training.recipe import Recipe
 Checkpoint = Literal["best", "last"]
 
 
-def run_folder(config: TrainConfig) -> Path:
-    """Make and return the folder of a new run: `out`, or runs/<experiment>/<seed>-<n>.
+@rank_zero_only
+def run_folder(config: TrainConfig) -> Path | None:
+    """Make and return the folder of a new run: `out`, or runs/<experiment>/<seed>-<n>; None on other ranks than 0.
 
     Raises:
         InputError: if `out` already holds something.
@@ -34,6 +36,20 @@ def run_folder(config: TrainConfig) -> Path:
         raise InputError(f"out={folder} is not empty; runs are never overwritten (resume={folder} goes on with it)")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def comparison_folder(out: str | None) -> Path:
+    """Make and return the folder of a comparison: `out`, or runs/comparisons/<n>."""
+    if out is None:
+        return new_folder(Path("runs") / "comparisons")
+    Path(out).mkdir(parents=True, exist_ok=True)
+    return Path(out)
+
+
+def run_name(run: Path) -> str:
+    """`<experiment>/<seed>-<n>`, or the folder's own name and its parent's."""
+    path = run.resolve()
+    return f"{path.parent.name}/{path.name}"
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -69,7 +85,7 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         raise InputError(f"checkpoint {path} was not written by interp_models")
     if own["format_version"] > FORMAT_VERSION:
         raise InputError(
-            f"checkpoint {path} has format {own['format_version']}; this version of interp_models reads up to {FORMAT_VERSION}"
+            f"checkpoint {path} has format {own['format_version']}; this interp_models reads up to {FORMAT_VERSION}"
         )
     return dict(checkpoint)
 
@@ -124,8 +140,8 @@ def build_data(config: Mapping[str, Any], **changes: Any) -> DataModule:
     """The data module of a config, with changed options of the data module or, in `dataset`, of its data set."""
     options = {**config["data"], **{key: value for key, value in changes.items() if key != "dataset"}}
     options["dataset"] = {**options.get("dataset", {}), **changes.get("dataset", {})}
-    given = {} if "seed" in options else {"seed": int(config.get("seed", 0))}
-    return DataModule(**given, **parse(schema_of(DataModule, given), options, "data"))
+    options.setdefault("seed", int(config.get("seed", 0)))
+    return DataModule(**parse(schema_of(DataModule), options, "data"))
 
 
 def load(run: str | Path, ckpt: Checkpoint = "best") -> tuple[InterpModule, v2.Transform]:
@@ -143,9 +159,8 @@ def load(run: str | Path, ckpt: Checkpoint = "best") -> tuple[InterpModule, v2.T
     checkpoint = read_checkpoint(checkpoint_path(run, ckpt))
     written = checkpoint["interp_models"]["config"].get("model", {})
     if written.get("name") != config["model"].get("name"):
-        raise InputError(
-            f"{run}: the checkpoint is of model {written.get('name')!r}, config.yaml says {config['model'].get('name')!r}"
-        )
+        other, own = written.get("name"), config["model"].get("name")
+        raise InputError(f"{run}: the checkpoint is of model {other!r}, config.yaml says {own!r}")
     model = build_model(config, int(checkpoint["interp_models"]["num_classes"]), trained=True)
     load_weights(model, checkpoint, str(run))
     size = parse(schema_of(DataModule), {"dataset": {}, **config["data"]}, "data")["image_size"]

@@ -88,13 +88,11 @@ def decode_image(path: Path) -> tv_tensors.Image:
 def collate(samples: Sequence[Sample]) -> Sample:
     """Stack samples of one size into a batch."""
     boxes, masks, parts, visible = (
-        None
-        if getattr(samples[0], name) is None
-        else torch.stack([getattr(s, name).as_subclass(Tensor) for s in samples])
+        None if getattr(samples[0], name) is None else _stack([getattr(sample, name) for sample in samples])
         for name in ("box", "masks", "parts", "visible")
     )
     return Sample(
-        image=torch.stack([sample.image.as_subclass(Tensor) for sample in samples]),
+        image=_stack([sample.image for sample in samples]),
         label=default_collate([sample.label for sample in samples]),
         index=default_collate([sample.index for sample in samples]),
         box=None if boxes is None else boxes[:, 0],
@@ -102,3 +100,7 @@ def collate(samples: Sequence[Sample]) -> Sample:
         parts=parts,
         visible=visible,
     )
+
+
+def _stack(values: Sequence[Tensor]) -> Tensor:
+    return torch.stack([value.as_subclass(Tensor) for value in values])

@@ -6,6 +6,7 @@ from typing import Any, cast
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
@@ -14,6 +15,8 @@ from interp_models.data.transforms import crop_to_box, hide_outside, test_transf
 from interp_models.errors import InputError
 from interp_models.rng import seed_of, uniform
 
+Indices = NDArray[np.int64]
+
 
 class TransformedDataset(Dataset[Sample]):
     """Some images of a data set, transformed; the randomness of an item is a function of seed, epoch and its index.
@@ -21,9 +24,7 @@ class TransformedDataset(Dataset[Sample]):
     Items are addressed by `(epoch, position)`, so that worker processes need no shared state.
     """
 
-    def __init__(
-        self, images: ImageDataset, indices: np.ndarray[Any, Any], transform: v2.Transform, seed: int, crop: bool
-    ) -> None:
+    def __init__(self, images: ImageDataset, indices: Indices, transform: v2.Transform, seed: int, crop: bool) -> None:
         self.images = images
         self.indices = indices
         self.transform = transform
@@ -91,7 +92,7 @@ class DataModule(pl.LightningDataModule):
         val_fraction: part of the training images, drawn by seed within each class, that models are selected on;
             0 trains on all and takes the last epoch.
         crop_to_box: crop images to their box first, in training and test, as prototype papers do.
-        skip_corrupt: leave out images that cannot be decoded instead of stopping; decodes every image once at the start.
+        skip_corrupt: leave out images that cannot be decoded instead of stopping; decodes all images once at the start.
         augment: random crop, flip and jitter in training.
         seed: of splits, order and augmentation.
     """
@@ -121,9 +122,7 @@ class DataModule(pl.LightningDataModule):
         self.image_size, self.batch_size, self.num_workers, self.seed = image_size, batch_size, num_workers, seed
         self.crop_to_box, self.augment = crop_to_box, augment
         self.train_images = DATASETS.build(dataset["name"], options, split="train")
-        self.test_images = DATASETS.build(
-            dataset["name"], {**options, **({"download": False} if "download" in options else {})}, split="test"
-        )
+        self.test_images = DATASETS.build(dataset["name"], options, split="test")
         for split, images in (("train", self.train_images), ("test", self.test_images)):
             if not len(images):
                 raise InputError(f"data set {dataset['name']!r} has no {split} images")
@@ -142,7 +141,7 @@ class DataModule(pl.LightningDataModule):
         """Class names by label."""
         return list(self.train_images.classes)
 
-    def _readable(self, images: ImageDataset) -> np.ndarray[Any, Any]:
+    def _readable(self, images: ImageDataset) -> Indices:
         kept = []
         for index in range(len(images)):
             try:
@@ -153,20 +152,16 @@ class DataModule(pl.LightningDataModule):
         return np.asarray(kept, dtype=np.int64)
 
     def dataset(self, split: str, *, augment: bool = True) -> TransformedDataset:
-        """The images of `train`, `val` or `test`; those of `train` augmented, unless the config or the caller says no."""
+        """The images of `train`, `val` or `test`; those of `train` augmented unless config or caller says no."""
         images = self.test_images if split == "test" else self.train_images
         indices = {"train": self.train_indices, "val": self.val_indices, "test": self.test_indices}[split]
         augmented = split == "train" and self.augment and augment
         transform = train_transform(self.image_size) if augmented else test_transform(self.image_size)
         return TransformedDataset(images, indices, transform, self.seed, self.crop_to_box)
 
-    def loader(
-        self, split: str, *, shuffle: bool = False, indices: np.ndarray[Any, Any] | None = None
-    ) -> DataLoader[Sample]:
-        """A loader over this rank's share of a split, or of some image `indices` of it."""
+    def loader(self, split: str, *, shuffle: bool = False) -> DataLoader[Sample]:
+        """A loader over this rank's share of a split."""
         dataset = self.dataset(split)
-        if indices is not None:
-            dataset.indices = indices
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         sampler = ShardSampler(
@@ -200,9 +195,7 @@ class DataModule(pl.LightningDataModule):
         return self.loader("test")
 
 
-def stratified_split(
-    labels: np.ndarray[Any, Any], indices: np.ndarray[Any, Any], fraction: float, seed: int
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def stratified_split(labels: Indices, indices: Indices, fraction: float, seed: int) -> tuple[Indices, Indices]:
     """Split `indices` into a rest and a part that holds `fraction` of each class (rounded), drawn by seed.
 
     A class never loses its last training image.
@@ -216,7 +209,7 @@ def stratified_split(
     return np.setdiff1d(indices, part), part
 
 
-def draw(indices: np.ndarray[Any, Any], n: int | None, seed: int) -> np.ndarray[Any, Any]:
+def draw(indices: Indices, n: int | None, seed: int) -> Indices:
     """`n` of the indices drawn by seed, in order; all of them for None or when there are not more."""
     if n is None or n >= len(indices):
         return indices

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from interp_models.errors import InputError
 from interp_models.registry import Registry, unknown
-from interp_models.scoring import Score, ScoreFn, SelfExplaining, Target, evaluating, resolve_target, scores_of
+from interp_models.scoring import Score, SelfExplaining, Target, evaluating, resolve_target, scores_of
 
 EXPLAINERS: Registry["Explainer"] = Registry("explainer")
 
@@ -33,7 +33,7 @@ class Explainer(ABC):
         self._stack = ExitStack()
 
     def attribute(self, inputs: Tensor, target: Target = None) -> Tensor:
-        """One map per image, float32 (B, h, w), on the method's native grid, detached, not normalised; larger means more important.
+        """One map per image, float32 (B, h, w), on the method's own grid, not normalised; larger matters more.
 
         Args:
             inputs: images (B, 3, H, W).
@@ -43,9 +43,8 @@ class Explainer(ABC):
             InputError: for images that are not (B, C, H, W), hold NaN, or a class that does not exist.
         """
         if inputs.dim() != 4 or not inputs.is_floating_point():
-            raise InputError(
-                f"inputs must be float images (batch, channels, height, width); got {inputs.dtype} {tuple(inputs.shape)}"
-            )
+            found = f"{inputs.dtype} {tuple(inputs.shape)}"
+            raise InputError(f"inputs must be float images (batch, channels, height, width); got {found}")
         if not bool(torch.isfinite(inputs).all()):
             raise InputError("inputs hold NaN or infinite pixels")
         # Lightning evaluates in inference mode, whose tensors autograd refuses.
@@ -120,7 +119,8 @@ def target_layer(model: nn.Module, layer: str | nn.Module | None, inputs: Tensor
             raise unknown("layer", layer, [name for name in modules if name])
         return modules[layer]
     if isinstance(model, SelfExplaining):
-        return model.feature_layer
+        found: nn.Module = model.feature_layer
+        return found
     spatial: list[nn.Module] = []
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
@@ -145,6 +145,3 @@ def target_scores(output: Any, score: Score, target: Target) -> Tensor:
     """The score of each image's target (B,), with its graph."""
     scores = scores_of(output, score)
     return scores.gather(1, resolve_target(target, scores)[:, None])[:, 0]
-
-
-__all__ = ["EXPLAINERS", "Explainer", "ScoreFn", "captured", "target_layer", "target_scores"]

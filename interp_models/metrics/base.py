@@ -1,7 +1,7 @@
 """The base of faithfulness metrics: per image inside, reduced over ranks; and their protocols."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -106,7 +106,7 @@ class FaithfulnessMetric(Metric, ABC):
         self.preset = PRESETS[preset]
         self.grid, self.max_steps, self.batch = grid, max_steps, batch
         for key in self.keys:
-            self.add_state(key, default=[], dist_reduce_fx="cat")
+            self.add_state(f"values_{key}", default=[], dist_reduce_fx="cat")
 
     def update(
         self, score_fn: ScoreFn, images: Tensor, maps: Tensor, target: Tensor, clean: Tensor | None = None
@@ -149,16 +149,16 @@ class FaithfulnessMetric(Metric, ABC):
         self._update_count += 1
         self._computed = None
         for key in self.keys:
-            getattr(self, key).append(values[key])
+            getattr(self, f"values_{key}").append(values[key])
 
     def compute(self) -> dict[str, Tensor]:
         """The mean of every key over the images where it is defined; NaN if it is defined nowhere."""
-        return {key: dim_zero_cat(getattr(self, key)).nanmean() for key in self.keys}
+        return {key: dim_zero_cat(getattr(self, f"values_{key}")).nanmean() for key in self.keys}
 
     def per_image(self) -> dict[str, Tensor]:
         """Every value (n,) of all ranks by key, rank by rank; NaN where it is undefined."""
         with self.sync_context(should_sync=self._to_sync):
-            return {key: dim_zero_cat(getattr(self, key)).clone() for key in self.keys}
+            return {key: dim_zero_cat(getattr(self, f"values_{key}")).clone() for key in self.keys}
 
     @abstractmethod
     def protocol(self, key: str, grid: Grid) -> tuple[int | None, str]:
@@ -171,10 +171,14 @@ ALIASES = {"ai": "iic"}
 """Other names of keys in the literature: average increase."""
 
 
-def metric_of(key: str) -> tuple[str, str]:
-    """The registered metric that gives a key, and the key without alias; an unknown one raises `InputError`."""
-    key = ALIASES.get(key, key)
-    owners = {owned: name for name in METRICS.names() for owned in METRICS.get(name).keys}
-    if key not in owners:
-        raise unknown("metric", key, [*owners, *ALIASES])
-    return owners[key], key
+def metrics_of(keys: Iterable[str]) -> dict[str, str]:
+    """The registered metric that gives each key, aliases resolved; an unknown key raises `InputError`.
+
+    >>> metrics_of(["ai"])
+    {'iic': 'masked_confidence'}
+    """
+    owners = {key: name for name in METRICS.names() for key in METRICS.get(name).keys}
+    for key in keys:
+        if key not in owners and key not in ALIASES:
+            raise unknown("metric", key, [*owners, *ALIASES])
+    return {key: owners[key] for key in (ALIASES.get(key, key) for key in keys)}

@@ -22,7 +22,7 @@ def check_maps(images: Tensor, maps: Tensor) -> None:
 
 
 def to_grid(maps: Tensor, grid: tuple[int, int] | None) -> Tensor:
-    """Bring maps (B, h, w) to a grid: mean over areas where it is coarser, bilinear where it is finer; None leaves them.
+    """Bring maps (B, h, w) to a grid: mean over areas where it is coarser, bilinear where finer; None leaves them.
 
     >>> to_grid(torch.tensor([[[1.0, 3.0]]]), (1, 1)).tolist()
     [[[2.0]]]
@@ -53,7 +53,8 @@ def ranks(maps: Tensor) -> Tensor:
 
 def gaussian(images: Tensor) -> Tensor:
     """Gaussian blur of 11 pixels and σ 5 (as in RISE), the border mirrored."""
-    return gaussian_blur(images, kernel_size=[11, 11], sigma=[5.0, 5.0])
+    blurred: Tensor = gaussian_blur(images, kernel_size=[11, 11], sigma=[5.0, 5.0])
+    return blurred
 
 
 def box_blur(images: Tensor) -> Tensor:
@@ -68,7 +69,8 @@ def score_all(score_fn: ScoreFn, images: Tensor, target: Tensor, batch: int | No
     """The target's score of each image (B,), a few images at a time."""
     size = batch or default_batch(images.device)
     parts = [
-        score_fn(x).gather(1, c[:, None])[:, 0] for x, c in zip(images.split(size), target.split(size), strict=True)
+        score_fn(x).gather(1, c[:, None])[:, 0]
+        for x, c in zip(torch.split(images, size), torch.split(target, size), strict=True)
     ]
     return torch.cat(parts)
 
@@ -102,7 +104,7 @@ def curve(
     points = torch.as_tensor(counts, device=device)
     jobs = torch.arange(len(start) * len(points), device=device)
     scores = []
-    for chunk in jobs.split(batch or default_batch(device)):
+    for chunk in torch.split(jobs, batch or default_batch(device)):
         b, t = chunk // len(points), chunk % len(points)
         turned = cell_ranks[b] < points[t][:, None, None]  # (m, h, w)
         turned = turned[:, y][:, :, x][:, None]  # (m, 1, H, W)

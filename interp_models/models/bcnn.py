@@ -5,7 +5,7 @@ section 2.2.2, equations 11 and 12 and figure 6; bilinear attention pooling: Hu 
 Differs from the tutorial's code in: see docs/quirks.md, `bcnn`.
 """
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +55,7 @@ class BCNN(InterpModule):
         self.attention = nn.Conv2d(self.backbone.channels, n_maps, kernel_size=1)
         # All maps start near 1, the average pool of a plain CNN: a random filter on features that are not below 0
         # has one sign all over an image, and a map that starts below 0 everywhere never wakes.
-        nn.init.ones_(self.attention.bias)
+        nn.init.ones_(cast(Tensor, self.attention.bias))
         self.relu = relu
         self.signed_maps = not relu
         self.dropout = nn.Dropout(dropout)
@@ -75,7 +75,7 @@ class BCNN(InterpModule):
     @property
     def class_weights(self) -> Tensor:
         """The head's weight as (K, N, C)."""
-        return self.head.weight.unflatten(1, (-1, self.backbone.channels))
+        return self.head.weight.view(self.num_classes, -1, self.backbone.channels)
 
     def loss(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
         """Cross-entropy."""
@@ -95,7 +95,7 @@ class BCNN(InterpModule):
         return self.backbone
 
     def explain(self, output: InterpOutput, targets: Tensor, kind: str | None = None) -> Tensor:
-        """(B, h, w): `mean` is the mean of the maps; `class` the terms of the target's logit, which sum to it less its bias."""
+        """(B, h, w): `mean` of the maps, or `class`, the terms of the target's logit, which sum to it less its bias."""
         if self.check_kind(kind) == "mean":
             return output.maps.mean(dim=1)
         features, maps = output.aux["features"].float(), output.maps.float()

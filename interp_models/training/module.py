@@ -1,11 +1,12 @@
 """The abstract LightningModule of every architecture, and the callback that walks it through its phases."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, cast
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -19,7 +20,7 @@ from interp_models.training.recipe import Recipe
 FORMAT_VERSION = 1
 """Version of what checkpoints hold beside Lightning's own keys."""
 
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
     "sgd": torch.optim.SGD,
@@ -95,11 +96,11 @@ class InterpModule(pl.LightningModule, ABC):
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=size, sync_dist=True)
         return loss
 
-    def validation_step(self, batch: Sample, batch_idx: int) -> InterpOutput:
+    def validation_step(self, batch: Sample, batch_idx: int) -> InterpOutput:  # type: ignore[override]
         """Logs `val/loss` and `val/acc`; returns the output for callbacks."""
         return self._evaluation_step(batch, "val")
 
-    def test_step(self, batch: Sample, batch_idx: int) -> InterpOutput:
+    def test_step(self, batch: Sample, batch_idx: int) -> InterpOutput:  # type: ignore[override]
         """Logs `test/loss` and `test/acc`; returns the output for callbacks."""
         return self._evaluation_step(batch, "test")
 
@@ -109,7 +110,7 @@ class InterpModule(pl.LightningModule, ABC):
         if stage == "val":
             loss = torch.stack(list(self.loss(output, batch.label).values())).sum()
             self.log("val/loss", loss, batch_size=size, sync_dist=True)
-        accuracy = self.accuracy[f"{stage}_acc"]
+        accuracy = cast(MulticlassAccuracy, self.accuracy[f"{stage}_acc"])
         accuracy.update(output.logits, batch.label)
         self.log(f"{stage}/acc", accuracy, prog_bar=True, batch_size=size)
         self.log(f"{stage}/n", float(size), reduce_fx="sum", sync_dist=True, batch_size=size)
@@ -156,9 +157,9 @@ class PhaseSchedule(pl.Callback):
         module.recipe.check(list(groups), [name for name, _ in module.named_modules() if name])
         frozen = any(set(phase.lrs) != set(groups) for phase in module.recipe.phases if phase.epochs)
         strategy = trainer.strategy
-        if frozen and isinstance(strategy, pl.strategies.DDPStrategy):
-            if not strategy._ddp_kwargs.get("find_unused_parameters"):
-                raise InputError("phases that freeze groups need trainer.strategy=ddp_find_unused_parameters_true")
+        finds_unused = not isinstance(strategy, DDPStrategy) or strategy._ddp_kwargs.get("find_unused_parameters")
+        if frozen and not finds_unused:
+            raise InputError("phases that freeze groups need trainer.strategy=ddp_find_unused_parameters_true")
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Enter the epoch's phase, and seed dropout by seed, epoch and rank."""

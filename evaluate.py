@@ -1,0 +1,87 @@
+"""Judge the maps of trained models: their own and post-hoc ones, by the same metrics on the same images.
+
+python evaluate.py RUN [RUN ...] [key=value ...]
+Defaults are read from configs/eval/faithfulness.yaml, or from config=FILE.
+"""
+
+import hashlib
+import sys
+from pathlib import Path
+
+import pytorch_lightning as pl
+
+from interp_models import runs
+from interp_models.callbacks.explanation_evaluation import ExplanationEvaluation, resolve_grid
+from interp_models.cli import check_trainer, quiet, run_script
+from interp_models.comparison import check_same_images, compare
+from interp_models.config import EvaluateConfig, check, load_yaml, override
+from interp_models.data.module import draw
+from interp_models.errors import InputError
+from interp_models.loggers import make_loggers
+from interp_models.results import Provenance
+
+DEFAULT = "configs/eval/faithfulness.yaml"
+OWN = ("logger", "callbacks", "max_epochs", "default_root_dir", "use_distributed_sampler", "plugins", "inference_mode")
+
+
+def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
+    """Evaluate runs on the same images; returns the path of the report.
+
+    Each run gets `evaluation/` with its results, maps and report; several runs also get a report together.
+    """
+    quiet()
+    options = check_trainer(config.trainer, OWN)
+    names = [runs.run_name(folder) for folder in folders]
+    if len(set(names)) < len(names):
+        raise InputError(f"a run is given twice: {', '.join(names)}")
+    nodes = [runs.run_config(folder) for folder in folders]
+    models = [runs.load(folder, config.ckpt)[0] for folder in folders]
+    changes = {"dataset": config.dataset, **({"batch_size": config.batch_size} if config.batch_size else {})}
+    modules = [runs.build_data(node, **changes) for node in nodes]
+    for data in modules:
+        data.test_indices = draw(data.test_indices, config.n_images, config.seed)
+    check_same_images(folders, modules)
+    if config.grid is None:  # one grid per table: the coarsest of the models'
+        pairs = zip(models, modules, strict=True)
+        config.grid = list(min(resolve_grid(None, model, data.image_size) or () for model, data in pairs))
+    for folder, node, model, data in zip(folders, nodes, models, modules, strict=True):
+        pl.seed_everything(config.seed, workers=True, verbose=False)
+        checkpoint = runs.checkpoint_path(folder, config.ckpt).read_bytes()
+        callback = ExplanationEvaluation(
+            config,
+            folder=folder / "evaluation",
+            provenance=Provenance(runs.run_name(folder), runs.selection(node, config.ckpt), int(node["seed"])),
+            checkpoint=hashlib.sha256(checkpoint).hexdigest(),
+        )
+        trainer = pl.Trainer(
+            default_root_dir=folder,
+            logger=make_loggers(config.logger, folder, group=node["experiment"], job="evaluate"),
+            callbacks=[callback],
+            use_distributed_sampler=False,
+            **{"enable_progress_bar": False, **options},
+        )
+        trainer.test(model, data, verbose=False)
+        if trainer.is_global_zero:
+            report = compare([(folder, model)], folder / "evaluation", data, config.report_images)
+    if not trainer.is_global_zero:
+        return folders[0] / "evaluation" / "report.html"
+    if len(folders) > 1:
+        out = runs.comparison_folder(config.out)
+        report = compare(list(zip(folders, models, strict=True)), out, modules[0], config.report_images)
+    print(f"report: {report}")
+    return report
+
+
+def main(positional: list[str], overrides: list[str]) -> Path:
+    """Read the config, apply the overrides, evaluate."""
+    if not positional:
+        raise InputError("no run given; write python evaluate.py RUN [RUN ...] [key=value ...]")
+    source = next((o.partition("=")[2] for o in overrides if o.startswith("config=")), "configs/eval/faithfulness.yaml")
+    overrides = [o for o in overrides if not o.startswith("config=")]
+    return evaluate(
+        [Path(run) for run in positional], check(EvaluateConfig, override(load_yaml(Path(source)), overrides))
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(__doc__, EvaluateConfig, main))

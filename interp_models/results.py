@@ -1,0 +1,190 @@
+"""Files of an evaluation: what an interrupted one leaves, and the tables and maps of a finished one."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from interp_models.files import write_json, write_whole
+
+SCHEMA_VERSION = 1
+"""Of `results.json`."""
+
+Part = dict[str, Any]
+"""One batch by one explainer: `common` (index, label, prediction, ... by image), `maps` (n, h, w), `values` by key."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What every row says of its run."""
+
+    run: str
+    selection: str
+    """How the checkpoint was chosen."""
+    seed: int
+    """Of the training."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What every row says of how its metric was measured."""
+
+    preset: str
+    grid: str
+    steps: int | None
+    fill: str
+    target: str
+    higher_is_better: bool
+
+
+class PartialResults:
+    """Batches that are done, one file per batch and explainer, in a folder named by a digest of the work.
+
+    Another checkpoint, protocol or option has another folder, so nothing stale is ever found.
+    """
+
+    def __init__(self, folder: Path, work: Any) -> None:
+        digest = hashlib.sha256(json.dumps(work, sort_keys=True, default=str).encode()).hexdigest()
+        self.folder = folder / ".partial" / digest[:16]
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def _file(self, label: str, index: Tensor) -> Path:
+        return self.folder / f"{label}-{int(index[0])}-{len(index)}.pt"
+
+    def keep(self, label: str, part: Part) -> None:
+        """Write a part whole or not at all."""
+        path = self._file(label, part["common"]["index"])
+        partial = path.with_suffix(".partial")
+        torch.save({key: _to_cpu(value) for key, value in part.items()}, partial)
+        partial.replace(path)
+
+    def find(self, label: str, index: Tensor) -> Part | None:
+        """The part of these images, if it was kept."""
+        path = self._file(label, index)
+        if not path.is_file():
+            return None
+        part: Part = torch.load(path, weights_only=True)
+        return part if torch.equal(part["common"]["index"], index.cpu()) else None
+
+    def of(self, label: str, indices: set[int]) -> list[Part]:
+        """All parts of an explainer that hold the wanted images, in their order; every image once."""
+        found: list[Part] = []
+        seen: set[int] = set()
+        for path in sorted(self.folder.glob(f"{label}-*.pt"), key=lambda path: int(path.stem.split("-")[-2])):
+            part: Part = torch.load(path, weights_only=True)
+            index = set(part["common"]["index"].tolist())
+            if index <= indices - seen:
+                found.append(part)
+                seen |= index
+        return found
+
+    def clear(self) -> None:
+        """Remove what interrupted evaluations of the run have left."""
+        shutil.rmtree(self.folder.parent)
+
+
+def _to_cpu(value: Any) -> Any:
+    return {key: _to_cpu(item) for key, item in value.items()} if isinstance(value, Mapping) else value.cpu()
+
+
+def write_results(
+    folder: Path,
+    partial: PartialResults,
+    indices: Sequence[int],
+    labels: Sequence[str],
+    protocols: Callable[[tuple[int, int]], Mapping[str, Protocol]],
+    provenance: Provenance,
+    image_id: Callable[[int], str],
+) -> None:
+    """Write `results.json`, `per_image.parquet` and `maps/`, and remove the partial results.
+
+    Args:
+        folder: where.
+        partial: the batches.
+        indices: positions of the images in the test set.
+        labels: the explainers.
+        protocols: the grid of an explainer's maps -> the protocol of every key.
+        provenance: of the rows.
+        image_id: position in the test set -> name of the image.
+    """
+    frames, rows = [], []
+    for label in labels:
+        parts = partial.of(label, set(indices))
+        grid = (int(parts[0]["maps"].shape[-2]), int(parts[0]["maps"].shape[-1]))
+        frame = _per_image(label, parts, protocols(grid), provenance, image_id)
+        frames.append(frame)
+        rows += [_row(frame[frame["metric"] == key], protocol) for key, protocol in protocols(grid).items()]
+        _write_maps(folder / "maps", label, parts, grid, image_id)
+    table = pd.concat(frames, ignore_index=True)
+    path = folder / ".per_image.parquet.partial"
+    table.to_parquet(path)
+    path.replace(folder / "per_image.parquet")
+    write_json(folder / "results.json", {"schema_version": SCHEMA_VERSION, "rows": rows})
+    partial.clear()
+
+
+def _per_image(
+    label: str,
+    parts: Sequence[Part],
+    protocols: Mapping[str, Protocol],
+    provenance: Provenance,
+    image_id: Callable[[int], str],
+) -> pd.DataFrame:
+    """Long rows, one per metric and image."""
+    common = {key: torch.cat([part["common"][key] for part in parts]).numpy() for key in parts[0]["common"]}
+    names = [image_id(int(index)) for index in common["index"]]
+    frames = []
+    for key, protocol in protocols.items():
+        columns = {**asdict(provenance), "explainer": label, "metric": key, **asdict(protocol)}
+        frame = pd.DataFrame({"image_id": names, **common})
+        frame["value"] = torch.cat([part["values"][key] for part in parts]).numpy()
+        for position, (name, value) in enumerate(columns.items()):
+            frame.insert(position, name, value)
+        frames.append(frame.sort_values("index"))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _row(frame: pd.DataFrame, protocol: Protocol) -> dict[str, Any]:
+    """One row of `results.json`; the standard deviation is that of the images judged (divisor n)."""
+    first, values = frame.iloc[0], frame["value"].to_numpy(np.float64)
+    defined = values[~np.isnan(values)]
+    return {
+        "run": str(first["run"]),
+        "explainer": str(first["explainer"]),
+        "metric": str(first["metric"]),
+        "mean": float(defined.mean()) if len(defined) else None,
+        "std": float(defined.std()) if len(defined) else None,
+        "n": len(values),
+        "n_undefined": len(values) - len(defined),
+        **asdict(protocol),
+        "selection": str(first["selection"]),
+        "seed": int(first["seed"]),
+    }
+
+
+def _write_maps(
+    folder: Path, label: str, parts: Sequence[Part], grid: tuple[int, int], image_id: Callable[[int], str]
+) -> None:
+    """`<label>.npy`, float32 (N, h, w), written batch by batch, and `index.csv` that names its rows."""
+    folder.mkdir(exist_ok=True)
+    index = np.concatenate([part["common"]["index"].numpy() for part in parts])
+    row_of = np.argsort(np.argsort(index))
+    path = folder / f".{label}.npy.partial"
+    maps = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(index), *grid))
+    first = 0
+    for part in parts:
+        maps[row_of[first : first + len(part["maps"])]] = part["maps"].numpy()
+        first += len(part["maps"])
+    maps.flush()
+    path.replace(folder / f"{label}.npy")
+    listing = pd.DataFrame({"row": np.arange(len(index)), "index": np.sort(index)})
+    listing["image_id"] = [image_id(int(position)) for position in listing["index"]]
+    write_whole(folder / "index.csv", listing.to_csv(index=False))
