@@ -77,7 +77,10 @@ def decode_image(path: Path) -> tv_tensors.Image:
         InputError: if the file is missing or cannot be decoded.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path) as file:
+            image: Image.Image = file
+            if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
+                image = image.point(lambda value: value / 257).convert("L")
             return tv_tensors.Image(F.pil_to_tensor(image.convert("RGB")))
     except FileNotFoundError:
         raise InputError(f"image {path} is missing; the data set's lists name it") from None

@@ -133,7 +133,7 @@ class CUB(ImageDataset):
             ),
             masks=masks,
             parts=tv_tensors.KeyPoints(self._parts[index].clone(), canvas_size=(height, width)),
-            visible=self._visible[index].clone(),
+            visible=self._visible[index],
         )
         return hide_outside(sample)
 

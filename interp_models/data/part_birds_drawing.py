@@ -21,7 +21,7 @@ from interp_models.data.part_birds_shapes import (
     Stroke,
     curve,
     ellipse,
-)  # fmt: skip
+)
 from interp_models.rng import uniform
 
 Floats = NDArray[np.float64]
@@ -113,26 +113,31 @@ def _label_map(scene: Scene, size: int) -> NDArray[np.uint8]:
 
 
 def _paint_perch(pen: _Pen, perch: Perch, pose: Pose) -> None:
-    u = uniform(perch.key, np.arange(40))
-    x = np.linspace(-2.4, 2.4, 25)
-    if perch.kind == "branch":
-        wobble = 0.02 * (u[:25] - 0.5)
-        upper, lower = FOOT_Y - 0.02 + wobble, FOOT_Y + 0.09 + wobble[::-1] + 0.03 * u[30]
-        outline = np.concatenate((x + 1j * upper, (x + 1j * lower)[::-1]))
-        knots = [x[3 * k] + 0.1 + 1j * (FOOT_Y + 0.02 + 0.04 * u[k]) for k in range(8)]
-        marks = [Stroke(curve(k, k + 0.1 + 0.01j, k + 0.22, closed=False), INK, 0.01) for k in knots]
-    elif perch.kind == "rock":
-        bumps = 0.06 * (u[:9] - 0.5)
-        side = np.array((-1.1, -0.9, -0.68, -0.4, 0.0, 0.4, 0.68, 0.9, 1.1))
-        outline = curve(*(side + 1j * (FOOT_Y + 1.5 * side**4 + bumps * abs(side))), 1.2 + 4j, -1.2 + 4j)
-        glint = curve(-0.42 + 0.74j, -0.3 + 0.65j, 0.0 + 0.63j, -0.05 + 0.67j, -0.25 + 0.72j)
-        marks = [Stroke(glint, LIGHT, outline=False), *(_speck(u[20 + 2 * k], u[21 + 2 * k]) for k in range(7))]
-    else:
-        outline = np.concatenate((x + 1j * (FOOT_Y - 0.01 + 0.05 * (u[:25] - 0.5)), [2.4 + 3j, -2.4 + 3j]))
-        marks = [_grass(*row) for row in u[10:].reshape(10, 3)]
-    pen.paint(_PERCH, pose.place(outline), Stroke(outline), pose.scale)
-    for stroke in marks:
+    outline, marks = _PERCHES[perch.kind](uniform(perch.key, np.arange(40)))
+    for stroke in (Stroke(outline), *marks):
         pen.paint(_PERCH, pose.place(stroke.points), stroke, pose.scale)
+
+
+def _branch(u: Floats) -> tuple[Points, list[Stroke]]:
+    x = np.linspace(-2.4, 2.4, 25)
+    wobble = 0.02 * (u[:25] - 0.5)
+    upper, lower = x + 1j * (FOOT_Y - 0.02 + wobble), x + 1j * (FOOT_Y + 0.09 + wobble[::-1] + 0.03 * u[30])
+    knots = [x[3 * k] + 0.1 + 1j * (FOOT_Y + 0.02 + 0.04 * u[k]) for k in range(8)]
+    marks = [Stroke(curve(knot, knot + 0.1 + 0.01j, knot + 0.22, closed=False), INK, 0.01) for knot in knots]
+    return np.concatenate((upper, lower[::-1])), marks
+
+
+def _rock(u: Floats) -> tuple[Points, list[Stroke]]:
+    side = np.array((-1.1, -0.9, -0.68, -0.4, 0.0, 0.4, 0.68, 0.9, 1.1))
+    top = side + 1j * (FOOT_Y + 1.5 * side**4 + 0.06 * (u[:9] - 0.5) * abs(side))
+    glint = curve(-0.42 + 0.74j, -0.3 + 0.65j, 0.0 + 0.63j, -0.05 + 0.67j, -0.25 + 0.72j)
+    specks = [_speck(*row) for row in u[20:34].reshape(7, 2)]
+    return curve(*top, 1.2 + 4j, -1.2 + 4j), [Stroke(glint, LIGHT, outline=False), *specks]
+
+
+def _ground(u: Floats) -> tuple[Points, list[Stroke]]:
+    top = np.linspace(-2.4, 2.4, 25) + 1j * (FOOT_Y - 0.01 + 0.05 * (u[:25] - 0.5))
+    return np.append(top, (2.4 + 3j, -2.4 + 3j)), [_grass(*row) for row in u[10:].reshape(10, 3)]
 
 
 def _speck(u: float, v: float) -> Stroke:
@@ -145,6 +150,13 @@ def _grass(u: float, v: float, w: float) -> Stroke:
     blades = (-0.01, -0.05 - 0.06j, 0.0 - 0.02j, 0.01 - 0.1j, 0.02 - 0.02j, 0.07 - 0.06j, 0.03)
     tone = LIGHT if v > 0.4 else INK
     return Stroke(np.asarray(root + (0.8 + 0.6 * w) * np.array(blades), complex), tone, outline=False)
+
+
+_PERCHES: Mapping[str, Callable[[Floats], tuple[Points, list[Stroke]]]] = {
+    "branch": _branch,
+    "rock": _rock,
+    "ground": _ground,
+}
 
 
 def _paint_occluder(pen: _Pen, slot: int, occluder: Occluder) -> None:

@@ -70,5 +70,7 @@ def hide_outside(sample: Sample) -> Sample:
     if sample.parts is None or sample.visible is None:
         return sample
     height, width = sample.image.shape[-2:]
-    x, y = sample.parts.as_subclass(Tensor).unbind(-1)
-    return sample._replace(visible=sample.visible & (x >= 0) & (x < width) & (y >= 0) & (y < height))
+    x, y = torch.unbind(sample.parts.as_subclass(Tensor), -1)
+    # torchvision flips points to width - 1 - x, so the borders are those of pixels whose centres are whole numbers.
+    inside = (x >= -0.5) & (x < width - 0.5) & (y >= -0.5) & (y < height - 0.5)
+    return sample._replace(visible=sample.visible & inside)

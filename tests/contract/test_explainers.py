@@ -1,0 +1,166 @@
+"""Every registered explainer keeps the contract, on our models and on anybody's; wrong ones do not."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from interp_models import EXPLAINERS, MODELS
+from interp_models.explainers.base import Explainer
+from tests.conftest import TINY
+from tests.contract import explainers as contract
+
+# Options that make a method fast enough for a test.
+OPTIONS = {"rise": {"masks": 12, "batch": 5}}
+CLASS_AGNOSTIC = {"activation_map", "random"}
+NEEDS_EXPLAIN = {"intrinsic"}
+
+
+def bare() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.Conv2d(6, 8, 3, stride=2), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5), nn.Linear(8, 4),
+    )  # fmt: skip
+
+
+def resnet() -> nn.Module:
+    return torchvision.models.resnet18(weights=None, num_classes=4)
+
+
+def ours(name: str) -> nn.Module:
+    return MODELS.build(name, {"backbone": TINY, "weights": None, "output_stride": 16, "dropout": 0.5}, num_classes=4)
+
+
+SUBJECTS = {"sequential": bare, "resnet18": resnet} | {name: lambda name=name: ours(name) for name in MODELS.names()}
+
+
+def cases():
+    return list(_cases())
+
+
+def _cases():
+    for explainer in EXPLAINERS.names():
+        for subject in SUBJECTS:
+            if explainer in NEEDS_EXPLAIN and subject not in MODELS.names():
+                continue
+            yield pytest.param(explainer, subject, id=f"{explainer}-{subject}")
+
+
+def prepare(subject: str):
+    torch.manual_seed(1)
+    model = SUBJECTS[subject]()
+    for module in model.modules():  # statistics as after some training, so that modes differ
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.2, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
+    return model.eval(), torch.rand(3, 3, 64, 64)
+
+
+@pytest.mark.parametrize(("explainer", "subject"), cases())
+@pytest.mark.parametrize("check", contract.CHECKS)
+def test_contract(explainer, subject, check):
+    model, images = prepare(subject)
+    if check is contract.check_refusals and explainer in ("activation_map", "random"):
+        with pytest.raises(ValueError, match="NaN"):
+            EXPLAINERS.build(explainer, OPTIONS.get(explainer), model=model).attribute(images * torch.nan)
+        return
+    check(lambda m: EXPLAINERS.build(explainer, OPTIONS.get(explainer), model=m), model, images)
+
+
+@pytest.mark.parametrize(("explainer", "subject"), cases())
+def test_target(explainer, subject):
+    model, images = prepare(subject)
+    uses = explainer not in CLASS_AGNOSTIC | NEEDS_EXPLAIN
+    contract.check_target(
+        lambda m: EXPLAINERS.build(explainer, OPTIONS.get(explainer), model=m), model, images, uses_target=uses
+    )
+
+
+def test_intrinsic_refuses_a_model_that_does_not_explain_itself():
+    with pytest.raises(ValueError, match="needs a model with explain"):
+        EXPLAINERS.build("intrinsic", model=bare())
+
+
+class Good(Explainer):
+    """The absolute gradient, done right."""
+
+    def _attribute(self, inputs, target):
+        x = inputs.clone().requires_grad_(True)
+        with torch.enable_grad():
+            logits = self.model(x)
+            logits = logits if isinstance(logits, torch.Tensor) else logits.logits
+            from interp_models.scoring import resolve_target
+
+            score = logits.gather(1, resolve_target(target, logits)[:, None]).sum()
+        return torch.autograd.grad(score, x)[0].abs().sum(1)
+
+
+class BatchNormalised(Good):
+    def _attribute(self, inputs, target):
+        maps = super()._attribute(inputs, target)
+        return maps / maps.max()
+
+
+class Backward(Good):
+    def _attribute(self, inputs, target):
+        x = inputs.clone().requires_grad_(True)
+        with torch.enable_grad():
+            self.model(x).max(1).values.sum().backward()
+        return x.grad.abs().sum(1)
+
+
+class LeavesHook(Good):
+    def _attribute(self, inputs, target):
+        self.model[0].register_forward_hook(lambda *_: None)
+        return super()._attribute(inputs, target)
+
+
+class LeavesHookOnError(Good):
+    def _attribute(self, inputs, target):
+        handle = self.model[0].register_forward_hook(lambda *_: None)
+        maps = super()._attribute(inputs, target)
+        handle.remove()
+        return maps
+
+
+class Unseeded(Good):
+    def _attribute(self, inputs, target):
+        return super()._attribute(inputs + 0.1 * torch.randn_like(inputs), target)
+
+
+class TrainsOnTheQuiet(Good):
+    def _attribute(self, inputs, target):
+        self.model.train()
+        return super()._attribute(inputs, target)
+
+
+class IgnoresTarget(Good):
+    def _attribute(self, inputs, target):
+        return super()._attribute(inputs, None)
+
+
+WRONG = {
+    BatchNormalised: contract.check_output,
+    Unseeded: contract.check_output,
+    Backward: contract.check_leaves_no_trace,
+    LeavesHook: contract.check_leaves_no_trace,
+    LeavesHookOnError: contract.check_leaves_no_trace,
+    TrainsOnTheQuiet: contract.check_leaves_no_trace,
+}
+
+
+@pytest.mark.parametrize("check", contract.CHECKS)
+def test_a_right_explainer_passes(check):
+    check(Good, *prepare("sequential"))
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda cls: cls.__name__)
+def test_wrong_explainers_are_rejected(wrong):
+    with pytest.raises(AssertionError):
+        WRONG[wrong](wrong, *prepare("sequential"))
+
+
+def test_an_explainer_that_ignores_the_target_is_rejected():
+    contract.check_target(Good, *prepare("sequential"), uses_target=True)
+    with pytest.raises(AssertionError):
+        contract.check_target(IgnoresTarget, *prepare("sequential"), uses_target=True)

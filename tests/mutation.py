@@ -1,0 +1,21 @@
+"""Deliberately wrong copies of our own modules, to show that a test can fail."""
+
+import importlib
+import types
+from unittest import mock
+
+from interp_models.registry import Registry
+
+
+def mutated(module_name: str, right: str, wrong: str) -> types.ModuleType:
+    """A copy of a module in which the one place that reads `right` reads `wrong`; it registers nothing."""
+    module = importlib.import_module(module_name)
+    assert module.__file__
+    with open(module.__file__) as file:
+        source = file.read()
+    assert source.count(right) == 1, f"{right!r} stands {source.count(right)} times in {module_name}"
+    copy = types.ModuleType(module_name + "_mutated")
+    copy.__file__ = module.__file__
+    with mock.patch.object(Registry, "register", lambda self, name: lambda cls: cls):
+        exec(compile(source.replace(right, wrong), module.__file__, "exec"), copy.__dict__)
+    return copy
