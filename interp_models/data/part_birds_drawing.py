@@ -247,7 +247,7 @@ def _foliage(c: Floats, u: Floats) -> Image.Image:
     image = _gradient(c[1], c[0])
     _blobs(image, _blend(c[0], c[1], u[:36, 3]), u[:36], 0.12, 0.12)
     _blobs(image, _blend(c[1], c[2], u[36:48, 3]), u[36:48], 0.05, 0.05)
-    return image.filter(ImageFilter.GaussianBlur(1))
+    return image.filter(ImageFilter.GaussianBlur(1.3))
 
 
 def _wood(c: Floats, u: Floats) -> Image.Image:

@@ -9,6 +9,9 @@ from interp_models.metrics.base import METRICS, FaithfulnessMetric, Grid
 from interp_models.metrics.perturbation import curve, mean_of_groups, pearson, ranks, trapezoid
 from interp_models.scoring import ScoreFn
 
+FLAT = 1e-6
+"""A curve that spans less than this varies by float32 noise alone."""
+
 
 @METRICS.register("deletion_insertion")
 class DeletionInsertion(FaithfulnessMetric):
@@ -41,9 +44,9 @@ class DeletionInsertion(FaithfulnessMetric):
         saliency = mean_of_groups(maps.flatten(1).sort(dim=1, descending=True).values, counts)  # (B, T)
         return {
             "dauc": self._area(deletion, counts),
-            "dc": pearson(-deletion.diff(dim=1), saliency),
+            "dc": _correlation(deletion, -deletion.diff(dim=1), saliency),
             "iauc": self._area(insertion, counts),
-            "ic": pearson(insertion.diff(dim=1), saliency),
+            "ic": _correlation(insertion, insertion.diff(dim=1), saliency),
         }
 
     def _area(self, scores: Tensor, counts: list[int]) -> Tensor:
@@ -57,3 +60,8 @@ class DeletionInsertion(FaithfulnessMetric):
         """Steps of the curve; deletion fills with black, insertion starts from the blurred image."""
         steps = len(self.preset.counts(grid[0] * grid[1], self.max_steps)) - 1
         return steps, "black" if key in ("dauc", "dc") else self.preset.blur_name
+
+
+def _correlation(scores: Tensor, variation: Tensor, saliency: Tensor) -> Tensor:
+    flat = scores.amax(dim=1) - scores.amin(dim=1) <= FLAT
+    return torch.where(flat, torch.nan, pearson(variation, saliency))

