@@ -309,7 +309,6 @@ RAMP16 = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
             Image.fromarray(RAMP16),
             "PNG",
             [[0, 1, 128, 255]] * 3,
-            marks=pytest.mark.xfail(strict=True, reason="decode_image cuts 16-bit grey at 255 instead of scaling it"),
         ),
     ],
 )

@@ -1,0 +1,100 @@
+"""Bilinear attention pooling and its classifier alone, ÷ the backbone's training step.
+
+The head gets the features: attention, pooling, classifier and loss, forward, and backward to its parameters and to the
+features. The floor is the forward pass of the backbone on the images, and its backward pass from a given gradient.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.harness import (
+    CLOCKS,
+    Timing,
+    Value,
+    Work,
+    flops,
+    interleaved,
+    load_images,
+    parse,
+    parser,
+    repeated,
+    summary,
+    write,
+)
+from benchmarks.tables import show
+from interp_models.models.bcnn import BCNN
+
+
+class Given(nn.Module):
+    """Stands for a backbone; gives features that are there already."""
+
+    def __init__(self, features: Tensor) -> None:
+        super().__init__()
+        self.features = features
+        self.channels = features.shape[1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The features, for any images."""
+        return self.features
+
+
+def steps(model: BCNN, images: Tensor) -> tuple[Work, Work]:
+    """The head's and the backbone's part of a training step; takes the backbone out of the model."""
+    model.train()
+    backbone = model.backbone
+    targets = torch.arange(len(images)) % model.num_classes
+    features = backbone(images).detach().requires_grad_()
+    gradient = torch.randn_like(features) / features[0].numel()
+    del model.backbone
+    model.backbone = Given(features)  # type: ignore[assignment]
+
+    def head() -> None:
+        features.grad = None
+        model.zero_grad()
+        model.loss(model(images), targets)["ce"].backward()
+
+    def trunk() -> None:
+        backbone.zero_grad()
+        torch.autograd.backward(backbone(images), gradient)
+
+    return head, trunk
+
+
+def timing(model: BCNN, images: Tensor, pairs: int, seconds: float, clock: str) -> list[Timing | Value]:
+    """The ratio, and the milliseconds of both parts.
+
+    The head is so much shorter that it runs several times per measurement, and its time is divided by that.
+    """
+    head, trunk = steps(model, images)
+    share = flops(head) / flops(trunk)
+    ((head_s, trunk_s),) = interleaved(head, trunk, 1, CLOCKS[clock])
+    repeats = max(1, round(trunk_s / head_s))
+    rounds = max(1, round(seconds / trunk_s))
+    measured = interleaved(repeated(head, repeats * rounds), repeated(trunk, rounds), pairs, CLOCKS[clock])
+    both = [(a / repeats / rounds, b / rounds) for a, b in measured]
+    what = f"BAP head, {len(images)} images, {model.num_classes} classes"
+    floor = "forward and backward of the backbone"
+    unit = "ms per step"
+    return [
+        Timing(what, floor, None, share, summary(both), repeats * rounds, both),
+        Value("head", 1e3 * sorted(a for a, _ in both)[pairs // 2], unit),
+        Value("backbone", 1e3 * sorted(b for _, b in both)[pairs // 2], unit),
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> Path:
+    """Measure and write the results."""
+    p = parser(__doc__)
+    p.add_argument("--classes", type=int, default=200)
+    p.set_defaults(count=16)
+    args = parse(p, "bap", argv)
+    images, described = load_images(args)
+    model = BCNN(args.classes, weights="bundled")
+    return write("bap", args, described, timing(model, images, args.pairs, args.seconds, args.clock))
+
+
+if __name__ == "__main__":
+    print(show(main()))

@@ -1,0 +1,88 @@
+"""Faithfulness metrics on EfficientNet-Lite0 with its ImageNet weights, ÷ the passes that they make.
+
+Curves and masked confidence are given the clean score, as an evaluation has it; `all metrics` computes it too.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.harness import (
+    CLOCKS,
+    MEMORY_BATCH,
+    Bench,
+    Memory,
+    Timing,
+    Work,
+    load_images,
+    parse,
+    parser,
+    peak_memory,
+    tiny_model,
+    write,
+)
+from benchmarks.tables import show
+from interp_models.metrics.base import METRICS
+from interp_models.metrics.perturbation import curve, gaussian, ranks, score_all
+from interp_models.models.cnn import CNN
+from interp_models.scoring import probabilities
+
+
+def timings(bench: Bench, grid: int, batch: int | None = None) -> list[Timing]:
+    """Every metric on random maps of grid × grid cells."""
+    images, score_fn = bench.images, probabilities(bench.model)
+    maps = torch.rand(len(images), grid, grid)
+    target = score_fn(images).argmax(dim=1)
+    clean = score_all(score_fn, images, target)
+    curves = METRICS.get("deletion_insertion")(batch=batch)
+    masked = METRICS.get("masked_confidence")(batch=batch)
+    counts = list(range(grid**2 + 1))
+
+    def everything() -> None:
+        known = score_all(score_fn, images, target, batch)
+        curves.score(score_fn, images, maps, target, known)
+        masked.score(score_fn, images, maps, target, known)
+
+    works: dict[str, tuple[str, Work]] = {
+        "deletion curve": (
+            "T passes",
+            lambda: curve(score_fn, images, torch.zeros_like(images), ranks(maps), counts[1:], target, batch),
+        ),
+        "insertion curve": (
+            "T passes",
+            lambda: curve(score_fn, gaussian(images), images, ranks(maps), counts[:-1], target, batch),
+        ),
+        "deletion and insertion": ("2 T passes", partial(curves.score, score_fn, images, maps, target, clean)),
+        "masked confidence": ("2 passes", partial(masked.score, score_fn, images, maps, target, clean)),
+        "all metrics": ("2 T + 3 passes", everything),
+    }
+    return [bench.compare(what, f"{floor}, T = {grid**2}", work) for what, (floor, work) in works.items()]
+
+
+def curves_of_size(grid: int) -> Work:
+    """Deletion and insertion of 4 images in grid² steps, on a tiny model."""
+    torch.manual_seed(0)
+    images, maps = torch.rand(4, 3, 224, 224), torch.rand(4, grid, grid)
+    metric = METRICS.get("deletion_insertion")(max_steps=grid**2, batch=MEMORY_BATCH)
+    target = torch.zeros(4, dtype=torch.long)
+    return partial(metric.score, probabilities(tiny_model()), images, maps, target)
+
+
+def main(argv: Sequence[str] | None = None) -> Path:
+    """Measure and write the results."""
+    p = parser(__doc__, memory=(7, 14, 28))
+    p.add_argument("--grid", type=int, default=7, help="cells per side of the maps")
+    args = parse(p, "faithfulness", argv)
+    images, described = load_images(args)
+    bench = Bench(CNN(1000, weights="bundled"), images, args.pairs, args.seconds, CLOCKS[args.clock])
+    memory = [
+        Memory("deletion and insertion", f"{grid}×{grid} cells, {grid**2} steps", peak_memory(curves_of_size, grid))
+        for grid in args.memory
+    ]
+    return write("faithfulness", args, described, [*timings(bench, args.grid), *memory, *bench.values()])
+
+
+if __name__ == "__main__":
+    print(show(main()))

@@ -1,0 +1,407 @@
+"""How costs are measured.
+
+Time is divided by a floor: the number of images that went through the model, counted by a hook, times the time of one
+plain eager float32 pass per image of the same model at its best batch size. Work and floor run in turn, pair by pair,
+so that slow minutes of the machine hit both; reported are the median and the quartiles of the pairs' ratios.
+FLOPs are counted, which is free of noise. Memory is the growth of the peak resident set in a fresh process.
+"""
+
+import argparse
+import gc
+import math
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import tv_tensors
+
+from interp_models.data.base import decode_image
+from interp_models.data.part_birds import PartBirds
+from interp_models.data.transforms import test_transform
+from interp_models.files import write_json
+
+RESULTS = Path(__file__).parent / "results"
+BATCHES = (2, 4, 8, 16, 32)
+"""Batch sizes among which the best is looked for."""
+MEMORY_BATCH = 16
+"""Images per pass where memory is measured."""
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Median and quartiles."""
+
+    median: float
+    q1: float
+    q3: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One row of results: a work against its floor."""
+
+    what: str
+    floor: str
+    """What the floor counts, in words."""
+    passes: float | None
+    """Passes per image that the work was seen to make."""
+    flops: float | None
+    """FLOPs of the work ÷ FLOPs of the floor."""
+    ratio: Summary
+    repeats: int
+    """How often the work ran within one measurement."""
+    pairs: list[tuple[float, float]]
+    """Seconds of (work, floor)."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """One row of results: peak memory at some amount of work."""
+
+    what: str
+    amount: str
+    mib: float
+
+
+@dataclass(frozen=True)
+class Value:
+    """One row of results: a number with its unit."""
+
+    what: str
+    value: float
+    unit: str
+
+
+Row = Timing | Memory | Value
+
+
+def interleaved(
+    work: Work, floor: Work, pairs: int, clock: Callable[[], float] = time.perf_counter
+) -> list[tuple[float, float]]:
+    """Seconds of (work, floor), called in turn: work, floor, work, floor, ..."""
+    seconds = []
+    for _ in range(pairs):
+        start = clock()
+        work()
+        middle = clock()
+        floor()
+        seconds.append((middle - start, clock() - middle))
+    return seconds
+
+
+def summary(pairs: Sequence[tuple[float, float]]) -> Summary:
+    """Median and quartiles of work ÷ floor.
+
+    >>> summary([(1.0, 1.0), (3.0, 1.0), (2.0, 1.0)])
+    Summary(median=2.0, q1=1.5, q3=2.5)
+    """
+    q1, middle, q3 = np.percentile([work / floor for work, floor in pairs], [25, 50, 75])
+    return Summary(float(middle), float(q1), float(q3))
+
+
+@dataclass
+class Passes:
+    """Images and calls that a model has seen."""
+
+    images: int = 0
+    calls: int = 0
+
+
+@contextmanager
+def count_passes(model: nn.Module) -> Iterator[Passes]:
+    """While open, counts the images that go through the model."""
+    passes = Passes()
+
+    def count(module: nn.Module, args: tuple[Any, ...]) -> None:
+        passes.images += len(args[0])
+        passes.calls += 1
+
+    handle = model.register_forward_pre_hook(count)
+    try:
+        yield passes
+    finally:
+        handle.remove()
+
+
+def flops(work: Work) -> int:
+    """FLOPs of the convolutions and matrix products that the work calls; torch counts no others."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops())
+
+
+def chain(model: nn.Module, images: Tensor, passes: int, batch: int) -> tuple[Work, float]:
+    """At least `passes` plain passes in whole batches; and passes ÷ those made, by which its time is multiplied."""
+    made = math.ceil(passes / batch) * batch
+    inputs = images[torch.arange(batch) % len(images)].contiguous()
+
+    def run() -> None:
+        with torch.no_grad():
+            for _ in range(made // batch):
+                model(inputs)
+
+    return run, passes / made
+
+
+def batch_times(
+    model: nn.Module,
+    images: Tensor,
+    sizes: Sequence[int] = BATCHES,
+    rounds: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[int, float]:
+    """Seconds of one plain pass per image at each batch size, the median of rounds of equally many images each."""
+    chains = {size: chain(model, images, max(sizes), size) for size in sizes}
+    seconds: dict[int, list[float]] = {size: [] for size in sizes}
+    for number in range(rounds + 1):
+        for size, (run, scale) in chains.items():
+            start = clock()
+            run()
+            if number:  # the first round warms up
+                seconds[size].append((clock() - start) * scale / max(sizes))
+    return {size: median(values) for size, values in seconds.items()}
+
+
+@dataclass
+class Bench:
+    """A model, in eval mode, with images; compares work on it with its passes at its best batch size.
+
+    Args:
+        model: the model.
+        images: (B, 3, H, W).
+        pairs: measurements of work and floor.
+        seconds: work is repeated until a measurement takes about this long.
+        clock: wall clock or the process's own time.
+    """
+
+    model: nn.Module
+    images: Tensor
+    pairs: int = 7
+    seconds: float = 1.0
+    clock: Callable[[], float] = time.perf_counter
+    sizes: Sequence[int] = BATCHES
+    times: dict[int, float] = field(init=False)
+    """Seconds of a pass by batch size."""
+
+    def __post_init__(self) -> None:
+        self.model.eval()
+        self.times = batch_times(self.model, self.images, self.sizes, max(1, min(5, self.pairs)), self.clock)
+
+    @property
+    def batch(self) -> int:
+        """The best batch size."""
+        return min(self.times, key=lambda size: self.times[size])
+
+    def compare(self, what: str, floor: str, work: Work, scale_passes: int | None = None) -> Timing:
+        """Measure a work that passes images through the model.
+
+        Args:
+            what: name of the work.
+            floor: what the floor counts.
+            work: the work; is called once before, to count its passes and FLOPs, and warm.
+            scale_passes: passes of the floor, for a work that makes none.
+        """
+        with count_passes(self.model) as passes:
+            work_flops = flops(work)
+        count = scale_passes or passes.images
+        floor_flops = count * self.pass_flops()
+        repeats = max(1, round(self.seconds / (count * self.times[self.batch])))
+        chained, scale = chain(self.model, self.images, repeats * count, self.batch)
+        seconds = interleaved(repeated(work, repeats), chained, self.pairs, self.clock)
+        seconds = [(a, b * scale) for a, b in seconds]
+        return Timing(
+            what,
+            floor,
+            passes=passes.images / len(self.images),
+            flops=work_flops / floor_flops,
+            ratio=summary(seconds),
+            repeats=repeats,
+            pairs=seconds,
+        )
+
+    def pass_flops(self) -> int:
+        """FLOPs of one pass of one image."""
+        return flops(chain(self.model, self.images, 1, 1)[0])
+
+    def values(self, label: str = "") -> list[Value]:
+        """The milliseconds of a plain pass by batch size, as rows."""
+        return [
+            Value(f"one plain pass{label}, batch {size}", 1e3 * time, "ms per image")
+            for size, time in self.times.items()
+        ]
+
+
+def repeated(work: Work, times: int) -> Work:
+    """The work, `times` times."""
+
+    def run() -> None:
+        for _ in range(times):
+            work()
+
+    return run
+
+
+def peak_memory(setup: Callable[..., Work], *args: Any) -> float:
+    """MiB by which `setup(*args)()` raises the peak resident set of a fresh process in which `setup(*args)` has run.
+
+    Args:
+        setup: a function of a module, that returns the work.
+        args: plain values.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_growth, setup, args, torch.get_num_threads()).result() / 2**20
+
+
+def _growth(setup: Callable[..., Work], args: tuple[Any, ...], threads: int) -> int:
+    """Bytes."""
+    torch.set_num_threads(threads)
+    work = setup(*args)
+    gc.collect()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before, peak = _status("VmRSS"), lambda: _status("VmHWM")
+    except OSError:  # not Linux, or not allowed: the peak since the start, which misses growth below an older peak
+        before, peak = _max_rss(), _max_rss
+    work()
+    return peak() - before
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+def _max_rss() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def tiny_model(classes: int = 10) -> nn.Module:
+    """A network so small that thousands of passes at 224 take seconds; for memory, where the network hardly counts."""
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 8, stride=8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes)
+    ).eval()
+
+
+def parser(description: str | None, *, model: bool = True, memory: Sequence[int] = ()) -> argparse.ArgumentParser:
+    """The options that benchmarks share.
+
+    Args:
+        description: of the benchmark.
+        model: it passes images through a model.
+        memory: amounts at which it measures memory.
+    """
+    p = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("--count", type=int, default=8, help="number of images")
+    p.add_argument("--size", type=int, default=224, help="side of the images")
+    if model:
+        p.add_argument("--images", default="part_birds", help="folder of jpg files, or 'part_birds', or 'noise'")
+        p.add_argument("--source", help="name of the images in the results, if they come from a folder")
+        p.add_argument("--pairs", type=int, default=7, help="measurements of work and floor")
+        p.add_argument("--seconds", type=float, default=1.0, help="short work is repeated for about so long")
+        p.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="'cpu' is the process's own time")
+    if memory:
+        p.add_argument("--memory", type=int, nargs="*", default=list(memory), help="amounts to measure memory at")
+    p.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
+    return p
+
+
+def parse(p: argparse.ArgumentParser, name: str, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options, and `command`, which gives them again without paths; sets the threads and the seed."""
+    args = p.parse_args(argv)
+    words = [f"python -m benchmarks.{name}"]
+    for key, value in vars(args).items():
+        if key in ("out", "source") or (value == p.get_default(key) and key not in ("pairs", "threads")):
+            continue
+        if key == "images" and value != "noise":
+            value = "FOLDER"
+        words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+    args.command = " ".join(words)
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    return args
+
+
+def load_images(args: argparse.Namespace) -> tuple[Tensor, str]:
+    """The images (B, 3, size, size) in [0, 1], and what they are."""
+    if args.images == "noise":
+        return torch.rand(args.count, 3, args.size, args.size), f"{args.count} images of noise"
+    if args.images == "part_birds":
+        birds = PartBirds(split="test", image_size=args.size, seed=args.seed)
+        images = [birds.load(number).image.as_subclass(Tensor) for number in range(args.count)]
+        return torch.stack(images).float() / 255, f"{args.count} drawn images (part_birds)"
+    files = Path(args.images).expanduser().rglob("*")
+    paths = sorted(path for path in files if path.suffix.lower() in (".jpg", ".jpeg"))
+    if len(paths) < args.count:
+        raise SystemExit(f"--images: {args.count} jpg files are needed, the folder holds {len(paths)}")
+    transform = test_transform(args.size)
+    chosen = [paths[number * len(paths) // args.count] for number in range(args.count)]
+    images = [tv_tensors.Image(transform(decode_image(path))).as_subclass(Tensor) for path in chosen]
+    return torch.stack(images), f"{args.count} images of {args.source or 'a folder'}, {len(paths)} jpg files"
+
+
+def provenance(name: str, args: argparse.Namespace, images: str) -> dict[str, Any]:
+    """What results say of how they came about; no path of the machine."""
+    return {
+        "name": name,
+        "command": args.command,
+        "seed": args.seed,
+        "commit": _git("rev-parse", "HEAD"),
+        # results and pages that are made of them do not change what is measured
+        "dirty": bool(_git("status", "--porcelain", "--", ".", ":(exclude)benchmarks/results", ":(exclude)docs")),
+        "date": date.today().isoformat(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+        "images": images,
+    }
+
+
+def _git(*args: str) -> str | None:
+    """What git says, None without a repository."""
+    try:
+        run = subprocess.run(["git", *args], cwd=RESULTS.parents[1], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return run.stdout.strip()
+
+
+def write(name: str, args: argparse.Namespace, images: str, rows: Sequence[Row]) -> Path:
+    """Write `<name>.json` and return it."""
+    kinds = {"timings": Timing, "memory": Memory, "values": Value}
+    results = provenance(name, args, images) | {
+        kind: [_rounded(asdict(row)) for row in rows if isinstance(row, cls)] for kind, cls in kinds.items()
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    path: Path = args.out / f"{name}.json"
+    write_json(path, results)
+    return path
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers to five digits, in containers too."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value

@@ -1,0 +1,167 @@
+"""What every architecture promises, as functions that fail with AssertionError."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from interp_models.outputs import InterpOutput
+from interp_models.training.module import InterpModule, check_groups
+from interp_models.training.recipe import Optimizer, Phase, Recipe
+
+Make = Callable[[], InterpModule]
+
+
+def images(n: int = 3, height: int = 64, width: int = 64) -> Tensor:
+    """Images in [0, 1]."""
+    return torch.rand(n, 3, height, width, generator=torch.Generator().manual_seed(n))
+
+
+def check_output(make: Make) -> None:
+    """Logits and maps of the declared kind at two sizes, finite, and a pure function of the images."""
+    model = make().eval()
+    for height, width in ((64, 64), (96, 64)):
+        output = model(images(3, height, width))
+        assert isinstance(output, InterpOutput)
+        assert output.logits.shape == (3, model.num_classes)
+        assert output.maps.dim() == 4
+        assert len(output.maps) == 3
+        assert output.maps.shape[2] * 64 == output.maps.shape[3] * height, "maps do not follow the image's shape"
+        assert all(bool(torch.isfinite(x).all()) for x in (output.logits, output.maps))
+        assert model.signed_maps or bool((output.maps >= 0).all()), "maps below 0, but signed_maps is False"
+    x = images()
+    a, b = model(x), model(x)
+    torch.testing.assert_close(a.logits, b.logits, rtol=0, atol=0)
+    order = torch.tensor([2, 0, 1])
+    torch.testing.assert_close(model(x[order]).logits, a.logits[order], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model(x[:1]).maps, a.maps[:1], rtol=1e-4, atol=1e-5)
+
+
+def check_modes(make: Make) -> None:
+    """The same type with the same fields in training and in evaluation, and autocast does not change its meaning."""
+    model = make()
+    x = images()
+    outputs = [model.train()(x), model.eval()(x)]
+    assert [o.evidence is None for o in outputs] == [outputs[0].evidence is None] * 2
+    assert outputs[0].aux.keys() == outputs[1].aux.keys()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = model(x)
+    spread = float(outputs[1].logits.std()) + 1e-3
+    torch.testing.assert_close(low.logits.float(), outputs[1].logits, rtol=0.1, atol=0.3 * spread)
+
+
+def check_evidence(make: Make) -> None:
+    """Where the model says additive, the maps' evidence plus a constant per class is the logit."""
+    model = make().eval()
+    x = images(4)
+    output = model(x)
+    if not model.additive:
+        return
+    assert output.evidence is not None
+    assert output.evidence.shape == (*output.maps.shape[:2], model.num_classes)
+    bias = output.logits - output.evidence.sum(dim=1)
+    torch.testing.assert_close(bias, bias[:1].expand_as(bias), rtol=1e-4, atol=1e-5)
+    assert float(output.evidence.std()) > 0
+
+
+def check_explain(make: Make) -> None:
+    """One finite map per image of every declared kind, its own image's alone; unknown kinds are refused."""
+    model = make().eval()
+    x = images()
+    target = torch.tensor([0, 1, 0])
+    output = model(x)
+    assert len(model.explanations) >= 1
+    default = model.explain(output, target)
+    torch.testing.assert_close(model.explain(output, target, model.explanations[0]), default)
+    for kind in model.explanations:
+        maps = model.explain(output, target, kind)
+        assert maps.dim() == 3
+        assert len(maps) == 3
+        assert bool(torch.isfinite(maps).all())
+        alone = model.explain(model(x[1:2]), target[1:2], kind)
+        torch.testing.assert_close(maps[1:2], alone, rtol=1e-4, atol=1e-5)
+    try:
+        model.explain(output, target, "no such kind")
+    except ValueError as error:
+        assert "no such kind" in str(error)
+    else:
+        raise AssertionError("an unknown kind of explanation is accepted")
+
+
+def check_groups_and_loss(make: Make) -> None:
+    """Groups are disjoint and complete; the loss is finite and gives every group a gradient."""
+    model = make().train()
+    groups = model.parameter_groups()
+    check_groups(model, groups)
+    terms = model.loss(model(images(4)), torch.tensor([0, 1, 2, 0]))
+    assert terms
+    total = torch.stack(list(terms.values())).sum()
+    assert bool(torch.isfinite(total))
+    total.backward()
+    for name, parameters in groups.items():
+        moved = any(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in parameters)
+        assert moved, f"group {name} gets no gradient"
+
+
+def check_feature_layer(make: Make) -> None:
+    """The feature layer gives (B, C, h, w) on the grid that the logits are read from: it has a gradient."""
+    model = make().eval()
+    seen: list[Tensor] = []
+    handle = model.feature_layer.register_forward_hook(lambda module, args, output: seen.append(output))
+    output = model(images())
+    handle.remove()
+    assert len(seen) == 1
+    assert seen[0].dim() == 4
+    (gradient,) = torch.autograd.grad(output.logits[:, 0].sum(), seen[0])
+    assert float(gradient.abs().sum()) > 0
+
+
+def check_state(make: Make) -> None:
+    """The state dict carries everything: another instance that loads it gives the same output."""
+    model = make().eval()
+    other = make().eval()
+    for parameter in other.parameters():
+        torch.nn.init.constant_(parameter, 0.01)
+    other.load_state_dict(copy.deepcopy(model.state_dict()))
+    torch.testing.assert_close(other(images()).logits, model(images()).logits, rtol=0, atol=0)
+    torch.testing.assert_close(other(images()).maps, model(images()).maps, rtol=0, atol=0)
+
+
+def check_freezing(make: Make) -> None:
+    """The recipe can freeze every group on its own, and one optimizer holds them all by name."""
+    for frozen in make().parameter_groups():
+        model = make().train()
+        groups = model.parameter_groups()
+        model.recipe = Recipe([Phase(lrs={name: 0.1 for name in groups if name != frozen})], Optimizer("sgd"))
+        optimizer = model.configure_optimizers()
+        assert [group["name"] for group in optimizer.param_groups] == list(groups)
+        before = {name: [p.detach().clone() for p in parameters] for name, parameters in groups.items()}
+        for name, parameters in groups.items():
+            for parameter in parameters:
+                parameter.requires_grad_(name != frozen)
+        for group in optimizer.param_groups:
+            group["lr"] = model.recipe.phases[0].lrs.get(group["name"], 0.0)
+        torch.stack(list(model.loss(model(images(4)), torch.tensor([0, 1, 2, 0])).values())).sum().backward()
+        optimizer.step()
+        for name, parameters in groups.items():
+            same = all(torch.equal(a, b) for a, b in zip(before[name], parameters, strict=True))
+            assert same == (name == frozen), f"group {name} {'moved' if name == frozen else 'did not move'}"
+
+
+def check_learns(make: Make) -> None:
+    """Six images can be learnt by heart."""
+    model = make().train()
+    x, y = images(6), torch.tensor([0, 1, 2, 0, 1, 2])
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        torch.stack(list(model.loss(model(x), y).values())).sum().backward()
+        optimizer.step()
+    assert bool((model(x).logits.argmax(dim=1) == y).all()), "six images are not learnt"
+
+
+CHECKS = (
+    check_output, check_modes, check_evidence, check_explain, check_groups_and_loss, check_feature_layer, check_state,
+    check_freezing, check_learns,
+)  # fmt: skip

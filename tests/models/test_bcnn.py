@@ -1,0 +1,100 @@
+"""B-CNN's bilinear attention pooling against loops, and its decomposition."""
+
+import numpy as np
+import pytest
+import torch
+
+from interp_models.models.bcnn import BCNN, bilinear_attention_pool
+from tests.conftest import TINY
+from tests.mutation import mutated
+
+
+def check_bap(pool=bilinear_attention_pool):
+    """f[n, c] = (1 / hw) Σ_ij A[n, i, j] F[c, i, j], by loops (tutorial, figure 6)."""
+    rng = np.random.default_rng(0)
+    features, maps = rng.normal(size=(2, 4, 3, 5)), rng.normal(size=(2, 3, 3, 5))
+    expected = np.zeros((2, 3, 4))
+    for b in range(2):
+        for n in range(3):
+            for c in range(4):
+                for i in range(3):
+                    for j in range(5):
+                        expected[b, n, c] += maps[b, n, i, j] * features[b, c, i, j] / 15
+    np.testing.assert_allclose(pool(torch.tensor(features), torch.tensor(maps)), expected, rtol=1e-10)
+
+
+def test_pooling_equals_loops():
+    check_bap()
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("return pooled / maps[0, 0].numel()", "return pooled"),
+        ("return pooled / maps[0, 0].numel()", "return -pooled / maps[0, 0].numel()"),
+        ("maps.flatten(2) @ ", "maps.flatten(2).softmax(-1) @ "),
+    ],
+)
+def test_mutations_are_rejected(right, wrong):
+    with pytest.raises(AssertionError):
+        check_bap(mutated("interp_models.models.bcnn", right, wrong).bilinear_attention_pool)
+
+
+def model(**options):
+    torch.manual_seed(0)
+    net = BCNN(num_classes=5, backbone=TINY, weights=None, output_stride=16, **options).eval()
+    torch.nn.init.normal_(net.attention.bias)  # maps that differ
+    return net
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@torch.no_grad()
+def test_logits_follow_the_papers_steps(relu):
+    """Concatenate the pooled vectors of all maps and apply the linear layer, as in figure 6."""
+    net, images = model(relu=relu), torch.rand(2, 3, 64, 96)
+    output = net(images)
+    features = net.backbone(images)
+    weight, bias = net.attention.weight[:, :, 0, 0], net.attention.bias
+    maps = torch.einsum("nc,bchw->bnhw", weight, features) + bias[:, None, None]
+    maps = maps.clamp(min=0) if relu else maps
+    assert relu == bool((maps >= 0).all())
+    pooled = torch.stack([(maps[:, n : n + 1] * features).mean(dim=(2, 3)) for n in range(3)], 1).flatten(1)
+    torch.testing.assert_close(output.maps, maps)
+    torch.testing.assert_close(output.logits, torch.nn.functional.linear(pooled, net.head.weight, net.head.bias))
+    torch.testing.assert_close(net.explain(output, torch.zeros(2, dtype=torch.long)), maps.mean(1))
+
+
+@torch.no_grad()
+def test_class_decomposition_sums_to_the_logit():
+    net, images = model(), torch.rand(3, 3, 64, 64)
+    output = net(images)
+    for target in torch.tensor([[0, 1, 2], [3, 4, 0]]):
+        terms = net.explain(output, target, "class")
+        logit = output.logits.gather(1, target[:, None])[:, 0]
+        torch.testing.assert_close(terms.sum(dim=(1, 2)) + net.head.bias[target], logit, rtol=1e-5, atol=1e-6)
+    whole = net.explain(output, torch.zeros(3, dtype=torch.long), "class")
+    # Each term is the cell's own: with one cell's features removed, the pooled logit loses just that cell's term.
+    features, maps = output.aux["features"].clone(), output.maps
+    features[:, :, 1, 2] = 0
+    pooled = bilinear_attention_pool(features, maps)
+    logit = torch.einsum("bnc,nc->b", pooled, net.class_weights[0]) + net.head.bias[0]
+    torch.testing.assert_close(output.logits[:, 0] - logit, whole[:, 1, 2], rtol=1e-4, atol=1e-6)
+
+
+def test_without_relu_the_sign_of_a_map_means_nothing():
+    """Why ReLU is the default: flip a map and its part of the head, and the logits stay."""
+    net, images = model(relu=False), torch.rand(2, 3, 64, 64)
+    before = net(images)
+    with torch.no_grad():
+        net.attention.weight[1] *= -1
+        net.attention.bias[1] *= -1
+        net.head.weight[:, net.backbone.channels : 2 * net.backbone.channels] *= -1
+    after = net(images)
+    torch.testing.assert_close(after.logits, before.logits)
+    torch.testing.assert_close(after.maps[:, 1], -before.maps[:, 1])
+
+
+def test_no_map_starts_dead():
+    torch.manual_seed(0)
+    net = BCNN(num_classes=5, backbone=TINY, weights=None, output_stride=16).eval()
+    assert bool((net(torch.rand(4, 3, 64, 64)).maps.amax(dim=(2, 3)) > 0).all())
