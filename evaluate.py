@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytorch_lightning as pl
+from pytorch_lightning.utilities import rank_zero_only
 
 from interp_models import runs
 from interp_models.callbacks.explanation_evaluation import ExplanationEvaluation, resolve_grid
@@ -44,6 +45,7 @@ def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
     if config.grid is None:  # one grid per table: the coarsest of the models'
         pairs = zip(models, modules, strict=True)
         config.grid = list(min(resolve_grid(None, model, data.image_size) or () for model, data in pairs))
+    is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     for folder, node, model, data in zip(folders, nodes, models, modules, strict=True):
         pl.seed_everything(config.seed, workers=True, verbose=False)
         checkpoint = runs.checkpoint_path(folder, config.ckpt).read_bytes()
@@ -55,7 +57,7 @@ def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
         )
         trainer = pl.Trainer(
             default_root_dir=folder,
-            logger=make_loggers(config.logger, folder, group=node["experiment"], job="evaluate"),
+            logger=make_loggers(config.logger, folder if is_first else None, group=node["experiment"], job="evaluate"),
             callbacks=[callback],
             use_distributed_sampler=False,
             **{"enable_progress_bar": False, **options},

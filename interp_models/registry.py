@@ -55,16 +55,41 @@ def parse(schema: type, node: Mapping[str, Any], where: str) -> dict[str, Any]:
     for key in node:
         if key not in names:
             raise unknown(f"key in {where}:", key, names)
+    hints = typing.get_type_hints(schema)
+    values, nested = {}, {}
+    for key, value in node.items():
+        hint = hints[key]
+        if typing.get_origin(hint) is list:
+            if not isinstance(value, list | tuple):
+                raise InputError(f"{where}.{key}: expected a list, got {value!r}")
+            (item,) = typing.get_args(hint)
+            if dataclasses.is_dataclass(item):
+                nested[key] = [_nested(item, one, f"{where}.{key}[{i}]") for i, one in enumerate(value)]
+                continue
+        elif dataclasses.is_dataclass(hint):
+            nested[key] = _nested(hint, value, f"{where}.{key}")
+            continue
+        values[key] = value
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), dict(node))
-        missing = sorted(key for key in OmegaConf.missing_keys(merged))
+        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
+        missing = sorted(key for key in OmegaConf.missing_keys(merged) if key not in nested)
         if missing:
             raise InputError(f"{where}: {missing[0]!r} has no default and must be given")
-        instance: Any = OmegaConf.to_object(merged)
+        instance: Any = OmegaConf.to_object(OmegaConf.masked_copy(merged, [key for key in names if key not in nested]))
     except OmegaConfBaseException as error:
         name = getattr(error, "full_key", None) or getattr(error, "key", None)
         raise InputError(f"{where}.{name}: {str(error).splitlines()[0]}") from None
-    return {name: getattr(instance, name) for name in names}
+    return {name: nested[name] if name in nested else getattr(instance, name) for name in names}
+
+
+def _nested(schema: Any, value: Any, where: str) -> Any:
+    """A field that is itself a dataclass, whose errors say where in the whole config they are."""
+    if isinstance(value, schema):
+        return value
+    if not isinstance(value, Mapping):
+        names = ", ".join(field.name for field in dataclasses.fields(schema))
+        raise InputError(f"{where}: expected keys and values ({names}), got {value!r}")
+    return schema(**parse(schema, value, where))
 
 
 class Registry(Generic[T]):

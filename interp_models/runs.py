@@ -133,6 +133,7 @@ def build_model(config: Mapping[str, Any], num_classes: int, *, trained: bool = 
     model = MODELS.build(name, options, num_classes=num_classes)
     model.recipe = Recipe(**parse(Recipe, {key: config[key] for key in ("phases", "optimizer")}, "config"))
     model.config = dict(config)
+    model.check_recipe()
     return model
 
 

@@ -29,7 +29,9 @@ class PoolLinear(nn.Module):
 
     def __init__(self, channels: int = 5, classes: int = 4, negative: bool = False) -> None:
         super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(3, channels, 3, stride=2, padding=1), nn.Tanh() if negative else nn.ReLU())
+        self.features = nn.Sequential(
+            nn.Conv2d(3, channels, 3, stride=2, padding=1), nn.Tanh() if negative else nn.ReLU()
+        )
         self.head = nn.Linear(channels, classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -103,7 +103,11 @@ class ExplanationEvaluation(pl.Callback):
         self._drawn = None
         self._prepare(module, _data(trainer).image_size)
         plan = self.plan
-        work = [self.checkpoint, self.specs, self.keys, plan.preset, self._grid, plan.max_steps, plan.target]
+        data = _data(trainer)
+        images = [data.test_images.image_id(int(index)) for index in data.test_indices]
+        batches = [data.batch_size, trainer.world_size]
+        protocol = [plan.preset, self._grid, plan.max_steps, plan.target]
+        work = [self.checkpoint, self.specs, list(self.keys), protocol, batches, images]
         self._partial = PartialResults(self.folder, work)
         total = int(trainer.num_test_batches[0]) * len(self._explainers)
         self._bar = tqdm(total=total, disable=not trainer.is_global_zero, desc="explanations", unit="batch")

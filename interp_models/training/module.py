@@ -79,6 +79,12 @@ class InterpModule(pl.LightningModule, ABC):
             kind: one of `explanations`; None is the first.
         """
 
+    def check_recipe(self) -> None:
+        """Raise `InputError` unless the groups are sound and the recipe names groups and modules that exist."""
+        groups = self.parameter_groups()
+        check_groups(self, groups)
+        self.recipe.check(list(groups), [name for name, _ in self.named_modules() if name])
+
     def check_kind(self, kind: str | None) -> str:
         """The kind of explanation asked for; an unknown one raises `InputError`."""
         if kind is not None and kind not in self.explanations:
@@ -152,9 +158,8 @@ class PhaseSchedule(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Refuse what cannot train: overlapping groups, unknown names, DDP that cannot skip frozen groups."""
         assert isinstance(module, InterpModule)
+        module.check_recipe()
         groups = module.parameter_groups()
-        check_groups(module, groups)
-        module.recipe.check(list(groups), [name for name, _ in module.named_modules() if name])
         frozen = any(set(phase.lrs) != set(groups) for phase in module.recipe.phases if phase.epochs)
         strategy = trainer.strategy
         finds_unused = not isinstance(strategy, DDPStrategy) or strategy._ddp_kwargs.get("find_unused_parameters")

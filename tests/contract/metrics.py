@@ -51,7 +51,9 @@ def check_batch(make: Make) -> None:
     """A value belongs to its image alone: any batch size, any order, any number of images per pass."""
     images, maps, target = data()
     together = make().score(score_fn, images, maps, target)
-    singles = [make().score(score_fn, images[i : i + 1], maps[i : i + 1], target[i : i + 1]) for i in range(len(images))]
+    singles = [
+        make().score(score_fn, images[i : i + 1], maps[i : i + 1], target[i : i + 1]) for i in range(len(images))
+    ]
     equal({key: torch.cat([single[key] for single in singles]) for key in together}, together)
     equal(make(batch=3).score(score_fn, images, maps, target), together)
     back = make().score(score_fn, images.flip(0), maps.flip(0), target.flip(0))
@@ -83,7 +85,9 @@ def check_undefined(make: Make) -> None:
         assert bool(torch.isnan(value[1])), f"{key} of a constant map is {value[1]}"
         torch.testing.assert_close(value[keep], values[key][keep], equal_nan=True)
         assert bool(torch.isfinite(metric.compute()[key]))
-    zero = make().score(lambda x: torch.cat([score_fn(x), torch.zeros(len(x), 1)], 1), images, maps, torch.full_like(target, 3))
+    zero = make().score(
+        lambda x: torch.cat([score_fn(x), torch.zeros(len(x), 1)], 1), images, maps, torch.full_like(target, 3)
+    )
     assert not any(bool(torch.isinf(value).any()) for value in zero.values())
 
 

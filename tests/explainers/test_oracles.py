@@ -42,7 +42,9 @@ def check_gradcam(cls=GradCAM):
             expected = np.tensordot(features, weights, axes=(1, 0)) / (4 * 6)
             signed = cls(model, relu=False).attribute(images, target).numpy()
             np.testing.assert_allclose(signed, expected, rtol=1e-5, atol=1e-7)
-            np.testing.assert_allclose(cls(model).attribute(images, target), np.maximum(signed, 0), rtol=1e-5, atol=1e-7)
+            np.testing.assert_allclose(
+                cls(model).attribute(images, target), np.maximum(signed, 0), rtol=1e-5, atol=1e-7
+            )
 
 
 def check_activation_map(cls=ActivationMap):

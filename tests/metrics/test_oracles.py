@@ -276,7 +276,7 @@ def test_preset_equals_saliency_maps_metrics_on_real_images(shared_cub):
     state = torch.load(bundled_weights("tf_efficientnet_lite0"), weights_only=True)
     net.load_state_dict(dict(zip(net.state_dict(), state.values(), strict=True)))
     net = nn.Sequential(net, nn.Softmax(1)).eval()
-    files = sorted(shared_cub.glob("images/*/*.jpg"))[:: 700]
+    files = sorted(shared_cub.glob("images/*/*.jpg"))[::700]
     pixels = [np.asarray(Image.open(file).convert("RGB").resize((224, 224))) for file in files]
     images = torch.tensor(np.stack(pixels)).permute(0, 3, 1, 2) / 127.5 - 1
     maps = torch.rand(len(images), 5, 5)
