@@ -8,17 +8,16 @@ import hashlib
 import sys
 from pathlib import Path
 
-import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_only
 
 from interp_models import runs
 from interp_models.callbacks.explanation_evaluation import ExplanationEvaluation, resolve_grid
-from interp_models.cli import check_trainer, quiet, run_script
+from interp_models.cli import check_trainer, make_trainer, quiet, run_script, seed_everything, tell_skipped
 from interp_models.comparison import check_same_images, compare
 from interp_models.config import EvaluateConfig, check, load_yaml, override
 from interp_models.data.module import draw
 from interp_models.errors import InputError
-from interp_models.loggers import make_loggers
+from interp_models.loggers import close, make_loggers
 from interp_models.results import Provenance
 
 DEFAULT = "configs/eval/faithfulness.yaml"
@@ -32,30 +31,37 @@ def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
     """
     quiet()
     options = check_trainer(config.trainer, OWN)
+    if config.report_images < 0:
+        raise InputError(f"report_images must be at least 0; got {config.report_images}")
     names = [runs.run_name(folder) for folder in folders]
     if len(set(names)) < len(names):
         raise InputError(f"a run is given twice: {', '.join(names)}")
     nodes = [runs.run_config(folder) for folder in folders]
     models = [runs.load(folder, config.ckpt)[0] for folder in folders]
-    changes = {"dataset": config.dataset, **({"batch_size": config.batch_size} if config.batch_size else {})}
+    changes = {"dataset": config.dataset, **({} if config.batch_size is None else {"batch_size": config.batch_size})}
     modules = [runs.build_data(node, **changes) for node in nodes]
-    for data in modules:
+    for folder, model, data in zip(folders, models, modules, strict=True):
+        if len(data.classes) != model.num_classes:
+            raise InputError(f"{folder}: the model has {model.num_classes} classes, the data set {len(data.classes)}")
+        tell_skipped(data)
         data.test_indices = draw(data.test_indices, config.n_images, config.seed)
     check_same_images(folders, modules)
     if config.grid is None:  # one grid per table: the coarsest of the models'
         pairs = zip(models, modules, strict=True)
         config.grid = list(min(resolve_grid(None, model, data.image_size) or () for model, data in pairs))
     is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    out = runs.comparison_folder(config.out) if len(folders) > 1 else None
     for folder, node, model, data in zip(folders, nodes, models, modules, strict=True):
-        pl.seed_everything(config.seed, workers=True, verbose=False)
+        seed_everything(config.seed)
         checkpoint = runs.checkpoint_path(folder, config.ckpt).read_bytes()
+        digest = hashlib.sha256(checkpoint + repr(sorted(config.dataset.items())).encode())
         callback = ExplanationEvaluation(
             config,
             folder=folder / "evaluation",
             provenance=Provenance(runs.run_name(folder), runs.selection(node, config.ckpt), int(node["seed"])),
-            checkpoint=hashlib.sha256(checkpoint).hexdigest(),
+            weights_and_data=digest.hexdigest(),
         )
-        trainer = pl.Trainer(
+        trainer = make_trainer(
             default_root_dir=folder,
             logger=make_loggers(config.logger, folder if is_first else None, group=node["experiment"], job="evaluate"),
             callbacks=[callback],
@@ -65,10 +71,10 @@ def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
         trainer.test(model, data, verbose=False)
         if trainer.is_global_zero:
             report = compare([(folder, model)], folder / "evaluation", data, config.report_images)
+        close(trainer.loggers)
     if not trainer.is_global_zero:
         return folders[0] / "evaluation" / "report.html"
-    if len(folders) > 1:
-        out = runs.comparison_folder(config.out)
+    if out is not None:
         report = compare(list(zip(folders, models, strict=True)), out, modules[0], config.report_images)
     print(f"report: {report}")
     return report

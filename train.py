@@ -7,17 +7,16 @@ python train.py resume=RUN [phases[0].epochs=... trainer.*=... logger.*=...]
 import sys
 from pathlib import Path
 
-import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from interp_models import runs
 from interp_models.callbacks.attention_logger import AttentionLogger
 from interp_models.callbacks.explanation_evaluation import ExplanationEvaluation
-from interp_models.cli import check_trainer, quiet, run_script
+from interp_models.cli import check_trainer, make_trainer, quiet, run_script, seed_everything, tell_skipped
 from interp_models.config import TrainConfig, check, load_yaml, override, plain, save_yaml
 from interp_models.errors import InputError
 from interp_models.files import write_json
-from interp_models.loggers import make_loggers
+from interp_models.loggers import close, make_loggers
 
 RESUMABLE = ("phases", "trainer", "logger")
 OWN = ("logger", "callbacks", "max_epochs", "default_root_dir", "use_distributed_sampler", "plugins")
@@ -31,11 +30,14 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
         resume: an existing run folder, whose broken epoch is repeated from its start.
     """
     quiet()
-    pl.seed_everything(config.seed, workers=True, verbose=False)
+    seed_everything(config.seed)
     options = check_trainer(config.trainer, OWN)
     data = runs.build_data(plain(config))
+    tell_skipped(data)
     model = runs.build_model(plain(config), len(data.classes))
-    run = resume or runs.run_folder(config)
+    if not model.recipe.epochs:
+        raise InputError("phases: at least one epoch is needed")
+    run = runs.run_folder(config, resume)
     selecting = len(data.val_indices) > 0
     checkpoints = ModelCheckpoint(
         dirpath=None if run is None else run / "checkpoints",
@@ -50,9 +52,9 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     last = None if resume is None else resume / "checkpoints" / "last.ckpt"
     resuming = last is not None and last.is_file()
     done = runs.read_checkpoint(last)["epoch"] + 1 if last and resuming else None
-    trainer = pl.Trainer(
+    trainer = make_trainer(
         default_root_dir=run,
-        logger=make_loggers(config.logger, run, group=config.experiment, epochs=done),
+        logger=False,
         callbacks=[
             checkpoints,
             *AttentionLogger.of(config.attention, run),
@@ -63,6 +65,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
         max_epochs=model.recipe.epochs,
         **{"log_every_n_steps": 1, "num_sanity_val_steps": 0, **options},
     )
+    trainer.loggers = make_loggers(config.logger, run, group=config.experiment, epochs=done)
     if run is not None:
         save_yaml(run / "config.yaml", plain(config))
     trainer.fit(model, data, ckpt_path=last if resuming else None)
@@ -75,6 +78,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
             run / "metrics.json", {**metrics, "epoch": best["epoch"], "selection": runs.selection(plain(config))}
         )
         print(f"test accuracy {100 * metrics['test/acc']:.2f} % on {metrics['test/n']:.0f} images: {run}")
+    close(trainer.loggers)
     return run
 
 

@@ -54,7 +54,7 @@ def steps(model: BCNN, images: Tensor) -> tuple[Work, Work]:
     def head() -> None:
         features.grad = None
         model.zero_grad()
-        model.loss(model(images), targets)["ce"].backward()
+        torch.autograd.backward(model.loss(model(images), targets)["ce"])
 
     def trunk() -> None:
         backbone.zero_grad()

@@ -8,7 +8,6 @@ FLOPs are counted, which is free of noise. Memory is the growth of the peak resi
 
 import argparse
 import gc
-import math
 import os
 import platform
 import resource
@@ -29,7 +28,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision import tv_tensors
 
 from interp_models.data.base import decode_image
 from interp_models.data.part_birds import PartBirds
@@ -151,7 +149,7 @@ def flops(work: Work) -> int:
 
 def chain(model: nn.Module, images: Tensor, passes: int, batch: int) -> tuple[Work, float]:
     """At least `passes` plain passes in whole batches; and passes ÷ those made, by which its time is multiplied."""
-    made = math.ceil(passes / batch) * batch
+    made = -(-passes // batch) * batch
     inputs = images[torch.arange(batch) % len(images)].contiguous()
 
     def run() -> None:
@@ -276,21 +274,22 @@ def _growth(setup: Callable[..., Work], args: tuple[Any, ...], threads: int) -> 
     torch.set_num_threads(threads)
     work = setup(*args)
     gc.collect()
+    peak: Callable[[], int] = _peak_of_linux
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        before, peak = _status("VmRSS"), lambda: _status("VmHWM")
-    except OSError:  # not Linux, or not allowed: the peak since the start, which misses growth below an older peak
-        before, peak = _max_rss(), _max_rss
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew, at what is held now
+    except OSError:  # not Linux, or not allowed: the peak since the start, which hides growth below an older peak
+        peak = _peak_since_start
+    before = peak()
     work()
     return peak() - before
 
 
-def _status(key: str) -> int:
+def _peak_of_linux() -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
-def _max_rss() -> int:
+def _peak_since_start() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -356,7 +355,7 @@ def load_images(args: argparse.Namespace) -> tuple[Tensor, str]:
         raise SystemExit(f"--images: {args.count} jpg files are needed, the folder holds {len(paths)}")
     transform = test_transform(args.size)
     chosen = [paths[number * len(paths) // args.count] for number in range(args.count)]
-    images = [tv_tensors.Image(transform(decode_image(path))).as_subclass(Tensor) for path in chosen]
+    images = [transform.forward(decode_image(path)).as_subclass(Tensor) for path in chosen]
     return torch.stack(images), f"{args.count} images of {args.source or 'a folder'}, {len(paths)} jpg files"
 
 

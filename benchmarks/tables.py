@@ -39,8 +39,8 @@ def render(results: Mapping[str, Any]) -> str:
         parts.append(table(["what", "value", "unit"], rows))
     commit = (results["commit"] or "unknown")[:10]
     parts.append(
-        f"`{results['command']}`, {results['date']}, {results['machine']}, threads {results['threads']}, "
-        f"torch {results['torch']}, {results['images']}, seed {results['seed']}, commit {commit}"
+        f"`{results['command']}`; {results['date']}; {results['machine']}; threads {results['threads']}; "
+        f"torch {results['torch']}; {results['images']}; seed {results['seed']}; commit {commit}"
         f"{' with changes' if results['dirty'] else ''}."
     )
     return "\n\n".join(parts)
@@ -49,7 +49,7 @@ def render(results: Mapping[str, Any]) -> str:
 def _timing(row: Mapping[str, Any]) -> list[str]:
     ratio = row["ratio"]
     passes = "" if row["passes"] is None else f"{row['passes']:g}"
-    shares = "" if row["flops"] is None else f"{row['flops']:.3f}"
+    shares = "" if row["flops"] is None else f"{row['flops']:.4f}"
     quartiles = f"{ratio['q1']:.3f} to {ratio['q3']:.3f}"
     return [row["what"], row["floor"], passes, f"{ratio['median']:.3f}", quartiles, shares]
 

@@ -39,7 +39,7 @@ class Backbone(nn.Module):
         if not timm.is_model(name):
             raise unknown("timm model", name, timm.list_models())
         self.trunk = _create(name, weights, output_stride)
-        config = resolve_model_data_config(self.trunk)
+        config = resolve_model_data_config(self.trunk)  # type: ignore[no-untyped-call]
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1))
         features = _probe(name, self.trunk)

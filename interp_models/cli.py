@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities import rank_zero_only
 
 from interp_models.config import describe
 from interp_models.data.base import DATASETS
@@ -76,6 +78,29 @@ def check_trainer(options: Mapping[str, Any], own: Sequence[str]) -> dict[str, A
         if key not in known:
             raise unknown("key in trainer:", key, known)
     return dict(options)
+
+
+def make_trainer(**options: Any) -> pl.Trainer:
+    """A trainer; `InputError` for values that Lightning refuses."""
+    try:
+        return pl.Trainer(**options)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise InputError(f"trainer: {' '.join(str(error).split())}") from None
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators of Python, NumPy and torch, also of worker processes."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed must be from 0 to {2**32 - 1}; got {seed}")
+    pl.seed_everything(seed, workers=True, verbose=False)
+
+
+@rank_zero_only
+def tell_skipped(data: DataModule) -> None:
+    """Say on stderr which images were left out because they cannot be decoded."""
+    if data.skipped:
+        count = f"{len(data.skipped)} image{'s' * (len(data.skipped) > 1)}"
+        print(f"left out {count} that cannot be decoded: {', '.join(data.skipped)}", file=sys.stderr)
 
 
 def quiet() -> None:

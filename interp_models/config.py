@@ -136,6 +136,8 @@ def _read(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, IsADirectoryError):
         near = sorted(str(file) for file in path.parent.glob("*.yaml"))
         raise InputError(f"config {path} does not exist; found there: {', '.join(near) or 'no yaml file'}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"config {path} cannot be read: {error}") from None
     try:
         node = OmegaConf.to_container(OmegaConf.create(text))
     except (yaml.YAMLError, OmegaConfBaseException) as error:
@@ -148,8 +150,11 @@ def _read(path: Path) -> dict[str, Any]:
 def override(node: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     """Apply `key=value` one by one; lists are addressed by `phases[0].epochs=1`, values are yaml.
 
+    A value replaces what was there, also a list or a mapping: `phases[0].lrs={head: 0.1}` freezes the other groups.
+
     Raises:
-        InputError: for a malformed assignment or a list position that does not exist.
+        InputError: for a malformed assignment, a list position that does not exist, or an interpolation that leads
+            nowhere.
     """
     config = OmegaConf.create(dict(node))
     assert isinstance(config, DictConfig)
@@ -158,10 +163,13 @@ def override(node: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, A
         if not sign or not key:
             raise InputError(f"{assignment!r} is not an override; write key=value")
         try:
-            OmegaConf.update(config, key, OmegaConf.from_dotlist([f"value={value}"])["value"])
+            OmegaConf.update(config, key, OmegaConf.from_dotlist([f"value={value}"])["value"], merge=False)
         except (OmegaConfBaseException, yaml.YAMLError, IndexError, ValueError, TypeError, AssertionError) as error:
             raise InputError(f"override {assignment!r} cannot be applied: {str(error).splitlines()[0]}") from None
-    return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    try:
+        return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    except OmegaConfBaseException as error:
+        raise InputError(f"config.{getattr(error, 'full_key', None)}: {str(error).splitlines()[0]}") from None
 
 
 def check(schema: type, node: Mapping[str, Any]) -> Any:
@@ -177,7 +185,8 @@ def plain(config: Any) -> dict[str, Any]:
 def save_yaml(path: Path, config: Mapping[str, Any]) -> None:
     """Write a config that `load_yaml` reads back the same."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(yaml.safe_dump(dict(config), sort_keys=False))
+    # OmegaConf reads 1e-3 as a number, yaml does not: only OmegaConf's own dumper quotes a string like that.
+    partial.write_text(OmegaConf.to_yaml(OmegaConf.create(dict(config))))
     partial.replace(path)
 
 

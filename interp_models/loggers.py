@@ -2,6 +2,7 @@
 
 import csv
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
@@ -48,6 +49,13 @@ def make_loggers(
                 "logger.tensorboard=true needs the extra: pip install 'interp_models[tensorboard]'"
             ) from None
     return loggers
+
+
+def close(loggers: Iterable[Logger]) -> None:
+    """End runs of Weights & Biases: a process has one at a time, and the next logger would write to it too."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
 
 
 def _csv(run: Path, epochs: int | None) -> CSVLogger:

@@ -71,15 +71,17 @@ def parse(schema: type, node: Mapping[str, Any], where: str) -> dict[str, Any]:
             continue
         values[key] = value
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
+        merged: Any = OmegaConf.merge(OmegaConf.structured(schema), values)
         missing = sorted(key for key in OmegaConf.missing_keys(merged) if key not in nested)
         if missing:
             raise InputError(f"{where}: {missing[0]!r} has no default and must be given")
-        instance: Any = OmegaConf.to_object(OmegaConf.masked_copy(merged, [key for key in names if key not in nested]))
+        for name in names:
+            value = nested[name] if name in nested else merged[name]
+            values[name] = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
     except OmegaConfBaseException as error:
-        name = getattr(error, "full_key", None) or getattr(error, "key", None)
-        raise InputError(f"{where}.{name}: {str(error).splitlines()[0]}") from None
-    return {name: nested[name] if name in nested else getattr(instance, name) for name in names}
+        place = getattr(error, "full_key", None) or getattr(error, "key", None)
+        raise InputError(f"{where}.{place}: {str(error).splitlines()[0]}") from None
+    return {name: values[name] for name in names}
 
 
 def _nested(schema: Any, value: Any, where: str) -> Any:

@@ -57,11 +57,12 @@ class PartialResults:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def _file(self, label: str, index: Tensor) -> Path:
-        return self.folder / f"{label}-{int(index[0])}-{len(index)}.pt"
+        return self.folder / label / f"{int(index[0])}-{len(index)}.pt"
 
     def keep(self, label: str, part: Part) -> None:
         """Write a part whole or not at all."""
         path = self._file(label, part["common"]["index"])
+        path.parent.mkdir(exist_ok=True)
         partial = path.with_suffix(".partial")
         torch.save({key: _to_cpu(value) for key, value in part.items()}, partial)
         partial.replace(path)
@@ -75,20 +76,28 @@ class PartialResults:
         return part if torch.equal(part["common"]["index"], index.cpu()) else None
 
     def of(self, label: str, indices: set[int]) -> list[Part]:
-        """All parts of an explainer that hold the wanted images, in their order; every image once."""
+        """What was kept of an explainer for the wanted images, every image once.
+
+        Parts may overlap: an interrupted evaluation may have cut or drawn its images differently.
+        """
         found: list[Part] = []
-        seen: set[int] = set()
-        for path in sorted(self.folder.glob(f"{label}-*.pt"), key=lambda path: int(path.stem.split("-")[-2])):
+        left = set(indices)
+        for path in sorted((self.folder / label).glob("*.pt"), key=lambda path: int(path.stem.split("-")[0])):
             part: Part = torch.load(path, weights_only=True)
-            index = set(part["common"]["index"].tolist())
-            if index <= indices - seen:
-                found.append(part)
-                seen |= index
+            index = part["common"]["index"].tolist()
+            rows = [row for row, number in enumerate(index) if number in left]
+            if rows:
+                found.append(part if len(rows) == len(index) else _rows(part, rows))
+                left -= set(index)
         return found
 
     def clear(self) -> None:
         """Remove what interrupted evaluations of the run have left."""
         shutil.rmtree(self.folder.parent)
+
+
+def _rows(value: Any, rows: list[int]) -> Any:
+    return {key: _rows(item, rows) for key, item in value.items()} if isinstance(value, Mapping) else value[rows]
 
 
 def _to_cpu(value: Any) -> Any:
@@ -128,6 +137,9 @@ def write_results(
     table.to_parquet(path)
     path.replace(folder / "per_image.parquet")
     write_json(folder / "results.json", {"schema_version": SCHEMA_VERSION, "rows": rows})
+    for path in (folder / "maps").glob("*.npy"):
+        if path.stem not in labels:
+            path.unlink()  # of an evaluation before, whose rows the new index.csv does not name
     partial.clear()
 
 

@@ -10,7 +10,7 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 from torchvision.transforms import v2
 
-from interp_models.config import TrainConfig, load_yaml
+from interp_models.config import TrainConfig, check, load_yaml, plain
 from interp_models.data.module import DataModule
 from interp_models.data.transforms import test_transform
 from interp_models.errors import InputError
@@ -23,27 +23,50 @@ Checkpoint = Literal["best", "last"]
 
 
 @rank_zero_only
-def run_folder(config: TrainConfig) -> Path | None:
-    """Make and return the folder of a new run: `out`, or runs/<experiment>/<seed>-<n>; None on other ranks than 0.
+def run_folder(config: TrainConfig, resume: Path | None = None) -> Path | None:
+    """The folder of a run: the one that goes on, or a new one; None on other ranks than 0, which write nothing there.
+
+    Args:
+        config: names a new folder by `out`, or as runs/<experiment>/<seed>-<n>.
+        resume: the run that goes on.
 
     Raises:
-        InputError: if `out` already holds something.
+        InputError: if `out` already holds something or cannot be made.
     """
+    if resume is not None:
+        return resume
     if config.out is None:
         return new_folder(Path("runs") / config.experiment, f"{config.seed}-")
-    folder = Path(config.out)
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"out={folder} is not empty; runs are never overwritten (resume={folder} goes on with it)")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return empty_folder(config.out, f"runs are never overwritten (resume={config.out} goes on with it)")
 
 
-def comparison_folder(out: str | None) -> Path:
-    """Make and return the folder of a comparison: `out`, or runs/comparisons/<n>."""
+@rank_zero_only
+def comparison_folder(out: str | None) -> Path | None:
+    """Make and return the folder of a comparison: `out`, or runs/comparisons/<n>; None on other ranks than 0.
+
+    Raises:
+        InputError: if `out` already holds something or cannot be made.
+    """
     if out is None:
         return new_folder(Path("runs") / "comparisons")
-    Path(out).mkdir(parents=True, exist_ok=True)
-    return Path(out)
+    return empty_folder(out, "comparisons are never overwritten")
+
+
+def empty_folder(out: str, why: str) -> Path:
+    """Make and return a folder that holds nothing.
+
+    Raises:
+        InputError: if it holds something or cannot be made.
+    """
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        full = any(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"out={folder} cannot be made: {error}") from None
+    if full:
+        raise InputError(f"out={folder} is not empty; {why}")
+    return folder
 
 
 def run_name(run: Path) -> str:
@@ -79,9 +102,10 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:
-        raise InputError(f"checkpoint {path} cannot be read ({str(error).splitlines()[0]})") from None
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"checkpoint {path} cannot be read ({why})") from None
     own = checkpoint.get("interp_models") if isinstance(checkpoint, dict) else None
-    if own is None:
+    if not isinstance(own, dict) or "format_version" not in own:
         raise InputError(f"checkpoint {path} was not written by interp_models")
     if own["format_version"] > FORMAT_VERSION:
         raise InputError(
@@ -91,10 +115,13 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
 
 
 def run_config(run: Path) -> dict[str, Any]:
-    """The resolved config of a run folder; raises `InputError` if it is none."""
+    """The resolved config of a run folder; raises `InputError` if it is none or its config is not sound."""
     if not (run / "config.yaml").is_file():
         raise InputError(f"{run} is not a run folder: it holds no config.yaml")
-    return load_yaml(run / "config.yaml")
+    try:
+        return plain(check(TrainConfig, load_yaml(run / "config.yaml")))
+    except InputError as error:
+        raise InputError(f"run {run}: {error}") from None
 
 
 def checkpoint_path(run: Path, ckpt: Checkpoint) -> Path:
@@ -132,6 +159,8 @@ def build_model(config: Mapping[str, Any], num_classes: int, *, trained: bool = 
         options["weights"] = None
     model = MODELS.build(name, options, num_classes=num_classes)
     model.recipe = Recipe(**parse(Recipe, {key: config[key] for key in ("phases", "optimizer")}, "config"))
+    if not trained:
+        model.recipe.check(list(model.parameter_groups()), [name for name, _ in model.named_modules() if name])
     model.config = dict(config)
     model.check_recipe()
     return model
@@ -140,7 +169,10 @@ def build_model(config: Mapping[str, Any], num_classes: int, *, trained: bool = 
 def build_data(config: Mapping[str, Any], **changes: Any) -> DataModule:
     """The data module of a config, with changed options of the data module or, in `dataset`, of its data set."""
     options = {**config["data"], **{key: value for key, value in changes.items() if key != "dataset"}}
-    options["dataset"] = {**options.get("dataset", {}), **changes.get("dataset", {})}
+    dataset = options.get("dataset", {})
+    if not isinstance(dataset, Mapping):
+        raise InputError(f"data.dataset: expected keys and values (name and options), got {dataset!r}")
+    options["dataset"] = {**dataset, **changes.get("dataset", {})}
     options.setdefault("seed", int(config.get("seed", 0)))
     return DataModule(**parse(schema_of(DataModule), options, "data"))
 
@@ -177,4 +209,6 @@ def load_weights(model: InterpModule, checkpoint: Mapping[str, Any], where: str)
                 f"has shape {tuple(state[key].shape)}, not {tuple(own[key].shape)}" if key in state else "is missing"
             )
             raise InputError(f"{where}: the checkpoint does not fit model {type(model).__name__}: {key!r} {found}")
+    if extra := sorted(state.keys() - own.keys()):
+        raise InputError(f"{where}: the checkpoint does not fit model {type(model).__name__}: it has {extra[0]!r} too")
     model.load_state_dict(dict(state))

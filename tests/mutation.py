@@ -16,6 +16,6 @@ def mutated(module_name: str, right: str, wrong: str) -> types.ModuleType:
     assert source.count(right) == 1, f"{right!r} stands {source.count(right)} times in {module_name}"
     copy = types.ModuleType(module_name + "_mutated")
     copy.__file__ = module.__file__
-    with mock.patch.object(Registry, "register", lambda self, name: lambda cls: cls):
+    with mock.patch.object(Registry, "register", return_value=lambda cls: cls):
         exec(compile(source.replace(right, wrong), module.__file__, "exec"), copy.__dict__)
     return copy

@@ -32,11 +32,11 @@ class ExplanationEvaluation(pl.Callback):
         plan: explainers, metrics and protocol.
         folder: where results of test images go; None leaves test images alone.
         provenance: what result rows say of the run.
-        checkpoint: a digest of the weights; work of other weights is not taken up again.
+        weights_and_data: a digest of them; work on others is not taken up again.
         seed: of the validation images that are drawn.
 
     Raises:
-        InputError: for an unknown explainer, metric or target.
+        InputError: for an unknown explainer, metric or target, or none.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class ExplanationEvaluation(pl.Callback):
         *,
         folder: Path | None = None,
         provenance: Provenance | None = None,
-        checkpoint: str = "",
+        weights_and_data: str = "",
         seed: int = 0,
     ) -> None:
         self.plan = plan
@@ -54,7 +54,10 @@ class ExplanationEvaluation(pl.Callback):
         """The registered metric of every key."""
         if plan.target not in ("prediction", "label") and not isinstance(plan.target, int):
             raise InputError(f"target must be 'prediction', 'label' or a class number; got {plan.target!r}")
-        self.folder, self.provenance, self.checkpoint, self.seed = folder, provenance, checkpoint, seed
+        if not self.specs or not self.keys:
+            raise InputError("explainers and metrics: at least one of each is needed")
+        self.folder, self.provenance, self.seed = folder, provenance, seed
+        self.weights_and_data = weights_and_data
         self._explainers: dict[str, Explainer] = {}
         self._metrics: dict[str, dict[str, FaithfulnessMetric]] = {}
         self._grid: Grid | None = None
@@ -107,7 +110,7 @@ class ExplanationEvaluation(pl.Callback):
         images = [data.test_images.image_id(int(index)) for index in data.test_indices]
         batches = [data.batch_size, trainer.world_size]
         protocol = [plan.preset, self._grid, plan.max_steps, plan.target]
-        work = [self.checkpoint, self.specs, list(self.keys), protocol, batches, images]
+        work = [self.weights_and_data, self.specs, list(self.keys), protocol, batches, images]
         self._partial = PartialResults(self.folder, work)
         total = int(trainer.num_test_batches[0]) * len(self._explainers)
         self._bar = tqdm(total=total, disable=not trainer.is_global_zero, desc="explanations", unit="batch")
@@ -146,6 +149,11 @@ class ExplanationEvaluation(pl.Callback):
                 data.test_images.image_id,
             )
         trainer.strategy.barrier()
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the line of the progress bar, so that the error has its own."""
+        if self._bar is not None:
+            self._bar.close()
 
     def _prepare(self, module: pl.LightningModule, image_size: int) -> None:
         assert isinstance(module, InterpModule)
@@ -242,7 +250,7 @@ def explainer_specs(items: Sequence[Any]) -> list[tuple[str, str, dict[str, Any]
         options = {key: value for key, value in node.items() if key not in ("name", "label")}
         EXPLAINERS.check(node["name"], options, given=("model",))
         label = str(node.get("label", node["name"]))
-        if "/" in label or label.startswith("."):
+        if "/" in label or label.startswith(".") or not label:
             raise InputError(f"explainer label {label!r} becomes a file's name; it must not hold '/' or begin with '.'")
         if any(label == other for other, _, _ in specs):
             raise InputError(f"explainer {label!r} is listed twice; give one of them another label")

