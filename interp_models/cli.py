@@ -107,5 +107,7 @@ def quiet() -> None:
     """Hush advice that does not apply here."""
     # The number of loader processes is a choice (data.num_workers), and small data sets have few batches.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    # A run's config lies there, and rows of metrics.csv that a resumed run keeps are handed over.
+    warnings.filterwarnings("ignore", ".*Previous log files in this directory will be deleted.*")
     # Metrics are synchronised by torchmetrics, whose n the results record.
     warnings.filterwarnings("ignore", ".*recommended to use `self.log.*sync_dist=True`.*")

@@ -37,7 +37,7 @@ class AttentionConfig:
     every_n_epochs: int = 1
     """0 logs none."""
     n_images: int = 8
-    """Validation images, the first ones."""
+    """Validation images, spread over them all."""
 
 
 @dataclass
@@ -101,7 +101,7 @@ class EvaluateConfig(ExplanationConfig):
     out: str | None = None
     """Folder of a comparison of several runs; null makes runs/comparisons/<n>."""
     seed: int = 0
-    """Of the drawn images and of random explainers."""
+    """Of the drawn images; random explainers have a `seed` of their own."""
     report_images: int = 60
     """Images shown in the report, with all maps."""
     batch_size: int | None = None
@@ -163,7 +163,8 @@ def override(node: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, A
         if not sign or not key:
             raise InputError(f"{assignment!r} is not an override; write key=value")
         try:
-            OmegaConf.update(config, key, OmegaConf.from_dotlist([f"value={value}"])["value"], merge=False)
+            given = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
+            OmegaConf.update(config, key, typing.cast(dict[str, Any], given)["value"], merge=False)
         except (OmegaConfBaseException, yaml.YAMLError, IndexError, ValueError, TypeError, AssertionError) as error:
             raise InputError(f"override {assignment!r} cannot be applied: {str(error).splitlines()[0]}") from None
     try:
@@ -202,6 +203,9 @@ def describe(schema: type, indent: str = "  ") -> str:
         if dataclasses.is_dataclass(default):
             lines.append(f"{indent}{item.name}.   {notes.get(item.name, '')}".rstrip())
             lines.append(describe(type(default), indent + "  "))
+        elif typing.get_origin(hint) is list and dataclasses.is_dataclass(typing.get_args(hint)[0]):
+            lines.append(f"{indent}{item.name}[i].   {notes.get(item.name, '')}".rstrip())
+            lines.append(describe(typing.get_args(hint)[0], indent + "  "))
         else:
             kind = str(hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else hint).replace(
                 "typing.", ""

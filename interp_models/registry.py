@@ -70,17 +70,20 @@ def parse(schema: type, node: Mapping[str, Any], where: str) -> dict[str, Any]:
             nested[key] = _nested(hint, value, f"{where}.{key}")
             continue
         values[key] = value
-    try:
-        merged: Any = OmegaConf.merge(OmegaConf.structured(schema), values)
-        missing = sorted(key for key in OmegaConf.missing_keys(merged) if key not in nested)
-        if missing:
-            raise InputError(f"{where}: {missing[0]!r} has no default and must be given")
-        for name in names:
-            value = nested[name] if name in nested else merged[name]
-            values[name] = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
-    except OmegaConfBaseException as error:
-        place = getattr(error, "full_key", None) or getattr(error, "key", None)
-        raise InputError(f"{where}.{place}: {str(error).splitlines()[0]}") from None
+    merged: Any = OmegaConf.structured(schema)
+    for key, value in values.items():
+        try:
+            merged = OmegaConf.merge(merged, {key: value})
+        except OmegaConfBaseException as error:
+            if not error.full_key:  # of a tuple, for which OmegaConf does not say what is wrong either
+                raise InputError(f"{where}.{key}: expected {hints[key]}, got {value!r}") from None
+            raise InputError(f"{where}.{error.full_key}: {str(error).splitlines()[0]}") from None
+    missing = sorted(key for key in OmegaConf.missing_keys(merged) if key not in nested)
+    if missing:
+        raise InputError(f"{where}: {missing[0]!r} has no default and must be given")
+    for name in names:
+        value = nested[name] if name in nested else merged[name]
+        values[name] = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
     return {name: values[name] for name in names}
 
 

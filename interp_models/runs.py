@@ -10,7 +10,7 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 from torchvision.transforms import v2
 
-from interp_models.config import TrainConfig, check, load_yaml, plain
+from interp_models.config import TrainConfig, check, load_yaml, override, plain
 from interp_models.data.module import DataModule
 from interp_models.data.transforms import test_transform
 from interp_models.errors import InputError
@@ -119,7 +119,7 @@ def run_config(run: Path) -> dict[str, Any]:
     if not (run / "config.yaml").is_file():
         raise InputError(f"{run} is not a run folder: it holds no config.yaml")
     try:
-        return plain(check(TrainConfig, load_yaml(run / "config.yaml")))
+        return plain(check(TrainConfig, override(load_yaml(run / "config.yaml"), [])))
     except InputError as error:
         raise InputError(f"run {run}: {error}") from None
 
@@ -159,8 +159,6 @@ def build_model(config: Mapping[str, Any], num_classes: int, *, trained: bool = 
         options["weights"] = None
     model = MODELS.build(name, options, num_classes=num_classes)
     model.recipe = Recipe(**parse(Recipe, {key: config[key] for key in ("phases", "optimizer")}, "config"))
-    if not trained:
-        model.recipe.check(list(model.parameter_groups()), [name for name, _ in model.named_modules() if name])
     model.config = dict(config)
     model.check_recipe()
     return model

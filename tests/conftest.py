@@ -1,11 +1,16 @@
 """What many tests need: tiny models, a tiny data set, and tiny runs, made once."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+import yaml
 from torch import nn
+
+from tests.data.make_cub import Bird, make_cub
 
 TINY = "test_efficientnet"  # timm's own tiny network for tests, 3 stages too small to mean anything
 
@@ -62,3 +67,86 @@ def tiny_config(root: Path | str, **changes: Any) -> dict[str, Any]:
         "attention": {"every_n_epochs": 0},
     }
     return config | changes
+
+
+class Cub(NamedTuple):
+    """A fake CUB tree and what was written there."""
+
+    root: Path
+    birds: list[Bird]
+
+
+@pytest.fixture(scope="session")
+def tiny_cub(tmp_path_factory: pytest.TempPathFactory) -> Cub:
+    """3 classes of 4 training and 4 test images; not to be changed."""
+    root = tmp_path_factory.mktemp("tiny_cub")
+    return Cub(root, make_cub(root, per_class=8))
+
+
+def fit(config: dict[str, Any], resume: Path | None = None) -> Path:
+    """Train in this process, as train.py does with a config; returns the run folder."""
+    import train
+    from interp_models.config import TrainConfig, check
+
+    return train.train(check(TrainConfig, config), resume)
+
+
+TINY_CNN = {"name": "cnn", "backbone": TINY, "weights": None, "output_stride": 16}
+CNN_LRS = {"backbone": 1e-3, "head": 1e-2}
+
+
+@pytest.fixture(scope="session")
+def bcnn_run(tiny_cub: Cub, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A B-CNN trained for two epochs; not to be changed, see `copy_run`."""
+    return fit(tiny_config(tiny_cub.root, out=str(tmp_path_factory.mktemp("runs") / "tiny" / "bcnn")))
+
+
+@pytest.fixture(scope="session")
+def cnn_run(tiny_cub: Cub, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plain CNN trained for two epochs; not to be changed, see `copy_run`."""
+    out = str(tmp_path_factory.mktemp("runs") / "tiny" / "cnn")
+    phases = [{"epochs": 2, "lrs": CNN_LRS}]
+    return fit(tiny_config(tiny_cub.root, out=out, model=TINY_CNN, phases=phases, seed=1))
+
+
+def copy_run(run: Path, to: Path) -> Path:
+    """A copy that a test may change; without an evaluation."""
+    return Path(shutil.copytree(run, to, ignore=shutil.ignore_patterns("evaluation")))
+
+
+def write_config(path: Path, config: dict[str, Any]) -> Path:
+    """A config as a yaml file."""
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+class Outcome(NamedTuple):
+    """What a script left: exit code and outputs."""
+
+    code: int
+    out: str
+    err: str
+
+
+Script = Callable[..., Outcome]
+
+
+@pytest.fixture
+def script(capsys: pytest.CaptureFixture[str]) -> Script:
+    """Runs `train` or `evaluate` in this process: script("train", "config.yaml", "seed=1")."""
+    import evaluate
+    import train
+    from interp_models.cli import run_script
+    from interp_models.config import EvaluateConfig, TrainConfig
+
+    def run(name: str, *arguments: str | Path) -> Outcome:
+        module, schema = {"train": (train, TrainConfig), "evaluate": (evaluate, EvaluateConfig)}[name]
+        capsys.readouterr()
+        code = run_script(module.__doc__, schema, module.main, [str(argument) for argument in arguments])
+        return Outcome(code, *capsys.readouterr())
+
+    return run
+
+
+QUICK_EVALUATION = ("explainers=[intrinsic, random]", "max_steps=3", "report_images=1", "logger.wandb=disabled")
+"""Overrides with which evaluate.py takes a fraction of a second on `tiny_cub`."""

@@ -1,0 +1,159 @@
+"""What trained runs reach: accuracy with paired bootstrap intervals, and what their attention maps look at.
+
+python -m benchmarks.trained --name cub --runs runs/cub_cnn_lite0/0-0 runs/cub_bcnn_lite0/0-0 [...]
+
+The first run's model is the one that the others are compared with; runs of one model under several seeds are averaged
+per image before the bootstrap.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmarks.harness import RESULTS, Row, Value, write
+from interp_models import InterpModule, load, runs
+from interp_models.data.base import Sample
+from interp_models.explainers.cam import GradCAM
+from interp_models.explainers.rise import RISE
+
+RESAMPLES = 10_000
+
+
+def bootstrap(values: NDArray[np.float64], seed: int = 0) -> tuple[float, float, float]:
+    """Mean of per-image values, and the 95 % interval of the mean under resampling of the images.
+
+    >>> bootstrap(np.ones(10))
+    (1.0, 1.0, 1.0)
+    """
+    rng = np.random.default_rng(seed)
+    means = np.array([values[rng.integers(0, len(values), len(values))].mean() for _ in range(RESAMPLES)])
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(values.mean()), float(low), float(high)
+
+
+def hits(maps: Tensor, boxes: Tensor, size: tuple[int, int]) -> NDArray[np.float64]:
+    """Pointing game without tolerance, 1 where the highest pixel of the upsampled map lies in the box, (B,)."""
+    large = F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    position = large.flatten(1).argmax(dim=1)
+    y, x = position // size[1], position % size[1]
+    inside = (x >= boxes[:, 0]) & (x < boxes[:, 2]) & (y >= boxes[:, 1]) & (y < boxes[:, 3])
+    return inside.double().numpy()
+
+
+def centre_gaussian(n: int, size: tuple[int, int]) -> Tensor:
+    """The control that always points to the middle, (n, H, W)."""
+    y, x = (torch.linspace(-1, 1, side) for side in size)
+    return torch.exp(-(y[:, None] ** 2 + x**2)).expand(n, *size)
+
+
+def pairwise_cosine(maps: Tensor) -> Tensor:
+    """Mean cosine between pairs of an image's maps (B, N, h, w): (B,); 0 for a map that is 0."""
+    unit = F.normalize(maps.flatten(2), dim=2)
+    gram = unit @ unit.transpose(1, 2)
+    n = gram.shape[1]
+    off = gram.sum(dim=(1, 2)) - gram.diagonal(dim1=1, dim2=2).sum(dim=1)
+    return off / (n * (n - 1))
+
+
+@torch.no_grad()
+def attention(model: InterpModule, batches: Sequence[Sample]) -> dict[str, NDArray[np.float64]]:
+    """Per image: correct, pointing hits of own map, Grad-CAM and centre, cosine between maps; per map: dead."""
+    found: dict[str, list[NDArray[np.float64]]] = {}
+    alive: Tensor | None = None
+    for batch in batches:
+        output = model(batch.image)
+        predicted = output.logits.argmax(dim=1)
+        size = (batch.image.shape[-2], batch.image.shape[-1])
+        values = {"correct": (predicted == batch.label).double().numpy()}
+        if batch.box is not None:
+            own, gradcam = model.explain(output, predicted), GradCAM(model).attribute(batch.image, predicted)
+            control = centre_gaussian(len(own), size)
+            for name, maps in (("own map", own), ("Grad-CAM", gradcam), ("centre Gaussian", control)):
+                values[f"pointing hits of {name}"] = hits(maps, batch.box, size)
+        if output.maps.shape[1] > 1:
+            values["mean cosine between maps"] = pairwise_cosine(output.maps).double().numpy()
+            live = (output.maps.amax(dim=(2, 3)) > 0).any(dim=0)
+            alive = live if alive is None else alive | live
+        for name, value in values.items():
+            found.setdefault(name, []).append(value)
+    joined = {name: np.concatenate(parts) for name, parts in found.items()}
+    if alive is not None:
+        joined["dead maps"] = (~alive).double().numpy()
+    return joined
+
+
+def rise_stability(model: InterpModule, images: Tensor, few: int, many: int) -> NDArray[np.float64]:
+    """Pearson correlation of each image's RISE map with few masks and with many, the few being the first of them."""
+    a = RISE(model, masks=few).attribute(images).flatten(1)
+    b = RISE(model, masks=many).attribute(images).flatten(1)
+    return np.array([np.corrcoef(x, y)[0, 1] for x, y in zip(a.numpy(), b.numpy(), strict=True)])
+
+
+def measure(folders: Sequence[Path]) -> list[Row]:
+    """All rows: per run, per model over its seeds, and the differences to the first model."""
+    rows: list[Row] = []
+    correct: dict[str, list[NDArray[np.float64]]] = {}
+    for folder in folders:
+        model, _ = load(folder)
+        config = runs.run_config(folder)
+        data = runs.build_data(config)
+        name = f"{config['experiment']}, seed {config['seed']}"
+        values = attention(model, list(data.test_dataloader()))
+        correct.setdefault(config["experiment"], []).append(values["correct"])
+        rows.append(Value(f"{name}: test accuracy", 100 * values.pop("correct").mean(), "%"))
+        if "dead maps" in values:
+            rows.append(Value(f"{name}: dead maps", float(values.pop("dead maps").sum()), "maps"))
+        for what, each in values.items():
+            share = what.startswith("pointing")
+            rows.append(Value(f"{name}: {what}", (100 if share else 1) * float(each.mean()), "%" if share else ""))
+    means = {name: np.mean(seeds, axis=0) for name, seeds in correct.items()}
+    reference = next(iter(means))
+    for name, per_image in means.items():
+        what = f"{name}, mean of {len(correct[name])} seed(s)"
+        mean, low, high = bootstrap(per_image)
+        rows += [Value(f"{what}: {part}", 100 * value, "%") for part, value in _interval("accuracy", mean, low, high)]
+        if name != reference:
+            mean, low, high = bootstrap(per_image - means[reference])
+            difference = f"accuracy minus that of {reference}"
+            rows += [Value(f"{what}: {part}", 100 * v, "points") for part, v in _interval(difference, mean, low, high)]
+    return rows
+
+
+def _interval(what: str, mean: float, low: float, high: float) -> list[tuple[str, float]]:
+    return [(what, mean), (f"{what}, lower end of 95 %", low), (f"{what}, upper end of 95 %", high)]
+
+
+def main(argv: Sequence[str] | None = None) -> Path:
+    """Measure and write `<name>.json`."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--runs", type=Path, nargs="+", required=True)
+    p.add_argument("--name", required=True, help="of the file of results")
+    p.add_argument("--stability", type=int, default=0, help="images on which RISE's stability is measured, first run")
+    p.add_argument("--threads", type=int, default=torch.get_num_threads())
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--out", type=Path, default=RESULTS)
+    args = p.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    args.command = f"python -m benchmarks.trained --name {args.name} --runs {' '.join(map(str, args.runs))}"
+    if args.stability:
+        args.command += f" --stability {args.stability}"
+    rows = measure(args.runs)
+    if args.stability:
+        model, _ = load(args.runs[0])
+        data = runs.build_data(runs.run_config(args.runs[0]))
+        chosen = np.linspace(0, len(data.test_indices) - 1, args.stability).round().astype(int)
+        images = torch.stack([data.dataset("test")[0, int(position)].image for position in chosen])
+        each = rise_stability(model, images.as_subclass(Tensor), 500, 1000)
+        rows.append(Value("RISE, correlation of maps with 500 and 1000 masks, median", float(np.median(each)), ""))
+        rows.append(Value("RISE, correlation of maps with 500 and 1000 masks, lowest", float(each.min()), ""))
+    return write(args.name, args, "test images of the runs", rows)
+
+
+if __name__ == "__main__":
+    print(main())

@@ -1,0 +1,268 @@
+"""Configs from files and the command line."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from interp_models.config import (
+    EvaluateConfig,
+    ExplanationConfig,
+    TrainConfig,
+    check,
+    describe,
+    load_yaml,
+    override,
+    plain,
+    save_yaml,
+)
+from interp_models.errors import InputError
+from interp_models.training.recipe import Optimizer, Phase
+from tests.conftest import tiny_config
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+# Files
+
+
+def test_a_file_extends_another(tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml", "seed: 1\ndata: {size: 2, dataset: {name: cub, root: here}}\nphases: [a, b]\n")
+    top = write(
+        tmp_path / "deep" / "top.yaml",
+        "extends: ../base.yaml\nexperiment: x\ndata: {dataset: {root: there}}\nphases: [c]\n",
+    )
+    assert load_yaml(top) == {
+        "seed": 1,
+        "data": {"size": 2, "dataset": {"name": "cub", "root": "there"}},
+        "phases": ["c"],
+        "experiment": "x",
+    }
+
+
+def test_extends_is_one_level_deep(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", "seed: 1\n")
+    write(tmp_path / "b.yaml", "extends: a.yaml\n")
+    top = write(tmp_path / "c.yaml", "extends: b.yaml\n")
+    assert load_yaml(tmp_path / "b.yaml") == {"seed": 1}
+    with pytest.raises(InputError, match=r"b\.yaml: a base must not extend another file \(one level only\)"):
+        load_yaml(top)
+
+
+def test_missing_base_is_named(tmp_path: Path) -> None:
+    top = write(tmp_path / "top.yaml", "extends: bse.yaml\n")
+    write(tmp_path / "base.yaml", "seed: 1\n")
+    with pytest.raises(InputError) as error:
+        load_yaml(top)
+    assert str(error.value) == (
+        f"config {tmp_path}/bse.yaml does not exist; found there: {tmp_path}/base.yaml, {tmp_path}/top.yaml"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1, 2\nb: 3", "is not valid yaml: .*line 2"),
+        ("a: 1\na: 2\n", "is not valid yaml: .*duplicate key a"),
+        ("- 1\n- 2\n", "must hold keys and values"),
+        ("a: ${b", "is not valid yaml"),
+    ],
+)
+def test_malformed_files(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=f"config {tmp_path}/c.yaml {message}") as error:
+        load_yaml(write(tmp_path / "c.yaml", text))
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match=r"config .*c\.yaml cannot be read: 'utf-8' codec can't decode"):
+        load_yaml(tmp_path / "c.yaml")
+    with pytest.raises(InputError, match=r"does not exist; found there: .*c\.yaml"):
+        load_yaml(tmp_path / "d.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(InputError, match=r"config .*folder\.yaml does not exist"):
+        load_yaml(tmp_path / "folder.yaml")
+
+
+def test_an_empty_file_is_an_empty_config(tmp_path: Path) -> None:
+    assert load_yaml(write(tmp_path / "c.yaml", "# nothing\n")) == {}
+
+
+# Overrides
+
+NODE = {
+    "seed": 0,
+    "data": {"dataset": {"name": "cub", "root": "a"}, "size": 2},
+    "phases": [{"epochs": 5, "lrs": {"head": 1.0, "trunk": 2.0}}, {"epochs": 6}],
+}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "path", "expected"),
+    [
+        ("seed=3", ["seed"], 3),
+        ("phases[0].epochs=1", ["phases", 0, "epochs"], 1),
+        ("phases[1].epochs=1", ["phases", 1, "epochs"], 1),
+        ("phases[0].lrs.head=1e-3", ["phases", 0, "lrs"], {"head": 0.001, "trunk": 2.0}),
+        ("phases[0].lrs={head: 1e-3}", ["phases", 0, "lrs"], {"head": 0.001}),
+        ("phases[0].lrs={}", ["phases", 0, "lrs"], {}),
+        ("phases=[{epochs: 2}]", ["phases"], [{"epochs": 2}]),
+        ("data.dataset.root=/b=c/d e", ["data", "dataset"], {"name": "cub", "root": "/b=c/d e"}),
+        ("data.dataset={name: other}", ["data", "dataset"], {"name": "other"}),
+        ("data.size=null", ["data", "size"], None),
+        ("data.size=", ["data", "size"], None),
+        ("new.deep.key=true", ["new"], {"deep": {"key": True}}),
+        ("names=[a, 1, 1.5, null, 'x y']", ["names"], ["a", 1, 1.5, None, "x y"]),
+        ("nested={a: {b: [1, {c: 2e-4}]}}", ["nested"], {"a": {"b": [1, {"c": 0.0002}]}}),
+        ("text='1e-3'", ["text"], "1e-3"),
+        ("copy=${data.size}", ["copy"], 2),
+    ],
+)
+def test_an_override_changes_one_thing(assignment: str, path: list[Any], expected: Any) -> None:
+    changed = override(NODE, [assignment])
+    value: Any = changed
+    for key in path:
+        value = value[key]
+    assert value == expected
+    assert type(value) is type(expected)
+    if path[0] in NODE:  # nothing beside it
+        undone: Any = changed
+        original: Any = NODE
+        for key in path[:-1]:
+            undone, original = undone[key], original[key]
+        undone[path[-1]] = original[path[-1]]
+        assert changed == NODE
+
+
+def test_overrides_apply_in_order_and_leave_the_node_alone() -> None:
+    assert override(NODE, ["seed=1", "data={size: 7}", "data.size=8", "seed=2"]) == {
+        **NODE,
+        "seed": 2,
+        "data": {"size": 8},
+    }
+    assert NODE["seed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("seed", "'seed' is not an override; write key=value"),
+        ("=3", "'=3' is not an override; write key=value"),
+        ("phases[2].epochs=1", "override 'phases[2].epochs=1' cannot be applied: list index out of range"),
+        ("phases[x].epochs=1", "override 'phases[x].epochs=1' cannot be applied: Index 'x' (str) is not an int"),
+        ("data.size=[1", "override 'data.size=[1' cannot be applied: "),
+        ("data.size=${nope}", "config.data.size: Interpolation key 'nope' not found"),
+    ],
+)
+def test_bad_overrides(assignment: str, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        override(NODE, [assignment])
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_a_broken_interpolation_in_a_file_says_where(tmp_path: Path) -> None:
+    node = load_yaml(write(tmp_path / "c.yaml", "data: {root: '${nowhere}'}\nseed: ${data.size}\n"))
+    with pytest.raises(InputError, match=r"^config\.data\.root: Interpolation key 'nowhere' not found$"):
+        override(node, [])
+
+
+# Schema
+
+
+def test_the_config_becomes_dataclasses(tmp_path: Path) -> None:
+    config = check(TrainConfig, tiny_config(tmp_path))
+    assert config.phases == [Phase("train", 2, {"backbone": 1e-3, "attention": 1e-2, "head": 1e-2})]
+    assert config.optimizer == Optimizer("adamw", 0.0, 0.9)
+    assert config.data["dataset"] == {"name": "cub", "root": str(tmp_path)}
+    assert config.logger.wandb == "disabled"
+    assert config.evaluation == ExplanationConfig()
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("sed=1", "unknown key in config: 'sed'; did you mean 'seed'?"),
+        ("phases[0].epoch=1", "unknown key in config.phases[0]: 'epoch'; did you mean 'epochs'?"),
+        ("optimizer.nam=sgd", "unknown key in config.optimizer: 'nam'; did you mean 'name'?"),
+        ("logger.wanbd=offline", "unknown key in config.logger: 'wanbd'; did you mean 'wandb'?"),
+        ("attention.n_image=1", "unknown key in config.attention: 'n_image'; did you mean 'n_images'?"),
+        ("evaluation.metric=[]", "unknown key in config.evaluation: 'metric'; did you mean 'metrics'?"),
+        ("seed=a", "config.seed: Value 'a' of type 'str' could not be converted to Integer"),
+        ("optimizer.name=sdg", "config.optimizer.name: Invalid value 'sdg', expected one of ['adam', 'adamw', 'sgd']"),
+        (
+            "phases[0].schedule=line",
+            "config.phases[0].schedule: Invalid value 'line', expected one of ['constant', 'cosine']",
+        ),
+        ("phases[0].lrs.head=a", "config.phases[0].lrs.head: Value 'a' of type 'str' could not be converted to Float"),
+        ("phases[0].eval_modules=head", "config.phases[0].eval_modules: expected a list, got 'head'"),
+        ("model=cnn", "config.model: Cannot assign str to Dict[str, Any]"),
+        ("phases={}", "config.phases: expected a list, got {}"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, assignment: str, expected: str) -> None:
+    with pytest.raises(InputError) as error:
+        check(TrainConfig, override(tiny_config(tmp_path), [assignment]))
+    assert str(error.value) == expected
+
+
+def test_numbers_of_learning_rates_are_floats(tmp_path: Path) -> None:
+    config = check(TrainConfig, override(tiny_config(tmp_path), ["phases[0].lrs.head=1e-3", "optimizer.momentum=1"]))
+    assert config.phases[0].lrs["head"] == 0.001
+    assert type(config.phases[0].lrs["head"]) is float
+    assert type(config.optimizer.momentum) is float
+
+
+# Round trip
+
+
+def test_a_resolved_config_reads_back_the_same(tmp_path: Path) -> None:
+    odd = [
+        "1e-3", "1e3", "null", "~", "on", "No", "007", "1_000", "0x10", "2020-01-01", "12:30", "", " ", "a: b", "#",
+        "é \U0001f426", "line\nbreak", "[1]", "{a}", "'", '"', "%", "@", "!tag", "*", "&a", "1.", ".5", "+1", "inf",
+        "nan", "yes", "true", "-",
+    ]  # fmt: skip
+    numbers = [0, -1, 2**40, 0.1 + 0.2, 1e-5, 1e22, 5e-324, True, False, None, float("inf")]
+    node = tiny_config(tmp_path, seed=7, experiment="1e-3")
+    node["data"]["dataset"] |= {f"odd{i}": text for i, text in enumerate(odd)}
+    node["model"]["values"] = [*numbers, odd, {text or "empty": text for text in odd}]
+    config = check(TrainConfig, node)
+    save_yaml(tmp_path / "config.yaml", plain(config))
+    again = load_yaml(tmp_path / "config.yaml")
+    assert again == plain(config)
+    assert [type(value) for value in again["model"]["values"]] == [type(value) for value in node["model"]["values"]]
+    assert check(TrainConfig, override(again, [])) == config
+    assert list(again) == list(plain(config))
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_the_config_of_a_run_reads_back_the_same(bcnn_run: Path, tiny_cub: Any) -> None:
+    from interp_models import runs
+
+    node = runs.run_config(bcnn_run)
+    config = check(TrainConfig, tiny_config(tiny_cub.root, out=str(bcnn_run)))
+    assert node == plain(config)
+    assert check(TrainConfig, node) == config
+
+
+# Help
+
+
+def test_description_names_every_key_with_type_default_and_meaning() -> None:
+    lines = [line.strip() for line in describe(TrainConfig).splitlines()]
+    assert "seed: int = 0   Of everything random." in lines
+    assert "out: str | None = None   Run folder; null makes runs/<experiment>/<seed>-<n>." in lines
+    assert "phases[i].   The timeline of the training." in lines
+    assert (
+        "lrs: dict[str, float] = {}   Peak learning rate of each parameter group; groups not named are frozen." in lines
+    )
+    assert "name: Literal['adam', 'adamw', 'sgd'] = adamw" in lines
+    assert "momentum: float = 0.9   Of `sgd` alone." in lines
+    inherited = [line.strip() for line in describe(EvaluateConfig).splitlines()]
+    assert "preset: str = gomez2023   Protocol: `gomez2023` or `saliency-maps-metrics`." in inherited
+    assert "ckpt: Literal['best', 'last'] = best   Which checkpoint." in inherited
