@@ -92,21 +92,33 @@ def fit(config: dict[str, Any], resume: Path | None = None) -> Path:
 
 
 TINY_CNN = {"name": "cnn", "backbone": TINY, "weights": None, "output_stride": 16}
-CNN_LRS = {"backbone": 1e-3, "head": 1e-2}
+CNN_LRS = {"backbone": 1e-2, "head": 1e-2}
+BCNN_LRS = {"backbone": 3e-3, "attention": 3e-3, "head": 3e-3}
 
 
 @pytest.fixture(scope="session")
 def bcnn_run(tiny_cub: Cub, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A B-CNN trained for two epochs; not to be changed, see `copy_run`."""
-    return fit(tiny_config(tiny_cub.root, out=str(tmp_path_factory.mktemp("runs") / "tiny" / "bcnn")))
+    """A B-CNN that learned something in four epochs; not to be changed, see `copy_run`."""
+    out = str(tmp_path_factory.mktemp("runs") / "tiny" / "bcnn")
+    return fit(tiny_config(tiny_cub.root, out=out, phases=[{"epochs": 4, "lrs": BCNN_LRS}]))
 
 
 @pytest.fixture(scope="session")
 def cnn_run(tiny_cub: Cub, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A plain CNN trained for two epochs; not to be changed, see `copy_run`."""
+    """A plain CNN that learned something in four epochs; not to be changed, see `copy_run`."""
     out = str(tmp_path_factory.mktemp("runs") / "tiny" / "cnn")
-    phases = [{"epochs": 2, "lrs": CNN_LRS}]
-    return fit(tiny_config(tiny_cub.root, out=out, model=TINY_CNN, phases=phases, seed=1))
+    return fit(tiny_config(tiny_cub.root, out=out, model=TINY_CNN, phases=[{"epochs": 4, "lrs": CNN_LRS}]))
+
+
+@pytest.fixture
+def inject(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Adds callbacks to the trainings of a test, in place of the attention logger."""
+    from interp_models.callbacks.attention_logger import AttentionLogger
+
+    def add(*callbacks: Any) -> None:
+        monkeypatch.setattr(AttentionLogger, "of", lambda config, run: list(callbacks))
+
+    return add
 
 
 def copy_run(run: Path, to: Path) -> Path:

@@ -18,7 +18,7 @@ from interp_models.config import (
 )
 from interp_models.errors import InputError
 from interp_models.training.recipe import Optimizer, Phase
-from tests.conftest import tiny_config
+from tests.conftest import BCNN_LRS, tiny_config
 
 
 def write(path: Path, text: str) -> Path:
@@ -245,7 +245,8 @@ def test_the_config_of_a_run_reads_back_the_same(bcnn_run: Path, tiny_cub: Any) 
     from interp_models import runs
 
     node = runs.run_config(bcnn_run)
-    config = check(TrainConfig, tiny_config(tiny_cub.root, out=str(bcnn_run)))
+    phases = [{"epochs": 4, "lrs": BCNN_LRS}]
+    config = check(TrainConfig, tiny_config(tiny_cub.root, out=str(bcnn_run), phases=phases))
     assert node == plain(config)
     assert check(TrainConfig, node) == config
 

@@ -1,0 +1,480 @@
+"""Splits, order, augmentation and transforms."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+
+from interp_models.data.base import Sample, collate
+from interp_models.data.module import DataModule, ShardSampler, draw, stratified_split
+from interp_models.data.transforms import crop_to_box, hide_outside, test_transform, train_transform
+from interp_models.errors import InputError
+from tests.conftest import Cub
+from tests.data.make_cub import make_cub
+
+test_transform.__test__ = False  # type: ignore[attr-defined]  # a transform, not a test
+
+
+def module(cub: Cub, **options: Any) -> DataModule:
+    defaults = {"image_size": 32, "batch_size": 4, "num_workers": 0, "val_fraction": 0.25}
+    return DataModule(dataset={"name": "cub", "root": str(cub.root)}, **defaults | options)
+
+
+def assert_same(a: Sample, b: Sample) -> None:
+    for name, left, right in zip(Sample._fields, a, b, strict=True):
+        assert (left is None) == (right is None), name
+        if left is not None:
+            assert torch.equal(torch.as_tensor(left), torch.as_tensor(right)), name
+
+
+# The split
+
+
+@pytest.mark.parametrize(
+    ("fraction", "expected"),
+    [(0.0, [0, 0, 0, 0, 0]), (0.1, [0, 0, 0, 1, 4]), (0.25, [0, 0, 1, 2, 10]), (0.9, [0, 1, 2, 8, 36])],
+)
+def test_split_takes_the_fraction_of_each_class(fraction: float, expected: list[int]) -> None:
+    labels = np.repeat(np.arange(5), [1, 2, 3, 9, 40])
+    labels = labels[np.argsort(np.arange(55) * 17 % 55)]  # classes mixed
+    for seed in range(5):
+        rest, part = stratified_split(labels, np.arange(55), fraction, seed)
+        assert [int((labels[part] == label).sum()) for label in range(5)] == expected
+        assert sorted([*rest, *part]) == list(range(55))
+        assert list(part) == sorted(part)
+        assert set(labels[rest]) == set(range(5))  # no class loses its last training image
+
+
+def test_split_depends_on_the_seed_alone() -> None:
+    labels = np.repeat(np.arange(4), 20)
+    splits = [stratified_split(labels, np.arange(80), 0.25, seed)[1].tolist() for seed in (0, 0, 1, 2)]
+    assert splits[0] == splits[1]
+    assert splits[0] != splits[2] != splits[3] != splits[0]
+    drawn = np.bincount(np.concatenate([stratified_split(labels, np.arange(80), 0.25, s)[1] for s in range(400)]))
+    assert drawn.sum() == 400 * 20
+    assert 60 < drawn.min() <= drawn.max() < 140  # 100 expected, standard deviation 8.7
+
+
+def test_split_uses_the_kept_images_alone() -> None:
+    labels = np.repeat(np.arange(2), 10)
+    kept = np.array([0, 2, 4, 6, 11, 13])
+    rest, part = stratified_split(labels, kept, 0.5, 0)
+    assert sorted([*rest, *part]) == kept.tolist()
+    assert np.bincount(labels[part]).tolist() == [2, 1]
+
+
+def test_module_splits_the_training_images(tiny_cub: Cub) -> None:
+    data = module(tiny_cub)
+    labels = np.asarray(data.train_images.labels)
+    assert np.bincount(labels[data.val_indices]).tolist() == [1, 1, 1]
+    assert sorted([*data.train_indices, *data.val_indices]) == list(range(12))
+    assert data.test_indices.tolist() == list(range(12))
+    assert module(tiny_cub, seed=0).val_indices.tolist() == data.val_indices.tolist()
+    assert any(module(tiny_cub, seed=seed).val_indices.tolist() != data.val_indices.tolist() for seed in range(1, 4))
+    ids = {split: [images.image_id(i) for i in range(12)] for split, images in _images(data)}
+    assert ids["train"] == [bird.path for bird in tiny_cub.birds if bird.train]
+    assert ids["test"] == [bird.path for bird in tiny_cub.birds if not bird.train]
+
+
+def _images(data: DataModule) -> list[tuple[str, Any]]:
+    return [("train", data.train_images), ("test", data.test_images)]
+
+
+def test_no_validation(tiny_cub: Cub) -> None:
+    data = module(tiny_cub, val_fraction=0)
+    assert data.train_indices.tolist() == list(range(12))
+    assert data.val_indices.tolist() == []
+    assert data.val_dataloader() == []
+
+
+def test_draw() -> None:
+    indices = np.array([3, 5, 8, 13, 21, 34, 55, 89])
+    assert draw(indices, None, 0).tolist() == indices.tolist()
+    assert draw(indices, 8, 0).tolist() == draw(indices, 99, 0).tolist() == indices.tolist()
+    three = draw(indices, 3, 0)
+    assert len(set(three)) == 3
+    assert set(three) <= set(indices)
+    assert three.tolist() == sorted(three)
+    assert set(three) < set(draw(indices, 4, 0))
+    assert len({tuple(draw(indices, 3, seed)) for seed in range(20)}) > 10
+    for n in (0, -3):
+        with pytest.raises(InputError, match=f"n_images must be at least 1; got {n}"):
+            draw(indices, n, 0)
+
+
+# The order
+
+
+def flat(lists: list[list[int]]) -> list[int]:
+    return [number for numbers in lists for number in numbers]
+
+
+def order(size: int, rank: int, world: int, batch: int, epoch: int = 0, seed: int = 0) -> list[list[int]]:
+    """The positions of each step of a rank in training."""
+    sampler = ShardSampler(size, rank=rank, world=world, seed=seed, global_batch=batch * world)
+    sampler.set_epoch(epoch)
+    keys = list(sampler)
+    assert len(keys) == len(sampler)
+    assert {at for at, _ in keys} == {epoch}
+    positions = [position for _, position in keys]
+    return [positions[i : i + batch] for i in range(0, len(positions), batch)]
+
+
+def test_order_is_a_permutation_of_seed_and_epoch() -> None:
+    orders = {(seed, epoch): flat(order(24, 0, 1, 4, epoch, seed)) for seed in range(3) for epoch in range(3)}
+    for positions in orders.values():
+        assert sorted(positions) == list(range(24))
+    assert len({tuple(positions) for positions in orders.values()}) == 9
+    assert flat(order(24, 0, 1, 4, 1, 2)) == orders[2, 1]
+    assert flat(order(24, 0, 1, 8, 1, 2)) == orders[2, 1]  # batches cut it, no more
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("batch", [1, 3, 4])
+def test_ranks_step_together_in_training(world: int, batch: int) -> None:
+    for size in range(1, 30):
+        steps = [order(size, rank, world, batch) for rank in range(world)]
+        lengths = {tuple(len(step) for step in rank) for rank in steps}
+        assert len(lengths) == 1  # the same steps of the same size on every rank
+        seen = [position for rank in steps for step in rank for position in step]
+        if size >= batch * world:
+            assert len(seen) == size // (batch * world) * batch * world
+            assert len(set(seen)) == len(seen)
+            one = order(size, 0, 1, batch * world)
+            assert [set(step) for step in one] == [set().union(*parts) for parts in zip(*steps, strict=True)]
+        else:  # one step that holds everything, filled up to the number of ranks
+            assert set(seen) == set(range(size))
+            assert len(seen) < size + world
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_evaluation_sees_every_image_once(world: int) -> None:
+    for size in range(12):
+        samplers = [ShardSampler(size, rank=rank, world=world) for rank in range(world)]
+        shares = [[position for _, position in sampler] for sampler in samplers]
+        assert sorted(flat(shares)) == list(range(size))
+        assert [len(sampler) for sampler in samplers] == [len(share) for share in shares]
+        assert all(share == sorted(share) for share in shares)
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_loaders_share_the_images_of_ranks(tiny_cub: Cub) -> None:
+    data = module(tiny_cub, batch_size=2)
+    seen: dict[str, list[list[int]]] = {"train": [], "val": [], "test": []}
+    for rank in range(2):
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=2)  # type: ignore[assignment]
+        for split, loader in (
+            ("train", data.train_dataloader()),
+            ("val", data.val_dataloader()),
+            ("test", data.test_dataloader()),
+        ):
+            seen[split].append([index for batch in loader for index in batch.index.tolist()])
+    assert [len(rank) for rank in seen["train"]] == [4, 4]  # 9 images, of which one step of 4 is incomplete
+    assert len(set(flat(seen["train"]))) == 8
+    assert set(flat(seen["train"])) <= set(data.train_indices.tolist())
+    assert sorted(flat(seen["val"])) == data.val_indices.tolist()
+    assert seen["test"] == [[0, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9, 11]]
+
+
+# Augmentation
+
+
+def epochs(data: DataModule, number: int = 2) -> list[Sample]:
+    loader = data.train_dataloader()
+    batches = []
+    for epoch in range(number):
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        batches += list(loader)
+    return batches
+
+
+def test_workers_change_nothing(tiny_cub: Cub) -> None:
+    torch.manual_seed(1)
+    alone = epochs(module(tiny_cub))
+    torch.manual_seed(2)
+    together = epochs(module(tiny_cub, num_workers=2))
+    assert len(alone) == len(together) == 4
+    for a, b in zip(alone, together, strict=True):
+        assert_same(a, b)
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_image(tiny_cub: Cub) -> None:
+    dataset = module(tiny_cub).dataset("train")
+    again = module(tiny_cub, val_fraction=0).dataset("train")  # the same images at other positions
+    for position, index in enumerate(dataset.indices):
+        sample = dataset[3, position]
+        torch.rand(5)
+        assert_same(sample, dataset[3, position])
+        elsewhere = int(np.flatnonzero(again.indices == index)[0])
+        assert_same(sample, again[3, elsewhere])
+        assert not torch.equal(sample.image, dataset[4, position].image)
+    other = DataModule(dataset={"name": "cub", "root": str(tiny_cub.root)}, image_size=32, seed=1, val_fraction=0)
+    assert not torch.equal(other.dataset("train")[3, 0].image, again[3, 0].image)
+
+
+def test_augmentation_leaves_the_generators_alone(tiny_cub: Cub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also that of GPUs: dropout would repeat itself after every image that the main process loads."""
+    dataset = module(tiny_cub).dataset("train")
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    before = torch.get_rng_state()
+    assert isinstance(dataset[0, 0], Sample)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert seeded == []
+
+
+@pytest.mark.parametrize("options", [{"augment": False}, {}])
+def test_what_is_not_augmented(tiny_cub: Cub, options: dict[str, Any]) -> None:
+    data = module(tiny_cub, **options)
+    for split in ("val", "test") if not options else ("train", "val", "test"):
+        dataset = data.dataset(split)
+        images = data.test_images if split == "test" else data.train_images
+        for epoch in range(2):
+            expected = test_transform(32)(images.load(int(dataset.indices[1])))
+            assert_same(dataset[epoch, 1], hide_outside(expected))
+    assert_same(data.dataset("train", augment=False)[0, 1], module(tiny_cub, augment=False).dataset("train")[5, 1])
+
+
+# Batches
+
+
+def test_a_batch_of_one(tiny_cub: Cub) -> None:
+    data = module(tiny_cub, batch_size=1)
+    batches = list(data.test_dataloader())
+    assert len(batches) == 12
+    dataset = data.dataset("test")
+    for position, batch in enumerate(batches):
+        sample = dataset[0, position]
+        assert torch.equal(batch.image, sample.image[None])
+        assert batch.label.tolist() == [sample.label]
+        assert batch.index.tolist() == [position]
+        assert torch.equal(batch.box, sample.box)
+        assert torch.equal(batch.parts, sample.parts[None])
+        assert torch.equal(batch.visible, sample.visible[None])
+        assert batch.masks is None
+
+
+def test_the_last_batch_is_small_and_nothing_is_lost(tiny_cub: Cub) -> None:
+    batches = list(module(tiny_cub, batch_size=5).test_dataloader())
+    assert [batch.index.tolist() for batch in batches] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11]]
+    labels = [bird.label for bird in tiny_cub.birds if not bird.train]
+    assert [label for batch in batches for label in batch.label.tolist()] == labels
+    assert batches[0].label.dtype == batches[0].index.dtype == torch.int64
+
+
+def test_masks_come_along(tmp_path: Path) -> None:
+    root = tmp_path / "cub"
+    birds = make_cub(root, segmentations=True)
+    data = DataModule(dataset={"name": "cub", "root": str(root)}, image_size=64, num_workers=0, val_fraction=0)
+    (batch,) = list(data.test_dataloader())
+    assert batch.masks.shape == (6, 1, 64, 64)
+    assert batch.masks.dtype == torch.bool
+    for mask, box in zip(batch.masks[:, 0], batch.box, strict=True):
+        rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+        edges = torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).float()
+        assert (edges - box).abs().max() < 2.5  # pixels; the bird fills the whole pixels inside its box
+    assert len(birds) == 12
+
+
+# Transforms
+
+RED, BLUE = (210, 40, 40), (40, 40, 210)
+
+
+def scene(height: int, width: int) -> Sample:
+    """Two squares on grey, the blue one left of the red one; a mask, and a key point in the middle, of each."""
+    image = torch.full((3, height, width), 128, dtype=torch.uint8)
+    masks = torch.zeros(2, height, width, dtype=torch.bool)
+    side = min(height, width) // 4
+    y, x = height // 2 - side // 2, width // 2
+    parts = []
+    for mask, colour, left in ((masks[0], RED, x + 2), (masks[1], BLUE, x - 2 - side)):
+        mask[y : y + side, left : left + side] = True
+        image[:, mask] = torch.tensor(colour, dtype=torch.uint8)[:, None]
+        parts.append((left + (side - 1) / 2, y + (side - 1) / 2))
+    box = torch.tensor([[x + 2, y, x + 2 + side, y + side]]).float()
+    canvas = (height, width)
+    return Sample(
+        image=tv_tensors.Image(image),
+        label=3,
+        index=5,
+        box=tv_tensors.BoundingBoxes(box, format="XYXY", canvas_size=canvas),
+        masks=tv_tensors.Mask(masks),
+        parts=tv_tensors.KeyPoints(torch.tensor(parts), canvas_size=canvas),
+        visible=torch.tensor([True, True]),
+    )
+
+
+def bounds(mask: Tensor) -> Tensor:
+    rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+    return torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).float()
+
+
+def assert_on_the_squares(sample: Sample) -> None:
+    """The truth lies where the colours are."""
+    assert sample.masks is not None
+    assert sample.parts is not None
+    assert sample.box is not None
+    image = sample.image
+    for number, (mask, (x, y)) in enumerate(zip(sample.masks, sample.parts, strict=True)):
+        seen = (image[0] - image[2]) * (1 if number == 0 else -1) > 0.15
+        assert (seen & mask).sum() / (seen | mask).sum() > 0.75
+        left, top, right, bottom = bounds(seen).tolist()
+        if right < image.shape[-1] and bottom < image.shape[-2] and left > 0 and top > 0:
+            assert abs(float(x) - (left + right - 1) / 2) < 1
+            assert abs(float(y) - (top + bottom - 1) / 2) < 1
+        if number == 0:
+            assert (bounds(seen) - sample.box[0].as_subclass(Tensor)).abs().max() <= 1
+
+
+@pytest.mark.parametrize("size", [(90, 140), (140, 90), (64, 64), (200, 80)])
+def test_truth_moves_with_the_image(size: tuple[int, int]) -> None:
+    before = scene(*size)
+    sample = test_transform(64)(before)
+    assert sample.image.shape == (3, 64, 64)
+    assert (sample.label, sample.index, sample.visible.tolist()) == (3, 5, [True, True])
+    assert_on_the_squares(sample)
+    # Squashed to 73 pixels, of which 4 are cut off at the left and the top.
+    expected = (before.parts.as_subclass(Tensor) + 0.5) * 73 / torch.tensor([size[1], size[0]]) - 0.5 - 4
+    assert (sample.parts.as_subclass(Tensor) - expected).abs().max() < 0.6
+    flips = []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        sample = train_transform(64)(before)
+        assert sample.image.shape == (3, 64, 64)
+        assert_on_the_squares(sample)
+        flips.append(bool(sample.parts[0, 0] < sample.parts[1, 0]))
+    assert 3 < sum(flips) < 17
+
+
+def test_augmentation_is_the_papers() -> None:
+    """Crops anywhere in 73 pixels, flips half of the time, jitters brightness by 12.6 % and saturation by 50 %."""
+    canvas = (73, 73)
+    grey = torch.full((3, 73, 73), 226, dtype=torch.uint8)
+    parts = torch.tensor([[36.0, 36.0], [40.0, 36.0]])
+    sample = Sample(tv_tensors.Image(grey), 0, 0, parts=tv_tensors.KeyPoints(parts, canvas_size=canvas))
+    offsets, flips, brightness = set(), 0, []
+    transform = train_transform(64)
+    for seed in range(300):
+        torch.manual_seed(seed)
+        out = transform(sample)
+        (x, y), (other, _) = out.parts.tolist()
+        flip = x > other
+        flips += flip
+        offsets |= {("x", 36 - (63 - x if flip else x)), ("y", 36 - y)}
+        brightness.append(float(out.image.mean()) / (226 / 255))
+    assert offsets == {(axis, float(offset)) for axis in "xy" for offset in range(10)}
+    assert 120 < flips < 180
+    assert 0.869 < min(brightness) < 0.885  # 1 - 0.126, rounded down to a whole grey level
+    assert 1.115 < max(brightness) <= 1.126
+    red = Sample(
+        tv_tensors.Image(torch.tensor([200, 50, 50], dtype=torch.uint8)[:, None, None].expand(3, 73, 73)), 0, 0
+    )
+    chroma = []
+    for seed in range(200):
+        torch.manual_seed(seed)
+        r, g, _ = transform(red).image.mean(dim=(1, 2)).tolist()
+        chroma.append((r - g) / (0.299 * r + 0.701 * g) / (150 / 94.85))
+    assert 0.49 < min(chroma) < 0.55
+    assert 1.45 < max(chroma) < 1.52
+
+
+def test_test_transform_is_the_centre() -> None:
+    image = torch.randint(256, (3, 73, 73), dtype=torch.uint8)
+    out = test_transform(64)(tv_tensors.Image(image))
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out.as_subclass(Tensor), image[:, 4:68, 4:68] / 255)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 500), (500, 3), (2, 2)])
+def test_tiny_and_long_images(size: tuple[int, int]) -> None:
+    colour = torch.tensor([250, 3, 77], dtype=torch.uint8)
+    image = tv_tensors.Image(colour[:, None, None].expand(3, *size).clone())
+    box = tv_tensors.BoundingBoxes([[0.0, 0.0, size[1], size[0]]], format="XYXY", canvas_size=size)
+    sample = crop_to_box(Sample(image, 0, 0, box=box))
+    out = hide_outside(test_transform(64)(sample))
+    torch.testing.assert_close(out.image.as_subclass(Tensor), (colour / 255)[:, None, None].expand(3, 64, 64))
+    assert out.box.tolist() == [[0, 0, 64, 64]]
+    assert train_transform(64)(sample).image.shape == (3, 64, 64)
+
+
+# Crop to box, hidden parts
+
+
+def test_crop_to_box_keeps_what_is_in_the_box() -> None:
+    before = scene(80, 120)
+    sample = crop_to_box(before)
+    left, top, right, bottom = (int(edge) for edge in before.box[0])
+    height, width = sample.image.shape[-2:]
+    assert bottom - top <= height <= bottom - top + 1
+    assert right - left <= width <= right - left + 1
+    assert torch.equal(sample.image, before.image[:, top : top + height, left : left + width])
+    assert torch.equal(sample.masks, before.masks[:, top : top + height, left : left + width])
+    assert sample.box.tolist() == [[0, 0, right - left, bottom - top]]
+    assert sample.parts[0].tolist() == [before.parts[0, 0] - left, before.parts[0, 1] - top]
+    assert sample.visible.tolist() == [True, False]  # the blue square is outside
+    assert before.visible.tolist() == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("box", "rows", "columns"),
+    [
+        ((10.0, 5.0, 20.0, 9.0), (5, 10), (10, 21)),
+        ((10.7, 5.2, 20.4, 9.9), (5, 10), (10, 21)),
+        ((-5.0, -2.0, 200.0, 100.0), (0, 40), (0, 60)),
+        ((50.0, 30.0, 60.0, 40.0), (30, 40), (50, 60)),
+        ((59.9, 39.9, 60.0, 40.0), (39, 40), (59, 60)),
+        ((70.0, 50.0, 80.0, 60.0), (39, 40), (59, 60)),
+    ],
+)
+def test_crop_to_box_stays_in_the_image(
+    box: tuple[float, ...], rows: tuple[int, int], columns: tuple[int, int]
+) -> None:
+    image = torch.randint(256, (3, 40, 60), dtype=torch.uint8)
+    boxes = tv_tensors.BoundingBoxes([box], format="XYXY", canvas_size=(40, 60))
+    cropped = crop_to_box(Sample(tv_tensors.Image(image), 0, 0, box=boxes))
+    assert torch.equal(cropped.image, image[:, slice(*rows), slice(*columns)])
+
+
+def test_crop_to_box_needs_a_box() -> None:
+    with pytest.raises(InputError, match="crop_to_box=true needs a data set with boxes; this one has none"):
+        crop_to_box(Sample(torch.zeros(3, 4, 4), 0, 0))
+
+
+def test_module_crops_in_training_and_test(tiny_cub: Cub) -> None:
+    cropped = module(tiny_cub, crop_to_box=True, augment=False)
+    for split in ("train", "val", "test"):
+        dataset = cropped.dataset(split)
+        images = cropped.test_images if split == "test" else cropped.train_images
+        expected = hide_outside(test_transform(32)(crop_to_box(images.load(int(dataset.indices[0])))))
+        assert_same(dataset[0, 0], expected)
+        assert not torch.equal(dataset[0, 0].image, module(tiny_cub, augment=False).dataset(split)[0, 0].image)
+
+
+def test_hide_outside() -> None:
+    points = [[-0.6, 3], [-0.5, 3], [9.4, 3], [9.5, 3], [3, -0.6], [3, -0.5], [3, 4.4], [3, 4.5], [2, 2]]
+    parts = tv_tensors.KeyPoints(torch.tensor(points), canvas_size=(5, 10))
+    visible = torch.ones(9, dtype=torch.bool)
+    visible[8] = False
+    sample = hide_outside(Sample(torch.zeros(3, 5, 10), 0, 0, parts=parts, visible=visible))
+    assert sample.visible.tolist() == [False, True, True, False, False, True, True, False, False]
+    bare = Sample(torch.zeros(3, 5, 10), 0, 0)
+    assert hide_outside(bare) is bare
+
+
+def test_collate_stacks_what_there_is() -> None:
+    samples = [test_transform(16)(scene(20, 30)), test_transform(16)(scene(30, 20))]
+    batch = collate(samples)
+    for name in ("image", "masks", "parts", "visible"):
+        for position, sample in enumerate(samples):
+            assert torch.equal(getattr(batch, name)[position], getattr(sample, name).as_subclass(Tensor))
+        assert type(getattr(batch, name)) is Tensor
+    assert torch.equal(batch.box, torch.cat([sample.box.as_subclass(Tensor) for sample in samples]))
+    assert batch.label.tolist() == [3, 3]
+    bare = collate([Sample(torch.zeros(3, 4, 4), 1, 2)])
+    assert bare[3:] == (None, None, None, None)

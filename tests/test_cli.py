@@ -1,0 +1,534 @@
+"""Bad input of the two scripts: one line that says what, where and what was expected, and nothing lost."""
+
+import dataclasses
+import hashlib
+import shutil
+import subprocess
+import sys
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from interp_models import DATASETS, EXPLAINERS, METRICS, MODELS
+from interp_models.config import EvaluateConfig, TrainConfig, load_yaml
+from interp_models.data.module import DataModule
+from interp_models.registry import schema_of
+from tests.conftest import QUICK_EVALUATION, TINY_CNN, Cub, Outcome, Script, copy_run, tiny_config, write_config
+from tests.data.make_cub import make_cub
+
+ROOT = Path(__file__).parents[1]
+
+
+def refused(outcome: Outcome, *parts: str, late: bool = False) -> None:
+    """Exit code 2 and one line on stderr that holds all parts; `late` allows lines of a progress bar before it."""
+    lines = outcome.err.splitlines()
+    assert outcome.code == 2
+    assert outcome.err.endswith("\n")
+    assert lines[-1].startswith("error: ")
+    for part in parts:
+        assert part in lines[-1]
+    assert "Traceback" not in outcome.err
+    if late:
+        assert not any("error" in line for line in lines[:-1])
+    else:
+        assert len(lines) == 1
+        assert outcome.out == ""
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Digests of all files, but for what interrupted evaluations leave."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and ".partial" not in path.parts)
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+# train.py
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        # Keys, at every level
+        ("sed=1", "unknown key in config: 'sed'; did you mean 'seed'?"),
+        ("data.batchsize=1", "unknown key in data: 'batchsize'; did you mean 'batch_size'?"),
+        ("data.dataset.rot=x", "unknown key in dataset 'cub': 'rot'; did you mean 'root'?"),
+        ("model.backbon=x", "unknown key in model 'bcnn': 'backbon'; did you mean 'backbone'?"),
+        ("phases[0].epoch=1", "unknown key in config.phases[0]: 'epoch'; did you mean 'epochs'?"),
+        ("phases[0].lrs.hed=1", "unknown parameter group in phases[0].lrs: 'hed'; did you mean 'head'?"),
+        (
+            "phases[0].eval_modules=[backbon]",
+            "unknown module in phases[0].eval_modules: 'backbon'; did you mean 'backbone'",
+        ),
+        ("optimizer.nam=sgd", "unknown key in config.optimizer: 'nam'; did you mean 'name'?"),
+        ("trainer.max_step=1", "unknown key in trainer: 'max_step'; did you mean 'max_steps'"),
+        ("logger.wanbd=online", "unknown key in config.logger: 'wanbd'; did you mean 'wandb'?"),
+        ("attention.n_image=1", "unknown key in config.attention: 'n_image'; did you mean 'n_images'?"),
+        ("evaluation.grids=null", "unknown key in config.evaluation: 'grids'; did you mean 'grid'?"),
+        # Names
+        ("model.name=cnnn", "unknown model 'cnnn'; did you mean 'cnn' or 'bcnn'?"),
+        ("model={}", "model.name must be given: one of bcnn, "),
+        ("data.dataset.name=cup", "unknown dataset 'cup'; did you mean 'cub'?"),
+        ("data.dataset={}", "data.dataset.name must be given: one of cub, image_folder, part_birds"),
+        ("data.dataset={name: cub}", "dataset 'cub': 'root' has no default and must be given"),
+        ("model.backbone=resnt18", "unknown timm model 'resnt18'; did you mean 'resnet18'"),
+        ("optimizer.name=sdg", "config.optimizer.name: Invalid value 'sdg', expected one of ['adam', 'adamw', 'sgd']"),
+        # Types and values
+        ("seed=one", "config.seed: Value 'one' of type 'str' could not be converted to Integer"),
+        ("seed=-1", "seed must be from 0 to 4294967295; got -1"),
+        ("data=cub", "config.data: Cannot assign str to Dict[str, Any]"),
+        ("data.dataset=cub", "data.dataset: expected keys and values (name and options), got 'cub'"),
+        ("data.batch_size=four", "data.batch_size: Value 'four' of type 'str' could not be converted to Integer"),
+        ("data.batch_size=0", "data.batch_size must be at least 1; got 0"),
+        ("data.image_size=0", "data.image_size must be at least 1; got 0"),
+        ("data.num_workers=-1", "data.num_workers must be at least 0; got -1"),
+        ("data.val_fraction=1", "data.val_fraction must be in [0, 1); got 1.0"),
+        ("data.val_fraction=0.1", "data.val_fraction=0.1 leaves no validation image; use 0 or a larger fraction"),
+        ("data.dataset.download=maybe", "dataset 'cub'.download: Value 'maybe' is not a valid bool"),
+        ("model=cnn", "config.model: Cannot assign str to Dict[str, Any]"),
+        ("model.n_maps=few", "model 'bcnn'.n_maps: Value 'few' of type 'str' could not be converted to Integer"),
+        ("model.output_stride=7", "does not offer output_stride 7; it offers 4, 8, 16, 32"),
+        ("model.weights=none.pth", "weights file none.pth does not exist"),
+        ("phases=[]", "phases: at least one phase is needed"),
+        ("phases[0].epochs=0", "phases: at least one epoch is needed"),
+        ("phases[0].epochs=-1", "phases[0]: epochs must be 0 or more and warmup in [0, 1)"),
+        ("phases[0].warmup=1", "phases[0]: epochs must be 0 or more and warmup in [0, 1)"),
+        (
+            "phases[0].lrs={}",
+            "phases[0].lrs: a learning rate is needed for at least one group of backbone, attention, ",
+        ),
+        (
+            "phases[0].lrs.head=fast",
+            "config.phases[0].lrs.head: Value 'fast' of type 'str' could not be converted to F",
+        ),
+        ("phases[1].epochs=1", "override 'phases[1].epochs=1' cannot be applied: list index out of range"),
+        ("phases=5", "config.phases: expected a list, got 5"),
+        ("logger=5", "config.logger: expected keys and values (wandb, project, tensorboard), got 5"),
+        ("logger.wandb=sometimes", "config.logger.wandb: Invalid value 'sometimes', expected one of ['offline', 'onli"),
+        ("trainer=5", "config.trainer: Cannot assign int to Dict[str, Any]"),
+        ("trainer.logger=true", "trainer.logger is set by the script and cannot be given"),
+        ("trainer.max_epochs=3", "trainer.max_epochs is set by the script and cannot be given"),
+        ("trainer.accelerator=gpuu", "trainer: You selected an invalid accelerator name: `accelerator='gpuu'`."),
+        ("trainer.strategy=dpd", "trainer: You selected an invalid strategy name: `strategy='dpd'`."),
+        ("trainer.devices=none", "trainer: `devices` selected with `CPUAccelerator` should be an int > 0."),
+        ("trainer.enable_checkpointing=false", "trainer: Trainer was configured with `enable_checkpointing=False`"),
+        ("data.dataset.root=${nowhere}", "config.data.dataset.root: Interpolation key 'nowhere' not found"),
+        ("--sed=1", "unknown key in config: '--sed'; did you mean 'seed'?"),
+        ("--seed", "unknown option --seed; options are written key=value, see --help"),
+        ("=1", "'=1' is not an override; write key=value"),
+    ],
+)
+def test_train_refuses(script: Script, tiny_cub: Cub, tmp_path: Path, override: str, message: str) -> None:
+    config = write_config(tmp_path / "c.yaml", tiny_config(tiny_cub.root))
+    refused(script("train", config, f"out={tmp_path}/run", override), message)
+    assert contents(tmp_path / "run") == {}  # so that the same out= can be given again
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["explainers=[gradcm]"], "unknown explainer 'gradcm'; did you mean 'gradcam'"),
+        (["explainers=[{name: rise, mask: 3}]"], "unknown key in explainer 'rise': 'mask'; did you mean 'masks'?"),
+        (["metrics=[dau]"], "unknown metric 'dau'; did you mean 'dauc'"),
+        (["target=lable"], "target must be 'prediction', 'label' or a class number; got 'lable'"),
+    ],
+)
+def test_train_refuses_an_evaluation_that_cannot_be(
+    script: Script, tiny_cub: Cub, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    config = write_config(tmp_path / "c.yaml", tiny_config(tiny_cub.root))
+    changes = [f"evaluation.{override}" for override in ["every_n_epochs=1", *overrides]]
+    refused(script("train", config, f"out={tmp_path}/run", *changes), message)
+    assert contents(tmp_path / "run") == {}
+
+
+def test_missing_and_malformed_configs(script: Script, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("data: [\n")
+    refused(
+        script("train", tmp_path / "b.yaml"), f"config {tmp_path}/b.yaml does not exist; found there: {tmp_path}/c.yaml"
+    )
+    refused(script("train", tmp_path / "c.yaml"), f"config {tmp_path}/c.yaml is not valid yaml", "line 2")
+    refused(script("train", tmp_path / "c.yaml", tmp_path / "d.yaml"), "one config at most, and none with resume=; got")
+    refused(script("evaluate", tmp_path, f"config={tmp_path}/b.yaml"), f"config {tmp_path}/b.yaml does not exist")
+
+
+@pytest.fixture
+def own_cub(tmp_path: Path) -> Path:
+    make_cub(tmp_path / "cub", per_class=8)
+    return tmp_path / "cub"
+
+
+def train_images(root: Path, train: bool = True) -> list[Path]:
+    flags = [line.split()[1] == "1" for line in (root / "train_test_split.txt").read_text().splitlines()]
+    paths = [root / "images" / line.split()[1] for line in (root / "images.txt").read_text().splitlines()]
+    return [path for path, flag in zip(paths, flags, strict=True) if flag == train]
+
+
+def train_on(script: Script, root: Path, *overrides: str) -> Outcome:
+    config = write_config(root.parent / "c.yaml", tiny_config(root, out=str(root.parent / "run")))
+    return script("train", config, *overrides)
+
+
+def test_missing_data(script: Script, own_cub: Path) -> None:
+    (own_cub / "parts/part_locs.txt").unlink()
+    refused(train_on(script, own_cub), f"{own_cub}/parts/part_locs.txt is missing")
+    shutil.rmtree(own_cub)
+    refused(train_on(script, own_cub), f"{own_cub}/CUB_200_2011/images.txt is missing; {own_cub} or its folder ")
+
+
+def test_listed_image_missing(script: Script, own_cub: Path) -> None:
+    path = train_images(own_cub)[3]
+    path.unlink()
+    refused(train_on(script, own_cub), f"image {path} is missing; the data set's lists name it", late=True)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_corrupt_image_is_named(script: Script, own_cub: Path, workers: int) -> None:
+    path = train_images(own_cub)[3]
+    path.write_bytes(path.read_bytes()[:300])
+    outcome = train_on(script, own_cub, f"data.num_workers={workers}")
+    refused(outcome, f"error: image {path} cannot be decoded (", late=True)
+
+
+def test_skip_corrupt_counts_and_names(script: Script, own_cub: Path) -> None:
+    broken = [train_images(own_cub)[3], train_images(own_cub, train=False)[7]]
+    broken[0].write_bytes(b"junk")
+    broken[1].unlink()
+    names = ", ".join(str(path.relative_to(own_cub / "images")) for path in broken)
+    outcome = train_on(script, own_cub, "data.skip_corrupt=true")
+    assert outcome.code == 0
+    assert f"left out 2 images that cannot be decoded: {names}\n" in outcome.err
+    assert "on 11 images" in outcome.out
+    outcome = script("evaluate", own_cub.parent / "run", *QUICK_EVALUATION)
+    assert outcome.code == 0
+    assert f"left out 2 images that cannot be decoded: {names}\n" in outcome.err
+    rows = yaml.safe_load((own_cub.parent / "run/evaluation/results.json").read_text())["rows"]
+    assert {row["n"] for row in rows} == {11}
+    for path in train_images(own_cub):
+        path.write_bytes(b"junk")
+    shutil.rmtree(own_cub.parent / "run")
+    refused(train_on(script, own_cub, "data.skip_corrupt=true"), "data set 'cub': no train image can be decoded")
+
+
+def test_empty_data_set(script: Script, own_cub: Path) -> None:
+    split = own_cub / "train_test_split.txt"
+    split.write_text(split.read_text().replace(" 0\n", " 1\n"))
+    refused(train_on(script, own_cub), "data set 'cub' has no test images")
+
+
+def test_out_is_never_overwritten(script: Script, tiny_cub: Cub, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "c.yaml", tiny_config(tiny_cub.root))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine").write_text("precious")
+    before = contents(tmp_path)
+    refused(script("train", config, f"out={tmp_path}/run"), f"out={tmp_path}/run is not empty; runs are never overwr")
+    refused(script("train", config, f"out={tmp_path}/c.yaml"), f"out={tmp_path}/c.yaml cannot be made: ")
+    assert contents(tmp_path) == before
+
+
+# resume=
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=3", "seed=3: a resumed run can change phases, trainer, logger only"),
+        ("model.name=cnn", "model.name=cnn: a resumed run can change phases, trainer, logger only"),
+        ("data.batch_size=1", "data.batch_size=1: a resumed run can change phases, trainer, logger only"),
+        ("phases[0].lrs.hed=1", "unknown parameter group in phases[0].lrs: 'hed'; did you mean 'head'?"),
+        ("phases[0].epochs=0", "phases: at least one epoch is needed"),
+        ("trainer.devices=none", "trainer: `devices` selected with"),
+        ("logger.wanbd=offline", "unknown key in config.logger: 'wanbd'; did you mean 'wandb'?"),
+    ],
+)
+def test_resume_refuses_and_leaves_the_run_as_it_was(
+    script: Script, bcnn_run: Path, tmp_path: Path, override: str, message: str
+) -> None:
+    run = copy_run(bcnn_run, tmp_path / "run")
+    before = contents(run)
+    refused(script("train", f"resume={run}", override), message)
+    assert contents(run) == before
+
+
+def test_resume_of_no_run(script: Script, bcnn_run: Path, tmp_path: Path) -> None:
+    refused(script("train", f"resume={tmp_path}"), f"{tmp_path} is not a run folder: it holds no config.yaml")
+    refused(script("train", "resume="), ". is not a run folder: it holds no config.yaml")
+    refused(script("train", "a.yaml", f"resume={bcnn_run}"), "one config at most, and none with resume=; got a.yaml")
+
+
+def test_resume_from_a_broken_checkpoint(script: Script, bcnn_run: Path, tmp_path: Path) -> None:
+    run = copy_run(bcnn_run, tmp_path / "run")
+    last = run / "checkpoints/last.ckpt"
+    last.write_bytes(last.read_bytes()[:9999])
+    before = contents(run)
+    refused(script("train", f"resume={run}"), f"checkpoint {last} cannot be read (")
+    assert contents(run) == before
+
+
+# evaluate.py
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("max_step=3", "unknown key in config: 'max_step'; did you mean 'max_steps'?"),
+        ("dataset.rot=x", "unknown key in dataset 'cub': 'rot'; did you mean 'root'?"),
+        ("logger.wanbd=online", "unknown key in config.logger: 'wanbd'; did you mean 'wandb'?"),
+        ("trainer.device=1", "unknown key in trainer: 'device'; did you mean 'devices'?"),
+        ("trainer.inference_mode=false", "trainer.inference_mode is set by the script and cannot be given"),
+        ("trainer.strategy=dpd", "trainer: You selected an invalid strategy name: `strategy='dpd'`."),
+        ("explainers=[gradcm]", "unknown explainer 'gradcm'; did you mean 'gradcam'"),
+        ("explainers=gradcam", "config.explainers: expected a list, got 'gradcam'"),
+        ("explainers=[]", "explainers and metrics: at least one of each is needed"),
+        (
+            "explainers=[{nam: rise}]",
+            "an explainer is a name, or a mapping with 'name' and options; got {'nam': 'rise'}",
+        ),
+        ("explainers=[{name: rise, mask: 3}]", "unknown key in explainer 'rise': 'mask'; did you mean 'masks'?"),
+        (
+            "explainers=[{name: rise, masks: few}]",
+            "explainer 'rise'.masks: Value 'few' of type 'str' could not be conv",
+        ),
+        ("explainers=[random, random]", "explainer 'random' is listed twice; give one of them another label"),
+        (
+            "explainers=[{name: random, label: a/b}]",
+            "explainer label 'a/b' becomes a file's name; it must not hold '/'",
+        ),
+        ("explainers=[{name: random, label: ''}]", "explainer label '' becomes a file's name"),
+        ("metrics=[daux]", "unknown metric 'daux'; did you mean 'dauc'"),
+        ("metrics=[]", "explainers and metrics: at least one of each is needed"),
+        ("target=lable", "target must be 'prediction', 'label' or a class number; got 'lable'"),
+        ("ckpt=bst", "config.ckpt: Invalid value 'bst', expected one of ['best', 'last']"),
+        ("batch_size=0", "data.batch_size must be at least 1; got 0"),
+        ("n_images=0", "n_images must be at least 1; got 0"),
+        ("n_images=-3", "n_images must be at least 1; got -3"),
+        ("report_images=-1", "report_images must be at least 0; got -1"),
+        ("seed=-1", "seed must be from 0 to 4294967295; got -1"),
+        (
+            "dataset.root=/nowhere",
+            "/nowhere/CUB_200_2011/images.txt is missing; /nowhere or its folder CUB_200_2011 must",
+        ),
+    ],
+)
+def test_evaluate_refuses(script: Script, bcnn_run: Path, override: str, message: str) -> None:
+    refused(script("evaluate", bcnn_run, *QUICK_EVALUATION, override), message)
+
+
+@pytest.fixture(scope="module")
+def judged_run(bcnn_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with an evaluation that later commands must not harm."""
+    import evaluate
+    from interp_models.config import check, override
+
+    run = copy_run(bcnn_run, tmp_path_factory.mktemp("judged") / "run")
+    evaluate.evaluate([run], check(EvaluateConfig, override({}, QUICK_EVALUATION)))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("preset=gomez", "unknown preset 'gomez'; did you mean 'gomez2023'?"),
+        ("target=3", "target 3 is out of range: the model has classes 0 to 2"),
+        ("target=-1", "target -1 is out of range: the model has classes 0 to 2"),
+        ("grid=[0, 3]", "grid must be [rows, columns], 'native' or null; got [0, 3]"),
+        ("grid=[3]", "grid must be [rows, columns], 'native' or null; got [3]"),
+        ("grid=natve", "grid must be [rows, columns], 'native' or null; got 'natve'"),
+        ("max_steps=0", "max_steps, batch and grid must be at least 1; got 0, None, (4, 4)"),
+        ("batch=0", "max_steps, batch and grid must be at least 1; got 3, 0, (4, 4)"),
+        ("explainers=[{name: gradcam, layer: backbon}]", "unknown layer 'backbon'; did you mean 'backbone'"),
+        (
+            "explainers=[{name: intrinsic, kind: klass}]",
+            "unknown kind of explanation of BCNN: 'klass'; did you mean 'class'?",
+        ),
+        (
+            "explainers=[{name: rise, masks: 0}]",
+            "rise needs masks, cells, batch >= 1 and 0 < p1 < 1; got 0, 7, None, 0.5",
+        ),
+    ],
+)
+def test_what_the_model_refuses_leaves_earlier_results(
+    script: Script, judged_run: Path, override: str, message: str
+) -> None:
+    before = contents(judged_run)
+    assert "evaluation/results.json" in before
+    refused(script("evaluate", judged_run, *QUICK_EVALUATION, override), message, late=True)
+    assert contents(judged_run) == before
+
+
+def test_corrupt_image_in_an_evaluation(script: Script, bcnn_run: Path, own_cub: Path) -> None:
+    path = train_images(own_cub, train=False)[5]
+    path.write_bytes(b"junk")
+    outcome = script("evaluate", copy_run(bcnn_run, own_cub.parent / "r"), *QUICK_EVALUATION, f"dataset.root={own_cub}")
+    refused(outcome, f"image {path} cannot be decoded (", late=True)
+
+
+def test_evaluate_needs_runs(script: Script, bcnn_run: Path, tmp_path: Path) -> None:
+    refused(script("evaluate"), "no run given; write python evaluate.py RUN [RUN ...] [key=value ...]")
+    refused(script("evaluate", tmp_path / "none"), f"{tmp_path}/none is not a run folder: it holds no config.yaml")
+    refused(script("evaluate", bcnn_run, bcnn_run), "a run is given twice: tiny/bcnn, tiny/bcnn")
+    refused(script("evaluate", bcnn_run, f"{bcnn_run}/../bcnn"), "a run is given twice: tiny/bcnn, tiny/bcnn")
+
+
+def change_checkpoint(change: str, path: Path, other: Path) -> None:
+    if change == "missing":
+        path.unlink()
+    elif change == "truncated":
+        path.write_bytes(path.read_bytes()[:5000])
+    elif change == "empty":
+        path.write_bytes(b"")
+    elif change == "of another model":
+        shutil.copy(other, path)
+    elif change == "of nobody":
+        torch.save([1, 2, 3], path)
+    elif change == "pickled code":
+        torch.save({"interp_models": {"format_version": 1}, "f": Path("x")}, path)
+    else:
+        checkpoint = torch.load(path, weights_only=True)
+        if change == "foreign":
+            del checkpoint["interp_models"]
+        elif change == "later format":
+            checkpoint["interp_models"]["format_version"] = 99
+        elif change == "other shape":
+            checkpoint["state_dict"]["attention.weight"] = torch.zeros(5, 256, 1, 1)
+        elif change == "too little":
+            del checkpoint["state_dict"]["head.bias"]
+        elif change == "too much":
+            checkpoint["state_dict"]["head.extra"] = torch.zeros(1)
+        torch.save(checkpoint, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("missing", "run {run} holds no checkpoint checkpoints/best.ckpt"),
+        ("truncated", "checkpoint {run}/checkpoints/best.ckpt cannot be read ("),
+        ("empty", "checkpoint {run}/checkpoints/best.ckpt cannot be read (EOFError)"),
+        ("of another model", "{run}: the checkpoint is of model 'cnn', config.yaml says 'bcnn'"),
+        ("of nobody", "checkpoint {run}/checkpoints/best.ckpt was not written by interp_models"),
+        ("pickled code", "checkpoint {run}/checkpoints/best.ckpt cannot be read ("),
+        ("foreign", "checkpoint {run}/checkpoints/best.ckpt was not written by interp_models"),
+        ("later format", "checkpoint {run}/checkpoints/best.ckpt has format 99; this interp_models reads up to 1"),
+        (
+            "other shape",
+            "{run}: the checkpoint does not fit model BCNN: "
+            "'attention.weight' has shape (5, 256, 1, 1), not (3, 256, 1, 1)",
+        ),
+        ("too little", "{run}: the checkpoint does not fit model BCNN: 'head.bias' is missing"),
+        ("too much", "{run}: the checkpoint does not fit model BCNN: it has 'head.extra' too"),
+    ],
+)
+def test_evaluate_refuses_checkpoints(
+    script: Script, bcnn_run: Path, cnn_run: Path, tmp_path: Path, change: str, message: str
+) -> None:
+    run = copy_run(bcnn_run, tmp_path / "run")
+    change_checkpoint(change, run / "checkpoints/best.ckpt", cnn_run / "checkpoints/best.ckpt")
+    refused(script("evaluate", run, *QUICK_EVALUATION), message.format(run=run))
+    assert not (run / "evaluation").exists()
+
+
+def edit_config(run: Path, **changes: Any) -> Path:
+    """Change the data options of a run."""
+    node = load_yaml(run / "config.yaml")
+    node["data"] |= changes
+    return write_config(run / "config.yaml", node)
+
+
+def test_evaluate_refuses_broken_run_configs(script: Script, bcnn_run: Path, tmp_path: Path) -> None:
+    run = copy_run(bcnn_run, tmp_path / "run")
+    edit_config(run, batchsize=3)
+    refused(script("evaluate", run, *QUICK_EVALUATION), "unknown key in data: 'batchsize'; did you mean 'batch_size'?")
+    (run / "config.yaml").write_text("model: {name: [}")
+    refused(script("evaluate", run, *QUICK_EVALUATION), f"run {run}: config {run}/config.yaml is not valid yaml")
+    (run / "config.yaml").write_text("sed: 1")
+    refused(script("evaluate", run, *QUICK_EVALUATION), f"run {run}: unknown key in config: 'sed'; did you mean 'seed'")
+    (run / "config.yaml").write_text("")
+    refused(script("evaluate", run, *QUICK_EVALUATION), f"{run}: the checkpoint is of model 'bcnn', config.yaml says")
+
+
+def test_runs_on_different_images_are_not_compared(script: Script, bcnn_run: Path, tmp_path: Path) -> None:
+    make_cub(tmp_path / "other", per_class=6)
+    run = copy_run(bcnn_run, tmp_path / "run")
+    edit_config(run, dataset={"name": "cub", "root": str(tmp_path / "other")})
+    refused(
+        script("evaluate", bcnn_run, run, *QUICK_EVALUATION),
+        f"runs {bcnn_run} and {run} have different test images and cannot be compared",
+    )
+    assert not (run / "evaluation").exists()
+    make_cub(tmp_path / "more", classes=4, per_class=8)
+    edit_config(run, dataset={"name": "cub", "root": str(tmp_path / "more")})
+    refused(script("evaluate", run, *QUICK_EVALUATION), f"{run}: the model has 3 classes, the data set 4")
+
+
+def test_a_comparison_is_never_overwritten(script: Script, bcnn_run: Path, cnn_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.html").write_text("precious")
+    runs = [copy_run(run, tmp_path / run.name) for run in (bcnn_run, cnn_run)]
+    outcome = script("evaluate", *runs, *QUICK_EVALUATION, f"out={tmp_path}/out")
+    refused(outcome, f"out={tmp_path}/out is not empty; comparisons are never overwritten")
+    assert (tmp_path / "out" / "report.html").read_text() == "precious"
+    assert not any((run / "evaluation").exists() for run in runs)  # found before any work
+
+
+# --help and the real thing
+
+
+def keys_of(schema: type) -> list[str]:
+    """The names of all fields, those of nested dataclasses included."""
+    names = []
+    for name, hint in typing.get_type_hints(schema).items():
+        if name not in (item.name for item in dataclasses.fields(schema)):
+            continue
+        names.append(name)
+        for inner in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(inner):
+                names += keys_of(typing.cast(type, inner))
+    return names
+
+
+@pytest.mark.parametrize(("name", "schema"), [("train", TrainConfig), ("evaluate", EvaluateConfig)])
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_lists_every_key(script: Script, name: str, schema: type, flag: str) -> None:
+    outcome = script(name, "seed=not a number", flag)
+    assert outcome.code == 0
+    assert outcome.err == ""
+    usage, keys = outcome.out.split("\nKeys (key=value, lists as phases[0].epochs=1):\n")
+    assert f"python {name}.py" in usage
+    own, *sections = keys.split("\n\n")
+    shown = [line.split(":")[0].split(".")[0].split("[i]")[0].strip() for line in own.splitlines()]
+    assert shown == keys_of(schema)
+    by_title = {section.splitlines()[0]: section.splitlines()[1:] for section in sections}
+    expected = {"data.": schema_of(DataModule)}
+    for title, registry, given in (
+        ("data.dataset.name", DATASETS, ("split",)),
+        ("model.name", MODELS, ("num_classes",)),
+        ("explainers", EXPLAINERS, ("model",)),
+    ):
+        for entry in registry.names():
+            expected[f"{title}: {entry}"] = schema_of(registry.get(entry), given)
+    for title, options in expected.items():
+        assert [line.split(":")[0].strip() for line in by_title[title]] == keys_of(options)
+    metrics = outcome.out.rsplit("metrics: ", 1)[1].strip().split(", ")
+    assert metrics == [key for metric in METRICS.names() for key in METRICS.get(metric).keys]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["train.py", "{tmp}/c.yaml", "phases[0].epoch=1"],
+            "unknown key in config.phases[0]: 'epoch'; did you mean 'epoch",
+        ),
+        (["evaluate.py", "{tmp}", "config={root}/configs/eval/faithfulness.yaml"], "{tmp} is not a run folder"),
+    ],
+)
+def test_real_process(tmp_path: Path, tiny_cub: Cub, arguments: list[str], message: str) -> None:
+    write_config(tmp_path / "c.yaml", tiny_config(tiny_cub.root, model=TINY_CNN))
+    places = {"tmp": tmp_path, "root": ROOT}
+    name, *rest = (argument.format(**places) for argument in arguments)
+    done = subprocess.run(
+        [sys.executable, ROOT / name, *rest], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    refused(Outcome(done.returncode, done.stdout, done.stderr), message.format(**places))
