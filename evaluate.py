@@ -4,7 +4,9 @@ python evaluate.py RUN [RUN ...] [key=value ...]
 Defaults are read from configs/eval/faithfulness.yaml, or from config=FILE.
 """
 
+import dataclasses
 import hashlib
+import math
 import sys
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from interp_models.loggers import close, make_loggers
 from interp_models.results import Provenance
 
 DEFAULT = "configs/eval/faithfulness.yaml"
-OWN = ("logger", "callbacks", "max_epochs", "default_root_dir", "use_distributed_sampler", "plugins", "inference_mode")
+OWN = ("logger", "callbacks", "max_epochs", "default_root_dir", "use_distributed_sampler", "plugins")
 
 
 def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
@@ -48,7 +50,8 @@ def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
     check_same_images(folders, modules)
     if config.grid is None:  # one grid per table: the coarsest of the models'
         pairs = zip(models, modules, strict=True)
-        config.grid = list(min(resolve_grid(None, model, data.image_size) or () for model, data in pairs))
+        grids = [resolve_grid(None, model, data.image_size) or (1, 1) for model, data in pairs]
+        config = dataclasses.replace(config, grid=list(min(grids, key=math.prod)))
     is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     out = runs.comparison_folder(config.out) if len(folders) > 1 else None
     for folder, node, model, data in zip(folders, nodes, models, modules, strict=True):
@@ -84,7 +87,7 @@ def main(positional: list[str], overrides: list[str]) -> Path:
     """Read the config, apply the overrides, evaluate."""
     if not positional:
         raise InputError("no run given; write python evaluate.py RUN [RUN ...] [key=value ...]")
-    source = next((o.partition("=")[2] for o in overrides if o.startswith("config=")), "configs/eval/faithfulness.yaml")
+    source = next((o.partition("=")[2] for o in overrides if o.startswith("config=")), DEFAULT)
     overrides = [o for o in overrides if not o.startswith("config=")]
     return evaluate(
         [Path(run) for run in positional], check(EvaluateConfig, override(load_yaml(Path(source)), overrides))

@@ -7,8 +7,6 @@ python train.py resume=RUN [phases[0].epochs=... trainer.*=... logger.*=...]
 import sys
 from pathlib import Path
 
-from pytorch_lightning.callbacks import ModelCheckpoint
-
 from interp_models import runs
 from interp_models.callbacks.attention_logger import AttentionLogger
 from interp_models.callbacks.explanation_evaluation import ExplanationEvaluation
@@ -32,23 +30,13 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     quiet()
     seed_everything(config.seed)
     options = check_trainer(config.trainer, OWN)
+    config = runs.resolve(config)
     data = runs.build_data(plain(config))
     tell_skipped(data)
     model = runs.build_model(plain(config), len(data.classes))
     if not model.recipe.epochs:
         raise InputError("phases: at least one epoch is needed")
     run = runs.run_folder(config, resume)
-    selecting = len(data.val_indices) > 0
-    checkpoints = ModelCheckpoint(
-        dirpath=None if run is None else run / "checkpoints",
-        filename="best",
-        monitor="val/acc" if selecting else None,
-        mode="max",
-        save_top_k=1 if selecting else 0,
-        save_last=True,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
     last = None if resume is None else resume / "checkpoints" / "last.ckpt"
     resuming = last is not None and last.is_file()
     done = runs.read_checkpoint(last)["epoch"] + 1 if last and resuming else None
@@ -56,7 +44,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
         default_root_dir=run,
         logger=False,
         callbacks=[
-            checkpoints,
+            *runs.checkpoints(run, selecting=len(data.val_indices) > 0),
             *AttentionLogger.of(config.attention, run),
             *ExplanationEvaluation.of(config.evaluation, config.seed),
         ],

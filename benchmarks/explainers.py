@@ -8,7 +8,6 @@ import torch
 
 from benchmarks.harness import (
     CLOCKS,
-    MEMORY_BATCH,
     Bench,
     Memory,
     Row,
@@ -28,15 +27,15 @@ from interp_models.models.bcnn import BCNN
 from interp_models.models.cnn import CNN
 
 
-def timings(bench: Bench, masks: int) -> list[Timing]:
+def timings(bench: Bench, masks: int, batch: int | None = None) -> list[Timing]:
     """Every explainer on the model of the bench."""
     one = "1 pass"
-    cases: list[tuple[str, str, dict[str, int], str, int | None]] = [
+    cases: list[tuple[str, str, dict[str, int | None], str, int | None]] = [
         ("Grad-CAM", "gradcam", {}, f"{one}; the backward pass through pool and classifier is on top", None),
         ("activation map", "activation_map", {}, one, None),
         ("intrinsic, cnn", "intrinsic", {}, one, None),
         ("random", "random", {}, f"{one}, for scale: it makes none", len(bench.images)),
-        (f"RISE, {masks} masks", "rise", {"masks": masks}, "N + 1 passes", None),
+        (f"RISE, {masks} masks", "rise", {"masks": masks, "batch": batch}, "N + 1 passes", None),
     ]
     rows = []
     for what, name, options, floor, passes in cases:
@@ -59,7 +58,7 @@ def self_explaining(bench: Bench) -> list[Timing]:
 def rise_of_size(masks: int) -> Work:
     """RISE of one image on a tiny model."""
     torch.manual_seed(0)
-    explainer: Explainer = EXPLAINERS.build("rise", {"masks": masks, "batch": MEMORY_BATCH}, model=tiny_model())
+    explainer: Explainer = EXPLAINERS.build("rise", {"masks": masks}, model=tiny_model())
     return partial(explainer.attribute, torch.rand(1, 3, 224, 224))
 
 
@@ -73,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     cnn = Bench(CNN(1000, weights="bundled"), images, *settings)
     bcnn = Bench(BCNN(1000, weights="bundled"), images, *settings)
     memory = [Memory("RISE", f"{masks} masks", peak_memory(rise_of_size, masks)) for masks in args.memory]
-    rows: list[Row] = [*timings(cnn, args.masks), *self_explaining(bcnn), *memory]
+    rows: list[Row] = [*timings(cnn, args.masks, args.batch), *self_explaining(bcnn), *memory]
     return write("explainers", args, described, [*rows, *cnn.values(), *bcnn.values(" of the B-CNN")])
 
 

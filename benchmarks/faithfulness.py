@@ -11,7 +11,6 @@ import torch
 
 from benchmarks.harness import (
     CLOCKS,
-    MEMORY_BATCH,
     Bench,
     Memory,
     Timing,
@@ -65,7 +64,7 @@ def curves_of_size(grid: int) -> Work:
     """Deletion and insertion of 4 images in grid² steps, on a tiny model."""
     torch.manual_seed(0)
     images, maps = torch.rand(4, 3, 224, 224), torch.rand(4, grid, grid)
-    metric = METRICS.get("deletion_insertion")(max_steps=grid**2, batch=MEMORY_BATCH)
+    metric = METRICS.get("deletion_insertion")(max_steps=grid**2)
     target = torch.zeros(4, dtype=torch.long)
     return partial(metric.score, probabilities(tiny_model()), images, maps, target)
 
@@ -81,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         Memory("deletion and insertion", f"{grid}×{grid} cells, {grid**2} steps", peak_memory(curves_of_size, grid))
         for grid in args.memory
     ]
-    return write("faithfulness", args, described, [*timings(bench, args.grid), *memory, *bench.values()])
+    return write("faithfulness", args, described, [*timings(bench, args.grid, args.batch), *memory, *bench.values()])
 
 
 if __name__ == "__main__":

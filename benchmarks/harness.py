@@ -37,8 +37,6 @@ from interp_models.files import write_json
 RESULTS = Path(__file__).parent / "results"
 BATCHES = (2, 4, 8, 16, 32)
 """Batch sizes among which the best is looked for."""
-MEMORY_BATCH = 16
-"""Images per pass where memory is measured."""
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 Work = Callable[[], object]
@@ -319,6 +317,7 @@ def parser(description: str | None, *, model: bool = True, memory: Sequence[int]
         p.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="'cpu' is the process's own time")
     if memory:
         p.add_argument("--memory", type=int, nargs="*", default=list(memory), help="amounts to measure memory at")
+        p.add_argument("--batch", type=int, help="images per pass of the work, instead of what the package chooses")
     p.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")

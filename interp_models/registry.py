@@ -28,7 +28,8 @@ def unknown(kind: str, name: object, known: typing.Iterable[str]) -> InputError:
 
 def schema_of(cls: Callable[..., Any], given: typing.Collection[str] = ()) -> type:
     """A dataclass with the typed keyword parameters of `cls`, except those that are `given` by the program."""
-    hints = typing.get_type_hints(vars(cls).get("__init__", cls))
+    constructor = vars(cls).get("__init__") or getattr(cls, "__init__", cls)
+    hints = typing.get_type_hints(constructor if isinstance(cls, type) else cls)
     fields: list[tuple[str, Any, Any]] = []
     for parameter in inspect.signature(cls).parameters.values():
         if parameter.name in given or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
@@ -133,11 +134,18 @@ class Registry(Generic[T]):
             raise unknown(self.kind, name, self._classes)
         return self._classes[name]
 
-    def check(self, name: str, options: Mapping[str, Any], given: typing.Collection[str] = ()) -> None:
-        """Raise `InputError` unless `name` exists and takes these options; builds nothing."""
-        parse(schema_of(self.get(name), given), options, f"{self.kind} {name!r}")
+    def options(self, name: str, options: Mapping[str, Any], given: typing.Collection[str] = ()) -> dict[str, Any]:
+        """All options of `name`, defaults included; `InputError` unless it exists and takes these. Builds nothing."""
+        return parse(schema_of(self.get(name), given), options, f"{self.kind} {name!r}")
 
     def build(self, name: str, options: Mapping[str, Any] | None = None, **given: Any) -> T:
         """Construct `name` from config `options`, checked against its constructor, and what the program gives."""
         cls = self.get(name)
         return cls(**given, **parse(schema_of(cls, given), options or {}, f"{self.kind} {name!r}"))  # type: ignore[no-any-return]
+
+
+def named(node: Mapping[str, Any], where: str, registry: Registry[Any]) -> tuple[str, dict[str, Any]]:
+    """The `name` of a config node and its options; `InputError` if it has no name."""
+    if "name" not in node:
+        raise InputError(f"{where}.name must be given: one of {', '.join(registry.names())}")
+    return str(node["name"]), {key: value for key, value in node.items() if key != "name"}

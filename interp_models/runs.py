@@ -1,25 +1,28 @@
 """Run folders: their names, their files, and how a model is had back from them."""
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning_fabric.plugins import TorchCheckpointIO
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 from torchvision.transforms import v2
 
 from interp_models.config import TrainConfig, check, load_yaml, override, plain
+from interp_models.data.base import DATASETS
 from interp_models.data.module import DataModule
 from interp_models.data.transforms import test_transform
 from interp_models.errors import InputError
 from interp_models.files import new_folder
-from interp_models.registry import parse, schema_of
+from interp_models.registry import named, parse, schema_of
 from interp_models.training.module import FORMAT_VERSION, MODELS, InterpModule
 from interp_models.training.recipe import Recipe
 
-Checkpoint = Literal["best", "last"]
+Ckpt = Literal["best", "last"]
 
 
 @rank_zero_only
@@ -75,6 +78,41 @@ def run_name(run: Path) -> str:
     return f"{path.parent.name}/{path.name}"
 
 
+class Checkpoint(ModelCheckpoint):
+    """One file, written after epochs, that remembers its score also when the run folder has moved since."""
+
+    def __init__(self, run: Path | None, name: Ckpt, monitor: str | None = None) -> None:
+        super().__init__(
+            dirpath=None if run is None else run / "checkpoints",
+            filename=name,
+            monitor=monitor,
+            mode="max",
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the state of a run, whose paths are those of where it was."""
+        old, new = str(state_dict["dirpath"]), str(self.dirpath)
+        super().load_state_dict({key: _moved(value, old, new) for key, value in state_dict.items()})
+
+
+def _moved(value: Any, old: str, new: str) -> Any:
+    if isinstance(value, dict):
+        return {_moved(key, old, new): item for key, item in value.items()}
+    return new + value.removeprefix(old) if isinstance(value, str) and value.startswith(old) else value
+
+
+def checkpoints(run: Path | None, *, selecting: bool) -> list[Checkpoint]:
+    """The callbacks that write `best.ckpt`, if there is a validation to select on, and `last.ckpt` after every epoch.
+
+    Two, as `save_last` of one would write the last epoch only when it is also the best; the last one comes second, so
+    that it knows the best score.
+    """
+    best = [Checkpoint(run, "best", "val/acc")] if selecting else []
+    return [*best, Checkpoint(run, "last")]
+
+
 class WholeCheckpointIO(TorchCheckpointIO):
     """Checkpoints are written whole or not at all, and only ever loaded as plain containers of tensors."""
 
@@ -124,7 +162,7 @@ def run_config(run: Path) -> dict[str, Any]:
         raise InputError(f"run {run}: {error}") from None
 
 
-def checkpoint_path(run: Path, ckpt: Checkpoint) -> Path:
+def checkpoint_path(run: Path, ckpt: Ckpt) -> Path:
     """The checkpoint of a run; runs without validation have no best one and give their last.
 
     Raises:
@@ -139,10 +177,24 @@ def checkpoint_path(run: Path, ckpt: Checkpoint) -> Path:
     return path
 
 
-def selection(config: Mapping[str, Any], ckpt: Checkpoint = "best") -> str:
+def selection(config: Mapping[str, Any], ckpt: Ckpt = "best") -> str:
     """How the model of a run was selected: `best validation epoch` or `last epoch`."""
-    fraction = config["data"].get("val_fraction", 0.1)
+    fraction = config["data"]["val_fraction"]
     return "best validation epoch" if ckpt == "best" and fraction > 0 else "last epoch"
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """The config with all defaults of data set, data module and model written out, so that it means the same later.
+
+    Raises:
+        InputError: for an unknown name or option, or a wrong type.
+    """
+    data = _data_options(plain(config))
+    name, options = named(data["dataset"], "data.dataset", DATASETS)
+    data["dataset"] = {"name": name, **DATASETS.options(name, options, given=("split",))}
+    name, options = named(config.model, "model", MODELS)
+    model = {"name": name, **MODELS.options(name, options, given=("num_classes",))}
+    return dataclasses.replace(config, data=data, model=model)
 
 
 def build_model(config: Mapping[str, Any], num_classes: int, *, trained: bool = False) -> InterpModule:
@@ -151,10 +203,7 @@ def build_model(config: Mapping[str, Any], num_classes: int, *, trained: bool = 
     Raises:
         InputError: for an unknown model, option or a wrong type.
     """
-    options = dict(config["model"])
-    if "name" not in options:
-        raise InputError(f"model.name must be given: one of {', '.join(MODELS.names())}")
-    name = options.pop("name")
+    name, options = named(config["model"], "model", MODELS)
     if trained:
         options["weights"] = None
     model = MODELS.build(name, options, num_classes=num_classes)
@@ -166,16 +215,20 @@ def build_model(config: Mapping[str, Any], num_classes: int, *, trained: bool = 
 
 def build_data(config: Mapping[str, Any], **changes: Any) -> DataModule:
     """The data module of a config, with changed options of the data module or, in `dataset`, of its data set."""
+    return DataModule(**_data_options(config, **changes))
+
+
+def _data_options(config: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
     options = {**config["data"], **{key: value for key, value in changes.items() if key != "dataset"}}
     dataset = options.get("dataset", {})
     if not isinstance(dataset, Mapping):
         raise InputError(f"data.dataset: expected keys and values (name and options), got {dataset!r}")
     options["dataset"] = {**dataset, **changes.get("dataset", {})}
     options.setdefault("seed", int(config.get("seed", 0)))
-    return DataModule(**parse(schema_of(DataModule), options, "data"))
+    return parse(schema_of(DataModule), options, "data")
 
 
-def load(run: str | Path, ckpt: Checkpoint = "best") -> tuple[InterpModule, v2.Transform]:
+def load(run: str | Path, ckpt: Ckpt = "best") -> tuple[InterpModule, v2.Transform]:
     """A trained model in eval mode, and the transform that makes its input of a PIL image or uint8 tensor.
 
     Args:
@@ -195,7 +248,7 @@ def load(run: str | Path, ckpt: Checkpoint = "best") -> tuple[InterpModule, v2.T
     model = build_model(config, int(checkpoint["interp_models"]["num_classes"]), trained=True)
     load_weights(model, checkpoint, str(run))
     size = parse(schema_of(DataModule), {"dataset": {}, **config["data"]}, "data")["image_size"]
-    return model.eval(), v2.Compose([v2.ToImage(), test_transform(size)])
+    return model.eval(), v2.Compose([v2.RGB(), v2.ToImage(), test_transform(size)])
 
 
 def load_weights(model: InterpModule, checkpoint: Mapping[str, Any], where: str) -> None:

@@ -1,6 +1,6 @@
 """How class scores are read off a model: the one module that explainers and metrics share.
 
-It knows torch alone, so that explainers and metrics work on any module that returns logits.
+It knows torch and errors alone, so that explainers and metrics work on any module that returns logits.
 """
 
 from collections.abc import Callable, Iterator

@@ -248,7 +248,7 @@ def explainer_specs(items: Sequence[Any]) -> list[tuple[str, str, dict[str, Any]
         if not isinstance(node, dict) or "name" not in node:
             raise InputError(f"an explainer is a name, or a mapping with 'name' and options; got {item!r}")
         options = {key: value for key, value in node.items() if key not in ("name", "label")}
-        EXPLAINERS.check(node["name"], options, given=("model",))
+        EXPLAINERS.options(node["name"], options, given=("model",))
         label = str(node.get("label", node["name"]))
         if "/" in label or label.startswith(".") or not label:
             raise InputError(f"explainer label {label!r} becomes a file's name; it must not hold '/' or begin with '.'")

@@ -1,7 +1,8 @@
 """B-CNN: bilinear attention pooling with N maps.
 
-Tutorial: Gomez et al., "Metrics for saliency map evaluation of deep learning explanation methods" / JEI 2023,
-section 2.2.2, equations 11 and 12 and figure 6; bilinear attention pooling: Hu and Qi 2019 (WS-DAN, arXiv:1901.09891).
+Tutorial: Gomez and Mouchère, "Computing and evaluating saliency maps for image classification: a tutorial", Journal of
+Electronic Imaging 32(2), 020801, 2023, section 2.2.2, equations 11 and 12 and figure 6; bilinear
+attention pooling: Hu and Qi 2019 (WS-DAN, arXiv:1901.09891).
 Differs from the tutorial's code in: see docs/quirks.md, `bcnn`.
 """
 
@@ -106,5 +107,7 @@ class BCNN(InterpModule):
 
 def bilinear_attention_pool(features: Tensor, maps: Tensor) -> Tensor:
     """Weighted average pool of features (B, C, h, w) by each of the maps (B, N, h, w): (B, N, C), divided by h·w."""
-    pooled = maps.flatten(2) @ features.flatten(2).transpose(1, 2)
+    # The order of the product matters to the gradient's memory layout: with the maps first, the gradient of a single
+    # image's features has strides that batch norm's backward on CPU misreads (torch 2.12).
+    pooled = (features.flatten(2) @ maps.flatten(2).transpose(1, 2)).transpose(1, 2)
     return pooled / maps[0, 0].numel()

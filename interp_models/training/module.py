@@ -103,11 +103,11 @@ class InterpModule(pl.LightningModule, ABC):
         return loss
 
     def validation_step(self, batch: Sample, batch_idx: int) -> InterpOutput:  # type: ignore[override]
-        """Logs `val/loss` and `val/acc`; returns the output for callbacks."""
+        """Logs `val/loss`, `val/acc` and `val/n`; returns the output for callbacks."""
         return self._evaluation_step(batch, "val")
 
     def test_step(self, batch: Sample, batch_idx: int) -> InterpOutput:  # type: ignore[override]
-        """Logs `test/loss` and `test/acc`; returns the output for callbacks."""
+        """Logs `test/acc` and `test/n`; returns the output for callbacks."""
         return self._evaluation_step(batch, "test")
 
     def _evaluation_step(self, batch: Sample, stage: str) -> InterpOutput:

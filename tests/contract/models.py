@@ -101,6 +101,22 @@ def check_groups_and_loss(make: Make) -> None:
         assert moved, f"group {name} gets no gradient"
 
 
+def check_gradients(make: Make) -> None:
+    """The gradient in the pixels of an image is its own alone, and that of a batch of one agrees with finite steps."""
+    model = make().double().eval()
+    x = images().double().requires_grad_(True)
+    (together,) = torch.autograd.grad(model(x).logits[:, 0].sum(), x)
+    for i in range(len(x)):
+        one = x[i : i + 1].detach().requires_grad_(True)
+        (alone,) = torch.autograd.grad(model(one).logits[:, 0].sum(), one)
+        scale = float(together[i].abs().max())
+        torch.testing.assert_close(alone[0], together[i], rtol=1e-6, atol=1e-8 * scale)
+        step = 1e-6 * torch.randn(one.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(i))
+        with torch.no_grad():
+            change = float((model(one + step).logits - model(one - step).logits)[0, 0]) / 2
+        assert abs(change - float((alone * step).sum())) < 1e-3 * abs(change) + 1e-9 * scale
+
+
 def check_feature_layer(make: Make) -> None:
     """The feature layer gives (B, C, h, w) on the grid that the logits are read from: it has a gradient."""
     model = make().eval()
@@ -159,6 +175,6 @@ def check_learns(make: Make) -> None:
 
 
 CHECKS = (
-    check_output, check_modes, check_evidence, check_explain, check_groups_and_loss, check_feature_layer, check_state,
-    check_freezing, check_learns,
+    check_output, check_modes, check_evidence, check_explain, check_groups_and_loss, check_gradients,
+    check_feature_layer, check_state, check_freezing, check_learns,
 )  # fmt: skip

@@ -32,7 +32,7 @@ def test_pooling_equals_loops():
     [
         ("return pooled / maps[0, 0].numel()", "return pooled"),
         ("return pooled / maps[0, 0].numel()", "return -pooled / maps[0, 0].numel()"),
-        ("maps.flatten(2) @ ", "maps.flatten(2).softmax(-1) @ "),
+        ("@ maps.flatten(2)", "@ maps.flatten(2).softmax(-1)"),
     ],
 )
 def test_mutations_are_rejected(right, wrong):
