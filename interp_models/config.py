@@ -58,10 +58,16 @@ class ExplanationConfig:
     """Class that is explained: `prediction`, `label`, or a class number."""
     batch: int | None = None
     """Images per pass in work of many passes; null chooses by the device."""
-    every_n_epochs: int = 0
-    """In training: judge the maps on validation images every n epochs; 0 never."""
     n_images: int | None = None
     """Images that are judged, drawn by seed; null takes all."""
+
+
+@dataclass
+class ValidationConfig(ExplanationConfig):
+    """Judging maps on validation images during training."""
+
+    every_n_epochs: int = 0
+    """0 never does."""
 
 
 @dataclass
@@ -88,7 +94,7 @@ class TrainConfig:
     """Loggers."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     """Pictures of the model's own maps."""
-    evaluation: ExplanationConfig = field(default_factory=ExplanationConfig)
+    evaluation: ValidationConfig = field(default_factory=ValidationConfig)
     """Metrics of maps during training."""
 
 

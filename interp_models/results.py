@@ -108,7 +108,7 @@ def write_results(
     folder: Path,
     partial: PartialResults,
     indices: Sequence[int],
-    labels: Sequence[str],
+    explainers: Mapping[str, str],
     protocols: Callable[[tuple[int, int]], Mapping[str, Protocol]],
     provenance: Provenance,
     image_id: Callable[[int], str],
@@ -119,16 +119,16 @@ def write_results(
         folder: where.
         partial: the batches.
         indices: positions of the images in the test set.
-        labels: the explainers.
+        explainers: label -> name and options, as json.
         protocols: the grid of an explainer's maps -> the protocol of every key.
         provenance: of the rows.
         image_id: position in the test set -> name of the image.
     """
     frames, rows = [], []
-    for label in labels:
+    for label, options in explainers.items():
         parts = partial.of(label, set(indices))
         grid = (int(parts[0]["maps"].shape[-2]), int(parts[0]["maps"].shape[-1]))
-        frame = _per_image(label, parts, protocols(grid), provenance, image_id)
+        frame = _per_image(label, options, parts, protocols(grid), provenance, image_id)
         frames.append(frame)
         rows += [_row(frame[frame["metric"] == key], protocol) for key, protocol in protocols(grid).items()]
         _write_maps(folder / "maps", label, parts, grid, image_id)
@@ -138,13 +138,14 @@ def write_results(
     path.replace(folder / "per_image.parquet")
     write_json(folder / "results.json", {"schema_version": SCHEMA_VERSION, "rows": rows})
     for path in (folder / "maps").glob("*.npy"):
-        if path.stem not in labels:
+        if path.stem not in explainers:
             path.unlink()  # of an evaluation before, whose rows the new index.csv does not name
     partial.clear()
 
 
 def _per_image(
     label: str,
+    options: str,
     parts: Sequence[Part],
     protocols: Mapping[str, Protocol],
     provenance: Provenance,
@@ -155,7 +156,7 @@ def _per_image(
     names = [image_id(int(index)) for index in common["index"]]
     frames = []
     for key, protocol in protocols.items():
-        columns = {**asdict(provenance), "explainer": label, "metric": key, **asdict(protocol)}
+        columns = {**asdict(provenance), "explainer": label, "options": options, "metric": key, **asdict(protocol)}
         frame = pd.DataFrame({"image_id": names, **common})
         frame["value"] = torch.cat([part["values"][key] for part in parts]).numpy()
         for position, (name, value) in enumerate(columns.items()):
@@ -171,6 +172,7 @@ def _row(frame: pd.DataFrame, protocol: Protocol) -> dict[str, Any]:
     return {
         "run": str(first["run"]),
         "explainer": str(first["explainer"]),
+        "options": json.loads(str(first["options"])),
         "metric": str(first["metric"]),
         "mean": float(defined.mean()) if len(defined) else None,
         "std": float(defined.std()) if len(defined) else None,

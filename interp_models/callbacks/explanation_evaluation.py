@@ -1,5 +1,6 @@
 """Where models, explainers and metrics meet: every explainer's maps through every metric, on the same images."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from interp_models.config import ExplanationConfig
+from interp_models.config import ExplanationConfig, ValidationConfig
 from interp_models.data.base import Sample
 from interp_models.data.module import DataModule, draw
 from interp_models.errors import InputError
@@ -33,6 +34,7 @@ class ExplanationEvaluation(pl.Callback):
         folder: where results of test images go; None leaves test images alone.
         provenance: what result rows say of the run.
         weights_and_data: a digest of them; work on others is not taken up again.
+        every_n_epochs: of a training, in which validation images are judged; 0 never.
         seed: of the validation images that are drawn.
 
     Raises:
@@ -46,6 +48,7 @@ class ExplanationEvaluation(pl.Callback):
         folder: Path | None = None,
         provenance: Provenance | None = None,
         weights_and_data: str = "",
+        every_n_epochs: int = 0,
         seed: int = 0,
     ) -> None:
         self.plan = plan
@@ -58,6 +61,7 @@ class ExplanationEvaluation(pl.Callback):
             raise InputError("explainers and metrics: at least one of each is needed")
         self.folder, self.provenance, self.seed = folder, provenance, seed
         self.weights_and_data = weights_and_data
+        self.every_n_epochs = every_n_epochs
         self._explainers: dict[str, Explainer] = {}
         self._metrics: dict[str, dict[str, FaithfulnessMetric]] = {}
         self._grid: Grid | None = None
@@ -66,9 +70,9 @@ class ExplanationEvaluation(pl.Callback):
         self._bar: Any = None
 
     @classmethod
-    def of(cls, config: ExplanationConfig, seed: int) -> "list[ExplanationEvaluation]":
+    def of(cls, config: ValidationConfig, seed: int) -> "list[ExplanationEvaluation]":
         """The callback for validation that a training's config asks for, if it does."""
-        return [cls(config, seed=seed)] if config.every_n_epochs > 0 else []
+        return [cls(config, every_n_epochs=config.every_n_epochs, seed=seed)] if config.every_n_epochs > 0 else []
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Prepare, if this epoch is judged."""
@@ -96,7 +100,7 @@ class ExplanationEvaluation(pl.Callback):
             self._log(module, "val")
 
     def _due(self, trainer: pl.Trainer) -> bool:
-        every = self.plan.every_n_epochs
+        every = self.every_n_epochs
         return self.folder is None and every > 0 and (trainer.current_epoch + 1) % every == 0
 
     def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -143,7 +147,7 @@ class ExplanationEvaluation(pl.Callback):
                 self.folder,
                 self._partial,
                 data.test_indices.tolist(),
-                list(self._explainers),
+                {label: json.dumps({"name": name, **options}) for label, name, options in self.specs},
                 self._protocols,
                 self.provenance,
                 data.test_images.image_id,
@@ -237,7 +241,7 @@ def _data(trainer: pl.Trainer) -> DataModule:
 
 
 def explainer_specs(items: Sequence[Any]) -> list[tuple[str, str, dict[str, Any]]]:
-    """Label, name and options of the explainers of a config.
+    """Label, name and all options, defaults included, of the explainers of a config.
 
     Raises:
         InputError: for an unknown explainer, one that is no name or mapping, or a label that is taken.
@@ -248,7 +252,7 @@ def explainer_specs(items: Sequence[Any]) -> list[tuple[str, str, dict[str, Any]
         if not isinstance(node, dict) or "name" not in node:
             raise InputError(f"an explainer is a name, or a mapping with 'name' and options; got {item!r}")
         options = {key: value for key, value in node.items() if key not in ("name", "label")}
-        EXPLAINERS.options(node["name"], options, given=("model",))
+        options = EXPLAINERS.options(node["name"], options, given=("model",))
         label = str(node.get("label", node["name"]))
         if "/" in label or label.startswith(".") or not label:
             raise InputError(f"explainer label {label!r} becomes a file's name; it must not hold '/' or begin with '.'")

@@ -1,0 +1,59 @@
+"""The scripts in processes of their own that can be killed, forked from a server that has imported them once."""
+
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["train", "evaluate"])
+
+
+class DieAt(pl.Callback):
+    """Ends the process without any farewell, as a power cut does, before a batch of a training."""
+
+    def __init__(self, epoch: int, batch: int) -> None:
+        self.moment = (epoch, batch)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (trainer.current_epoch, batch_idx) == self.moment:
+            os._exit(9)
+
+
+def start(script: str, arguments: list[str], log: Path, die_at: tuple[int, int] | None = None) -> Any:
+    """Start train.py or evaluate.py; its outputs go to a file."""
+    process = CONTEXT.Process(target=_main, args=(script, arguments, str(log), die_at, torch.get_num_threads()))
+    process.start()
+    return process
+
+
+def run(script: str, arguments: list[str], log: Path, die_at: tuple[int, int] | None = None) -> int | None:
+    """Run train.py or evaluate.py to its end; returns the exit code."""
+    process = start(script, arguments, log, die_at)
+    process.join()
+    return process.exitcode  # type: ignore[no-any-return]
+
+
+def _main(script: str, arguments: list[str], log: str, die_at: tuple[int, int] | None, threads: int) -> None:
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+    torch.set_num_threads(threads)
+    import evaluate
+    import train
+    from interp_models.callbacks.attention_logger import AttentionLogger
+    from interp_models.cli import run_script
+    from interp_models.config import EvaluateConfig, TrainConfig
+
+    if die_at is not None:
+        AttentionLogger.of = lambda config, run: [DieAt(*die_at)]  # type: ignore[assignment,list-item,method-assign]
+    module, schema = {"train": (train, TrainConfig), "evaluate": (evaluate, EvaluateConfig)}[script]
+    code = run_script(module.__doc__, schema, module.main, arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
