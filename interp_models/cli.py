@@ -1,6 +1,7 @@
 """What the two scripts share: arguments, `--help`, and one clear line for bad input."""
 
 import inspect
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -105,6 +106,8 @@ def tell_skipped(data: DataModule) -> None:
 
 def quiet() -> None:
     """Hush advice that does not apply here."""
+    # Lightning's notices: which devices it found, products of its maker, that a callback of the module is used.
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     # The number of loader processes is a choice (data.num_workers), and small data sets have few batches.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     # A run's config lies there, and rows of metrics.csv that a resumed run keeps are handed over.

@@ -7,8 +7,8 @@ import pytest
 
 from interp_models.config import (
     EvaluateConfig,
-    ExplanationConfig,
     TrainConfig,
+    ValidationConfig,
     check,
     describe,
     load_yaml,
@@ -181,7 +181,7 @@ def test_the_config_becomes_dataclasses(tmp_path: Path) -> None:
     assert config.optimizer == Optimizer("adamw", 0.0, 0.9)
     assert config.data["dataset"] == {"name": "cub", "root": str(tmp_path)}
     assert config.logger.wandb == "disabled"
-    assert config.evaluation == ExplanationConfig()
+    assert config.evaluation == ValidationConfig()
 
 
 @pytest.mark.parametrize(
@@ -246,8 +246,10 @@ def test_the_config_of_a_run_reads_back_the_same(bcnn_run: Path, tiny_cub: Any) 
 
     node = runs.run_config(bcnn_run)
     phases = [{"epochs": 4, "lrs": BCNN_LRS}]
-    config = check(TrainConfig, tiny_config(tiny_cub.root, out=str(bcnn_run), phases=phases))
+    config = runs.resolve(check(TrainConfig, tiny_config(tiny_cub.root, out=str(bcnn_run), phases=phases)))
     assert node == plain(config)
+    assert node["data"]["dataset"]["download"] is False  # defaults are written out
+    assert node["model"]["n_maps"] == 3
     assert check(TrainConfig, node) == config
 
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from interp_models.errors import InputError
 from interp_models.explainers.base import EXPLAINERS, Explainer, captured, target_layer, target_scores
-from interp_models.scoring import Score, Target
+from interp_models.scoring import Score, Target, logits_of, resolve_target
 
 
 @EXPLAINERS.register("activation_map")
@@ -23,7 +23,7 @@ class ActivationMap(Explainer):
 
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
         with torch.no_grad(), captured(target_layer(self.model, self.layer, inputs), gradient=False) as outputs:
-            self.model(inputs)
+            resolve_target(target, logits_of(self.model(inputs)))  # unused, but a class that does not exist is refused
         return _last(outputs).mean(dim=1)
 
 
