@@ -179,6 +179,10 @@ class DataModule(pl.LightningDataModule):
             seed=self.seed,
             global_batch=self.batch_size * world if shuffle else None,
         )
+        if trainer and shuffle:
+            # Lightning sets the epoch after it has made the iterator, and worker processes begin at once: the first
+            # epoch of a resumed run would have the order of epoch 0.
+            sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)
         return DataLoader(
             dataset,
             batch_size=self.batch_size,

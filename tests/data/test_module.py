@@ -167,7 +167,9 @@ def test_loaders_share_the_images_of_ranks(tiny_cub: Cub) -> None:
     data = module(tiny_cub, batch_size=2)
     seen: dict[str, list[list[int]]] = {"train": [], "val": [], "test": []}
     for rank in range(2):
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=2)  # type: ignore[assignment]
+        progress = SimpleNamespace(current=SimpleNamespace(processed=3))
+        loop = SimpleNamespace(epoch_progress=progress)
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=2, fit_loop=loop)  # type: ignore[assignment]
         for split, loader in (
             ("train", data.train_dataloader()),
             ("val", data.val_dataloader()),
@@ -178,6 +180,11 @@ def test_loaders_share_the_images_of_ranks(tiny_cub: Cub) -> None:
     assert len(set(flat(seen["train"]))) == 8
     assert set(flat(seen["train"])) <= set(data.train_indices.tolist())
     assert sorted(flat(seen["val"])) == data.val_indices.tolist()
+    order_of = ShardSampler(9, rank=0, world=1, seed=0, global_batch=4)
+    order_of.set_epoch(3)  # a loader made for a run that goes on in epoch 3 begins with that epoch's order
+    positions = [position for _, position in order_of]
+    assert data.train_indices[positions[0::2]].tolist() == seen["train"][0]
+    assert data.train_indices[positions[1::2]].tolist() == seen["train"][1]
     assert seen["test"] == [[0, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9, 11]]
 
 
