@@ -42,7 +42,7 @@ def _main(script: str, arguments: list[str], log: str, die_at: tuple[int, int] |
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")  # noqa: SIM115 - they live as long as the process
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     torch.set_num_threads(threads)
     import evaluate
     import train
