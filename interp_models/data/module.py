@@ -182,7 +182,8 @@ class DataModule(pl.LightningDataModule):
         if trainer and shuffle:
             # Lightning sets the epoch after it has made the iterator, and worker processes begin at once: the first
             # epoch of a resumed run would have the order of epoch 0.
-            sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)
+            progress: Any = trainer.fit_loop.epoch_progress.current
+            sampler.set_epoch(progress.processed)
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
