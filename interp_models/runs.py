@@ -153,11 +153,11 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
 
 
 def run_config(run: Path) -> dict[str, Any]:
-    """The resolved config of a run folder; raises `InputError` if it is none or its config is not sound."""
+    """The config of a run folder with all defaults; raises `InputError` if it is none or its config is not sound."""
     if not (run / "config.yaml").is_file():
         raise InputError(f"{run} is not a run folder: it holds no config.yaml")
     try:
-        return plain(check(TrainConfig, override(load_yaml(run / "config.yaml"), [])))
+        return plain(resolve(check(TrainConfig, override(load_yaml(run / "config.yaml"), []))))
     except InputError as error:
         raise InputError(f"run {run}: {error}") from None
 

@@ -277,7 +277,6 @@ def test_resume_from_a_broken_checkpoint(script: Script, bcnn_run: Path, tmp_pat
         ("dataset.rot=x", "unknown key in dataset 'cub': 'rot'; did you mean 'root'?"),
         ("logger.wanbd=online", "unknown key in config.logger: 'wanbd'; did you mean 'wandb'?"),
         ("trainer.device=1", "unknown key in trainer: 'device'; did you mean 'devices'?"),
-        ("trainer.inference_mode=false", "trainer.inference_mode is set by the script and cannot be given"),
         ("trainer.strategy=dpd", "trainer: You selected an invalid strategy name: `strategy='dpd'`."),
         ("explainers=[gradcm]", "unknown explainer 'gradcm'; did you mean 'gradcam'"),
         ("explainers=gradcam", "config.explainers: expected a list, got 'gradcam'"),
@@ -445,7 +444,7 @@ def test_evaluate_refuses_broken_run_configs(script: Script, bcnn_run: Path, tmp
     (run / "config.yaml").write_text("sed: 1")
     refused(script("evaluate", run, *QUICK_EVALUATION), f"run {run}: unknown key in config: 'sed'; did you mean 'seed'")
     (run / "config.yaml").write_text("")
-    refused(script("evaluate", run, *QUICK_EVALUATION), f"{run}: the checkpoint is of model 'bcnn', config.yaml says")
+    refused(script("evaluate", run, *QUICK_EVALUATION), f"run {run}: data.dataset.name must be given")
 
 
 def test_runs_on_different_images_are_not_compared(script: Script, bcnn_run: Path, tmp_path: Path) -> None:

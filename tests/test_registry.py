@@ -139,16 +139,16 @@ def test_unknown_name_names_the_nearest(things: Registry[Thing]) -> None:
     assert str(unknown("colour", "grey", ["green", "grew"])) == "unknown colour 'grey'; did you mean 'grew' or 'green'?"
 
 
-def test_check_builds_nothing() -> None:
+def test_options_builds_nothing() -> None:
     class Bomb:
         def __init__(self, fuse: int = 1) -> None:
             raise AssertionError("built")
 
     registry: Registry[Bomb] = Registry("bomb")
     registry.register("bomb")(Bomb)
-    registry.check("bomb", {"fuse": 2})
+    assert registry.options("bomb", {"fuse": 2}) == {"fuse": 2}
     with pytest.raises(InputError, match="did you mean 'fuse'"):
-        registry.check("bomb", {"fus": 2})
+        registry.options("bomb", {"fus": 2})
 
 
 def test_duplicates_raise(things: Registry[Thing]) -> None:

@@ -1,11 +1,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import drive_page
 import numpy as np
 import pytest
 
 from interp_models.report import ImageView, MapView, RunSummary, write_report
+from tests import drive_page
 
 pytestmark = [
     pytest.mark.slow,
