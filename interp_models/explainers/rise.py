@@ -52,7 +52,7 @@ class RISE(Explainer):
     @torch.no_grad()
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
         targets = resolve_target(target, self.scores(inputs))
-        batch = self.batch or default_batch(inputs.device)
+        batch = self.batch or default_batch(inputs)
         total = torch.zeros(len(inputs), *inputs.shape[-2:], device=inputs.device)
         for masks in self._masks(inputs, batch):
             flat = masks.flatten(1)

@@ -67,7 +67,7 @@ def box_blur(images: Tensor) -> Tensor:
 
 def score_all(score_fn: ScoreFn, images: Tensor, target: Tensor, batch: int | None = None) -> Tensor:
     """The target's score of each image (B,), a few images at a time."""
-    size = batch or default_batch(images.device)
+    size = batch or default_batch(images)
     parts = [
         score_fn(x).gather(1, c[:, None])[:, 0]
         for x, c in zip(torch.split(images, size), torch.split(target, size), strict=True)
@@ -104,7 +104,7 @@ def curve(
     points = torch.as_tensor(counts, device=device)
     jobs = torch.arange(len(start) * len(points), device=device)
     scores = []
-    for chunk in torch.split(jobs, batch or default_batch(device)):
+    for chunk in torch.split(jobs, batch or default_batch(start)):
         b, t = chunk // len(points), chunk % len(points)
         turned = cell_ranks[b] < points[t][:, None, None]  # (m, h, w)
         turned = turned[:, y][:, :, x][:, None]  # (m, 1, H, W)
