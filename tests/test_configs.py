@@ -1,0 +1,101 @@
+"""Every config that is shipped trains or evaluates, on small images and with a small trunk."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from interp_models import runs
+from interp_models.cli import seed_everything
+from interp_models.config import EvaluateConfig, TrainConfig, check, load_yaml
+from interp_models.metrics.base import metrics_of
+from tests.conftest import TINY, Cub, Script, copy_run
+
+ROOT = Path(__file__).parents[1] / "configs"
+TRAIN = [path for path in sorted(ROOT.rglob("*.yaml")) if path.parent.name != "eval" and path.name[0] != "_"]
+EVALUATE = sorted((ROOT / "eval").glob("*.yaml"))
+
+
+def label(path: Path) -> str:
+    return str(path.relative_to(ROOT).with_suffix(""))
+
+
+def test_there_are_configs() -> None:
+    assert {"quickstart", "cub/bcnn_lite0", "cub/cnn_lite0"} <= {label(path) for path in TRAIN}
+    assert {"eval/faithfulness", "eval/quickstart"} <= {label(path) for path in EVALUATE}
+
+
+@pytest.mark.parametrize("path", TRAIN, ids=label)
+def test_training(script: Script, tiny_cub: Cub, tmp_path: Path, path: Path) -> None:
+    node = load_yaml(path)
+    shipped: TrainConfig = check(TrainConfig, node)
+    assert len(shipped.phases) > 0
+    run = tmp_path / "run"
+    outcome = script(
+        "train",
+        path,
+        f"out={run}",
+        f"data.dataset={{name: cub, root: {tiny_cub.root}}}",
+        "data.image_size=64",
+        "data.batch_size=4",
+        "data.num_workers=0",
+        "data.val_fraction=0.25",
+        f"model.backbone={TINY}",
+        "model.weights=null",
+        *(f"phases[{number}].epochs=1" for number in range(len(shipped.phases))),
+        "trainer.accelerator=cpu",
+        "trainer.enable_progress_bar=false",
+        "logger.wandb=disabled",
+        "attention.every_n_epochs=0",
+    )
+    assert outcome.code == 0, outcome.err
+    # What was trained is what the file says
+    config = runs.run_config(run)
+    changed = {"backbone", "weights"}
+    for key, value in shipped.model.items():
+        assert key in changed or config["model"][key] == value
+    for ours, theirs in zip(config["phases"], shipped.phases, strict=True):
+        assert ours == {**vars(theirs), "epochs": 1}
+    assert config["optimizer"] == vars(shipped.optimizer)
+    assert config["experiment"] == shipped.experiment
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["test/n"] == 12
+    table = pd.read_csv(run / "metrics.csv")
+    losses = table["train/loss"].dropna()
+    assert len(losses) == len(shipped.phases)
+    assert losses.between(0, 20).all()
+    # The groups that have a learning rate in some phase have moved, and no other
+    model, _ = runs.load(run, "last")
+    seed_everything(config["seed"])
+    fresh = runs.build_model(config, 3).parameter_groups()
+    moved = {
+        group
+        for group, parameters in model.parameter_groups().items()
+        if any(not torch.equal(ours, theirs) for ours, theirs in zip(parameters, fresh[group], strict=True))
+    }
+    assert moved == {group for phase in shipped.phases for group in phase.lrs}
+
+
+@pytest.mark.parametrize("path", EVALUATE, ids=label)
+def test_evaluation(script: Script, bcnn_run: Path, tmp_path: Path, path: Path) -> None:
+    node: dict[str, Any] = load_yaml(path)
+    shipped: EvaluateConfig = check(EvaluateConfig, node)
+    run = copy_run(bcnn_run, tmp_path / "run")
+    few = [
+        f"explainers[{number}].masks=8"
+        for number, item in enumerate(shipped.explainers)
+        if isinstance(item, dict) and "masks" in item
+    ]
+    options = ["max_steps=4", "n_images=5", "report_images=1", "trainer.accelerator=cpu", "logger.wandb=disabled"]
+    outcome = script("evaluate", run, f"config={path}", *options, *few)
+    assert outcome.code == 0, outcome.err
+    rows = json.loads((run / "evaluation/results.json").read_text())["rows"]
+    names = [item if isinstance(item, str) else item.get("label", item["name"]) for item in shipped.explainers]
+    keys = list(metrics_of(shipped.metrics))
+    assert [(row["explainer"], row["metric"]) for row in rows] == [(name, key) for name in names for key in keys]
+    assert {row["n"] for row in rows} == {5}
+    assert {row["preset"] for row in rows} == {shipped.preset}
+    assert all(-1 <= row["mean"] <= 1 for row in rows if row["mean"] is not None)
