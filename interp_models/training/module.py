@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from interp_models.data.base import Sample
@@ -51,6 +52,8 @@ class InterpModule(pl.LightningModule, ABC):
         self.accuracy = nn.ModuleDict(
             {f"{stage}_acc": MulticlassAccuracy(num_classes, average="micro") for stage in ("val", "test")}
         )
+        # Lightning's own mean over ranks is wrong where their last batches differ in size
+        self.val_loss = MeanMetric()
 
     @abstractmethod
     def forward(self, images: Tensor) -> InterpOutput:
@@ -115,7 +118,8 @@ class InterpModule(pl.LightningModule, ABC):
         size = len(batch.label)
         if stage == "val":
             loss = torch.stack(list(self.loss(output, batch.label).values())).sum()
-            self.log("val/loss", loss, batch_size=size, sync_dist=True)
+            self.val_loss.update(loss, weight=size)
+            self.log("val/loss", self.val_loss, batch_size=size)
         accuracy = cast(MulticlassAccuracy, self.accuracy[f"{stage}_acc"])
         accuracy.update(output.logits, batch.label)
         self.log(f"{stage}/acc", accuracy, prog_bar=True, batch_size=size)

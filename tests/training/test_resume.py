@@ -197,7 +197,7 @@ def results(run: Path) -> dict[str, Any]:
         "images": pd.read_parquet(folder / "per_image.parquet"),
         "index": (folder / "maps/index.csv").read_text(),
         "maps": {path.name: np.load(path) for path in sorted((folder / "maps").glob("*.npy"))},
-        "others": sorted(path.name for path in folder.rglob("*") if path.suffix not in (".npy", ".csv")),
+        "others": sorted(path.name for path in folder.rglob("*") if path.suffix not in (".npy", ".csv", ".part")),
     }
 
 
@@ -336,19 +336,30 @@ def test_an_evaluation_replaces_the_one_before(script: Script, twin: Callable[[]
 
 # Killed at any moment
 
-
-def moments(seed: int, duration: float, number: int = 5) -> list[float]:
-    """Seconds after the start of a process, drawn by seed."""
-    return [random.Random(seed).uniform(0, duration) for seed in range(seed, seed + number)]
+KILLS = 5
 
 
-def kill_after(process: Any, seconds: float) -> bool:
-    """SIGKILL; whether the process was still at work."""
-    process.join(seconds)
-    alive = process.is_alive()
-    process.kill()
-    process.join()
-    return bool(alive)
+def kills(start: Callable[[], Any], seed: int, duration: float, kept: Callable[[], str]) -> None:
+    """Start a process and SIGKILL it at a moment drawn by seed, again and again, until one comes to its end."""
+    moments = random.Random(seed)
+    for number in range(KILLS):
+        moment = moments.uniform(0, duration / 2)
+        process = start()
+        process.join(moment)
+        alive = process.is_alive()
+        process.kill()
+        process.join()
+        LOG.warning("%s after %.2f s of %.2f: %s", "killed" if alive else "came to its end", moment, duration, kept())
+        if not alive:
+            assert number, "the first process should have been killed"
+            return
+
+
+def timed(script: str, arguments: list[str], log: Path) -> float:
+    """Seconds that a script takes."""
+    begin = time.monotonic()
+    assert processes.run(script, arguments, log) == 0, log.read_text()
+    return time.monotonic() - begin
 
 
 @pytest.mark.slow
@@ -356,25 +367,26 @@ def kill_after(process: Any, seconds: float) -> bool:
 def test_kill_9_at_any_moment_of_a_training(tiny_cub: Cub, tmp_path: Path, seed: int) -> None:
     def config(run: Path) -> str:
         node = config_of(tiny_cub, run, num_workers=seed % 2)
-        node["phases"][1]["epochs"] = 9
+        node["phases"][1]["epochs"] = 19
         return str(write_config(tmp_path / f"{run.name}.yaml", node))
 
-    log = tmp_path / "log"
-    begin = time.monotonic()
-    assert processes.run("train", [config(tmp_path / "whole")], log) == 0, log.read_text()
-    duration = time.monotonic() - begin
-    run = tmp_path / "run"
-    arguments = [config(run)]
-    for moment in moments(10 * seed, duration):
-        alive = kill_after(processes.start("train", arguments, log), moment)
+    log, run = tmp_path / "log", tmp_path / "run"
+    processes.run("train", ["--help"], log)  # the server of processes begins
+    duration = timed("train", [config(tmp_path / "whole")], log)
+
+    def arguments() -> list[str]:
+        if (run / "config.yaml").is_file():
+            return [f"resume={run}"]
+        shutil.rmtree(run, ignore_errors=True)
+        return [config(run)]
+
+    def kept() -> str:
         checkpoint = run / "checkpoints/last.ckpt"
         done = torch.load(checkpoint, weights_only=True)["epoch"] + 1 if checkpoint.is_file() else 0
-        LOG.warning("training killed after %.2f s of %.2f: %s, %d epochs done", moment, duration, alive, done)
-        if (run / "config.yaml").is_file():
-            arguments = [f"resume={run}"]
-        elif run.exists():
-            shutil.rmtree(run)
-    assert processes.run("train", arguments, log) == 0, log.read_text()
+        return f"{done} epochs of 20 done"
+
+    kills(lambda: processes.start("train", arguments(), log), seed, duration, kept)
+    assert processes.run("train", arguments(), log) == 0, log.read_text()
     assert_same_runs(run, tmp_path / "whole")
     assert sorted(path.name for path in (run / "checkpoints").glob("*.ckpt")) == ["best.ckpt", "last.ckpt"]
 
@@ -385,13 +397,13 @@ def test_kill_9_at_any_moment_of_an_evaluation(twin: Callable[[], Path], tmp_pat
     log = tmp_path / "log"
     plan = [*PLAN, "explainers=[intrinsic, gradcam, {name: rise, masks: 200}, random]", "max_steps=16", "batch_size=1"]
     whole, run = twin(), twin()
-    begin = time.monotonic()
-    assert processes.run("evaluate", [str(whole), *plan], log) == 0, log.read_text()
-    duration = time.monotonic() - begin
-    for moment in moments(10 * seed + 5, duration):
-        alive = kill_after(processes.start("evaluate", [str(run), *plan], log), moment)
-        parts = len(list((run / "evaluation").rglob("*.pt")))
-        LOG.warning("evaluation killed after %.2f s of %.2f: %s, %d parts kept", moment, duration, alive, parts)
+    processes.run("evaluate", ["--help"], log)
+    duration = timed("evaluate", [str(whole), *plan], log)
+
+    def kept() -> str:
+        return f"{len(list((run / 'evaluation').rglob('*.pt')))} parts of 48 kept"
+
+    kills(lambda: processes.start("evaluate", [str(run), *plan], log), seed, duration, kept)
     assert processes.run("evaluate", [str(run), *plan], log) == 0, log.read_text()
     assert_same_results(results(run), results(whole))
 

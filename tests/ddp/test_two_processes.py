@@ -1,0 +1,175 @@
+"""Two processes do what one does, through the command line; by gloo on CPUs, as there may be no GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.distributed as dist
+
+from interp_models import METRICS
+from tests import processes
+from tests.conftest import BCNN_LRS, copy_run, fit, tiny_config, write_config
+from tests.data.make_cub import make_cub
+
+ROOT = Path(__file__).parents[2]
+TWO = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp_find_unused_parameters_true"]
+PLAN = ["explainers=[intrinsic, gradcam, random]", "max_steps=5", "report_images=2", "logger.wandb=disabled"]
+
+
+def command(script: str, *arguments: str | Path, cwd: Path) -> str:
+    """Run a script as a user does; returns its output."""
+    clean = {
+        key: value for key, value in os.environ.items() if not key.startswith(("PL_", "MASTER_", "LOCAL_", "NODE_"))
+    }
+    line = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=cwd, env=clean, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def odd_cub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 training and 9 test images, in the order of their classes: ranks see classes in unlike numbers."""
+    root = tmp_path_factory.mktemp("odd_cub")
+    make_cub(root, per_class=7)
+    return root
+
+
+def config_of(root: Path, out: Path, batch_size: int) -> dict[str, Any]:
+    """A training without anything that depends on how images are dealt out to processes."""
+    phases = [
+        {"epochs": 1, "lrs": {"head": 0.1}, "eval_modules": ["backbone"]},  # the other groups are frozen
+        {"epochs": 2, "lrs": dict.fromkeys(BCNN_LRS, 0.1), "eval_modules": ["backbone"]},
+    ]
+    config = tiny_config(root, out=str(out), phases=phases, optimizer={"name": "sgd"})
+    config["data"] |= {"batch_size": batch_size, "augment": False}
+    return config
+
+
+@pytest.fixture(scope="module")
+def one_process(odd_cub: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The training by one process."""
+    return fit(config_of(odd_cub, tmp_path_factory.mktemp("one") / "tiny" / "run", 4))
+
+
+@pytest.fixture(scope="module")
+def two_processes(odd_cub: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The training by two processes with half the batch each."""
+    folder = tmp_path_factory.mktemp("two")
+    run = folder / "tiny" / "run"
+    out = command("train.py", write_config(folder / "c.yaml", config_of(odd_cub, run, 2)), *TWO, cwd=folder)
+    assert out.count("test accuracy") == 1
+    assert "on 9 images" in out
+    return run
+
+
+def assert_same_training(run: Path, other: Path) -> None:
+    for name in ("best", "last"):
+        a, b = (torch.load(r / f"checkpoints/{name}.ckpt", weights_only=True) for r in (run, other))
+        assert a["epoch"] == b["epoch"]
+        for key, tensor in a["state_dict"].items():
+            torch.testing.assert_close(tensor, b["state_dict"][key], rtol=1e-5, atol=1e-6, msg=lambda m, k=key: k + m)
+    a, b = (json.loads((r / "metrics.json").read_text()) for r in (run, other))
+    assert a == b
+    a, b = (pd.read_csv(r / "metrics.csv") for r in (run, other))
+    pd.testing.assert_frame_equal(a, b, rtol=1e-4)
+
+
+def test_training(one_process: Path, two_processes: Path) -> None:
+    assert_same_training(two_processes, one_process)
+    assert json.loads((two_processes / "metrics.json").read_text())["test/n"] == 9
+    table = pd.read_csv(two_processes / "metrics.csv")
+    assert table["val/n"].dropna().tolist() == [3, 3, 3]
+    assert table["train/loss"].nunique() == 3
+
+
+def test_one_run_folder(two_processes: Path) -> None:
+    names = sorted(path.name for path in two_processes.iterdir())
+    assert names == ["checkpoints", "config.yaml", "metrics.csv", "metrics.json"]
+    folder = two_processes.parents[1]
+    assert sorted(path.name for path in folder.iterdir()) == ["c.yaml", "tiny"]
+    assert [path.name for path in (folder / "tiny").iterdir()] == ["run"]
+
+
+def test_evaluation(bcnn_run: Path, odd_cub: Path, tmp_path: Path) -> None:
+    import evaluate
+    from interp_models.config import EvaluateConfig, check, override
+
+    alone, together = (copy_run(bcnn_run, tmp_path / name / "tiny" / "run") for name in ("alone", "together"))
+    plan = [*PLAN, f"dataset.root={odd_cub}"]
+    evaluate.evaluate([alone], check(EvaluateConfig, override({}, plan)))
+    plan += [f"config={ROOT}/configs/eval/faithfulness.yaml", "n_images=null"]
+    command("evaluate.py", together, *plan, *TWO, cwd=tmp_path)
+    a, b = (folder / "evaluation" for folder in (alone, together))
+    rows, others = (json.loads((folder / "results.json").read_text())["rows"] for folder in (a, b))
+    assert len(rows) == 24
+    for row, other in zip(rows, others, strict=True):
+        assert row["n"] == 9
+        for key in ("mean", "std"):
+            assert other.pop(key) == pytest.approx(row.pop(key), abs=1e-6, nan_ok=True)
+        assert row == other
+    images = [pd.read_parquet(folder / "per_image.parquet") for folder in (a, b)]
+    assert len(images[0]) == 9 * 24
+    assert images[0]["prediction"].nunique() > 1
+    pd.testing.assert_frame_equal(*images, rtol=1e-5, atol=1e-6)
+    assert (a / "maps/index.csv").read_text() == (b / "maps/index.csv").read_text()
+    for name in ("intrinsic", "gradcam", "random"):
+        maps = [np.load(folder / f"maps/{name}.npy") for folder in (a, b)]
+        np.testing.assert_allclose(*maps, rtol=1e-5, atol=1e-7)
+    assert sorted(path.name for path in b.iterdir()) == ["maps", "per_image.parquet", "report.html", "results.json"]
+
+
+@pytest.mark.slow
+def test_resuming(odd_cub: Path, one_process: Path, tmp_path: Path) -> None:
+    """One process begins, two go on: the second one leaves the files of the first alone."""
+    node = config_of(odd_cub, tmp_path / "tiny" / "run", 2)
+    phases, node["phases"] = node["phases"], node["phases"][:1]
+    command("train.py", write_config(tmp_path / "c.yaml", node), *TWO, cwd=tmp_path)
+    run = tmp_path / "tiny" / "run"
+    command("train.py", f"resume={run}", f"phases={json.dumps(phases)}", cwd=tmp_path)
+    assert_same_training(run, one_process)
+
+
+# A rank without images
+
+
+def _rank(rank: int, folder: str, values: dict[str, dict[str, list[float]]]) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    found: dict[str, Any] = {}
+    for name, of_keys in values.items():
+        metric = METRICS.get(name)()
+        if rank == 0:
+            metric.add({key: torch.tensor(numbers) for key, numbers in of_keys.items()})
+        means = {key: float(mean) for key, mean in metric.compute().items()}
+        found[name] = {"means": means, "images": {key: v.tolist() for key, v in metric.per_image().items()}}
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+def test_a_rank_that_saw_no_image(tmp_path: Path) -> None:
+    """Both ranks know the mean over the images of one of them; an undefined value is left out."""
+    values = {
+        name: {key: [0.5, float("nan"), 0.25 + i] for i, key in enumerate(METRICS.get(name).keys)}
+        for name in METRICS.names()
+    }
+    ranks = [processes.CONTEXT.Process(target=_rank, args=(rank, str(tmp_path), values)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+        process.kill()
+    assert [process.exitcode for process in ranks] == [0, 0]
+    for rank in range(2):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        for name, of_keys in values.items():
+            expected = {key: np.nanmean(numbers) for key, numbers in of_keys.items()}
+            assert found[name]["means"] == pytest.approx(expected)
+            for key, numbers in of_keys.items():
+                np.testing.assert_allclose(found[name]["images"][key], numbers)
