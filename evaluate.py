@@ -6,6 +6,7 @@ Defaults are read from configs/eval/faithfulness.yaml, or from config=FILE.
 
 import dataclasses
 import hashlib
+import json
 import math
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from interp_models.comparison import check_same_images, compare
 from interp_models.config import EvaluateConfig, check, load_yaml, override
 from interp_models.data.module import draw
 from interp_models.errors import InputError
-from interp_models.loggers import close, make_loggers
+from interp_models.loggers import close, log_results, make_loggers
 from interp_models.results import Provenance
 
 DEFAULT = "configs/eval/faithfulness.yaml"
@@ -33,6 +34,8 @@ def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
     """
     quiet()
     options = check_trainer(config.trainer, OWN)
+    if config.out is not None and len(folders) == 1:
+        raise InputError("out= is the folder of a comparison of several runs; the results of one go to RUN/evaluation")
     if config.report_images < 0:
         raise InputError(f"report_images must be at least 0; got {config.report_images}")
     names = [runs.run_name(folder) for folder in folders]
@@ -74,6 +77,7 @@ def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
         trainer.test(model, data, verbose=False)
         if trainer.is_global_zero:
             report = compare([(folder, model)], folder / "evaluation", data, config.report_images)
+            log_results(trainer.loggers, json.loads((folder / "evaluation/results.json").read_text())["rows"])
         close(trainer.loggers)
     if not trainer.is_global_zero:
         return folders[0] / "evaluation" / "report.html"

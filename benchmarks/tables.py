@@ -65,9 +65,7 @@ def fill(text: str, folder: Path = RESULTS) -> str:
     def block(match: re.Match[str]) -> str:
         name = match[2]
         path = folder / f"{name}.json"
-        inside = f"Not measured yet: `python -m benchmarks.{name}`."
-        if path.is_file():
-            inside = show(path)
+        inside = show(path) if path.is_file() else f"Not measured yet: benchmarks/results/{name}.json."
         return f"{match[1]}\n{inside}\n\n{match[3]}"
 
     return _BLOCK.sub(block, text)

@@ -1,12 +1,12 @@
 """Train image classifiers that explain themselves, and judge their explanations beside post-hoc methods."""
 
-import interp_models.models as _models  # noqa: F401 - registers the models
 from interp_models.data import DATASETS
 from interp_models.explainers import EXPLAINERS
 from interp_models.metrics import METRICS
+from interp_models.models import MODELS
 from interp_models.outputs import InterpOutput
 from interp_models.runs import load
 from interp_models.scoring import probabilities
-from interp_models.training.module import MODELS, InterpModule
+from interp_models.training.module import InterpModule
 
 __all__ = ["DATASETS", "EXPLAINERS", "METRICS", "MODELS", "InterpModule", "InterpOutput", "load", "probabilities"]

@@ -57,7 +57,7 @@ class ExplanationConfig:
     target: Any = "prediction"
     """Class that is explained: `prediction`, `label`, or a class number."""
     batch: int | None = None
-    """Images per pass in work of many passes; null chooses by the device."""
+    """Images per pass of the metrics; null chooses by the device. Explainers have an option of their own."""
     n_images: int | None = None
     """Images that are judged, drawn by seed; null takes all."""
 

@@ -2,9 +2,11 @@
 
 import csv
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from interp_models.config import LoggerConfig
@@ -49,6 +51,15 @@ def make_loggers(
                 "logger.tensorboard=true needs the extra: pip install 'interp_models[tensorboard]'"
             ) from None
     return loggers
+
+
+def log_results(loggers: Iterable[Logger], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Send an evaluation's mean scores to Weights & Biases as a table, a row per explainer and a column per metric."""
+    frame = pd.DataFrame(rows)
+    table = frame.pivot_table("mean", "explainer", "metric", dropna=False, sort=False).reset_index()
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_table("results", dataframe=table)
 
 
 def close(loggers: Iterable[Logger]) -> None:

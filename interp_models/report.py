@@ -22,22 +22,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from interp_models import visual
+from interp_models.metrics.base import owner_of
 
 SIDE = 224  # pixels of the longer side of every picture: keeps the page small whatever the models' input size
 QUALITY = 85  # of the JPEGs
-
-_PERCENT = frozenset({"ad", "ai", "iic", "add", "ag"})
-_LEGEND = {
-    "ad": "Average drop: the share of the class score that is lost when only the salient part is shown.",
-    "iic": "Increase in confidence: the share of images whose score rises when only the salient part is shown.",
-    "ai": "Average increase: the share of images whose score rises when only the salient part is shown.",
-    "add": "Average drop in deletion: the share of the class score that is lost when the salient part is removed.",
-    "ag": "Average gain: the share of the missing score that is gained when only the salient part is shown.",
-    "dauc": "Area under the deletion curve: the mean score while places are removed, most salient first.",
-    "iauc": "Area under the insertion curve: the mean score while places are put back, most salient first.",
-    "dc": "Deletion correlation: of a place's saliency with the fall of the score when it is removed.",
-    "ic": "Insertion correlation: of a place's saliency with the rise of the score when it is put back.",
-}
 
 
 @dataclass(frozen=True)
@@ -114,7 +102,7 @@ def write_report(
         title=title,
         runs=[(run, _percent(run.accuracy)) for run in runs],
         tables=_tables(rows),
-        legend=[_heading(metric, directions) | {"text": _LEGEND.get(metric, "")} for metric in directions],
+        legend=[_heading(metric, directions) | {"text": _legend(metric)} for metric in directions],
         scale=[to_hex(matplotlib.colormaps[visual.CMAP](i / 8)) for i in range(9)],
         images=(_image(view, [run.name for run in runs], directions) for view in images),
     )
@@ -260,16 +248,26 @@ def _uri(picture: NDArray[np.uint8]) -> str:
 
 
 def _heading(metric: str, directions: Mapping[str, bool]) -> dict[str, Any]:
-    return {"label": _label(metric), "percent": metric in _PERCENT, "higher": directions.get(metric)}
+    return {"label": _label(metric), "percent": _in_percent(metric), "higher": directions.get(metric)}
 
 
 def _label(metric: str) -> str:
-    return metric.upper() if metric in _LEGEND else metric
+    return metric if owner_of(metric) is None else metric.upper()
+
+
+def _legend(metric: str) -> str:
+    owner = owner_of(metric)
+    return "" if owner is None else owner.legend[metric]
+
+
+def _in_percent(metric: str) -> bool:
+    owner = owner_of(metric)
+    return owner is not None and owner.percent
 
 
 def _number(metric: str, value: float | None) -> str | None:
     """A mean or score as it is shown: percent with one digit or a decimal with three; None for an undefined one."""
-    if metric in _PERCENT:
+    if _in_percent(metric):
         return _percent(value)
     return f"{value:z.3f}" if value is not None and math.isfinite(value) else None  # z: no minus before a zero
 

@@ -53,6 +53,22 @@ def scores_of(output: Any, score: Score) -> Tensor:
     return logits if score == "logit" else logits.softmax(dim=1)
 
 
+def per_image(target: Tensor | int, batch: int) -> Tensor:
+    """A class for each image, int64 (B,), of one for all or one each; another number raises `InputError`.
+
+    >>> per_image(3, 2).tolist()
+    [3, 3]
+    """
+    targets = torch.as_tensor(target, dtype=torch.long)
+    if targets.dim() == 0:
+        targets = targets.repeat(batch)
+    if targets.shape != (batch,):
+        raise InputError(
+            f"target must be one class or {batch} of them, one per image; got shape {tuple(targets.shape)}"
+        )
+    return targets.clone()
+
+
 def resolve_target(target: Target, logits: Tensor) -> Tensor:
     """The class to explain for each image, int64 (B,): None is the class of the highest logit.
 
@@ -62,13 +78,7 @@ def resolve_target(target: Target, logits: Tensor) -> Tensor:
     batch, classes = logits.shape
     if target is None:
         return logits.argmax(dim=1)
-    targets = torch.as_tensor(target, device=logits.device, dtype=torch.long)
-    if targets.dim() == 0:
-        targets = targets.expand(batch)
-    if targets.shape != (batch,):
-        raise InputError(
-            f"target must be one class or {batch} of them, one per image; got shape {tuple(targets.shape)}"
-        )
+    targets = per_image(target, batch).to(logits.device)
     if batch and not (int(targets.min()) >= 0 and int(targets.max()) < classes):
         wrong = int(targets[(targets < 0) | (targets >= classes)][0])
         raise InputError(f"target {wrong} is out of range: the model has classes 0 to {classes - 1}")

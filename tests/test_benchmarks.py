@@ -344,7 +344,7 @@ before
 between
 <!-- benchmark:other -->
 
-Not measured yet: `python -m benchmarks.other`.
+Not measured yet: benchmarks/results/other.json.
 
 <!-- /benchmark -->
 after

@@ -12,7 +12,16 @@ from torch import Tensor, nn
 
 from interp_models.errors import InputError
 from interp_models.registry import Registry, unknown
-from interp_models.scoring import Score, SelfExplaining, Target, evaluating, resolve_target, scores_of
+from interp_models.scoring import (
+    Score,
+    SelfExplaining,
+    Target,
+    default_batch,
+    evaluating,
+    per_image,
+    resolve_target,
+    scores_of,
+)
 
 EXPLAINERS: Registry["Explainer"] = Registry("explainer")
 
@@ -52,12 +61,17 @@ class Explainer(ABC):
         # Lightning evaluates in inference mode, whose tensors autograd refuses.
         with torch.inference_mode(False), evaluating(self.model):
             images = inputs.clone() if inputs.is_inference() else inputs.detach()
-            maps = self._attribute(images, target.clone() if isinstance(target, Tensor) else target)
-        return maps.detach().float()
+            targets = None if target is None else per_image(target, len(images))
+            size = default_batch(images)
+            parts = [
+                self._attribute(part, None if targets is None else targets[first : first + size]).detach().float()
+                for first, part in zip(range(0, max(len(images), 1), size), torch.split(images, size), strict=True)
+            ]
+        return torch.cat(parts)
 
     @abstractmethod
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
-        """(B, h, w); the model is in eval mode."""
+        """(B, h, w); the model is in eval mode, and the images are as many as a pass takes at its best."""
 
     def __enter__(self) -> Self:
         self._stack.enter_context(evaluating(self.model))

@@ -89,6 +89,10 @@ class FaithfulnessMetric(Metric, ABC):
     """Names of the values, in the literature's spelling."""
     better: ClassVar[dict[str, bool]]
     """Whether a higher value is better, by key."""
+    percent: ClassVar[bool]
+    """Whether tables show values as percent, or as decimals."""
+    legend: ClassVar[dict[str, str]]
+    """One sentence per key that explains it under a table."""
 
     def __init__(
         self,
@@ -169,6 +173,12 @@ METRICS: Registry[FaithfulnessMetric] = Registry("metric")
 
 ALIASES = {"ai": "iic"}
 """Other names of keys in the literature: average increase."""
+
+
+def owner_of(key: str) -> type[FaithfulnessMetric] | None:
+    """The registered metric that gives a key, None if there is none."""
+    metrics = map(METRICS.get, METRICS.names())
+    return next((metric for metric in metrics if key in metric.keys), None)
 
 
 def metrics_of(keys: Iterable[str]) -> dict[str, str]:

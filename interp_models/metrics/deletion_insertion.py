@@ -30,6 +30,13 @@ class DeletionInsertion(FaithfulnessMetric):
 
     keys = ("dauc", "dc", "iauc", "ic")
     better: ClassVar[dict[str, bool]] = {"dauc": False, "dc": True, "iauc": True, "ic": True}
+    percent = False
+    legend: ClassVar[dict[str, str]] = {
+        "dauc": "Area under the deletion curve: the mean score while places are removed, most salient first.",
+        "dc": "Deletion correlation: of a place's saliency with the fall of the score when it is removed.",
+        "iauc": "Area under the insertion curve: the mean score while places are put back, most salient first.",
+        "ic": "Insertion correlation: of a place's saliency with the rise of the score when it is put back.",
+    }
 
     def _score(
         self, score_fn: ScoreFn, images: Tensor, maps: Tensor, target: Tensor, clean: Tensor

@@ -27,6 +27,13 @@ class MaskedConfidence(FaithfulnessMetric):
 
     keys = ("ad", "iic", "add", "ag")
     better: ClassVar[dict[str, bool]] = {"ad": False, "iic": True, "add": True, "ag": True}
+    percent = True
+    legend: ClassVar[dict[str, str]] = {
+        "ad": "Average drop: the share of the class score that is lost when only the salient part is shown.",
+        "iic": "Increase in confidence: the share of images whose score rises when only the salient part is shown.",
+        "add": "Average drop in deletion: the share of the class score that is lost when the salient part is removed.",
+        "ag": "Average gain: the share of the missing score that is gained when only the salient part is shown.",
+    }
 
     def _score(
         self, score_fn: ScoreFn, images: Tensor, maps: Tensor, target: Tensor, clean: Tensor

@@ -101,14 +101,14 @@ def curve(
     device = start.device
     y = torch.arange(height, device=device) * rows // height  # nearest cell of every row and column of pixels
     x = torch.arange(width, device=device) * columns // width
+    pixel_ranks = cell_ranks.int()[:, y][:, :, x]  # (B, H, W)
     points = torch.as_tensor(counts, device=device)
     jobs = torch.arange(len(start) * len(points), device=device)
     scores = []
     for chunk in torch.split(jobs, batch or default_batch(start)):
         b, t = chunk // len(points), chunk % len(points)
-        turned = cell_ranks[b] < points[t][:, None, None]  # (m, h, w)
-        turned = turned[:, y][:, :, x][:, None]  # (m, 1, H, W)
-        mixed = torch.where(turned, end[b], start[b])
+        turned = pixel_ranks[b] < points[t][:, None, None]  # (m, H, W)
+        mixed = torch.where(turned[:, None], end[b], start[b])
         scores.append(score_fn(mixed).gather(1, target[b][:, None])[:, 0])
     return torch.cat(scores).view(len(start), len(points))
 

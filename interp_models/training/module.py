@@ -184,12 +184,13 @@ class PhaseSchedule(pl.Callback):
         module.log("phase", float(module.recipe.phases.index(phase)))
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Set the learning rate of every group for this step."""
+        """Set the learning rate of every group for this step, and log its mean over the epoch as `lr/<group>`."""
         assert isinstance(module, InterpModule)
         phase, epoch = module.recipe.at(trainer.current_epoch)
         factor = phase.factor((epoch + batch_idx / trainer.num_training_batches) / phase.epochs)
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = phase.lrs.get(group["name"], 0.0) * factor
+            module.log(f"lr/{group['name']}", group["lr"], on_step=False, on_epoch=True, batch_size=1)
 
 
 def check_groups(module: nn.Module, groups: Mapping[str, Sequence[nn.Parameter]]) -> None:

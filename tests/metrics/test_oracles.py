@@ -130,8 +130,8 @@ def test_the_oracle_rejects_mutations(module, right, wrong):
 
 
 PERTURBATION_MUTATIONS = [
-    ("cell_ranks[b] < points[t]", "cell_ranks[b] <= points[t]"),
-    ("torch.where(turned, end[b], start[b])", "torch.where(turned, start[b], end[b])"),
+    ("pixel_ranks[b] < points[t]", "pixel_ranks[b] <= points[t]"),
+    ("torch.where(turned[:, None], end[b], start[b])", "torch.where(turned[:, None], start[b], end[b])"),
     ("* rows // height", "* rows // (height + 1)"),
     ("sigma=[5.0, 5.0]", "sigma=[4.0, 4.0]"),
     ("return (maps - low) /", "return (high - maps) /"),
