@@ -112,5 +112,9 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     # A run's config lies there, and rows of metrics.csv that a resumed run keeps are handed over.
     warnings.filterwarnings("ignore", ".*Previous log files in this directory will be deleted.*")
+    # A training without validation has an empty validation loader.
+    warnings.filterwarnings("ignore", ".*Total length of `list` across ranks is zero.*")
+    # Lightning's use of a class that torch is about to rename.
+    warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")
     # Metrics are synchronised by torchmetrics, whose n the results record.
     warnings.filterwarnings("ignore", ".*recommended to use `self.log.*sync_dist=True`.*")
