@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from interp_models.errors import InputError
+from interp_models.files import write_whole
 from interp_models.registry import parse
 from interp_models.training.recipe import Optimizer, Phase
 
@@ -191,10 +192,8 @@ def plain(config: Any) -> dict[str, Any]:
 
 def save_yaml(path: Path, config: Mapping[str, Any]) -> None:
     """Write a config that `load_yaml` reads back the same."""
-    partial = path.with_name(f".{path.name}.partial")
     # OmegaConf reads 1e-3 as a number, yaml does not: only OmegaConf's own dumper quotes a string like that.
-    partial.write_text(OmegaConf.to_yaml(OmegaConf.create(dict(config))))
-    partial.replace(path)
+    write_whole(path, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
 
 
 def describe(schema: type, indent: str = "  ") -> str:
