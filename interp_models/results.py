@@ -52,9 +52,13 @@ class PartialResults:
     """
 
     def __init__(self, folder: Path, work: Any) -> None:
-        digest = hashlib.sha256(json.dumps(work, sort_keys=True, default=str).encode()).hexdigest()
-        self.folder = folder / ".partial" / digest[:16]
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.work = hashlib.sha256(json.dumps(work, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        self.folder = folder / ".partial" / self.work
+        results = folder / "results.json"
+        self.finished = results.is_file() and json.loads(results.read_text()).get("work") == self.work
+        """Whether the folder already holds the results of this very work."""
+        if not self.finished:
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def _file(self, label: str, index: Tensor) -> Path:
         return self.folder / label / f"{int(index[0])}-{len(index)}.pt"
@@ -113,7 +117,7 @@ def write_results(
     provenance: Provenance,
     image_id: Callable[[int], str],
 ) -> None:
-    """Write `results.json`, `per_image.parquet` and `maps/`, and remove the partial results.
+    """Write `maps/`, `per_image.parquet` and at last `results.json`, and remove the partial results.
 
     Args:
         folder: where.
@@ -124,6 +128,7 @@ def write_results(
         provenance: of the rows.
         image_id: position in the test set -> name of the image.
     """
+    (folder / "results.json").unlink(missing_ok=True)  # from here on the files are no longer those it tells of
     frames, rows = [], []
     for label, options in explainers.items():
         parts = partial.of(label, set(indices))
@@ -136,10 +141,11 @@ def write_results(
     path = folder / ".per_image.parquet.partial"
     table.to_parquet(path)
     path.replace(folder / "per_image.parquet")
-    write_json(folder / "results.json", {"schema_version": SCHEMA_VERSION, "rows": rows})
+    results = {"schema_version": SCHEMA_VERSION, "work": partial.work, "rows": rows}
     for path in (folder / "maps").glob("*.npy"):
         if path.stem not in explainers:
             path.unlink()  # of an evaluation before, whose rows the new index.csv does not name
+    write_json(folder / "results.json", results)  # the last: where it names this work, all of it is there
     partial.clear()
 
 

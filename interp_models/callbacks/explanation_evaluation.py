@@ -104,7 +104,7 @@ class ExplanationEvaluation(pl.Callback):
         return self.folder is None and every > 0 and (trainer.current_epoch + 1) % every == 0
 
     def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Prepare, and find what an interrupted evaluation has left."""
+        """Prepare, and find what an interrupted evaluation has left; one that came to its end is not repeated."""
         if self.folder is None:
             return
         self._drawn = None
@@ -116,6 +116,8 @@ class ExplanationEvaluation(pl.Callback):
         protocol = [plan.preset, self._grid, plan.max_steps, plan.target]
         work = [self.weights_and_data, self.specs, list(self.keys), protocol, batches, images]
         self._partial = PartialResults(self.folder, work)
+        if self._partial.finished:
+            return
         total = int(trainer.num_test_batches[0]) * len(self._explainers)
         self._bar = tqdm(total=total, disable=not trainer.is_global_zero, desc="explanations", unit="batch")
 
@@ -129,18 +131,18 @@ class ExplanationEvaluation(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Judge the batch."""
-        if self.folder is not None:
+        if self._partial is not None and not self._partial.finished:
             self._judge(module, outputs, batch)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Log, and write the results from rank 0."""
-        if self.folder is None:
+        if self._partial is None or self._partial.finished:
             return
         self._log(module, "test")
         self._bar.close()
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            assert self._partial is not None
+            assert self.folder is not None
             assert self.provenance is not None
             data = _data(trainer)
             write_results(

@@ -20,6 +20,7 @@ from torch import Tensor
 from interp_models.callbacks.attention_logger import AttentionLogger
 from interp_models.data.base import Sample
 from interp_models.explainers.base import Explainer
+from interp_models.explainers.cam import GradCAM
 from interp_models.models.cnn import CNN
 from interp_models.training.module import InterpModule
 from tests import processes
@@ -332,6 +333,41 @@ def test_an_evaluation_replaces_the_one_before(script: Script, twin: Callable[[]
     assert_same_results(results(run), results(fresh))
     assert list(results(run)["maps"]) == ["intrinsic.npy"]
     assert len(results(run)["maps"]["intrinsic.npy"]) == 5
+
+
+def test_a_finished_evaluation_is_not_repeated(
+    script: Script, twin: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = twin()
+    assert script("evaluate", run, *PLAN).code == 0
+    before = results(run)
+    with monkeypatch.context() as patch:
+        patch.setattr(GradCAM, "attribute", None)  # would fail
+        assert script("evaluate", run, *PLAN, "report_images=1").code == 0
+    assert_same_results(results(run), before)
+    page = (run / "evaluation/report.html").read_text()
+    assert script("evaluate", run, *PLAN, "max_steps=3").code == 0
+    assert results(run)["results"] != before["results"]
+    assert (run / "evaluation/report.html").read_text() != page
+
+
+def test_an_evaluation_that_dies_while_it_writes_is_not_taken_for_finished(
+    script: Script, twin: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = twin()
+    assert script("evaluate", run, *PLAN).code == 0
+    before = results(run)
+
+    def die(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("interp_models.results.write_json", die)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            script("evaluate", run, *PLAN, "n_images=5")
+    assert not (run / "evaluation/results.json").exists()
+    assert script("evaluate", run, *PLAN).code == 0
+    assert_same_results(results(run), before)
 
 
 # Killed at any moment
