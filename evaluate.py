@@ -24,7 +24,7 @@ from interp_models.loggers import close, log_results, make_loggers
 from interp_models.results import Provenance
 
 DEFAULT = "configs/eval/faithfulness.yaml"
-OWN = ("logger", "callbacks", "max_epochs", "default_root_dir", "use_distributed_sampler", "plugins")
+REFUSED = dict.fromkeys(("limit_test_batches", "fast_dev_run"), "n_images= says how many images are judged")
 
 
 def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
@@ -33,14 +33,14 @@ def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
     Each run gets `evaluation/` with its results, maps and report; several runs also get a report together.
     """
     quiet()
-    options = check_trainer(config.trainer, OWN)
+    options = check_trainer(config.trainer, REFUSED)
     if config.out is not None and len(folders) == 1:
         raise InputError("out= is the folder of a comparison of several runs; the results of one go to RUN/evaluation")
     if config.report_images < 0:
         raise InputError(f"report_images must be at least 0; got {config.report_images}")
     names = [runs.run_name(folder) for folder in folders]
     if len(set(names)) < len(names):
-        raise InputError(f"a run is given twice: {', '.join(names)}")
+        raise InputError(f"two runs have one name, by which results are told apart: {', '.join(names)}")
     nodes = [runs.run_config(folder) for folder in folders]
     models = [runs.load(folder, config.ckpt)[0] for folder in folders]
     changes = {"dataset": config.dataset, **({} if config.batch_size is None else {"batch_size": config.batch_size})}

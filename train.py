@@ -7,6 +7,8 @@ python train.py resume=RUN [phases[0].epochs=... trainer.*=... logger.*=...]
 import sys
 from pathlib import Path
 
+import pytorch_lightning as pl
+
 from interp_models import runs
 from interp_models.callbacks.attention_logger import AttentionLogger
 from interp_models.callbacks.explanation_evaluation import ExplanationEvaluation
@@ -17,7 +19,13 @@ from interp_models.files import write_json
 from interp_models.loggers import close, make_loggers
 
 RESUMABLE = ("phases", "trainer", "logger")
-OWN = ("logger", "callbacks", "max_epochs", "default_root_dir", "use_distributed_sampler", "plugins")
+REFUSED = {
+    **dict.fromkeys(("max_steps", "max_time", "min_epochs", "min_steps"), "phases say how long a training is"),
+    **dict.fromkeys(("fast_dev_run", "barebones"), "try phases[0].epochs=1 trainer.limit_train_batches=2"),
+    "val_check_interval": "every epoch ends with its validation",
+    "check_val_every_n_epoch": "every epoch ends with its validation",
+    "enable_checkpointing": "every epoch is saved",
+}
 
 
 def train(config: TrainConfig, resume: Path | None = None) -> Path:
@@ -29,7 +37,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     """
     quiet()
     seed_everything(config.seed)
-    options = check_trainer(config.trainer, OWN)
+    options = check_trainer(config.trainer, REFUSED)
     config = runs.resolve(config)
     data = runs.build_data(plain(config))
     tell_skipped(data)
@@ -39,11 +47,18 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     run = runs.run_folder(config, resume)
     last = None if resume is None else resume / "checkpoints" / "last.ckpt"
     resuming = last is not None and last.is_file()
-    done = runs.read_checkpoint(last)["epoch"] + 1 if last and resuming else None
+    done = runs.epochs_done(last, config) if last and resuming else None
+
+    def keep_config(*_: object) -> None:
+        if run is not None:
+            save_yaml(run / "config.yaml", plain(config))
+
     trainer = make_trainer(
         default_root_dir=run,
         logger=False,
         callbacks=[
+            # Only what can be trained is kept, so that a mistake in what a resumed run changes does not stay
+            pl.callbacks.LambdaCallback(on_train_start=keep_config),
             *runs.checkpoints(run, selecting=len(data.val_indices) > 0),
             *AttentionLogger.of(config.attention, run),
             *ExplanationEvaluation.of(config.evaluation, config.seed),
@@ -54,8 +69,8 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
         **{"log_every_n_steps": 1, "num_sanity_val_steps": 0, **options},
     )
     trainer.loggers = make_loggers(config.logger, run, group=config.experiment, epochs=done)
-    if run is not None:
-        save_yaml(run / "config.yaml", plain(config))
+    for logger in trainer.loggers[1:]:  # the first writes metrics.csv, beside which config.yaml lies
+        logger.log_hyperparams(plain(config))
     trainer.fit(model, data, ckpt_path=last if resuming else None)
     run = Path(str(trainer.strategy.broadcast(run)))
     best = runs.read_checkpoint(runs.checkpoint_path(run, "best"))

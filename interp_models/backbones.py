@@ -1,5 +1,6 @@
 """Any convolutional timm model as a trunk: images in [0, 1] to its last map of features."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -97,15 +98,17 @@ def _load(model: Any, path: Path) -> None:
     """Load a state dict into a whole timm model; a classifier that is absent or of another size is left out."""
     if not path.is_file():
         raise InputError(f"weights file {path} does not exist")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
 
-        state: dict[str, Any] = load_file(path)
-    else:
-        try:
+            state: Any = load_file(path)
+        else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise InputError(f"weights file {path} cannot be read as tensors ({str(error).splitlines()[0]})") from None
+    except Exception as error:
+        raise InputError(f"weights file {path} cannot be read as tensors ({str(error).splitlines()[0]})") from None
+    if not isinstance(state, Mapping):
+        raise InputError(f"weights file {path} must hold tensors by name; it holds a {type(state).__name__}")
     state = state.get("state_dict", state)
     own = model.state_dict()
     trunk = [key for key in own if not key.startswith(f"{model.default_cfg['classifier']}.")]

@@ -70,15 +70,32 @@ def help_text(usage: str, schema: type) -> str:
     return "\n".join([*parts, f"\nmetrics: {keys}"])
 
 
-def check_trainer(options: Mapping[str, Any], own: Sequence[str]) -> dict[str, Any]:
-    """Options for `pl.Trainer`, refused when they do not exist or are the script's `own` affair."""
-    known = [name for name in inspect.signature(pl.Trainer).parameters if name not in own]
-    for key in options:
-        if key in own:
+SET_BY_SCRIPTS = {"logger", "callbacks", "max_epochs", "default_root_dir", "use_distributed_sampler", "plugins"}
+
+
+def check_trainer(options: Mapping[str, Any], refused: Mapping[str, str]) -> dict[str, Any]:
+    """Options for `pl.Trainer`: one process by default, so that a result does not depend on the machine.
+
+    Args:
+        options: as given.
+        refused: option -> what to do instead.
+
+    Raises:
+        InputError: for an option that does not exist, is refused, or is the scripts' own affair.
+    """
+    known = [name for name in inspect.signature(pl.Trainer).parameters if name not in SET_BY_SCRIPTS]
+    for key, value in options.items():
+        if key in SET_BY_SCRIPTS:
             raise InputError(f"trainer.{key} is set by the script and cannot be given")
         if key not in known:
             raise unknown("key in trainer:", key, known)
-    return dict(options)
+        if key in refused:
+            raise InputError(f"trainer.{key} cannot be given; {refused[key]}")
+        if key.startswith("limit_") and value == 0:
+            raise InputError(f"trainer.{key} must not be 0; data.val_fraction=0 trains without validation")
+        if key == "precision" and str(value) in ("bf16-true", "16-true"):
+            raise InputError(f"trainer.precision={value} is not supported; bf16-mixed and 16-mixed are")
+    return {"devices": 1, **options}
 
 
 def make_trainer(**options: Any) -> pl.Trainer:

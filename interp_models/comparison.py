@@ -62,12 +62,15 @@ def _summary(folder: Path) -> RunSummary:
     path = folder / "metrics.json"
     metrics = json.loads(path.read_text()) if path.is_file() else {}
     judged = json.loads((folder / "evaluation" / "results.json").read_text())["rows"][0]
+    table = pd.read_parquet(folder / "evaluation" / "per_image.parquet").drop_duplicates("index")
     return RunSummary(
         name=runs.run_name(folder),
         model=config["model"]["name"],
         dataset=config["data"]["dataset"]["name"],
         accuracy=metrics.get("test/acc"),
         n=int(metrics.get("test/n", 0)),
+        accuracy_judged=float((table["prediction"] == table["label"]).mean()),
+        n_judged=len(table),
         seed=int(config["seed"]),
         selection=judged["selection"],
     )

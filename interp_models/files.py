@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +22,22 @@ def new_folder(parent: Path, prefix: str = "") -> Path:
             return folder
 
 
-def write_whole(path: Path, data: bytes | str) -> None:
-    """Write a file whole or not at all."""
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path to write to, in the same folder, that becomes `path` at the end; after an exception nothing is left."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_bytes(data.encode() if isinstance(data, str) else data)
+        yield partial
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_whole(path: Path, data: str) -> None:
+    """Write a file whole or not at all."""
+    with whole(path) as partial:
+        partial.write_bytes(data.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,7 +1,6 @@
 """The one type that every architecture returns."""
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import Tensor
@@ -20,5 +19,5 @@ class InterpOutput(NamedTuple):
     not below 0 unless the model says `signed_maps`."""
     evidence: Tensor | None = None
     """(B, N, K), what map n adds to logit k; summed over n, plus the bias, the logit if the model is `additive`."""
-    aux: Mapping[str, Tensor] = MappingProxyType({})
+    aux: Mapping[str, Tensor] = {}  # never written to; a read-only mapping would be no pytree
     """What only the model's own loss and explanations read, such as features or distances."""

@@ -7,7 +7,6 @@ fractions and are shown as percent (drops, increases, gains) or decimals (curves
 import base64
 import io
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from interp_models import visual
+from interp_models.files import whole
 from interp_models.metrics.base import owner_of
 
 SIDE = 224  # pixels of the longer side of every picture: keeps the page small whatever the models' input size
@@ -30,9 +30,11 @@ QUALITY = 85  # of the JPEGs
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One trained model as it was judged: `accuracy` is a fraction of `n` images, or None where unknown.
+    """One trained model.
 
-    `selection` says which weights were judged: "best validation epoch" or "last epoch".
+    `accuracy` is that of the training's own test, a fraction of `n` images, or None if unknown; `accuracy_judged` that
+    of the weights judged here, on the `n_judged` images whose maps were judged. `selection` says which weights these
+    are: "best validation epoch" or "last epoch".
     """
 
     name: str
@@ -40,6 +42,8 @@ class RunSummary:
     dataset: str
     accuracy: float | None
     n: int
+    accuracy_judged: float
+    n_judged: int
     seed: int
     selection: str
 
@@ -100,28 +104,15 @@ def write_report(
     directions: dict[str, bool] = {row["metric"]: bool(row["higher_is_better"]) for row in rows}
     page = template.generate(
         title=title,
-        runs=[(run, _percent(run.accuracy)) for run in runs],
+        runs=[(run, _percent(run.accuracy), _percent(run.accuracy_judged)) for run in runs],
         tables=_tables(rows),
         legend=[_heading(metric, directions) | {"text": _legend(metric)} for metric in directions],
         scale=[to_hex(matplotlib.colormaps[visual.CMAP](i / 8)) for i in range(9)],
         images=(_image(view, [run.name for run in runs], directions) for view in images),
     )
-    _write_whole(path, page)
-
-
-def _write_whole(path: Path, chunks: Iterable[str]) -> None:
-    """Write to a hidden file in the same folder, then move it over `path` in one step."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        # A file name that is no valid UTF-8 may be an image's id; it must not cost the page.
-        with part.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            file.writelines(chunks)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    # A file name that is no valid UTF-8 may be an image's id; it must not cost the page.
+    with whole(path) as partial, partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+        file.writelines(page)
 
 
 def _tables(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

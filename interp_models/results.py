@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from interp_models.files import write_json, write_whole
+from interp_models.files import whole, write_json, write_whole
 
 SCHEMA_VERSION = 1
 """Of `results.json`."""
@@ -53,12 +53,17 @@ class PartialResults:
 
     def __init__(self, folder: Path, work: Any) -> None:
         self.work = hashlib.sha256(json.dumps(work, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        self.results = folder
         self.folder = folder / ".partial" / self.work
-        results = folder / "results.json"
-        self.finished = results.is_file() and json.loads(results.read_text()).get("work") == self.work
-        """Whether the folder already holds the results of this very work."""
-        if not self.finished:
-            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def finished(self, labels: Sequence[str]) -> bool:
+        """Whether the results of this very work are there, whole, with the maps of these explainers."""
+        path = self.results / "results.json"
+        files = ["per_image.parquet", "maps/index.csv", *(f"maps/{label}.npy" for label in labels)]
+        if not path.is_file() or not all((self.results / file).is_file() for file in files):
+            return False
+        results = json.loads(path.read_text())
+        return (results["schema_version"], results.get("work")) == (SCHEMA_VERSION, self.work)
 
     def _file(self, label: str, index: Tensor) -> Path:
         return self.folder / label / f"{int(index[0])}-{len(index)}.pt"
@@ -66,10 +71,9 @@ class PartialResults:
     def keep(self, label: str, part: Part) -> None:
         """Write a part whole or not at all."""
         path = self._file(label, part["common"]["index"])
-        path.parent.mkdir(exist_ok=True)
-        partial = path.with_suffix(".partial")
-        torch.save({key: _to_cpu(value) for key, value in part.items()}, partial)
-        partial.replace(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as partial:
+            torch.save({key: _to_cpu(value) for key, value in part.items()}, partial)
 
     def find(self, label: str, index: Tensor) -> Part | None:
         """The part of these images, if it was kept."""
@@ -97,7 +101,7 @@ class PartialResults:
 
     def clear(self) -> None:
         """Remove what interrupted evaluations of the run have left."""
-        shutil.rmtree(self.folder.parent)
+        shutil.rmtree(self.folder.parent, ignore_errors=True)
 
 
 def _rows(value: Any, rows: list[int]) -> Any:
@@ -138,9 +142,8 @@ def write_results(
         rows += [_row(frame[frame["metric"] == key], protocol) for key, protocol in protocols(grid).items()]
         _write_maps(folder / "maps", label, parts, grid, image_id)
     table = pd.concat(frames, ignore_index=True)
-    path = folder / ".per_image.parquet.partial"
-    table.to_parquet(path)
-    path.replace(folder / "per_image.parquet")
+    with whole(folder / "per_image.parquet") as path:
+        table.to_parquet(path)
     results = {"schema_version": SCHEMA_VERSION, "work": partial.work, "rows": rows}
     for path in (folder / "maps").glob("*.npy"):
         if path.stem not in explainers:
@@ -197,14 +200,13 @@ def _write_maps(
     folder.mkdir(exist_ok=True)
     index = np.concatenate([part["common"]["index"].numpy() for part in parts])
     row_of = np.argsort(np.argsort(index))
-    path = folder / f".{label}.npy.partial"
-    maps = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(index), *grid))
-    first = 0
-    for part in parts:
-        maps[row_of[first : first + len(part["maps"])]] = part["maps"].numpy()
-        first += len(part["maps"])
-    maps.flush()
-    path.replace(folder / f"{label}.npy")
+    with whole(folder / f"{label}.npy") as path:
+        maps = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(index), *grid))
+        first = 0
+        for part in parts:
+            maps[row_of[first : first + len(part["maps"])]] = part["maps"].numpy()
+            first += len(part["maps"])
+        maps.flush()
     listing = pd.DataFrame({"row": np.arange(len(index)), "index": np.sort(index)})
     listing["image_id"] = [image_id(int(position)) for position in listing["index"]]
     write_whole(folder / "index.csv", listing.to_csv(index=False))

@@ -1,7 +1,6 @@
 """Run folders: their names, their files, and how a model is had back from them."""
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from interp_models.data.base import DATASETS
 from interp_models.data.module import DataModule
 from interp_models.data.transforms import test_transform
 from interp_models.errors import InputError
-from interp_models.files import new_folder
+from interp_models.files import new_folder, whole
 from interp_models.registry import named, parse, schema_of
 from interp_models.training.module import FORMAT_VERSION, MODELS, InterpModule
 from interp_models.training.recipe import Recipe
@@ -120,13 +119,29 @@ class WholeCheckpointIO(TorchCheckpointIO):
         """Write to a partial file first."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        torch.save(checkpoint, partial)
-        os.replace(partial, path)
+        with whole(path) as partial:
+            torch.save(checkpoint, partial)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read with `weights_only=True`, whatever is asked for."""
         return read_checkpoint(Path(path), map_location)
+
+
+def epochs_done(last: Path, config: TrainConfig) -> int:
+    """The epochs that a run to go on with has behind it.
+
+    Raises:
+        InputError: if the config is of another training, or ends before.
+    """
+    checkpoint = read_checkpoint(last)
+    written, now = checkpoint["interp_models"]["config"], plain(config)
+    for key in ("model", "optimizer", "seed"):
+        if written[key] != now[key]:
+            raise InputError(f"{last}: was trained with {key} {written[key]}, config.yaml says {now[key]}")
+    done = int(checkpoint["epoch"]) + 1
+    if (wanted := sum(phase.epochs for phase in config.phases)) < done:
+        raise InputError(f"{last}: {done} epochs are done, the phases have {wanted}")
+    return done
 
 
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -230,6 +245,8 @@ def _data_options(config: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
 
 def load(run: str | Path, ckpt: Ckpt = "best") -> tuple[InterpModule, v2.Transform]:
     """A trained model in eval mode, and the transform that makes its input of a PIL image or uint8 tensor.
+
+    The transform knows no boxes: images of a run with `data.crop_to_box` are to be cropped before.
 
     Args:
         run: folder that `train.py` wrote.

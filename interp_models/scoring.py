@@ -5,7 +5,7 @@ It knows torch and errors alone, so that explainers and metrics work on any modu
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ ScoreFn = Callable[[Tensor], Tensor]
 """Images (B, 3, H, W) -> class probabilities (B, K)."""
 
 
-@runtime_checkable
 class SelfExplaining(Protocol):
     """A model that names its feature layer and explains its own output (every architecture of this package)."""
 
@@ -30,6 +29,14 @@ class SelfExplaining(Protocol):
 
     def explain(self, output: Any, targets: Tensor, kind: str | None = None) -> Tensor:
         """(B, h, w) map of the evidence for `targets`."""
+
+    def __call__(self, images: Tensor) -> Any:
+        """What `explain` reads."""
+
+
+def explains_itself(model: Any) -> TypeGuard[SelfExplaining]:
+    """Whether a model has what `SelfExplaining` asks for."""
+    return all(hasattr(model, name) for name in ("explanations", "feature_layer", "explain"))
 
 
 def logits_of(output: Any) -> Tensor:

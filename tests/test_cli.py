@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from interp_models import DATASETS, EXPLAINERS, METRICS, MODELS
 from interp_models.config import EvaluateConfig, TrainConfig, load_yaml
@@ -113,7 +114,16 @@ def contents(folder: Path) -> dict[str, str]:
         ("trainer.accelerator=gpuu", "trainer: You selected an invalid accelerator name: `accelerator='gpuu'`."),
         ("trainer.strategy=dpd", "trainer: You selected an invalid strategy name: `strategy='dpd'`."),
         ("trainer.devices=none", "trainer: `devices` selected with `CPUAccelerator` should be an int > 0."),
-        ("trainer.enable_checkpointing=false", "trainer: Trainer was configured with `enable_checkpointing=False`"),
+        ("trainer.enable_checkpointing=false", "trainer.enable_checkpointing cannot be given; every epoch is saved"),
+        ("trainer.val_check_interval=3", "trainer.val_check_interval cannot be given; every epoch ends with its valid"),
+        ("trainer.fast_dev_run=true", "trainer.fast_dev_run cannot be given; try phases[0].epochs=1 trainer.limit_tra"),
+        ("trainer.limit_val_batches=0", "trainer.limit_val_batches must not be 0; data.val_fraction=0 trains without"),
+        ("trainer.precision=bf16-true", "trainer.precision=bf16-true is not supported; bf16-mixed and 16-mixed are"),
+        ("phases[0].lrs.head=-1", "phases[0].lrs.head must be 0 or more; got -1.0"),
+        ("optimizer.weight_decay=-1", "optimizer.weight_decay must be 0 or more; got -1.0"),
+        ("model.n_maps=0", "model.n_maps must be at least 1; got 0"),
+        ("model.dropout=2", "model.dropout must be in [0, 1); got 2.0"),
+        ("model.label_smoothing=2", "model.label_smoothing must be in [0, 1); got 2.0"),
         ("data.dataset.root=${nowhere}", "config.data.dataset.root: Interpolation key 'nowhere' not found"),
         ("--sed=1", "unknown key in config: '--sed'; did you mean 'seed'?"),
         ("--seed", "unknown option --seed; options are written key=value, see --help"),
@@ -218,6 +228,49 @@ def test_empty_data_set(script: Script, own_cub: Path) -> None:
     refused(train_on(script, own_cub), "data set 'cub' has no test images")
 
 
+def test_one_class(script: Script, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        folder = tmp_path / "data" / split / "only"
+        folder.mkdir(parents=True)
+        for n in range(8):
+            Image.new("RGB", (80, 80), (n, 0, 0)).save(folder / f"{n}.jpg")
+    node = tiny_config("")
+    node["data"]["dataset"] = {"name": "image_folder", "root": str(tmp_path / "data")}
+    refused(script("train", write_config(tmp_path / "c.yaml", node)), "needs at least 2 classes; the data set has 1")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("broken.safetensors", "cannot be read as tensors"),
+        ("tensor.pt", "must hold tensors by name; it holds a Tensor"),
+    ],
+)
+def test_weights_that_are_none(script: Script, tiny_cub: Cub, tmp_path: Path, name: str, message: str) -> None:
+    path = tmp_path / name
+    if path.suffix == ".pt":
+        torch.save(torch.zeros(3), path)
+    else:
+        path.write_bytes(b"no tensors")
+    config = write_config(tmp_path / "c.yaml", tiny_config(tiny_cub.root))
+    refused(script("train", config, f"model.weights={path}"), f"weights file {path} {message}")
+
+
+def test_a_training_that_diverges_stops_and_keeps_its_last_sound_weights(
+    script: Script, tiny_cub: Cub, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    phases = [
+        {"name": "sound", "epochs": 1, "lrs": {"head": 1e-3}},
+        {"name": "wild", "epochs": 3, "lrs": {"backbone": 1e30, "attention": 1e30, "head": 1e30}},
+    ]
+    node = tiny_config(tiny_cub.root, out=str(run), phases=phases, attention={"every_n_epochs": 1, "n_images": 2})
+    outcome = script("train", write_config(tmp_path / "c.yaml", node))
+    refused(outcome, "the training loss of epoch ", "is nan; lower the learning rates", late=True)
+    last = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in last["state_dict"].values())
+
+
 def test_out_is_never_overwritten(script: Script, tiny_cub: Cub, tmp_path: Path) -> None:
     config = write_config(tmp_path / "c.yaml", tiny_config(tiny_cub.root))
     (tmp_path / "run").mkdir()
@@ -239,6 +292,8 @@ def test_out_is_never_overwritten(script: Script, tiny_cub: Cub, tmp_path: Path)
         ("data.batch_size=1", "data.batch_size=1: a resumed run can change phases, trainer, logger only"),
         ("phases[0].lrs.hed=1", "unknown parameter group in phases[0].lrs: 'hed'; did you mean 'head'?"),
         ("phases[0].epochs=0", "phases: at least one epoch is needed"),
+        ("phases[0].epochs=2", "last.ckpt: 4 epochs are done, the phases have 2"),
+        ("trainer.val_check_interval=1000", "trainer.val_check_interval cannot be given"),
         ("trainer.devices=none", "trainer: `devices` selected with"),
         ("logger.wanbd=offline", "unknown key in config.logger: 'wanbd'; did you mean 'wandb'?"),
     ],
@@ -250,6 +305,14 @@ def test_resume_refuses_and_leaves_the_run_as_it_was(
     before = contents(run)
     refused(script("train", f"resume={run}", override), message)
     assert contents(run) == before
+
+
+def test_resume_of_another_training(script: Script, bcnn_run: Path, tmp_path: Path) -> None:
+    run = copy_run(bcnn_run, tmp_path / "run")
+    config = load_yaml(run / "config.yaml")
+    config["optimizer"]["name"] = "sgd"
+    write_config(run / "config.yaml", config)
+    refused(script("train", f"resume={run}"), "last.ckpt: was trained with optimizer {'name': 'adamw'")
 
 
 def test_resume_of_no_run(script: Script, bcnn_run: Path, tmp_path: Path) -> None:
@@ -296,6 +359,9 @@ def test_resume_from_a_broken_checkpoint(script: Script, bcnn_run: Path, tmp_pat
             "explainer label 'a/b' becomes a file's name; it must not hold '/'",
         ),
         ("explainers=[{name: random, label: ''}]", "explainer label '' becomes a file's name"),
+        ("explainers=[{name: [rise]}]", "an explainer is a name, or a mapping with 'name' and options"),
+        ("trainer.limit_test_batches=1", "trainer.limit_test_batches cannot be given; n_images= says how many images"),
+        ("out=elsewhere", "out= is the folder of a comparison of several runs"),
         ("metrics=[daux]", "unknown metric 'daux'; did you mean 'dauc'"),
         ("metrics=[]", "explainers and metrics: at least one of each is needed"),
         ("target=lable", "target must be 'prediction', 'label' or a class number; got 'lable'"),
@@ -367,8 +433,13 @@ def test_corrupt_image_in_an_evaluation(script: Script, bcnn_run: Path, own_cub:
 def test_evaluate_needs_runs(script: Script, bcnn_run: Path, tmp_path: Path) -> None:
     refused(script("evaluate"), "no run given; write python evaluate.py RUN [RUN ...] [key=value ...]")
     refused(script("evaluate", tmp_path / "none"), f"{tmp_path}/none is not a run folder: it holds no config.yaml")
-    refused(script("evaluate", bcnn_run, bcnn_run), "a run is given twice: tiny/bcnn, tiny/bcnn")
-    refused(script("evaluate", bcnn_run, f"{bcnn_run}/../bcnn"), "a run is given twice: tiny/bcnn, tiny/bcnn")
+    refused(
+        script("evaluate", bcnn_run, bcnn_run), "two runs have one name, by which results are told apart: tiny/bcnn"
+    )
+    refused(
+        script("evaluate", bcnn_run, f"{bcnn_run}/../bcnn"),
+        "two runs have one name, by which results are told apart: tiny/bcnn",
+    )
 
 
 def change_checkpoint(change: str, path: Path, other: Path) -> None:

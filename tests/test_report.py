@@ -17,8 +17,8 @@ from interp_models.report import ImageView, MapView, RunSummary, write_report
 NASTY = "a <b> & \"q\" 'x' {{ 1 }} </style>"
 PHOTO = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 RUNS = [
-    RunSummary("one", "br_npa", "cub", 0.85123, 5794, 0, "best validation epoch"),
-    RunSummary(NASTY, "resnet", "cub", None, 5794, 1, "last epoch"),
+    RunSummary("one", "br_npa", "cub", 0.85123, 5794, 0.9, 50, 0, "best validation epoch"),
+    RunSummary(NASTY, "resnet", "cub", None, 5794, 0.8, 50, 1, "last epoch"),
 ]
 VOID = {"meta", "link", "img", "br"}
 
@@ -90,8 +90,8 @@ def write(folder: Path, rows: list[dict[str, Any]] | None = None, *views: ImageV
 
 def test_runs_are_listed_with_accuracy_in_percent(tmp_path: Path) -> None:
     first, second = write(tmp_path).lines(0)
-    assert first == ["one", "85.1", "5794", "br_npa", "cub", "0", "best validation epoch"]
-    assert second == [NASTY, "–", "5794", "resnet", "cub", "1", "last epoch"]
+    assert first == ["one", "85.1", "5794", "90.0", "50", "br_npa", "cub", "0", "best validation epoch"]
+    assert second == [NASTY, "–", "5794", "80.0", "50", "resnet", "cub", "1", "last epoch"]
 
 
 def test_fractions_are_percent_and_curves_decimals(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_fractions_are_percent_and_curves_decimals(tmp_path: Path) -> None:
         ["one"],
         ["cam", "36.6 ± 20.0 best", "50.0 best", "0.012 ± 0.030 best", "0.000 best", "12.500 ± 1.000 best", "90"],
     ]
-    heads = [re.sub(r"\s+", " ", element["text"]) for element in page.all("th") if "thead" in element["inside"]][7:]
+    heads = [re.sub(r"\s+", " ", element["text"]) for element in page.all("th") if "thead" in element["inside"]][9:]
     assert heads == [
         "Explainer",
         "AD ↓percent",

@@ -53,7 +53,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for explainer in EXPLAINERS
         for metric in METRICS
     ]
-    runs = [RunSummary(run, "model", "blobs", 0.8, N, 0, "last epoch") for run in RUNS]
+    runs = [RunSummary(run, "model", "blobs", 0.8, N, 0.8, N, 0, "last epoch") for run in RUNS]
     path = tmp_path_factory.mktemp("report") / "report.html"
     write_report(path, title="Blobs", runs=runs, rows=rows, images=images())
     return path

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import WandbLogger
+from PIL import Image
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
 from interp_models import visual
 from interp_models.config import AttentionConfig
@@ -54,7 +55,8 @@ class AttentionLogger(pl.Callback):
         rows = []
         for image, own, several in zip(batch.image, maps, parts, strict=True):
             pixels = visual.to_uint8(image)
-            rows.append([pixels, visual.overlay(pixels, own), visual.rgb(several, pixels)])
+            finite = np.isfinite(own).all() and np.isfinite(several).all()  # a training that diverges is stopped later
+            rows.append([pixels, visual.overlay(pixels, own), visual.rgb(several, pixels)] if finite else [pixels])
         labels = [
             f"{data.classes[label]}\n→ {data.classes[guess]}"
             for label, guess in zip(batch.label.tolist(), predicted.tolist(), strict=True)
@@ -65,6 +67,9 @@ class AttentionLogger(pl.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image("attention", [str(path)])
+            elif isinstance(logger, TensorBoardLogger):
+                picture = np.asarray(Image.open(path).convert("RGB"))
+                logger.experiment.add_image("attention", picture, trainer.current_epoch, dataformats="HWC")
 
     def _images(self, data: DataModule) -> Sample:
         if self._batch is None:

@@ -16,9 +16,8 @@ from interp_models.data.module import DataModule, draw
 from interp_models.errors import InputError
 from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.metrics.base import METRICS, FaithfulnessMetric, Grid, metrics_of
-from interp_models.outputs import InterpOutput
 from interp_models.results import PartialResults, Protocol, Provenance, write_results
-from interp_models.scoring import evaluating, probabilities, resolve_target
+from interp_models.scoring import default_batch, evaluating, probabilities, resolve_target
 from interp_models.training.module import InterpModule
 
 
@@ -67,6 +66,7 @@ class ExplanationEvaluation(pl.Callback):
         self._grid: Grid | None = None
         self._drawn: set[int] | None = None
         self._partial: PartialResults | None = None
+        self._finished = False
         self._bar: Any = None
 
     @classmethod
@@ -92,7 +92,7 @@ class ExplanationEvaluation(pl.Callback):
     ) -> None:
         """Judge the batch's images that were drawn."""
         if self._due(trainer):
-            self._judge(module, outputs, batch)
+            self._judge(module, batch)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Log."""
@@ -116,7 +116,8 @@ class ExplanationEvaluation(pl.Callback):
         protocol = [plan.preset, self._grid, plan.max_steps, plan.target]
         work = [self.weights_and_data, self.specs, list(self.keys), protocol, batches, images]
         self._partial = PartialResults(self.folder, work)
-        if self._partial.finished:
+        self._finished = trainer.strategy.broadcast(self._partial.finished([label for label, _, _ in self.specs]))
+        if self._finished:
             return
         total = int(trainer.num_test_batches[0]) * len(self._explainers)
         self._bar = tqdm(total=total, disable=not trainer.is_global_zero, desc="explanations", unit="batch")
@@ -131,18 +132,18 @@ class ExplanationEvaluation(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Judge the batch."""
-        if self._partial is not None and not self._partial.finished:
-            self._judge(module, outputs, batch)
+        if self.folder is not None and not self._finished:
+            self._judge(module, batch)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Log, and write the results from rank 0."""
-        if self._partial is None or self._partial.finished:
+        if self.folder is None or self._finished:
             return
         self._log(module, "test")
         self._bar.close()
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            assert self.folder is not None
+            assert self._partial is not None
             assert self.provenance is not None
             data = _data(trainer)
             write_results(
@@ -179,23 +180,22 @@ class ExplanationEvaluation(pl.Callback):
                 for label in self._explainers
             }
 
-    def _judge(self, module: pl.LightningModule, output: InterpOutput, batch: Sample) -> None:
+    def _judge(self, module: pl.LightningModule, batch: Sample) -> None:
         """All explainers and metrics on one batch; an explainer's values and maps are kept once they are there."""
-        # Lightning evaluates in inference mode, whose tensors must end neither in states nor in graphs.
+        # Lightning evaluates in inference mode, whose tensors must end neither in states nor in graphs. Its mixed
+        # precision ends before callbacks: clean scores must not come from its pass, where masked ones are of float32.
         with torch.inference_mode(False), torch.no_grad(), evaluating(module):
             rows = [i for i, n in enumerate(batch.index.tolist()) if self._drawn is None or n in self._drawn]
             if not rows:
                 return
-            images, label, index, logits = (
-                x.clone()[rows] for x in (batch.image, batch.label, batch.index, output.logits)
-            )
-            target = self._target(logits, label)
-            chances = logits.float().softmax(dim=1)
+            images, label, index = (x.clone()[rows] for x in (batch.image, batch.label, batch.index))
+            score_fn = probabilities(module)
+            chances = torch.cat([score_fn(x) for x in images.split(self.plan.batch or default_batch(images))])
+            target = self._target(chances, label)
             clean = chances.gather(1, target[:, None])[:, 0]
             confidence, prediction = chances.max(dim=1)
             common = {"index": index, "label": label, "prediction": prediction, "confidence": confidence}
             common |= {"target_class": target, "probability": clean}
-            score_fn = probabilities(module)
             for name, explainer in self._explainers.items():
                 part = self._partial.find(name, index) if self._partial else None
                 if part is None:
@@ -212,10 +212,10 @@ class ExplanationEvaluation(pl.Callback):
                     self._bar.set_postfix_str(name)
                     self._bar.update()
 
-    def _target(self, logits: Tensor, label: Tensor) -> Tensor:
+    def _target(self, chances: Tensor, label: Tensor) -> Tensor:
         if self.plan.target == "label":
             return label
-        return resolve_target(None if self.plan.target == "prediction" else int(self.plan.target), logits).clone()
+        return resolve_target(None if self.plan.target == "prediction" else int(self.plan.target), chances)
 
     def _log(self, module: pl.LightningModule, stage: str) -> None:
         with torch.inference_mode(False):
@@ -251,7 +251,7 @@ def explainer_specs(items: Sequence[Any]) -> list[tuple[str, str, dict[str, Any]
     specs: list[tuple[str, str, dict[str, Any]]] = []
     for item in items:
         node = {"name": item} if isinstance(item, str) else item
-        if not isinstance(node, dict) or "name" not in node:
+        if not isinstance(node, dict) or not isinstance(node.get("name"), str):
             raise InputError(f"an explainer is a name, or a mapping with 'name' and options; got {item!r}")
         options = {key: value for key, value in node.items() if key not in ("name", "label")}
         options = EXPLAINERS.options(node["name"], options, given=("model",))

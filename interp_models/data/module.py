@@ -172,6 +172,8 @@ class DataModule(pl.LightningDataModule):
         dataset = self.dataset(split)
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        if len(dataset) < world:
+            raise InputError(f"{world} processes need at least as many {split} images; there are {len(dataset)}")
         sampler = ShardSampler(
             len(dataset),
             rank=rank,

@@ -81,7 +81,8 @@ class PartBirds(ImageDataset):
             index=index,
             box=tv_tensors.BoundingBoxes(_bounds(masks[0])[None], format="XYXY", canvas_size=canvas),
             masks=tv_tensors.Mask(torch.from_numpy(masks)),
-            parts=tv_tensors.KeyPoints(torch.from_numpy(keypoints), canvas_size=canvas),
+            # torchvision counts from the middle of the first pixel
+            parts=tv_tensors.KeyPoints(torch.from_numpy(keypoints) - 0.5, canvas_size=canvas),
             visible=torch.from_numpy(visible),
         )
 

@@ -14,10 +14,10 @@ from interp_models.errors import InputError
 from interp_models.registry import Registry, unknown
 from interp_models.scoring import (
     Score,
-    SelfExplaining,
     Target,
     default_batch,
     evaluating,
+    explains_itself,
     per_image,
     resolve_target,
     scores_of,
@@ -102,12 +102,12 @@ def captured(layer: nn.Module, *, gradient: bool) -> Iterator[list[Tensor]]:
             found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise InputError(f"layer {type(module).__name__} gives no map of features (B, C, h, w) but {found}")
         if not gradient:
-            outputs.append(output.detach())
+            outputs.append(output.detach().clone())  # the next layer may work in place
             return None
         start = output.detach().requires_grad_(True)
         outputs.append(start)
         torch.set_grad_enabled(True)
-        return start.clone()  # the next layer may work in place, which a leaf of the graph does not allow
+        return start.clone()  # for the same reason, which a leaf of the graph does not allow
 
     handle = layer.register_forward_hook(hook)
     try:
@@ -132,7 +132,7 @@ def target_layer(model: nn.Module, layer: str | None, inputs: Tensor) -> nn.Modu
         if layer not in names:
             raise unknown("layer", layer, names)
         return model.get_submodule(layer)
-    if isinstance(model, SelfExplaining):
+    if explains_itself(model):
         found: nn.Module = model.feature_layer
         return found
     spatial: list[nn.Module] = []

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from interp_models.errors import InputError
 from interp_models.explainers.base import EXPLAINERS, Explainer
-from interp_models.scoring import SelfExplaining, Target, logits_of, resolve_target
+from interp_models.scoring import Target, explains_itself, logits_of, resolve_target
 
 
 @EXPLAINERS.register("intrinsic")
@@ -21,13 +21,13 @@ class Intrinsic(Explainer):
     """
 
     def __init__(self, model: nn.Module, *, kind: str | None = None) -> None:
-        if not isinstance(model, SelfExplaining):
-            raise InputError(f"explainer 'intrinsic' needs a model with explain(); {type(model).__name__} has none")
         super().__init__(model)
+        if not explains_itself(self.model):
+            raise InputError(f"explainer 'intrinsic' needs a model with explain(); {type(model).__name__} has none")
         self.kind = kind
 
     @torch.no_grad()
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
-        assert isinstance(self.model, SelfExplaining)
+        assert explains_itself(self.model)
         output = self.model(inputs)
         return self.model.explain(output, resolve_target(target, logits_of(output)), self.kind)

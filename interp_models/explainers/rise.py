@@ -57,8 +57,10 @@ class RISE(Explainer):
         for masks in self._masks(inputs, batch):
             flat = masks.flatten(1)
             for image, c, sum_ in zip(inputs, targets, total, strict=True):
-                scores = self.scores(image * masks[:, None].to(image.dtype))[:, c]  # (m,)
-                sum_ += (scores @ flat).view_as(sum_)
+                scores = self.scores(image * masks[:, None].to(image.dtype))
+                scores = scores.gather(1, c.expand(len(masks), 1))  # (m, 1)
+                with torch.autocast(inputs.device.type, enabled=False):  # thousands of terms are added up
+                    sum_ += (scores.T @ flat).view_as(sum_)
         return total / (self.masks * self.p1)
 
     def _masks(self, inputs: Tensor, chunk: int) -> Iterator[Tensor]:

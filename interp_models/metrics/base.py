@@ -14,7 +14,7 @@ from torchmetrics.utilities import dim_zero_cat
 from interp_models.errors import InputError
 from interp_models.metrics import perturbation
 from interp_models.registry import Registry, unknown
-from interp_models.scoring import ScoreFn
+from interp_models.scoring import ScoreFn, per_image
 
 Grid = tuple[int, int]
 
@@ -113,14 +113,14 @@ class FaithfulnessMetric(Metric, ABC):
             self.add_state(f"values_{key}", default=[], dist_reduce_fx="cat")
 
     def update(
-        self, score_fn: ScoreFn, images: Tensor, maps: Tensor, target: Tensor, clean: Tensor | None = None
+        self, score_fn: ScoreFn, images: Tensor, maps: Tensor, target: Tensor | int, clean: Tensor | None = None
     ) -> None:
         """Score a batch and keep its values; see `score`."""
         self.add(self.score(score_fn, images, maps, target, clean))
 
     @torch.no_grad()
     def score(
-        self, score_fn: ScoreFn, images: Tensor, maps: Tensor, target: Tensor, clean: Tensor | None = None
+        self, score_fn: ScoreFn, images: Tensor, maps: Tensor, target: Tensor | int, clean: Tensor | None = None
     ) -> dict[str, Tensor]:
         """The value of every image (B,) by key, NaN where it is undefined; keeps nothing.
 
@@ -128,19 +128,25 @@ class FaithfulnessMetric(Metric, ABC):
             score_fn: images (B, 3, H, W) -> class probabilities (B, K), as from `scoring.probabilities(model)`.
             images: (B, 3, H, W); 0 is black.
             maps: (B, h, w), larger is more important.
-            target: class of each image (B,).
+            target: class of each image (B,), or one class for all.
             clean: the target's probability of each image (B,), if it is known; saves a pass.
 
         Raises:
-            InputError: for maps of the wrong shape or with NaN.
+            InputError: for maps of the wrong shape, with NaN or finer than the image, and a class that does not exist.
         """
         perturbation.check_maps(images, maps)
-        maps = perturbation.to_grid(maps.float(), self.grid)
+        own = maps.to(images.device).float()
+        maps = perturbation.to_grid(own, self.grid)
+        perturbation.check_grid(images, maps)
+        target = per_image(target, len(images)).to(images.device)
         if clean is None:
             clean = perturbation.score_all(score_fn, images, target, self.batch)
         values = self._score(score_fn, images, maps, target, clean)
-        constant = perturbation.is_constant(maps)
-        return {key: torch.where(constant, torch.nan, value.float()) for key, value in values.items()}
+        # Also of the map as given: what resampling makes of a constant is rounding noise, which looks like a map
+        constant = perturbation.is_constant(own) | perturbation.is_constant(maps)
+        return {
+            key: torch.where(constant, torch.nan, value.float().to(constant.device)) for key, value in values.items()
+        }
 
     @abstractmethod
     def _score(
@@ -157,12 +163,16 @@ class FaithfulnessMetric(Metric, ABC):
 
     def compute(self) -> dict[str, Tensor]:
         """The mean of every key over the images where it is defined; NaN if it is defined nowhere."""
-        return {key: dim_zero_cat(getattr(self, f"values_{key}")).nanmean() for key in self.keys}
+        return {key: self._values(key).nanmean() for key in self.keys}
 
     def per_image(self) -> dict[str, Tensor]:
         """Every value (n,) of all ranks by key, rank by rank; NaN where it is undefined."""
         with self.sync_context(should_sync=self._to_sync):
-            return {key: dim_zero_cat(getattr(self, f"values_{key}")).clone() for key in self.keys}
+            return {key: self._values(key).clone() for key in self.keys}
+
+    def _values(self, key: str) -> Tensor:
+        values = getattr(self, f"values_{key}")
+        return dim_zero_cat(values) if len(values) else torch.empty(0, device=self.device)
 
     @abstractmethod
     def protocol(self, key: str, grid: Grid) -> tuple[int | None, str]:
@@ -175,10 +185,14 @@ ALIASES = {"ai": "iic"}
 """Other names of keys in the literature: average increase."""
 
 
+def _owners() -> dict[str, str]:
+    return {key: name for name in METRICS.names() for key in METRICS.get(name).keys}
+
+
 def owner_of(key: str) -> type[FaithfulnessMetric] | None:
     """The registered metric that gives a key, None if there is none."""
-    metrics = map(METRICS.get, METRICS.names())
-    return next((metric for metric in metrics if key in metric.keys), None)
+    name = _owners().get(key)
+    return None if name is None else METRICS.get(name)
 
 
 def metrics_of(keys: Iterable[str]) -> dict[str, str]:
@@ -187,7 +201,7 @@ def metrics_of(keys: Iterable[str]) -> dict[str, str]:
     >>> metrics_of(["ai"])
     {'iic': 'masked_confidence'}
     """
-    owners = {key: name for name in METRICS.names() for key in METRICS.get(name).keys}
+    owners = _owners()
     for key in keys:
         if key not in owners and key not in ALIASES:
             raise unknown("metric", key, [*owners, *ALIASES])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from interp_models.metrics.base import METRICS, FaithfulnessMetric, Grid
-from interp_models.metrics.perturbation import curve, mean_of_groups, pearson, ranks, trapezoid
+from interp_models.metrics.perturbation import curve, exact, mean_of_groups, pearson, ranks, trapezoid
 from interp_models.scoring import ScoreFn
 
 FLAT = 1e-6
@@ -58,7 +58,7 @@ class DeletionInsertion(FaithfulnessMetric):
 
     def _area(self, scores: Tensor, counts: list[int]) -> Tensor:
         area = trapezoid(scores, [count / counts[-1] for count in counts])
-        highest = scores.double().amax(dim=1)
+        highest = exact(scores).amax(dim=1)
         if self.preset.divide_by_max:
             return area / highest.where(highest > 0, torch.nan)
         return area.where(highest > 0, torch.nan)
@@ -70,5 +70,5 @@ class DeletionInsertion(FaithfulnessMetric):
 
 
 def _correlation(scores: Tensor, variation: Tensor, saliency: Tensor) -> Tensor:
-    flat = scores.amax(dim=1) - scores.amin(dim=1) <= FLAT
+    flat = exact(scores.amax(dim=1) - scores.amin(dim=1)) <= FLAT
     return torch.where(flat, torch.nan, pearson(variation, saliency))

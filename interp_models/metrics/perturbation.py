@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from interp_models.errors import InputError
-from interp_models.scoring import ScoreFn, default_batch
+from interp_models.scoring import ScoreFn, default_batch, resolve_target
 
 
 def check_maps(images: Tensor, maps: Tensor) -> None:
@@ -21,17 +21,26 @@ def check_maps(images: Tensor, maps: Tensor) -> None:
         raise InputError("a map holds NaN or infinite values")
 
 
+def check_grid(images: Tensor, maps: Tensor) -> None:
+    """Raise `InputError` if maps have cells that no pixel of the images belongs to."""
+    (rows, columns), (height, width) = maps.shape[-2:], images.shape[-2:]
+    if rows > height or columns > width:
+        raise InputError(f"a grid of {rows} x {columns} cells is finer than images of {height} x {width} pixels")
+
+
 def to_grid(maps: Tensor, grid: tuple[int, int] | None) -> Tensor:
-    """Bring maps (B, h, w) to a grid: mean over areas where it is coarser, bilinear where finer; None leaves them.
+    """Bring maps (B, h, w) to a grid: mean over areas along axes where it is coarser, bilinear where it is finer.
+
+    None leaves them.
 
     >>> to_grid(torch.tensor([[[1.0, 3.0]]]), (1, 1)).tolist()
     [[[2.0]]]
     """
     if grid is None or maps.shape[-2:] == grid:
         return maps
-    if grid[0] <= maps.shape[-2] and grid[1] <= maps.shape[-1]:
-        return F.interpolate(maps[:, None], size=grid, mode="area")[:, 0]
-    return F.interpolate(maps[:, None], size=grid, mode="bilinear", align_corners=False)[:, 0]
+    coarser = (min(grid[0], maps.shape[-2]), min(grid[1], maps.shape[-1]))
+    averaged = F.interpolate(maps[:, None], size=coarser, mode="area")
+    return F.interpolate(averaged, size=grid, mode="bilinear", align_corners=False)[:, 0]
 
 
 def min_max(maps: Tensor) -> Tensor:
@@ -41,8 +50,9 @@ def min_max(maps: Tensor) -> Tensor:
 
 
 def is_constant(maps: Tensor) -> Tensor:
-    """(B,) bool: all cells of the map are equal."""
-    return maps.flatten(1).amin(dim=1) == maps.flatten(1).amax(dim=1)
+    """(B,) bool: the cells of the map differ by no more than float32 noise, 1e-6 of the largest."""
+    low, high = torch.aminmax(maps.flatten(1), dim=1)
+    return high - low <= 1e-6 * torch.maximum(high.abs(), low.abs())
 
 
 def ranks(maps: Tensor) -> Tensor:
@@ -68,10 +78,10 @@ def box_blur(images: Tensor) -> Tensor:
 def score_all(score_fn: ScoreFn, images: Tensor, target: Tensor, batch: int | None = None) -> Tensor:
     """The target's score of each image (B,), a few images at a time."""
     size = batch or default_batch(images)
-    parts = [
-        score_fn(x).gather(1, c[:, None])[:, 0]
-        for x, c in zip(torch.split(images, size), torch.split(target, size), strict=True)
-    ]
+    parts = []
+    for x, c in zip(torch.split(images, size), torch.split(target, size), strict=True):
+        scores = score_fn(x)
+        parts.append(scores.gather(1, resolve_target(c, scores)[:, None])[:, 0])
     return torch.cat(parts)
 
 
@@ -113,15 +123,22 @@ def curve(
     return torch.cat(scores).view(len(start), len(points))
 
 
+def exact(values: Tensor) -> Tensor:
+    """As float64 on the CPU, where the small arithmetic is done: not every device has float64."""
+    return values.cpu().double()
+
+
 def trapezoid(scores: Tensor, fractions: Sequence[float]) -> Tensor:
-    """Area (B,) under curves (B, T) over fractions (T,), by the trapezoid rule in float64."""
-    x = torch.as_tensor(fractions, dtype=torch.float64, device=scores.device)
-    return torch.trapezoid(scores.double(), x, dim=1)
+    """Area (B,) under curves (B, T) over fractions (T,), by the trapezoid rule; float64, on the CPU."""
+    return torch.trapezoid(exact(scores), torch.as_tensor(fractions, dtype=torch.float64), dim=1)
 
 
 def pearson(a: Tensor, b: Tensor) -> Tensor:
-    """Linear correlation (B,) of rows (B, T) in float64; NaN where a row is constant or has fewer than two values."""
-    a, b = a.double(), b.double()
+    """Linear correlation (B,) of rows (B, T); NaN where a row is constant or has fewer than two values.
+
+    float64, on the CPU.
+    """
+    a, b = exact(a), exact(b)
     constant = (a.amin(dim=1) == a.amax(dim=1)) | (b.amin(dim=1) == b.amax(dim=1))
     a, b = a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True)
     r = (a * b).sum(dim=1) / (a.square().sum(dim=1) * b.square().sum(dim=1)).sqrt()
@@ -129,7 +146,7 @@ def pearson(a: Tensor, b: Tensor) -> Tensor:
 
 
 def mean_of_groups(sorted_values: Tensor, counts: Sequence[int]) -> Tensor:
-    """Means (B, T-1) of the values (B, cells) between consecutive counts."""
-    total = F.pad(sorted_values.double().cumsum(dim=1), (1, 0))
-    ends = torch.as_tensor(counts, device=sorted_values.device)
+    """Means (B, T-1) of the values (B, cells) between consecutive counts; float64, on the CPU."""
+    total = F.pad(exact(sorted_values).cumsum(dim=1), (1, 0))
+    ends = torch.as_tensor(counts)
     return total[:, ends].diff(dim=1) / ends.diff()

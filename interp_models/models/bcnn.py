@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from interp_models.backbones import BUNDLED, Backbone
+from interp_models.errors import InputError
 from interp_models.outputs import InterpOutput
-from interp_models.training.module import MODELS, InterpModule
+from interp_models.training.module import MODELS, InterpModule, check_fraction
 
 
 @MODELS.register("bcnn")
@@ -52,6 +53,9 @@ class BCNN(InterpModule):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(num_classes)
+        check_fraction(dropout=dropout, label_smoothing=label_smoothing)
+        if n_maps < 1:
+            raise InputError(f"model.n_maps must be at least 1; got {n_maps}")
         self.backbone = Backbone(backbone, weights=weights, output_stride=output_stride)
         self.attention = nn.Conv2d(self.backbone.channels, n_maps, kernel_size=1)
         # All maps start near 1, the average pool of a plain CNN: a random filter on features that are not below 0

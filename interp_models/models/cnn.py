@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from interp_models.backbones import BUNDLED, Backbone
 from interp_models.outputs import InterpOutput
-from interp_models.training.module import MODELS, InterpModule
+from interp_models.training.module import MODELS, InterpModule, check_fraction
 
 
 @MODELS.register("cnn")
@@ -40,6 +40,7 @@ class CNN(InterpModule):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(num_classes)
+        check_fraction(dropout=dropout, label_smoothing=label_smoothing)
         self.backbone = Backbone(backbone, weights=weights, output_stride=output_stride)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(self.backbone.channels, num_classes)

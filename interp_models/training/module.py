@@ -45,6 +45,8 @@ class InterpModule(pl.LightningModule, ABC):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
+        if num_classes < 2:
+            raise InputError(f"a classifier needs at least 2 classes; the data set has {num_classes}")
         self.num_classes = num_classes
         self.recipe = Recipe()
         self.config: dict[str, Any] = {}
@@ -53,7 +55,7 @@ class InterpModule(pl.LightningModule, ABC):
             {f"{stage}_acc": MulticlassAccuracy(num_classes, average="micro") for stage in ("val", "test")}
         )
         # Lightning's own mean over ranks is wrong where their last batches differ in size
-        self.val_loss = MeanMetric()
+        self.val_loss = MeanMetric(nan_strategy="disable")
 
     @abstractmethod
     def forward(self, images: Tensor) -> InterpOutput:
@@ -183,6 +185,20 @@ class PhaseSchedule(pl.Callback):
         torch.manual_seed(seed_of(int(module.config.get("seed", 0)), trainer.current_epoch, trainer.global_rank))
         module.log("phase", float(module.recipe.phases.index(phase)))
 
+    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Give every rank the first one's buffers: after the last step batch-norm statistics differ between ranks."""
+        if trainer.world_size > 1:
+            for buffer in module.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Stop a training that has diverged, before its weights are saved."""
+        loss = trainer.callback_metrics.get("train/loss")
+        if loss is not None and not bool(torch.isfinite(loss)):
+            raise InputError(
+                f"the training loss of epoch {trainer.current_epoch} is {float(loss)}; lower the learning rates"
+            )
+
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Set the learning rate of every group for this step, and log its mean over the epoch as `lr/<group>`."""
         assert isinstance(module, InterpModule)
@@ -191,6 +207,13 @@ class PhaseSchedule(pl.Callback):
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = phase.lrs.get(group["name"], 0.0) * factor
             module.log(f"lr/{group['name']}", group["lr"], on_step=False, on_epoch=True, batch_size=1)
+
+
+def check_fraction(**values: float) -> None:
+    """Raise `InputError` unless every value is in [0, 1)."""
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise InputError(f"model.{name} must be in [0, 1); got {value}")
 
 
 def check_groups(module: nn.Module, groups: Mapping[str, Sequence[nn.Parameter]]) -> None:

@@ -76,6 +76,10 @@ class Recipe:
         """Raise `InputError` unless every phase is sound and names groups and modules that exist."""
         if not self.phases:
             raise InputError("phases: at least one phase is needed")
+        for key in ("weight_decay", "momentum"):
+            value = getattr(self.optimizer, key)
+            if not 0 <= value < math.inf:
+                raise InputError(f"optimizer.{key} must be 0 or more; got {value}")
         for number, phase in enumerate(self.phases):
             where = f"phases[{number}]"
             if phase.epochs < 0 or not 0 <= phase.warmup < 1:
@@ -84,9 +88,11 @@ class Recipe:
                 raise InputError(
                     f"{where}.lrs: a learning rate is needed for at least one group of {', '.join(groups)}"
                 )
-            for group in phase.lrs:
+            for group, lr in phase.lrs.items():
                 if group not in groups:
                     raise unknown(f"parameter group in {where}.lrs:", group, groups)
+                if not 0 <= lr < math.inf:
+                    raise InputError(f"{where}.lrs.{group} must be 0 or more; got {lr}")
             for module in phase.eval_modules:
                 if module not in modules:
                     raise unknown(f"module in {where}.eval_modules:", module, modules)

@@ -109,9 +109,15 @@ def test_gradcam_in_a_deeper_layer_equals_plain_autograd():
 def test_layers_by_name():
     net = PoolLinear().double()
     images = torch.rand(1, 3, 8, 8, dtype=torch.float64)
-    assert not torch.equal(
-        ActivationMap(net, layer="features.0").attribute(images), ActivationMap(net).attribute(images)
-    )
+    net.features[1] = nn.ReLU(inplace=True)  # must not reach into what the convolution gave
+    convolved = net.features[0](images)
+    maps = ActivationMap(net, layer="features.0").attribute(images)
+    torch.testing.assert_close(maps, convolved.detach().mean(dim=1).float())
+    assert float(maps.min()) < 0
+    weights = net.head.weight[1][None, :, None, None] * (convolved > 0)
+    signed = (weights.mean(dim=(2, 3), keepdim=True) * convolved).sum(dim=1) / 16
+    maps = GradCAM(net, layer="features.0", relu=False).attribute(images, 1)
+    torch.testing.assert_close(maps, signed.detach().float())
     with pytest.raises(ValueError, match="unknown layer 'feature'; did you mean 'features'"):
         GradCAM(net, layer="feature").attribute(images)
     with pytest.raises(ValueError, match="layer Linear gives no map of features"):
@@ -187,7 +193,7 @@ def test_rise_converges_to_the_exact_expectation():
         ("draws[:, :-2] < self.p1", "draws[:, :-2] > self.p1"),
         ("total / (self.masks * self.p1)", "total / self.masks"),
         ("(self.cells + 1) * cell[0], ", "self.cells * cell[0] + 1, "),
-        ("[:, c]  # (m,)", "[:, 1]  # (m,)"),
+        ("c.expand(len(masks), 1)", "(c * 0 + 1).expand(len(masks), 1)"),
         ("draws[:, -2:] * cell", "draws[:, -2:] * 0"),
         ('score: Score = "probability"', 'score: Score = "logit"'),
     ],
@@ -196,6 +202,14 @@ def test_mutations_of_rise_are_rejected(right, wrong):
     copy = mutated(RISE_FILE, right, wrong)
     with pytest.raises((AssertionError, RuntimeError)):
         check_rise(copy.RISE)
+
+
+def test_rise_adds_up_in_float32_under_autocast():
+    model, images = PoolLinear(), torch.rand(1, 3, 16, 16)
+    expected = RISE(model, masks=300).attribute(images, 0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        maps = RISE(model, masks=300).attribute(images, 0)
+    torch.testing.assert_close(maps, expected, rtol=0, atol=0.01 * float(expected.max() - expected.min()))
 
 
 def test_rise_does_not_depend_on_the_size_of_its_passes():

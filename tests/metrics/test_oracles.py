@@ -1,5 +1,7 @@
 """Values of the faithfulness metrics against an independent numpy derivation, by hand, and the peer package."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,10 @@ from PIL import Image
 from scipy import ndimage, stats
 from torch import nn
 
+from interp_models.errors import InputError
 from interp_models.metrics.deletion_insertion import DeletionInsertion
 from interp_models.metrics.masked_confidence import MaskedConfidence
+from interp_models.metrics.perturbation import ranks
 from tests.mutation import mutated
 
 # --- An oracle of gomez2023 in numpy, image by image, step by step, sharing no code with ours. ---
@@ -36,8 +40,8 @@ def np_blur(image):
     return image
 
 
-def oracle(weights, image, saliency, c):
-    """All eight values of one image (3, H, W), its map (h, w) and class c."""
+def oracle(weights, image, saliency, c, bounds=range(13)):
+    """All eight values of one image (3, H, W), its map (h, w) and class c; `bounds` cells are gone after each step."""
     height, width = image.shape[1:]
     f = lambda x: np_scores(weights, x)[c]  # noqa: E731
     big = np_bilinear(saliency, (height, width))
@@ -63,8 +67,10 @@ def oracle(weights, image, saliency, c):
                     inserted[:, py, px] = image[:, py, px]
         deletion.append(f(deleted))
         insertion.append(f(inserted))
-    x = np.linspace(0, 1, h * w + 1)
-    sorted_saliency = [saliency.ravel()[cell] for cell in order]
+    deletion, insertion = ([curve[n] for n in bounds] for curve in (deletion, insertion))
+    x = [n / (h * w) for n in bounds]
+    groups = [order[a:b] for a, b in pairwise(bounds)]
+    sorted_saliency = [np.mean([saliency.ravel()[cell] for cell in group]) for group in groups]
     values["dauc"] = np.trapezoid(np.array(deletion) / max(deletion), x)
     values["iauc"] = np.trapezoid(np.array(insertion) / max(insertion), x)
     values["dc"] = stats.pearsonr(-np.diff(deletion), sorted_saliency)[0]
@@ -72,10 +78,14 @@ def oracle(weights, image, saliency, c):
     return values
 
 
-def case(seed, n=3):
+FIVE_STEPS = [0, 2, 5, 7, 10, 12]
+"""Fifths of 12 cells, rounded."""
+
+
+def case(seed, n=3, grid=(3, 4)):
     rng = np.random.default_rng(seed)
     weights = (rng.normal(size=(16, 3 * 18 * 24)) * 0.12, rng.normal(size=(4, 16)))
-    images, maps = rng.random((n, 3, 18, 24)), rng.normal(size=(n, 3, 4))
+    images, maps = rng.random((n, 3, 18, 24)), rng.normal(size=(n, *grid))
     target = rng.integers(0, 4, n)
 
     def score_fn(x):
@@ -94,6 +104,11 @@ def check_against_oracle(masked=MaskedConfidence, curves=DeletionInsertion, seed
             expected = oracle(weights, images[i], maps[i], target[i])
             got = {key: float(value[i]) for key, value in values.items()}
             assert got == pytest.approx(expected, abs=2e-6), f"image {i}"
+        values = curves(max_steps=5).score(*arguments)
+        for i in range(len(images)):
+            expected = oracle(weights, images[i], maps[i], target[i], FIVE_STEPS)
+            for key, value in values.items():
+                assert float(value[i]) == pytest.approx(expected[key], abs=2e-6), f"image {i}, five steps"
 
 
 def test_gomez2023_equals_the_numpy_oracle():
@@ -117,6 +132,7 @@ MUTATIONS = [
     (CURVES, 'area / highest', 'area / 1 + 0 * highest'),
     (CURVES, 'descending=True', 'descending=False'),
     (CURVES, 'order, counts[1:], target', 'order, counts[1:], target * 0'),
+    (CURVES, '[count / counts[-1] for count in counts]', '[k / (len(counts) - 1) for k in range(len(counts))]'),
 ]  # fmt: skip
 
 
@@ -186,6 +202,48 @@ def test_gain_by_hand():
     assert {key: round(float(value), 6) for key, value in values.items()} == {"ad": 0, "iic": 1, "add": 0, "ag": 0.5}
 
 
+@pytest.mark.parametrize(("size", "grid"), [((10, 10), (7, 7)), ((14, 20), (5, 7)), ((5, 5), (7, 7)), ((7, 7), None)])
+@pytest.mark.parametrize("value", [0.0, 0.1, 1 / 3, 0.7, -3.0])
+def test_constant_maps_stay_constant_on_any_grid(size, grid, value):
+    _, images, _, target, score_fn = case(3, n=1)
+    for metric in (MaskedConfidence, DeletionInsertion):
+        maps = torch.full((1, *size), value)
+        values = metric(grid=grid).score(score_fn, torch.tensor(images), maps, torch.tensor(target))
+        assert all(bool(torch.isnan(v)) for v in values.values())
+
+
+def test_a_checkerboard_that_averages_to_a_constant_is_undefined():
+    _, images, _, target, score_fn = case(3, n=1)
+    board = (torch.arange(6)[:, None] + torch.arange(8)) % 2 * 0.3 + 0.1
+    values = DeletionInsertion(grid=(3, 4)).score(score_fn, torch.tensor(images), board[None], torch.tensor(target))
+    assert all(bool(torch.isnan(value)) for value in values.values())
+
+
+def test_ties_go_by_position():
+    assert ranks(torch.zeros(1, 40, 40)).flatten().tolist() == list(range(1600))
+    board = (torch.arange(1600) % 3 == 0).float()
+    expected = sorted(range(1600), key=lambda cell: (-float(board[cell]), cell))
+    assert ranks(board.view(1, 40, 40)).flatten().argsort().tolist() == expected
+
+
+def test_what_metrics_refuse():
+    _, images, maps, target, score_fn = case(3)
+    images, maps, target = torch.tensor(images), torch.tensor(maps), torch.tensor(target)
+    one = MaskedConfidence().score(score_fn, images, maps, 2)
+    each = MaskedConfidence().score(score_fn, images, maps, torch.tensor([2, 2, 2]))
+    assert all(torch.equal(one[key], each[key]) for key in one)
+    with pytest.raises(InputError, match="target 7 is out of range: the model has classes 0 to 3"):
+        MaskedConfidence().score(score_fn, images, maps, torch.tensor([0, 7, 1]))
+    with pytest.raises(InputError, match="target must be one class or 3 of them"):
+        MaskedConfidence().score(score_fn, images, maps, target[:2])
+    with pytest.raises(InputError, match="a grid of 30 x 4 cells is finer than images of 18 x 24 pixels"):
+        DeletionInsertion(grid=(30, 4)).score(score_fn, images, maps, target)
+
+
+def test_no_image_no_mean():
+    assert all(bool(torch.isnan(mean)) for mean in DeletionInsertion().compute().values())
+
+
 def test_undefined_by_nature():
     image, target = torch.rand(1, 3, 8, 8), torch.zeros(1, dtype=torch.long)
     maps = torch.rand(1, 4, 4)
@@ -209,11 +267,20 @@ def test_maps_come_to_one_grid():
     _, images, maps, target, score_fn = case(5)
     arguments = torch.tensor(images), torch.tensor(target)
     fine = torch.tensor(maps).repeat_interleave(6, 1).repeat_interleave(6, 2)
+    small = torch.tensor(case(5, grid=(2, 2))[2])
+    larger = torch.tensor(np.stack([np_bilinear(saliency, (3, 4)) for saliency in small.numpy()]))
+    mixed = torch.tensor(case(5, grid=(18, 2))[2])  # finer along one axis, coarser along the other
+    averaged = mixed.view(3, 3, 6, 2).mean(dim=2)
+    both = torch.tensor(np.stack([np_bilinear(saliency, (3, 4)) for saliency in averaged.numpy()]))
     for metric in (MaskedConfidence, DeletionInsertion):
         coarse = metric(grid=(3, 4)).score(score_fn, arguments[0], torch.tensor(maps), arguments[1])
         brought = metric(grid=(3, 4)).score(score_fn, arguments[0], fine, arguments[1])
         for key in coarse:
             torch.testing.assert_close(brought[key], coarse[key])
+        for pair in ((small, larger), (mixed, both)):
+            ours, theirs = (metric(grid=(3, 4)).score(score_fn, arguments[0], m, arguments[1]) for m in pair)
+            for key in ours:
+                torch.testing.assert_close(ours[key], theirs[key], atol=1e-5, rtol=1e-4)
     seen = []
     DeletionInsertion(grid=(2, 2)).score(
         lambda x: (seen.append(len(x)), score_fn(x))[1], *arguments[:1], torch.tensor(maps), arguments[1]
