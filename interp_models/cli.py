@@ -133,5 +133,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*Total length of `list` across ranks is zero.*")
     # Lightning's use of a class that torch is about to rename.
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")
+    # That is what resuming means.
+    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     # Metrics are synchronised by torchmetrics, whose n the results record.
     warnings.filterwarnings("ignore", ".*recommended to use `self.log.*sync_dist=True`.*")

@@ -329,6 +329,7 @@ def test_validation_numbers_are_those_of_a_plain_loop(bcnn_run: Path, tiny_cub: 
 def test_metrics_csv_has_the_rows_of_every_epoch(bcnn_run: Path) -> None:
     table = pd.read_csv(bcnn_run / "metrics.csv")
     columns = ["epoch", "step", "phase", "train/ce", "train/loss", "val/acc", "val/loss", "val/n", "test/acc", "test/n"]
+    columns += ["lr/backbone", "lr/attention", "lr/head"]
     assert sorted(table.columns) == sorted(columns)
     for filled in (["val/acc", "val/loss", "val/n"], ["phase", "train/ce", "train/loss"]):
         rows = table.dropna(subset=filled)
@@ -336,6 +337,8 @@ def test_metrics_csv_has_the_rows_of_every_epoch(bcnn_run: Path) -> None:
         assert rows["step"].tolist() == [1, 3, 5, 7]
         assert len(table.dropna(subset=filled, how="all")) == 4
     assert len(table) == 9
+    for group, lr in BCNN_LRS.items():
+        assert table[f"lr/{group}"].dropna().tolist() == pytest.approx([lr] * 4)
     assert table["phase"].dropna().unique().tolist() == [0]
     assert table["train/ce"].equals(table["train/loss"])  # the B-CNN's loss has one term
 
