@@ -57,7 +57,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
         default_root_dir=run,
         logger=False,
         callbacks=[
-            # Only what can be trained is kept, so that a mistake in what a resumed run changes does not stay
+            # Of a resumed run only what can be trained is kept, so that a mistake in what it changes does not stay
             pl.callbacks.LambdaCallback(on_train_start=keep_config),
             *runs.checkpoints(run, selecting=len(data.val_indices) > 0),
             *AttentionLogger.of(config.attention, run),
@@ -71,6 +71,8 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     trainer.loggers = make_loggers(config.logger, run, group=config.experiment, epochs=done)
     for logger in trainer.loggers[1:]:  # the first writes metrics.csv, beside which config.yaml lies
         logger.log_hyperparams(plain(config))
+    if resume is None:
+        keep_config()
     trainer.fit(model, data, ckpt_path=last if resuming else None)
     run = Path(str(trainer.strategy.broadcast(run)))
     best = runs.read_checkpoint(runs.checkpoint_path(run, "best"))

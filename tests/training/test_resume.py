@@ -379,7 +379,7 @@ def kills(start: Callable[[], Any], seed: int, duration: float, kept: Callable[[
     """Start a process and SIGKILL it at a moment drawn by seed, again and again, until one comes to its end."""
     moments = random.Random(seed)
     for number in range(KILLS):
-        moment = moments.uniform(0, duration / 2)
+        moment = moments.uniform(0, 0.8 * duration)
         process = start()
         process.join(moment)
         alive = process.is_alive()

@@ -1,0 +1,123 @@
+"""Whether work that is killed (SIGKILL) at random moments and resumed ends as work that is left alone.
+
+python -m benchmarks.interruptions --root ../CUB --kills 3
+
+A short training of B-CNN on CUB, then an evaluation of it, each once whole and once killed again and again; compared
+are the weights, metrics.csv, results.json, per_image.parquet and the maps, exactly.
+"""
+
+import argparse
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from benchmarks.harness import RESULTS, Row, Value, write
+
+TRAINING = [
+    "phases[0].epochs=3",
+    "trainer.limit_train_batches=6",
+    "trainer.limit_val_batches=2",
+    "trainer.limit_test_batches=2",
+    "trainer.enable_progress_bar=false",
+    "logger.wandb=disabled",
+]
+EVALUATION = [
+    "explainers=[intrinsic, gradcam, {name: rise, masks: 50}, random]",
+    "n_images=12",
+    "batch_size=4",
+    "logger.wandb=disabled",
+]
+
+
+def kill_and_resume(first: list[str], again: list[str], ready: Path, moments: Sequence[float]) -> list[float]:
+    """Run a command that is killed after these seconds, then to its end; returns the seconds it lived each time."""
+    lived = []
+    for moment in [*moments, None]:
+        begin = time.monotonic()
+        process = subprocess.Popen(again if ready.exists() else first, stdout=subprocess.DEVNULL)
+        try:
+            code = process.wait(moment)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        else:
+            if code:
+                raise SystemExit(f"{' '.join(again)}: exit code {code}")
+        lived.append(time.monotonic() - begin)
+    return lived
+
+
+def same_training(a: Path, b: Path) -> bool:
+    """Equal weights in both checkpoints, and equal rows in metrics.csv."""
+    for name in ("best", "last"):
+        one, two = (torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True)["state_dict"] for run in (a, b))
+        if one.keys() != two.keys() or not all(torch.equal(one[key], two[key]) for key in one):
+            return False
+    return (a / "metrics.csv").read_text() == (b / "metrics.csv").read_text()
+
+
+def same_evaluation(a: Path, b: Path) -> bool:
+    """Equal tables, values per image and maps; the runs' names apart."""
+    a, b = a / "evaluation", b / "evaluation"
+    tables = [(pd.read_parquet(run / "per_image.parquet").drop(columns="run")) for run in (a, b)]
+    rows = [(run / "results.json").read_text().replace(run.parent.name, "") for run in (a, b)]
+    maps = [sorted((run / "maps").glob("*.npy")) for run in (a, b)]
+    same_maps = all(np.array_equal(np.load(x), np.load(y)) for x, y in zip(*maps, strict=True))
+    return tables[0].equals(tables[1]) and rows[0] == rows[1] and same_maps
+
+
+def measure(root: str, kills: int, seed: int) -> list[Row]:
+    """All rows."""
+    draw = random.Random(seed)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        whole, broken = Path(folder, "one", "run"), Path(folder, "two", "run")
+        train = [sys.executable, "train.py"]
+        config = ["configs/cub/bcnn_lite0.yaml", f"data.dataset.root={root}", *TRAINING]
+        evaluate = [sys.executable, "evaluate.py"]
+        (left_alone,) = kill_and_resume([*train, *config, f"out={whole}"], [], Path(folder, "none"), [])
+        moments = [draw.uniform(0.3, 0.9) * left_alone for _ in range(kills)]
+        first = [*train, *config, f"out={broken}"]
+        lived = kill_and_resume(first, [*train, f"resume={broken}"], broken / "config.yaml", moments)
+        rows += _rows("training", left_alone, lived, same_training(whole, broken))
+        (left_alone,) = kill_and_resume([*evaluate, str(whole), *EVALUATION], [], Path(folder, "none"), [])
+        moments = [draw.uniform(0.3, 0.9) * left_alone for _ in range(kills)]
+        command = [*evaluate, str(broken), *EVALUATION]
+        lived = kill_and_resume(command, command, Path(folder, "none"), moments)
+        rows += _rows("evaluation", left_alone, lived, same_evaluation(whole, broken))
+    return rows
+
+
+def _rows(what: str, left_alone: float, lived: Sequence[float], same: bool) -> list[Row]:
+    times = [Value(f"{what}, killed after", seconds, "s") for seconds in lived[:-1]]
+    return [
+        Value(f"{what}, left alone", left_alone, "s"),
+        *times,
+        Value(f"{what}, resumed to its end", lived[-1], "s"),
+        Value(f"{what}, the same as left alone", float(same), "(1: yes)"),
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> Path:
+    """Measure and write `interruptions.json`."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--root", required=True, help="CUB-200-2011, or a part of it")
+    p.add_argument("--kills", type=int, default=3)
+    p.add_argument("--threads", type=int, default=torch.get_num_threads())
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--out", type=Path, default=RESULTS)
+    args = p.parse_args(argv)
+    args.command = f"python -m benchmarks.interruptions --root FOLDER --kills {args.kills}"
+    return write("interruptions", args, "CUB-200-2011", measure(args.root, args.kills, args.seed))
+
+
+if __name__ == "__main__":
+    print(main())
