@@ -32,6 +32,7 @@ TRAINING = [
 EVALUATION = [
     "explainers=[intrinsic, gradcam, {name: rise, masks: 50}, random]",
     "n_images=12",
+    "max_steps=10",
     "batch_size=4",
     "logger.wandb=disabled",
 ]
