@@ -54,7 +54,7 @@ class InterpModule(pl.LightningModule, ABC):
         self.accuracy = nn.ModuleDict(
             {f"{stage}_acc": MulticlassAccuracy(num_classes, average="micro") for stage in ("val", "test")}
         )
-        # Lightning's own mean over ranks is wrong where their last batches differ in size
+        # Lightning's own mean over ranks is wrong where their last batches differ in size. A loss of NaN stays NaN.
         self.val_loss = MeanMetric(nan_strategy="disable")
 
     @abstractmethod
@@ -120,7 +120,7 @@ class InterpModule(pl.LightningModule, ABC):
         size = len(batch.label)
         if stage == "val":
             loss = torch.stack(list(self.loss(output, batch.label).values())).sum()
-            self.val_loss.update(loss, weight=size)
+            self.val_loss.update(loss.expand(size))  # once per image: weights are forgotten with "disable"
             self.log("val/loss", self.val_loss, batch_size=size)
         accuracy = cast(MulticlassAccuracy, self.accuracy[f"{stage}_acc"])
         accuracy.update(output.logits, batch.label)
