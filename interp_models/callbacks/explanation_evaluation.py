@@ -80,6 +80,7 @@ class ExplanationEvaluation(pl.Callback):
             data = _data(trainer)
             self._drawn = set(draw(data.val_indices, self.plan.n_images, self.seed).tolist())
             self._prepare(module, data.image_size)
+            self._bar = self._progress(int(trainer.num_val_batches[0]), trainer.progress_bar_callback is not None)
 
     def on_validation_batch_end(
         self,
@@ -97,6 +98,7 @@ class ExplanationEvaluation(pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Log."""
         if self._due(trainer):
+            self._bar.close()
             self._log(module, "val")
 
     def _due(self, trainer: pl.Trainer) -> bool:
@@ -119,8 +121,7 @@ class ExplanationEvaluation(pl.Callback):
         self._finished = trainer.strategy.broadcast(self._partial.finished([label for label, _, _ in self.specs]))
         if self._finished:
             return
-        total = int(trainer.num_test_batches[0]) * len(self._explainers)
-        self._bar = tqdm(total=total, disable=not trainer.is_global_zero, desc="explanations", unit="batch")
+        self._bar = self._progress(int(trainer.num_test_batches[0]), trainer.is_global_zero)
 
     def on_test_batch_end(
         self,
@@ -162,6 +163,10 @@ class ExplanationEvaluation(pl.Callback):
         if self._bar is not None:
             self._bar.close()
 
+    def _progress(self, batches: int, shown: bool) -> Any:
+        total = batches * len(self._explainers)
+        return tqdm(total=total, disable=not shown, desc="explanations", unit="batch", leave=False)
+
     def _prepare(self, module: pl.LightningModule, image_size: int) -> None:
         assert isinstance(module, InterpModule)
         with torch.inference_mode(False):
@@ -187,6 +192,7 @@ class ExplanationEvaluation(pl.Callback):
         with torch.inference_mode(False), torch.no_grad(), evaluating(module):
             rows = [i for i, n in enumerate(batch.index.tolist()) if self._drawn is None or n in self._drawn]
             if not rows:
+                self._bar.update(len(self._explainers))
                 return
             images, label, index = (x.clone()[rows] for x in (batch.image, batch.label, batch.index))
             score_fn = probabilities(module)
@@ -208,9 +214,8 @@ class ExplanationEvaluation(pl.Callback):
                         self._partial.keep(name, part)
                 for metric in self._metrics[name].values():
                     metric.add({key: part["values"][key].to(module.device) for key in metric.keys})
-                if self._bar is not None:
-                    self._bar.set_postfix_str(name)
-                    self._bar.update()
+                self._bar.set_postfix_str(name)
+                self._bar.update()
 
     def _target(self, chances: Tensor, label: Tensor) -> Tensor:
         if self.plan.target == "label":
