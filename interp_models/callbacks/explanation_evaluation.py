@@ -80,7 +80,9 @@ class ExplanationEvaluation(pl.Callback):
             data = _data(trainer)
             self._drawn = set(draw(data.val_indices, self.plan.n_images, self.seed).tolist())
             self._prepare(module, data.image_size)
-            self._bar = self._progress(int(trainer.num_val_batches[0]), trainer.progress_bar_callback is not None)
+            self._bar = self._progress(
+                int(trainer.num_val_batches[0]), trainer.is_global_zero and trainer.progress_bar_callback is not None
+            )
 
     def on_validation_batch_end(
         self,
