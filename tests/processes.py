@@ -44,6 +44,8 @@ def _main(script: str, arguments: list[str], log: str, die_at: tuple[int, int] |
     os.dup2(file, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     torch.set_num_threads(threads)
+    # Workers that load images begin as they do for users; by the server they would need seconds, and outlive a SIGKILL.
+    multiprocessing.set_start_method("fork", force=True)
     import evaluate
     import train
     from interp_models.callbacks.attention_logger import AttentionLogger
