@@ -119,6 +119,11 @@ def probabilities(model: nn.Module) -> ScoreFn:
     return score
 
 
+def all_scores(score_fn: ScoreFn, images: Tensor, batch: int | None = None) -> Tensor:
+    """The scores (B, K) of images, a few at a time; `batch` None chooses by the device."""
+    return torch.cat([score_fn(part) for part in torch.split(images, batch or default_batch(images))])
+
+
 def default_batch(images: Tensor) -> int:
     """How many images of the size of `images` (..., H, W) to pass at once in work of many passes.
 

@@ -17,7 +17,7 @@ from interp_models.errors import InputError
 from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.metrics.base import METRICS, FaithfulnessMetric, Grid, metrics_of
 from interp_models.results import PartialResults, Protocol, Provenance, write_results
-from interp_models.scoring import default_batch, evaluating, probabilities, resolve_target
+from interp_models.scoring import all_scores, evaluating, probabilities, resolve_target
 from interp_models.training.module import InterpModule
 
 
@@ -198,7 +198,7 @@ class ExplanationEvaluation(pl.Callback):
                 return
             images, label, index = (x.clone()[rows] for x in (batch.image, batch.label, batch.index))
             score_fn = probabilities(module)
-            chances = torch.cat([score_fn(x) for x in images.split(self.plan.batch or default_batch(images))])
+            chances = all_scores(score_fn, images, self.plan.batch)
             target = self._target(chances, label)
             clean = chances.gather(1, target[:, None])[:, 0]
             confidence, prediction = chances.max(dim=1)

@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 from interp_models.data.base import DATASETS, ImageDataset, Sample, collate
 from interp_models.data.transforms import crop_to_box, hide_outside, test_transform, train_transform
 from interp_models.errors import InputError
+from interp_models.registry import named
 from interp_models.rng import seed_of, uniform
 
 Indices = NDArray[np.int64]
@@ -121,23 +122,21 @@ class DataModule(pl.LightningDataModule):
         ):
             if value < least:
                 raise InputError(f"data.{key} must be at least {least}; got {value}")
-        options = {key: value for key, value in dataset.items() if key != "name"}
-        if "name" not in dataset:
-            raise InputError(f"data.dataset.name must be given: one of {', '.join(DATASETS.names())}")
+        name, options = named(dataset, "data.dataset", DATASETS)
         self.image_size, self.batch_size, self.num_workers, self.seed = image_size, batch_size, num_workers, seed
         self.crop_to_box, self.augment = crop_to_box, augment
-        self.train_images = DATASETS.build(dataset["name"], options, split="train")
-        self.test_images = DATASETS.build(dataset["name"], options, split="test")
+        self.train_images = DATASETS.build(name, options, split="train")
+        self.test_images = DATASETS.build(name, options, split="test")
         for split, images in (("train", self.train_images), ("test", self.test_images)):
             if not len(images):
-                raise InputError(f"data set {dataset['name']!r} has no {split} images")
+                raise InputError(f"data set {name!r} has no {split} images")
         self.skipped: list[str] = []
         """Identifiers of corrupt images that were left out."""
         kept = self._readable(self.train_images) if skip_corrupt else np.arange(len(self.train_images))
         self.test_indices = self._readable(self.test_images) if skip_corrupt else np.arange(len(self.test_images))
         for split, indices in (("train", kept), ("test", self.test_indices)):
             if not len(indices):
-                raise InputError(f"data set {dataset['name']!r}: no {split} image can be decoded")
+                raise InputError(f"data set {name!r}: no {split} image can be decoded")
         self.train_indices, self.val_indices = stratified_split(
             np.asarray(self.train_images.labels), kept, val_fraction, seed
         )

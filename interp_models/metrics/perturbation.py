@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from interp_models.errors import InputError
-from interp_models.scoring import ScoreFn, default_batch, resolve_target
+from interp_models.scoring import ScoreFn, all_scores, default_batch, resolve_target
 
 
 def check_maps(images: Tensor, maps: Tensor) -> None:
@@ -77,12 +77,8 @@ def box_blur(images: Tensor) -> Tensor:
 
 def score_all(score_fn: ScoreFn, images: Tensor, target: Tensor, batch: int | None = None) -> Tensor:
     """The target's score of each image (B,), a few images at a time."""
-    size = batch or default_batch(images)
-    parts = []
-    for x, c in zip(torch.split(images, size), torch.split(target, size), strict=True):
-        scores = score_fn(x)
-        parts.append(scores.gather(1, resolve_target(c, scores)[:, None])[:, 0])
-    return torch.cat(parts)
+    scores = all_scores(score_fn, images, batch)
+    return scores.gather(1, resolve_target(target, scores)[:, None])[:, 0]
 
 
 def curve(
