@@ -1,6 +1,7 @@
 """Benchmarks: what is counted is exact, pairs are interleaved, memory is seen, tables are made of the results alone."""
 
 import json
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +14,8 @@ from PIL import Image
 from torch import nn
 
 from benchmarks import bap, tables
+from benchmarks.explainers import rise_of_size
+from benchmarks.faithfulness import curves_of_size
 from benchmarks.harness import (
     Bench,
     Memory,
@@ -198,6 +201,12 @@ def allocate(mib: int) -> Work:
 
 def test_memory_that_is_held_for_a_moment_is_seen() -> None:
     assert 190 < peak_memory(allocate, 200) < 230
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("setup", "few", "many"), [(curves_of_size, 7, 28), (rise_of_size, 50, 2000)])
+def test_memory_does_not_grow_with_steps_and_masks(setup: Callable[[int], Work], few: int, many: int) -> None:
+    assert peak_memory(setup, many) < peak_memory(setup, few) + 16  # MiB; a batch of images is 5
 
 
 def test_the_head_alone_is_the_models_head() -> None:

@@ -110,13 +110,14 @@ def curve(
     pixel_ranks = cell_ranks.int()[:, y][:, :, x]  # (B, H, W)
     points = torch.as_tensor(counts, device=device)
     jobs = torch.arange(len(start) * len(points), device=device)
-    scores = []
+    # One tensor for all scores: many small ones would lie scattered among the large ones and fragment the memory.
+    scores = torch.empty(len(jobs), device=device, dtype=torch.promote_types(start.dtype, torch.float32))
     for chunk in torch.split(jobs, batch or default_batch(start)):
         b, t = chunk // len(points), chunk % len(points)
         turned = pixel_ranks[b] < points[t][:, None, None]  # (m, H, W)
         mixed = torch.where(turned[:, None], end[b], start[b])
-        scores.append(score_fn(mixed).gather(1, target[b][:, None])[:, 0])
-    return torch.cat(scores).view(len(start), len(points))
+        scores[chunk] = score_fn(mixed).gather(1, target[b][:, None])[:, 0]
+    return scores.view(len(start), len(points))
 
 
 def exact(values: Tensor) -> Tensor:
