@@ -60,7 +60,9 @@ def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
     for folder, node, model, data in zip(folders, nodes, models, modules, strict=True):
         seed_everything(config.seed)
         checkpoint = runs.checkpoint_path(folder, config.ckpt).read_bytes()
-        digest = hashlib.sha256(checkpoint + repr(sorted(config.dataset.items())).encode())
+        of_data = runs.data_options(node, **changes)
+        images = {key: of_data[key] for key in ("dataset", "image_size", "crop_to_box")}
+        digest = hashlib.sha256(checkpoint + json.dumps(images, sort_keys=True, default=str).encode())
         callback = ExplanationEvaluation(
             config,
             folder=folder / "evaluation",

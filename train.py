@@ -22,6 +22,7 @@ RESUMABLE = ("phases", "trainer", "logger")
 REFUSED = {
     **dict.fromkeys(("max_steps", "max_time", "min_epochs", "min_steps"), "phases say how long a training is"),
     **dict.fromkeys(("fast_dev_run", "barebones"), "try phases[0].epochs=1 trainer.limit_train_batches=2"),
+    "overfit_batches": "try trainer.limit_train_batches=2",
     "val_check_interval": "every epoch ends with its validation",
     "check_val_every_n_epoch": "every epoch ends with its validation",
     "enable_checkpointing": "every epoch is saved",

@@ -7,6 +7,7 @@ are the weights, metrics.csv, results.json, per_image.parquet and the maps, exac
 """
 
 import argparse
+import json
 import random
 import subprocess
 import sys
@@ -69,10 +70,11 @@ def same_evaluation(a: Path, b: Path) -> bool:
     """Equal tables, values per image and maps; the runs' names apart."""
     a, b = a / "evaluation", b / "evaluation"
     tables = [(pd.read_parquet(run / "per_image.parquet").drop(columns="run")) for run in (a, b)]
-    rows = [(run / "results.json").read_text().replace(run.parent.name, "") for run in (a, b)]
-    maps = [sorted((run / "maps").glob("*.npy")) for run in (a, b)]
-    same_maps = all(np.array_equal(np.load(x), np.load(y)) for x, y in zip(*maps, strict=True))
-    return tables[0].equals(tables[1]) and rows[0] == rows[1] and same_maps
+    rows = [json.loads((run / "results.json").read_text())["rows"] for run in (a, b)]
+    same_rows = all(x | {"run": ""} == y | {"run": ""} for x, y in zip(*rows, strict=True))
+    maps = [{path.name: np.load(path) for path in (run / "maps").glob("*.npy")} for run in (a, b)]
+    same_maps = maps[0].keys() == maps[1].keys() and all(np.array_equal(maps[0][key], maps[1][key]) for key in maps[0])
+    return tables[0].equals(tables[1]) and same_rows and same_maps
 
 
 def measure(root: str, kills: int, seed: int) -> list[Row]:

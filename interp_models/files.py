@@ -28,6 +28,8 @@ def whole(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.partial")
     try:
         yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())  # else a power cut may leave the new name with nothing behind it
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)

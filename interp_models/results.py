@@ -17,6 +17,8 @@ from interp_models.files import whole, write_json, write_whole
 
 SCHEMA_VERSION = 1
 """Of `results.json`."""
+METHOD_VERSION = 1
+"""Raised when an explainer or metric gives other numbers than before, which are not to be mixed."""
 
 Part = dict[str, Any]
 """One batch by one explainer: `common` (index, label, prediction, ... by image), `maps` (n, h, w), `values` by key."""
@@ -52,7 +54,8 @@ class PartialResults:
     """
 
     def __init__(self, folder: Path, work: Any) -> None:
-        self.work = hashlib.sha256(json.dumps(work, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        method = [METHOD_VERSION, work]
+        self.work = hashlib.sha256(json.dumps(method, sort_keys=True, default=str).encode()).hexdigest()[:16]
         self.results = folder
         self.folder = folder / ".partial" / self.work
 
@@ -78,10 +81,8 @@ class PartialResults:
     def find(self, label: str, index: Tensor) -> Part | None:
         """The part of these images, if it was kept."""
         path = self._file(label, index)
-        if not path.is_file():
-            return None
-        part: Part = torch.load(path, weights_only=True)
-        return part if torch.equal(part["common"]["index"], index.cpu()) else None
+        part = _read(path) if path.is_file() else None
+        return part if part is not None and torch.equal(part["common"]["index"], index.cpu()) else None
 
     def of(self, label: str, indices: set[int]) -> list[Part]:
         """What was kept of an explainer for the wanted images, every image once.
@@ -91,7 +92,8 @@ class PartialResults:
         found: list[Part] = []
         left = set(indices)
         for path in sorted((self.folder / label).glob("*.pt"), key=lambda path: int(path.stem.split("-")[0])):
-            part: Part = torch.load(path, weights_only=True)
+            if (part := _read(path)) is None:
+                continue
             index = part["common"]["index"].tolist()
             rows = [row for row, number in enumerate(index) if number in left]
             if rows:
@@ -102,6 +104,15 @@ class PartialResults:
     def clear(self) -> None:
         """Remove what interrupted evaluations of the run have left."""
         shutil.rmtree(self.folder.parent, ignore_errors=True)
+
+
+def _read(path: Path) -> Part | None:
+    """A part, None if it is broken: it is computed again."""
+    try:
+        part: Part = torch.load(path, weights_only=True)
+    except Exception:
+        return None
+    return part
 
 
 def _rows(value: Any, rows: list[int]) -> Any:

@@ -204,7 +204,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     Raises:
         InputError: for an unknown name or option, or a wrong type.
     """
-    data = _data_options(plain(config))
+    data = data_options(plain(config))
     name, options = named(data["dataset"], "data.dataset", DATASETS)
     data["dataset"] = {"name": name, **DATASETS.options(name, options, given=("split",))}
     name, options = named(config.model, "model", MODELS)
@@ -230,10 +230,11 @@ def build_model(config: Mapping[str, Any], num_classes: int, *, trained: bool = 
 
 def build_data(config: Mapping[str, Any], **changes: Any) -> DataModule:
     """The data module of a config, with changed options of the data module or, in `dataset`, of its data set."""
-    return DataModule(**_data_options(config, **changes))
+    return DataModule(**data_options(config, **changes))
 
 
-def _data_options(config: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+def data_options(config: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+    """The options of the data module, those of the data set in `dataset`, with all defaults; see `build_data`."""
     options = {**config["data"], **{key: value for key, value in changes.items() if key != "dataset"}}
     dataset = options.get("dataset", {})
     if not isinstance(dataset, Mapping):

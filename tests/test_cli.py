@@ -117,6 +117,7 @@ def contents(folder: Path) -> dict[str, str]:
         ("trainer.enable_checkpointing=false", "trainer.enable_checkpointing cannot be given; every epoch is saved"),
         ("trainer.val_check_interval=3", "trainer.val_check_interval cannot be given; every epoch ends with its valid"),
         ("trainer.fast_dev_run=true", "trainer.fast_dev_run cannot be given; try phases[0].epochs=1 trainer.limit_tra"),
+        ("trainer.overfit_batches=1", "trainer.overfit_batches cannot be given; try trainer.limit_train_batches=2"),
         ("trainer.limit_val_batches=0", "trainer.limit_val_batches must not be 0; data.val_fraction=0 trains without"),
         ("trainer.precision=bf16-true", "trainer.precision=bf16-true is not supported; bf16-mixed and 16-mixed are"),
         ("phases[0].lrs.head=-1", "phases[0].lrs.head must be 0 or more; got -1.0"),
@@ -256,8 +257,9 @@ def test_weights_that_are_none(script: Script, tiny_cub: Cub, tmp_path: Path, na
     refused(script("train", config, f"model.weights={path}"), f"weights file {path} {message}")
 
 
+@pytest.mark.parametrize("judged", [0, 1])
 def test_a_training_that_diverges_stops_and_keeps_its_last_sound_weights(
-    script: Script, tiny_cub: Cub, tmp_path: Path
+    script: Script, tiny_cub: Cub, tmp_path: Path, judged: int
 ) -> None:
     run = tmp_path / "run"
     phases = [
@@ -265,6 +267,7 @@ def test_a_training_that_diverges_stops_and_keeps_its_last_sound_weights(
         {"name": "wild", "epochs": 3, "lrs": {"backbone": 1e30, "attention": 1e30, "head": 1e30}},
     ]
     node = tiny_config(tiny_cub.root, out=str(run), phases=phases, attention={"every_n_epochs": 1, "n_images": 2})
+    node["evaluation"] = {"every_n_epochs": judged, "explainers": ["intrinsic"], "metrics": ["ad"]}
     outcome = script("train", write_config(tmp_path / "c.yaml", node))
     refused(outcome, "the training loss of epoch ", "is nan; lower the learning rates", late=True)
     last = torch.load(run / "checkpoints/last.ckpt", weights_only=True)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,8 @@ class ExplanationEvaluation(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Judge the batch's images that were drawn."""
-        if self._due(trainer):
+        """Judge the batch's images that were drawn; a training that has diverged is told so when its epoch ends."""
+        if self._due(trainer) and bool(torch.isfinite(outputs.logits).all()):
             self._judge(module, batch)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -118,10 +119,14 @@ class ExplanationEvaluation(pl.Callback):
         images = [data.test_images.image_id(int(index)) for index in data.test_indices]
         batches = [data.batch_size, trainer.world_size]
         protocol = [plan.preset, self._grid, plan.max_steps, plan.target]
-        work = [self.weights_and_data, self.specs, list(self.keys), protocol, batches, images]
+        assert self.provenance is not None
+        run = asdict(self.provenance)  # a run that was copied or renamed has rows of another name
+        work = [run, self.weights_and_data, self.specs, list(self.keys), protocol, batches, images]
         self._partial = PartialResults(self.folder, work)
         self._finished = trainer.strategy.broadcast(self._partial.finished([label for label, _, _ in self.specs]))
         if self._finished:
+            if trainer.is_global_zero:
+                self._partial.clear()
             return
         self._bar = self._progress(int(trainer.num_test_batches[0]), trainer.is_global_zero)
 

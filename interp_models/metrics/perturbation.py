@@ -116,7 +116,8 @@ def curve(
         b, t = chunk // len(points), chunk % len(points)
         turned = pixel_ranks[b] < points[t][:, None, None]  # (m, H, W)
         mixed = torch.where(turned[:, None], end[b], start[b])
-        scores[chunk] = score_fn(mixed).gather(1, target[b][:, None])[:, 0]
+        found = score_fn(mixed)
+        scores[chunk] = found.gather(1, resolve_target(target[b], found)[:, None])[:, 0].to(scores.dtype)
     return scores.view(len(start), len(points))
 
 

@@ -193,11 +193,12 @@ class PhaseSchedule(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Stop a training that has diverged, before its weights are saved."""
-        loss = trainer.callback_metrics.get("train/loss")
-        if loss is not None and not bool(torch.isfinite(loss)):
-            raise InputError(
-                f"the training loss of epoch {trainer.current_epoch} is {float(loss)}; lower the learning rates"
-            )
+        for key, name in (("train/loss", "training"), ("val/loss", "validation")):
+            loss = trainer.callback_metrics.get(key)
+            if loss is not None and not bool(torch.isfinite(loss)):
+                raise InputError(
+                    f"the {name} loss of epoch {trainer.current_epoch} is {float(loss)}; lower the learning rates"
+                )
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Set the learning rate of every group for this step, and log its mean over the epoch as `lr/<group>`."""

@@ -15,6 +15,7 @@ from torch import nn
 
 import interp_models
 from interp_models import EXPLAINERS, METRICS, probabilities
+from interp_models.results import PartialResults
 from interp_models.scoring import explains_itself
 from tests.conftest import BCNN_LRS, Cub, Script, copy_run, fit, tiny_config
 
@@ -84,6 +85,34 @@ def test_a_folder_that_lost_a_file_is_not_finished(script: Script, run: Path, fi
     (run / "evaluation" / file).unlink()
     assert script("evaluate", run, *PLAN).code == 0
     assert (run / "evaluation" / file).is_file()
+    assert rows_of(run) == before
+
+
+def test_a_copied_run_gets_rows_of_its_own_name(script: Script, run: Path, tmp_path: Path) -> None:
+    assert script("evaluate", run, *PLAN).code == 0
+    copy = Path(shutil.copytree(run, run.with_name("copy")))
+    assert script("evaluate", run, copy, *PLAN, f"out={tmp_path / 'both'}").code == 0
+    assert {row["run"] for row in rows_of(copy)} == {"tiny/copy"}
+    assert not (run / "evaluation/.partial").exists()
+
+
+def test_other_pixels_are_another_evaluation(script: Script, run: Path) -> None:
+    assert script("evaluate", run, *PLAN, "grid=[4, 4]").code == 0
+    before = rows_of(run)
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("image_size: 64", "image_size: 96"))
+    assert script("evaluate", run, *PLAN, "grid=[4, 4]").code == 0
+    assert [row["mean"] for row in rows_of(run)] != [row["mean"] for row in before]
+
+
+def test_a_broken_part_is_computed_again(script: Script, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PartialResults, "clear", lambda self: None)
+    assert script("evaluate", run, *PLAN).code == 0
+    before = rows_of(run)
+    (run / "evaluation/results.json").unlink()
+    part = sorted((run / "evaluation/.partial").rglob("*.pt"))[0]
+    part.write_bytes(part.read_bytes()[:100])
+    assert script("evaluate", run, *PLAN).code == 0
     assert rows_of(run) == before
 
 

@@ -119,12 +119,26 @@ def check_direction(make: Make) -> None:
         assert (a > b) == higher, f"{key}: {a} for the evidence, {b} for its negative"
 
 
+def check_precision(make: Make) -> None:
+    """Images and scores may be of any precision, and not of the same."""
+    images, maps, target = data()
+    plain = make().score(score_fn, images, maps, target)
+    high = make().score(lambda x: score_fn(x).float(), images.double(), maps, target)
+    for key in plain:  # a correlation of small differences of scores feels their last digits
+        torch.testing.assert_close(high[key], plain[key], rtol=0, atol=2e-4, equal_nan=True)
+    low = make().score(lambda x: score_fn(x).bfloat16(), images, maps, target)
+    assert low.keys() == plain.keys()
+
+
 def check_refusals(make: Make) -> None:
-    """Maps of the wrong shape or with NaN end in one clear line."""
+    """Maps of the wrong shape or with NaN, and classes that do not exist, end in one clear line."""
     images, maps, target = data()
     for wrong in (maps[:2], maps[:, None], maps[0]):
         with pytest.raises(ValueError, match=r"maps must be \(batch, rows, columns\) for 5 images"):
             make().score(score_fn, images, wrong, target)
+    for clean in (None, torch.full((5,), 0.5)):
+        with pytest.raises(ValueError, match="target 9 is out of range: the model has classes 0 to 2"):
+            make().score(score_fn, images, maps, 9, clean)
     maps[0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="a map holds NaN"):
         make().score(score_fn, images, maps, target)
@@ -133,5 +147,6 @@ def check_refusals(make: Make) -> None:
 
 
 CHECKS = (
-    check_keys, check_batch, check_split, check_undefined, check_scale, check_direction, check_refusals,
+    check_keys, check_batch, check_split, check_undefined, check_scale, check_direction, check_precision,
+    check_refusals,
 )  # fmt: skip
