@@ -16,6 +16,7 @@ from interp_models.errors import InputError
 from interp_models.outputs import InterpOutput
 from interp_models.registry import Registry, unknown
 from interp_models.rng import seed_of
+from interp_models.scoring import evaluating
 from interp_models.training.recipe import Recipe
 
 FORMAT_VERSION = 1
@@ -38,6 +39,8 @@ class InterpModule(pl.LightningModule, ABC):
 
     additive: ClassVar[bool] = False
     """Whether `evidence.sum(1) + bias == logits`."""
+    actions: ClassVar[tuple[str, ...]] = ("reset_optimizer",)
+    """Methods that a phase may call when it begins, each with the data module, on all ranks."""
     explanations: ClassVar[tuple[str, ...]]
     """The kinds of map that `explain` gives, the default first."""
     signed_maps: bool = False
@@ -88,7 +91,7 @@ class InterpModule(pl.LightningModule, ABC):
         """Raise `InputError` unless the groups are sound and the recipe names groups and modules that exist."""
         groups = self.parameter_groups()
         check_groups(self, groups)
-        self.recipe.check(list(groups), [name for name, _ in self.named_modules() if name])
+        self.recipe.check(list(groups), [name for name, _ in self.named_modules() if name], self.actions)
 
     def check_kind(self, kind: str | None) -> str:
         """The kind of explanation asked for; an unknown one raises `InputError`."""
@@ -134,12 +137,17 @@ class InterpModule(pl.LightningModule, ABC):
         One optimizer is exact where papers use several: the state of Adam and SGD is per parameter, and a frozen
         parameter has no gradient and is skipped.
         """
-        groups = [{"name": name, "params": params, "lr": 0.0} for name, params in self.parameter_groups().items()]
         spec = self.recipe.optimizer
-        options: dict[str, Any] = {"weight_decay": spec.weight_decay}
-        if spec.name == "sgd":
-            options["momentum"] = spec.momentum
+        groups = [
+            {"name": name, "params": params, "weight_decay": spec.weight_decays.get(name, spec.weight_decay)}
+            for name, params in self.parameter_groups().items()
+        ]
+        options = {"momentum": spec.momentum} if spec.name == "sgd" else {"eps": spec.eps}
         return OPTIMIZERS[spec.name](groups, lr=0.0, **options)
+
+    def reset_optimizer(self, data: pl.LightningDataModule) -> None:
+        """Forget the moments, as papers do that begin a stage with a new optimizer."""
+        self.trainer.optimizers[0].state.clear()
 
     def configure_callbacks(self) -> Sequence[pl.Callback]:
         """Every training walks through its phases."""
@@ -175,7 +183,11 @@ class PhaseSchedule(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Enter the epoch's phase, and seed dropout by seed, epoch and rank."""
         assert isinstance(module, InterpModule)
-        phase, _ = module.recipe.at(trainer.current_epoch)
+        phase, position = module.recipe.at(trainer.current_epoch)
+        if position == 0:
+            for action in phase.actions:
+                with torch.no_grad(), evaluating(module):
+                    getattr(module, action)(trainer.datamodule)  # type: ignore[attr-defined]
         for name, parameters in module.parameter_groups().items():
             for parameter in parameters:
                 parameter.requires_grad_(name in phase.lrs)
@@ -204,7 +216,8 @@ class PhaseSchedule(pl.Callback):
         """Set the learning rate of every group for this step, and log its mean over the epoch as `lr/<group>`."""
         assert isinstance(module, InterpModule)
         phase, epoch = module.recipe.at(trainer.current_epoch)
-        factor = phase.factor((epoch + batch_idx / trainer.num_training_batches) / phase.epochs)
+        before = module.recipe.before(trainer.current_epoch)
+        factor = phase.factor(epoch + batch_idx / trainer.num_training_batches, before)
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = phase.lrs.get(group["name"], 0.0) * factor
             module.log(f"lr/{group['name']}", group["lr"], on_step=False, on_epoch=True, batch_size=1)

@@ -17,23 +17,40 @@ class Phase:
     epochs: int = 1
     lrs: dict[str, float] = field(default_factory=dict)
     """Peak learning rate of each parameter group; groups not named are frozen."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """`cosine` falls from the peak to 0 over the phase."""
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    """`cosine` falls from the peak to 0 over the phase; `step` multiplies by `gamma` at each of the `milestones`."""
     warmup: float = 0.0
     """Fraction of the phase over which the learning rate first rises linearly from 0."""
+    milestones: list[int] = field(default_factory=list)
+    """Epochs from which `step` multiplies, counted from 0 over all phases of this name."""
+    gamma: float = 0.1
+    """Of `step`."""
     eval_modules: list[str] = field(default_factory=list)
     """Submodules kept in eval mode, such as a frozen trunk whose batch-norm statistics must not move."""
+    actions: list[str] = field(default_factory=list)
+    """What the model does when the phase begins, in this order, such as `push`."""
+    selectable: bool = True
+    """Whether epochs of this phase can become the best checkpoint."""
 
-    def factor(self, progress: float) -> float:
-        """What the peak learning rates are multiplied by, `progress` in [0, 1) being the part of the phase done.
+    def factor(self, epoch: float, before: int = 0) -> float:
+        """What the peak learning rates are multiplied by.
+
+        Args:
+            epoch: epochs of the phase that are done, with a fraction within one.
+            before: epochs of earlier phases of the same name.
 
         >>> [round(Phase(schedule="cosine", warmup=0.5).factor(p), 2) for p in (0.0, 0.25, 0.5, 0.75)]
         [0.0, 0.5, 1.0, 0.5]
+        >>> [Phase(epochs=4, schedule="step", milestones=[1, 3], gamma=0.5).factor(k) for k in range(4)]
+        [1.0, 0.5, 0.5, 0.25]
         """
+        progress = epoch / self.epochs
         if progress < self.warmup:
             return progress / self.warmup
         if self.schedule == "constant":
             return 1.0
+        if self.schedule == "step":
+            return self.gamma ** sum(milestone <= before + int(epoch) for milestone in self.milestones)
         return 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup)))
 
 
@@ -43,6 +60,10 @@ class Optimizer:
 
     name: Literal["adam", "adamw", "sgd"] = "adamw"
     weight_decay: float = 0.0
+    weight_decays: dict[str, float] = field(default_factory=dict)
+    """Of parameter groups that differ from `weight_decay`."""
+    eps: float = 1e-8
+    """Of `adam` and `adamw`."""
     momentum: float = 0.9
     """Of `sgd` alone."""
 
@@ -72,14 +93,26 @@ class Recipe:
             epoch -= phase.epochs
         return self.phases[-1], self.phases[-1].epochs - 1 + epoch
 
-    def check(self, groups: Sequence[str], modules: Sequence[str]) -> None:
-        """Raise `InputError` unless every phase is sound and names groups and modules that exist."""
+    def before(self, epoch: int) -> int:
+        """Epochs that were spent, before the phase of this epoch, in phases of its name."""
+        phase, position = self.at(epoch)
+        names = [earlier.name for earlier in self.phases for _ in range(earlier.epochs)]
+        return names[: epoch - position].count(phase.name)
+
+    def check(self, groups: Sequence[str], modules: Sequence[str], actions: Sequence[str] = ()) -> None:
+        """Raise `InputError` unless every phase is sound and names groups, modules and actions that exist."""
         if not self.phases:
             raise InputError("phases: at least one phase is needed")
         for key in ("weight_decay", "momentum"):
             value = getattr(self.optimizer, key)
             if not 0 <= value < math.inf:
                 raise InputError(f"optimizer.{key} must be 0 or more; got {value}")
+        for group in self.optimizer.weight_decays:
+            if group not in groups:
+                raise unknown("parameter group in optimizer.weight_decays:", group, groups)
+        trained = [phase for phase in self.phases if phase.epochs]
+        if trained and not trained[-1].selectable:
+            raise InputError("phases: the last one must be selectable, as its last epoch is the run's")
         for number, phase in enumerate(self.phases):
             where = f"phases[{number}]"
             if phase.epochs < 0 or not 0 <= phase.warmup < 1:
@@ -93,6 +126,9 @@ class Recipe:
                     raise unknown(f"parameter group in {where}.lrs:", group, groups)
                 if not 0 <= lr < math.inf:
                     raise InputError(f"{where}.lrs.{group} must be 0 or more; got {lr}")
+            for action in phase.actions:
+                if action not in actions:
+                    raise unknown(f"action in {where}.actions:", action, actions)
             for module in phase.eval_modules:
                 if module not in modules:
                     raise unknown(f"module in {where}.eval_modules:", module, modules)
