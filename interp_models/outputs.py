@@ -17,7 +17,5 @@ class InterpOutput(NamedTuple):
     maps: Tensor
     """(B, N, h, w), one map per part, prototype or head, on the model's own grid, not normalised;
     not below 0 unless the model says `signed_maps`."""
-    evidence: Tensor | None = None
-    """(B, N, K), what map n adds to logit k; summed over n, plus the bias, the logit if the model is `additive`."""
     aux: Mapping[str, Tensor] = {}  # never written to; a read-only mapping would be no pytree
     """What only the model's own loss and explanations read, such as features or distances."""

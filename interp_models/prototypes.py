@@ -1,8 +1,14 @@
-"""What prototype models share: distances between patches of a map of features and prototypes."""
+"""What prototype models share: distances to patches, and the search for a data set's nearest patches."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from interp_models.data.base import Sample
+from interp_models.training.distributed import gathered
 
 
 def squared_distances(features: Tensor, prototypes: Tensor) -> Tensor:
@@ -25,8 +31,182 @@ def squared_distances(features: Tensor, prototypes: Tensor) -> Tensor:
         energy = features.square().sum(dim=1, keepdim=True)  # (B, 1, h, w)
         if size == (1, 1):
             product = torch.einsum("pd,bdn->bpn", prototypes[:, :, 0, 0], features.flatten(2))
-            product = product.unflatten(2, features.shape[-2:])
+            product = product.view(len(features), len(prototypes), *features.shape[-2:])
         else:
             energy = F.avg_pool2d(energy, size, stride=1, divisor_override=1)
             product = F.conv2d(features, prototypes)
         return (energy - 2 * product + norms[:, None, None]).relu()
+
+
+class Patches(NamedTuple):
+    """The k nearest patches of each of P prototypes, at most one per image, the nearest first.
+
+    Of equal distances the image that comes first in the data is nearer; within an image, the cell that does.
+    """
+
+    distance: Tensor
+    """(P, k) squared L2; infinite where there are fewer than k."""
+    image: Tensor
+    """(P, k) int64, position of the image in its data set's split; -1 where there is none."""
+    label: Tensor
+    """(P, k) int64, class of the image; -1 where there is none."""
+    cell: Tensor
+    """(P, k) int64, the patch's first cell, counted row by row over the distances."""
+    vector: Tensor
+    """(P, k, D·a·b), the patch itself."""
+    distances: Tensor
+    """(P, k, h', w') squared L2 to all patches of the image."""
+
+
+@torch.no_grad()
+def nearest_patches(
+    features: Callable[[Tensor], Tensor],
+    batches: Iterable[Sample],
+    prototypes: Tensor,
+    allowed: Tensor | None = None,
+    k: int = 1,
+) -> Patches:
+    """The nearest patches of all ranks' images, the same on every rank.
+
+    One pass over the images; only prototypes that a batch's classes allow are compared with it, and nothing of an
+    image is kept unless it is among the nearest.
+
+    Args:
+        features: images (B, 3, H, W) -> (B, D, h, w), in eval mode.
+        batches: this rank's images, in the order of the data.
+        prototypes: (P, D, a, b).
+        allowed: (P, K) bool, the classes that a prototype's patches may come from; None allows all.
+        k: patches per prototype.
+    """
+    device, size = prototypes.device, prototypes.shape[-2:]
+    found: Patches | None = None
+    for batch in batches:
+        labels, indices = batch.label.to(device), batch.index.to(device)
+        z = features(batch.image.to(device))
+        fits = None if allowed is None else allowed[:, labels]  # (P, B)
+        live = torch.arange(len(prototypes), device=device) if fits is None else fits.any(dim=1).nonzero()[:, 0]
+        distances = squared_distances(z, prototypes[live])  # (B, L, h', w')
+        if found is None:
+            found = _none(len(prototypes), k, prototypes[0].numel(), distances)
+        nearest, cell = distances.flatten(2).transpose(0, 1).min(dim=2)  # (L, B)
+        if fits is not None:
+            nearest = nearest.masked_fill(~fits[live], torch.inf)
+        old = Patches(*(x[live] for x in found))
+        both = torch.cat([old.distance, nearest], dim=1)  # (L, k + B)
+        order = both.argsort(dim=1, stable=True)[:, :k]
+        new, b = order >= k, (order - k).clamp(min=0)  # b: image of the batch
+        at = cell.gather(1, b)
+        vectors = (F.unfold(z, size) if size != (1, 1) else z.flatten(2)).transpose(1, 2)  # (B, h'·w', D·a·b)
+        chosen = Patches(
+            both.gather(1, order),
+            indices[b],
+            labels[b],
+            at,
+            vectors[b, at],
+            distances[b, torch.arange(len(live), device=device)[:, None]],
+        )
+        kept = order.clamp(max=k - 1)
+        for state, mine, theirs in zip(found, old, chosen, strict=True):
+            rows = torch.arange(len(live), device=device)[:, None]
+            pick = new.view(*new.shape, *[1] * (mine.dim() - 2))
+            state[live] = torch.where(pick, theirs, mine[rows, kept])
+    assert found is not None, "no images"
+    return _over_ranks(found, k)
+
+
+def _none(prototypes: int, k: int, values: int, distances: Tensor) -> Patches:
+    """No patches yet."""
+    shape = (prototypes, k)
+    image, label, cell = (distances.new_full(shape, -1, dtype=torch.int64) for _ in range(3))
+    return Patches(
+        distances.new_full(shape, torch.inf),
+        image,
+        label,
+        cell,
+        distances.new_zeros(*shape, values),
+        distances.new_zeros(*shape, *distances.shape[-2:]),
+    )
+
+
+def _over_ranks(found: Patches, k: int) -> Patches:
+    """The nearest of what the ranks have found; where distances are equal, the first in the data."""
+    everything = Patches(*(torch.cat(list(gathered(x)), dim=1) for x in found))
+    by_index = everything.image.argsort(dim=1, stable=True)
+    by_distance = everything.distance.gather(1, by_index).argsort(dim=1, stable=True)
+    order = by_index.gather(1, by_distance)[:, :k]
+    rows = torch.arange(len(order), device=order.device)[:, None]
+    best = Patches(*(x[rows, order] for x in everything))
+    missing = best.distance.isinf()
+    return best._replace(image=best.image.masked_fill(missing, -1), label=best.label.masked_fill(missing, -1))
+
+
+def without_duplicates(patches: Patches) -> Tensor:
+    """Which of its k patches each prototype takes, (P,) int64, so that no two take one patch.
+
+    The nearest pair of prototype and patch is settled first. -1 where all of a prototype's patches are taken.
+    """
+    taken: set[tuple[int, int]] = set()
+    choice = [-1] * len(patches.distance)
+    pairs = patches.distance.flatten().argsort(stable=True).tolist()
+    k = patches.distance.shape[1]
+    image, cell = patches.image.tolist(), patches.cell.tolist()
+    for pair in pairs:
+        p, j = divmod(pair, k)
+        patch = (image[p][j], cell[p][j])
+        if choice[p] < 0 and patch[0] >= 0 and patch not in taken:
+            choice[p] = j
+            taken.add(patch)
+    return torch.tensor(choice, device=patches.distance.device)
+
+
+def activation_boxes(activations: Tensor, size: tuple[int, int], percentile: float = 95.0) -> Tensor:
+    """The smallest box around all pixels that activate as much as the upper `100 - percentile` % do.
+
+    Args:
+        activations: (P, h, w), upsampled bicubically to the image.
+        size: height and width of the image.
+        percentile: of the pixels of the image (paper: 95).
+
+    Returns:
+        (P, 4) int64, XYXY in pixels, the ends exclusive.
+    """
+    boxes = []
+    for part in torch.split(activations, 64):
+        large = F.interpolate(part[:, None].float(), size=size, mode="bicubic", align_corners=False)[:, 0]
+        flat = large.flatten(1)
+        # Pixels not below the interpolated percentile are those not below the next value above it.
+        position = min(int(percentile / 100 * (flat.shape[1] - 1) + 1 - 1e-9), flat.shape[1] - 1)
+        threshold = flat.kthvalue(position + 1, dim=1).values
+        high = large >= threshold[:, None, None]
+        spans = []
+        for axis in (high.any(dim=1), high.any(dim=2)):  # columns, rows
+            spans += [axis.int().argmax(dim=1), axis.shape[1] - axis.flip(1).int().argmax(dim=1)]
+        boxes.append(torch.stack([spans[0], spans[2], spans[1], spans[3]], dim=1))
+    return torch.cat(boxes)
+
+
+def receptive_spans(features: Callable[[Tensor], Tensor], image: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows and columns of pixels that a cell of the features is made of.
+
+    Found by the gradient, which is exact for any network whose activations do not all vanish: cells of one row share
+    their rows of pixels, and so on. A network that pools over the whole image gives the whole image.
+
+    Args:
+        features: images -> (B, D, h, w).
+        image: (1, 3, H, W), such as noise.
+
+    Returns:
+        rows (h, 2) and columns (w, 2), first and last + 1, int64.
+    """
+    with torch.enable_grad():
+        image = image.detach().requires_grad_(True)
+        z = features(image)[0].abs().sum(dim=0)  # (h, w)
+        spans = []
+        for axis in (0, 1):
+            ends = []
+            for number in range(z.shape[axis]):
+                (gradient,) = torch.autograd.grad(z.select(axis, number).sum(), image, retain_graph=True)
+                seen = (gradient[0] != 0).any(dim=0).any(dim=1 - axis).nonzero()[:, 0]
+                ends.append([int(seen[0]), int(seen[-1]) + 1] if len(seen) else [0, 0])
+            spans.append(torch.tensor(ends, device=image.device))
+    return spans[0], spans[1]

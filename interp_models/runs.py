@@ -92,10 +92,9 @@ class Checkpoint(ModelCheckpoint):
         )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save, unless the best is wanted and the phase's epochs are no candidates."""
+        """Save, unless the best is wanted and the epoch is no candidate."""
         assert isinstance(pl_module, InterpModule)
-        phase, _ = pl_module.recipe.at(trainer.current_epoch)
-        if self.monitor is None or phase.selectable:
+        if self.monitor is None or pl_module.recipe.selectable(trainer.current_epoch):
             super().on_train_epoch_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """The data module: splits, order and augmentation, all functions of the seed, the epoch and the sample."""
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -166,9 +167,15 @@ class DataModule(pl.LightningDataModule):
         transform = train_transform(self.image_size) if augmented else test_transform(self.image_size)
         return TransformedDataset(images, indices, transform, self.seed, self.crop_to_box)
 
-    def loader(self, split: str, *, shuffle: bool = False) -> DataLoader[Sample]:
-        """A loader over this rank's share of a split."""
+    def fingerprint(self, split: str) -> int:
+        """A number from 0 to 2**62 - 1 that tells one set of images from another by their names, order and labels."""
         dataset = self.dataset(split)
+        lines = [f"{dataset.images.image_id(int(i))} {dataset.images.labels[int(i)]}" for i in dataset.indices]
+        return int.from_bytes(hashlib.sha256("\n".join(lines).encode()).digest()[:8], "big") >> 2
+
+    def loader(self, split: str, *, shuffle: bool = False, augment: bool = True) -> DataLoader[Sample]:
+        """A loader over this rank's share of a split, in the order of the data unless shuffled."""
+        dataset = self.dataset(split, augment=augment)
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         if len(dataset) < world:
@@ -195,6 +202,15 @@ class DataModule(pl.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             generator=torch.Generator().manual_seed(self.seed),
         )
+
+    def batches(self, epoch: int) -> Iterator[list[int]]:
+        """Positions among the training images of every step of an epoch, those of all ranks together."""
+        world = self.trainer.world_size if self.trainer else 1
+        size = self.batch_size * world
+        sampler = ShardSampler(len(self.train_indices), rank=0, world=1, seed=self.seed, global_batch=size)
+        sampler.set_epoch(epoch)
+        positions = [position for _, position in sampler]
+        return (positions[first : first + size] for first in range(0, len(positions), size))
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Shuffled and augmented."""

@@ -68,14 +68,12 @@ class BCNN(InterpModule):
         self.label_smoothing = label_smoothing
 
     def forward(self, images: Tensor) -> InterpOutput:
-        """Images (B, 3, H, W) -> logits (B, K), maps (B, N, h, w), evidence (B, N, K); aux holds the features."""
+        """Images (B, 3, H, W) -> logits (B, K), maps (B, N, h, w); aux holds features and what is pooled of them."""
         features = self.backbone(images)
         maps = self.attention(features)
         maps = F.relu(maps) if self.relu else maps
         pooled = self.dropout(bilinear_attention_pool(features, maps))  # (B, N, C)
-        evidence = torch.einsum("bnc,knc->bnk", pooled, self.class_weights)
-        logits = evidence.sum(dim=1) + self.head.bias
-        return InterpOutput(logits, maps, evidence, {"features": features})
+        return InterpOutput(self.head(pooled.flatten(1)), maps, {"features": features, "pooled": pooled})
 
     @property
     def class_weights(self) -> Tensor:
@@ -98,6 +96,10 @@ class BCNN(InterpModule):
     def feature_layer(self) -> nn.Module:
         """The backbone."""
         return self.backbone
+
+    def evidence(self, output: InterpOutput, targets: Tensor) -> Tensor:
+        """<W_k,n, f_n> of the target k for each map n, (B, N)."""
+        return (output.aux["pooled"] * self.class_weights[targets]).sum(dim=2)
 
     def explain(self, output: InterpOutput, targets: Tensor, kind: str | None = None) -> Tensor:
         """(B, h, w): `mean` of the maps, or `class`, the terms of the target's logit, which sum to it less its bias."""

@@ -38,9 +38,9 @@ class InterpModule(pl.LightningModule, ABC):
     """
 
     additive: ClassVar[bool] = False
-    """Whether `evidence.sum(1) + bias == logits`."""
+    """Whether logits are sums over the maps, and `evidence` says what each adds."""
     actions: ClassVar[tuple[str, ...]] = ("reset_optimizer",)
-    """Methods that a phase may call when it begins, each with the data module, on all ranks."""
+    """Methods that a phase may call when it ends, each with the data module, on all ranks."""
     explanations: ClassVar[tuple[str, ...]]
     """The kinds of map that `explain` gives, the default first."""
     signed_maps: bool = False
@@ -62,7 +62,7 @@ class InterpModule(pl.LightningModule, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor) -> InterpOutput:
-        """Images (B, 3, H, W) in [0, 1] -> logits, maps and evidence."""
+        """Images (B, 3, H, W) in [0, 1] -> logits and maps."""
 
     @abstractmethod
     def loss(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
@@ -86,6 +86,14 @@ class InterpModule(pl.LightningModule, ABC):
             targets: class to explain, int64 (B,).
             kind: one of `explanations`; None is the first.
         """
+
+    def evidence(self, output: InterpOutput, targets: Tensor) -> Tensor:
+        """What each map adds to the target's logit, (B, N); the sum is the logit, but for a constant of the class.
+
+        Raises:
+            InputError: by default, and unless the model is `additive`.
+        """
+        raise InputError(f"the logits of {type(self).__name__} are no sum over its maps")
 
     def check_recipe(self) -> None:
         """Raise `InputError` unless the groups are sound and the recipe names groups and modules that exist."""
@@ -183,11 +191,7 @@ class PhaseSchedule(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Enter the epoch's phase, and seed dropout by seed, epoch and rank."""
         assert isinstance(module, InterpModule)
-        phase, position = module.recipe.at(trainer.current_epoch)
-        if position == 0:
-            for action in phase.actions:
-                with torch.no_grad(), evaluating(module):
-                    getattr(module, action)(trainer.datamodule)  # type: ignore[attr-defined]
+        phase, _ = module.recipe.at(trainer.current_epoch)
         for name, parameters in module.parameter_groups().items():
             for parameter in parameters:
                 parameter.requires_grad_(name in phase.lrs)
@@ -196,6 +200,17 @@ class PhaseSchedule(pl.Callback):
             module.get_submodule(name).eval()
         torch.manual_seed(seed_of(int(module.config.get("seed", 0)), trainer.current_epoch, trainer.global_rank))
         module.log("phase", float(module.recipe.phases.index(phase)))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After the last step of a phase do what it ends with, so that validation and checkpoint see the result."""
+        assert isinstance(module, InterpModule)
+        phase, position = module.recipe.at(trainer.current_epoch)
+        if position == phase.epochs - 1 and batch_idx == trainer.num_training_batches - 1:
+            for action in phase.then:
+                with torch.no_grad(), evaluating(module):
+                    getattr(module, action)(trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Give every rank the first one's buffers: after the last step batch-norm statistics differ between ranks."""

@@ -27,10 +27,10 @@ class Phase:
     """Of `step`."""
     eval_modules: list[str] = field(default_factory=list)
     """Submodules kept in eval mode, such as a frozen trunk whose batch-norm statistics must not move."""
-    actions: list[str] = field(default_factory=list)
-    """What the model does when the phase begins, in this order, such as `push`."""
-    selectable: bool = True
-    """Whether epochs of this phase can become the best checkpoint."""
+    then: list[str] = field(default_factory=list)
+    """What the model does after the phase's last step and before that epoch's validation, such as `push`."""
+    select: Literal["every", "last", "none"] = "every"
+    """Which epochs of the phase can become the best checkpoint; `last` where `then` makes the prototypes patches."""
 
     def factor(self, epoch: float, before: int = 0) -> float:
         """What the peak learning rates are multiplied by.
@@ -99,6 +99,16 @@ class Recipe:
         names = [earlier.name for earlier in self.phases for _ in range(earlier.epochs)]
         return names[: epoch - position].count(phase.name)
 
+    def selectable(self, epoch: int) -> bool:
+        """Whether an epoch can become the best checkpoint.
+
+        >>> recipe = Recipe([Phase("joint", 2, select="last")])
+        >>> recipe.selectable(0), recipe.selectable(1)
+        (False, True)
+        """
+        phase, position = self.at(epoch)
+        return phase.select == "every" or (phase.select == "last" and position == phase.epochs - 1)
+
     def check(self, groups: Sequence[str], modules: Sequence[str], actions: Sequence[str] = ()) -> None:
         """Raise `InputError` unless every phase is sound and names groups, modules and actions that exist."""
         if not self.phases:
@@ -111,8 +121,8 @@ class Recipe:
             if group not in groups:
                 raise unknown("parameter group in optimizer.weight_decays:", group, groups)
         trained = [phase for phase in self.phases if phase.epochs]
-        if trained and not trained[-1].selectable:
-            raise InputError("phases: the last one must be selectable, as its last epoch is the run's")
+        if trained and trained[-1].select == "none":
+            raise InputError("phases: the last one must not have select: none, as its last epoch is the run's")
         for number, phase in enumerate(self.phases):
             where = f"phases[{number}]"
             if phase.epochs < 0 or not 0 <= phase.warmup < 1:
@@ -126,9 +136,9 @@ class Recipe:
                     raise unknown(f"parameter group in {where}.lrs:", group, groups)
                 if not 0 <= lr < math.inf:
                     raise InputError(f"{where}.lrs.{group} must be 0 or more; got {lr}")
-            for action in phase.actions:
+            for action in phase.then:
                 if action not in actions:
-                    raise unknown(f"action in {where}.actions:", action, actions)
+                    raise unknown(f"action in {where}.then:", action, actions)
             for module in phase.eval_modules:
                 if module not in modules:
                     raise unknown(f"module in {where}.eval_modules:", module, modules)

@@ -44,7 +44,6 @@ def check_modes(make: Make) -> None:
     model = make()
     x = images()
     outputs = [model.train()(x), model.eval()(x)]
-    assert [o.evidence is None for o in outputs] == [outputs[0].evidence is None] * 2
     assert outputs[0].aux.keys() == outputs[1].aux.keys()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         low = model(x)
@@ -53,17 +52,20 @@ def check_modes(make: Make) -> None:
 
 
 def check_evidence(make: Make) -> None:
-    """Where the model says additive, the maps' evidence plus a constant per class is the logit."""
+    """Where the model says additive, the maps' evidence plus a constant per class is the logit; else it refuses."""
     model = make().eval()
     x = images(4)
     output = model(x)
     if not model.additive:
+        with pytest.raises(ValueError, match=type(model).__name__):
+            model.evidence(output, torch.zeros(4, dtype=torch.long))
         return
-    assert output.evidence is not None
-    assert output.evidence.shape == (*output.maps.shape[:2], model.num_classes)
-    bias = output.logits - output.evidence.sum(dim=1)
-    torch.testing.assert_close(bias, bias[:1].expand_as(bias), rtol=1e-4, atol=1e-5)
-    assert float(output.evidence.std()) > 0
+    for label in range(model.num_classes):
+        evidence = model.evidence(output, torch.full((4,), label))
+        assert evidence.shape == output.maps.shape[:2]
+        bias = output.logits[:, label] - evidence.sum(dim=1)
+        torch.testing.assert_close(bias, bias[:1].expand_as(bias), rtol=1e-4, atol=1e-5)
+        assert float(evidence.std()) > 0
 
 
 def check_explain(make: Make) -> None:

@@ -1,0 +1,283 @@
+"""ProtoPNet: this looks like that.
+
+Paper: Chen et al., "This Looks Like That: Deep Learning for Interpretable Image Recognition", NeurIPS 2019. Tutorial:
+Gomez and Mouchère 2023, section 2.2.3, equations 13 to 18. Options: prototypes of several cells (Singh and Yow,
+"An interpretable deep learning model for covid-19 detection with chest x-ray images", 2021, Gen-ProtoPNet), last layer
++1 / -1 (Singh and Yow, "These do not look like those", 2021, NP-ProtoPNet).
+Differs from the authors' code in: see docs/quirks.md, `protopnet`.
+"""
+
+from itertools import pairwise
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from interp_models.backbones import BUNDLED, Backbone
+from interp_models.data.module import DataModule
+from interp_models.errors import InputError
+from interp_models.outputs import InterpOutput
+from interp_models.prototypes import (
+    activation_boxes,
+    nearest_patches,
+    receptive_spans,
+    squared_distances,
+    without_duplicates,
+)
+from interp_models.training.distributed import gathered, in_order
+from interp_models.training.module import MODELS, InterpModule
+
+EPSILON = 1e-4
+"""Of the log activation, whose largest value is ln(1 / EPSILON) = 9.21."""
+
+
+@MODELS.register("protopnet")
+class ProtoPNet(InterpModule):
+    """Features z = add_on(CNN(x)), similarity s_p = max over patches of act(‖z_hw - p‖²), logits = W · s.
+
+    Prototypes belong to classes in blocks. W starts at 1 for prototypes of the class and `wrong_weight` for others,
+    and has no bias, so a logit is exactly the sum of similarity × weight over prototypes.
+
+    Loss: cross-entropy + cluster · mean_i min_{p of y_i} d_ip - separation · mean_i min_{p not of y_i} d_ip
+    + l1 · Σ |W_kp| over prototypes of other classes than k; d is the squared distance to the nearest patch.
+
+    Actions for `phases[].then`: `push` replaces each prototype by the nearest patch of a training image of its class,
+    `fit_last_layer` trains W on the similarities of un-augmented images, `prune` removes prototypes of the background.
+
+    Args:
+        num_classes: classes K.
+        backbone: timm model, see `Backbone`.
+        weights: see `Backbone`.
+        output_stride: see `Backbone`.
+        prototypes_per_class: P / K.
+        channels: D, of features after the add-on layers and of prototypes.
+        prototype_size: rows and columns of cells of a prototype.
+        add_on: `regular` has two layers, `bottleneck` halves the channels step by step; both end in a sigmoid.
+        activation: `log` is ln((d + 1) / (d + 1e-4)), `linear` is -d.
+        class_specific: without it, patches of any class attract a prototype, and nothing repels it.
+        wrong_weight: of W at the start, for prototypes of other classes (NP-ProtoPNet: -1, and `last_layer` not
+            among the `lrs` of any phase).
+        cluster: see the loss.
+        separation: see the loss.
+        l1: see the loss.
+        unique: `push` gives no patch to two prototypes.
+        last_layer_epochs: of `fit_last_layer`.
+        last_layer_lr: of `fit_last_layer`.
+        prune_neighbours: `prune` looks at so many nearest training patches (paper: 6) ...
+        prune_least: ... and removes prototypes with fewer than so many of their class among them (paper: 3).
+    """
+
+    additive = True
+    actions: ClassVar[tuple[str, ...]] = ("reset_optimizer", "push", "fit_last_layer", "prune")
+    explanations: ClassVar[tuple[str, ...]] = ("class", "best", "mean")
+    class_identity: Tensor
+    kept: Tensor
+    source_image: Tensor
+    source_cell: Tensor
+    receptive_box: Tensor
+    activation_box: Tensor
+    push_set: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        backbone: str = BUNDLED,
+        weights: str | None = "timm",
+        output_stride: int | None = None,
+        prototypes_per_class: int = 10,
+        channels: int = 128,
+        prototype_size: tuple[int, int] = (1, 1),
+        add_on: Literal["regular", "bottleneck"] = "regular",
+        activation: Literal["log", "linear"] = "log",
+        class_specific: bool = True,
+        wrong_weight: float = -0.5,
+        cluster: float = 0.8,
+        separation: float = 0.08,
+        l1: float = 1e-4,
+        unique: bool = False,
+        last_layer_epochs: int = 20,
+        last_layer_lr: float = 1e-4,
+        prune_neighbours: int = 6,
+        prune_least: int = 3,
+    ) -> None:
+        super().__init__(num_classes)
+        if min(prototypes_per_class, channels, *prototype_size) < 1:
+            raise InputError("model.prototypes_per_class, model.channels and model.prototype_size must be at least 1")
+        self.backbone = Backbone(backbone, weights=weights, output_stride=output_stride)
+        self.add_on = add_on_layers(self.backbone.channels, channels, add_on)
+        p = num_classes * prototypes_per_class
+        self.prototypes = nn.Parameter(torch.rand(p, channels, *prototype_size))
+        self.last_layer = nn.Linear(p, num_classes, bias=False)
+        own = torch.arange(p) // prototypes_per_class == torch.arange(num_classes)[:, None]  # (K, P)
+        self.register_buffer("class_identity", own, persistent=False)
+        with torch.no_grad():
+            self.last_layer.weight.copy_(torch.where(own, 1.0, wrong_weight))
+        self.register_buffer("kept", torch.ones(p, dtype=torch.bool))
+        self.register_buffer("source_image", torch.full((p,), -1))
+        self.register_buffer("source_cell", torch.zeros(p, 2, dtype=torch.long))
+        self.register_buffer("receptive_box", torch.zeros(p, 4, dtype=torch.long))
+        self.register_buffer("activation_box", torch.zeros(p, 4, dtype=torch.long))
+        self.register_buffer("push_set", torch.tensor(-1))
+        self.log_activation, self.signed_maps = activation == "log", activation != "log"
+        self.class_specific, self.unique = class_specific, unique
+        self.cluster, self.separation, self.l1 = cluster, separation, l1
+        self.last_layer_epochs, self.last_layer_lr = last_layer_epochs, last_layer_lr
+        self.prune_neighbours, self.prune_least = prune_neighbours, prune_least
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> features (B, D, h, w) in [0, 1], which prototypes are compared with."""
+        features: Tensor = self.add_on(self.backbone(images))
+        return features
+
+    def similarity(self, distances: Tensor) -> Tensor:
+        """What the squared distance counts: ln((d + 1) / (d + ε)) or -d."""
+        return ((distances + 1) / (distances + EPSILON)).log() if self.log_activation else -distances
+
+    def forward(self, images: Tensor) -> InterpOutput:
+        """Images (B, 3, H, W) -> logits (B, K), similarity maps (B, P, h, w); aux: `distances`, `similarities` (B, P)."""
+        distances = squared_distances(self.features(images), self.prototypes)
+        nearest = distances.flatten(2).min(dim=2).values
+        similarities = self.similarity(nearest)
+        logits = self.last_layer(similarities * self.kept)
+        return InterpOutput(logits, self.similarity(distances), {"distances": nearest, "similarities": similarities})
+
+    def loss(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy `ce`, `cluster`, `separation` (below 0) and `l1`."""
+        own = self.class_identity[targets]  # (B, P)
+        distances = output.aux["distances"]
+        if not self.class_specific:
+            terms = {"cluster": self.cluster * distances.min(dim=1).values.mean()}
+        else:
+            to_own = distances.masked_fill(~own, torch.inf).min(dim=1).values
+            to_other = distances.masked_fill(own, torch.inf).min(dim=1).values
+            terms = {"cluster": self.cluster * to_own.mean(), "separation": -self.separation * to_other.mean()}
+        return self._classification(output.logits, self.last_layer.weight, targets) | terms
+
+    def _classification(self, logits: Tensor, weights: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """The terms that the last layer's weights (K, P) have a part in."""
+        penalised = weights.masked_fill(self.class_identity, 0.0) if self.class_specific else weights
+        return {"ce": F.cross_entropy(logits, targets), "l1": self.l1 * penalised.abs().sum()}
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """`backbone`, `add_on`, `prototypes` and `last_layer`."""
+        return {
+            "backbone": list(self.backbone.parameters()),
+            "add_on": list(self.add_on.parameters()),
+            "prototypes": [self.prototypes],
+            "last_layer": list(self.last_layer.parameters()),
+        }
+
+    @property
+    def feature_layer(self) -> nn.Module:
+        """The backbone."""
+        return self.backbone
+
+    def evidence(self, output: InterpOutput, targets: Tensor) -> Tensor:
+        """Similarity × weight of the target for each prototype, (B, P)."""
+        return output.aux["similarities"] * self.kept * self.last_layer.weight[targets]
+
+    def explain(self, output: InterpOutput, targets: Tensor, kind: str | None = None) -> Tensor:
+        """(B, h, w): `class`, the target's weights times the similarity maps; `best`, the map of the target's own
+        prototype with the most evidence; `mean` of all maps."""
+        maps = output.maps.float()
+        kind = self.check_kind(kind)
+        if kind == "class":
+            return torch.einsum("bp,bphw->bhw", self.kept * self.last_layer.weight[targets].float(), maps)
+        if kind == "mean":
+            return maps[:, self.kept].mean(dim=1)
+        own = self.class_identity[targets] & self.kept
+        best = self.evidence(output, targets).masked_fill(~own, -torch.inf).argmax(dim=1)
+        return maps[torch.arange(len(maps), device=maps.device), best]
+
+    @torch.no_grad()
+    def push(self, data: DataModule) -> None:
+        """Replace each prototype by the nearest patch of an un-augmented training image of its class.
+
+        Records where it comes from: `source_image` (position in the training split), `source_cell` (row, column),
+        `receptive_box` (pixels that the patch is made of) and `activation_box` (around the upper 5 % of the pixels of
+        the image by activation), XYXY in pixels after the test transform.
+
+        Raises:
+            InputError: if a class has no training image, or with `unique` too few.
+        """
+        allowed = self.class_identity.T if self.class_specific else None
+        k = int(self.class_identity[0].sum()) if self.class_specific else len(self.prototypes)
+        loader = data.loader("train", augment=False)
+        patches = nearest_patches(self.features, loader, self.prototypes, allowed, k if self.unique else 1)
+        choice = without_duplicates(patches) if self.unique else torch.zeros_like(patches.image[:, 0])
+        rows = torch.arange(len(choice), device=choice.device)
+        found = (choice >= 0) & ~patches.distance[rows, choice].isinf()
+        if not bool(found.all()):
+            label = int(self.class_identity[:, (~found).nonzero()[0, 0]].nonzero()[0, 0])
+            raise InputError(
+                f"push: class {data.classes[label]!r} has too few training images for its prototypes, or none with finite features"
+            )
+        patches_map = patches.distances[rows, choice]
+        self.prototypes.copy_(patches.vector[rows, choice].view_as(self.prototypes))
+        size = (data.image_size, data.image_size)
+        cell = patches.cell[rows, choice]
+        row, column = cell // patches_map.shape[2], cell % patches_map.shape[2]
+        self.source_image.copy_(patches.image[rows, choice])
+        self.source_cell.copy_(torch.stack([row, column], dim=1))
+        noise = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(self.device)
+        across, down = receptive_spans(self.features, noise)[::-1]
+        high, wide = self.prototypes.shape[2:]
+        starts, ends = (across[column, 0], down[row, 0]), (across[column + wide - 1, 1], down[row + high - 1, 1])
+        self.receptive_box.copy_(torch.stack([*starts, *ends], dim=1))
+        self.activation_box.copy_(activation_boxes(self.similarity(patches_map), size))
+        self.push_set.fill_(data.fingerprint("train"))
+
+    def fit_last_layer(self, data: DataModule) -> None:
+        """Train W on the similarities of un-augmented training images, computed once.
+
+        The steps are those of a phase without augmentation in which W alone is trained and everything is in eval
+        mode, from a new Adam: the same batches in the same order.
+        """
+        loader = data.loader("train", augment=False)
+        found = []
+        with torch.no_grad():
+            for batch in loader:
+                nearest = squared_distances(self.features(batch.image.to(self.device)), self.prototypes)
+                found.append(self.similarity(nearest.flatten(2).amin(dim=2)) * self.kept)
+        similarities = in_order(torch.cat(found), len(data.train_indices))
+        labels = torch.as_tensor(data.train_images.labels, device=self.device)[data.train_indices]
+        weights = self.last_layer.weight.detach().clone().requires_grad_()
+        optimizer = torch.optim.Adam([weights], lr=self.last_layer_lr)
+        for epoch in range(self.last_layer_epochs):
+            for batch in data.batches(self.current_epoch + 1 + epoch):
+                with torch.enable_grad():
+                    terms = self._classification(F.linear(similarities[batch], weights), weights, labels[batch])
+                    # Not backward(): DDP listens to the gradients of parameters.
+                    (weights.grad,) = torch.autograd.grad(torch.stack(list(terms.values())).sum(), weights)
+                optimizer.step()
+        with torch.no_grad():
+            self.last_layer.weight.copy_(gathered(weights.detach())[0])
+
+    @torch.no_grad()
+    def prune(self, data: DataModule) -> None:
+        """Remove prototypes that fewer than `prune_least` of their `prune_neighbours` nearest training patches share
+        the class with; their similarities count no more."""
+        loader = data.loader("train", augment=False)
+        patches = nearest_patches(self.features, loader, self.prototypes, k=self.prune_neighbours)
+        own = self.class_identity.int().argmax(dim=0)  # (P,)
+        self.kept &= (patches.label == own[:, None]).sum(dim=1) >= self.prune_least
+
+
+def add_on_layers(features: int, channels: int, kind: Literal["regular", "bottleneck"]) -> nn.Sequential:
+    """1×1 convolutions from the backbone's features to the prototypes' channels, with a sigmoid at the end."""
+    if kind == "regular":
+        widths = [features, channels, channels]
+    else:
+        widths = [features]
+        while widths[-1] > channels or len(widths) == 1:
+            width = max(channels, widths[-1] // 2)
+            widths += [width, width]
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        convolution = nn.Conv2d(before, after, kernel_size=1)
+        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]  # it has one
+        layers += [convolution, nn.ReLU()]
+    return nn.Sequential(*layers[:-1], nn.Sigmoid())

@@ -1,0 +1,35 @@
+"""What state outside the optimizer needs of other ranks; without other ranks, nothing happens."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def gathered(x: Tensor) -> Tensor:
+    """A tensor of the same shape from every rank, (ranks, ...)."""
+    if not _many():
+        return x[None]
+    parts = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, x.contiguous())
+    return torch.stack(parts)
+
+
+def in_order(rows: Tensor, n: int) -> Tensor:
+    """The rows (n, ...) of a whole data set, of which this rank has every `ranks`-th, beginning with its number."""
+    ranks = torch.distributed.get_world_size() if _many() else 1
+    padding = -(-n // ranks) - len(rows)
+    rows = F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, padding))
+    return gathered(rows).transpose(0, 1).flatten(0, 1)[:n]
+
+
+def summed(x: Tensor) -> Tensor:
+    """The sum over ranks."""
+    if not _many():
+        return x
+    x = x.clone()
+    torch.distributed.all_reduce(x)
+    return x
+
+
+def _many() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
