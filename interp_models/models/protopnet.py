@@ -136,7 +136,7 @@ class ProtoPNet(InterpModule):
         return ((distances + 1) / (distances + EPSILON)).log() if self.log_activation else -distances
 
     def forward(self, images: Tensor) -> InterpOutput:
-        """Images (B, 3, H, W) -> logits (B, K), similarity maps (B, P, h, w); aux: `distances`, `similarities` (B, P)."""
+        """Images (B, 3, H, W) -> logits (B, K), similarity maps (B, P, h, w), `distances` and `similarities` (B, P)."""
         distances = squared_distances(self.features(images), self.prototypes)
         nearest = distances.flatten(2).min(dim=2).values
         similarities = self.similarity(nearest)
@@ -212,7 +212,8 @@ class ProtoPNet(InterpModule):
         if not bool(found.all()):
             label = int(self.class_identity[:, (~found).nonzero()[0, 0]].nonzero()[0, 0])
             raise InputError(
-                f"push: class {data.classes[label]!r} has too few training images for its prototypes, or none with finite features"
+                f"push: class {data.classes[label]!r} has too few training images for its prototypes, "
+                "or features that are not finite"
             )
         patches_map = patches.distances[rows, choice]
         self.prototypes.copy_(patches.vector[rows, choice].view_as(self.prototypes))
