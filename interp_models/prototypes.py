@@ -5,9 +5,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from interp_models.data.base import Sample
+from interp_models.data.module import DataModule
+from interp_models.errors import InputError
 from interp_models.training.distributed import gathered
 
 
@@ -210,3 +212,85 @@ def receptive_spans(features: Callable[[Tensor], Tensor], image: Tensor) -> tupl
                 ends.append([int(seen[0]), int(seen[-1]) + 1] if len(seen) else [0, 0])
             spans.append(torch.tensor(ends, device=image.device))
     return spans[0], spans[1]
+
+
+class Sources(nn.Module):
+    """Where prototypes that are patches of training images come from, in buffers; they lie in checkpoints.
+
+    Boxes are XYXY in pixels after the test transform, the ends exclusive.
+    """
+
+    image: Tensor
+    """(P,) int64, position of the image in the training split; -1 for a prototype that is no patch."""
+    cell: Tensor
+    """(P, 2) int64, row and column of the patch's first cell."""
+    receptive_box: Tensor
+    """(P, 4) int64, around the pixels that the patch is made of."""
+    activation_box: Tensor
+    """(P, 4) int64, around the upper 5 % of the image's pixels by activation."""
+    images: Tensor
+    """The fingerprint of the training images, () int64; -1 before any prototype was a patch."""
+
+    def __init__(self, prototypes: int) -> None:
+        super().__init__()
+        self.register_buffer("image", torch.full((prototypes,), -1))
+        self.register_buffer("cell", torch.zeros(prototypes, 2, dtype=torch.long))
+        self.register_buffer("receptive_box", torch.zeros(prototypes, 4, dtype=torch.long))
+        self.register_buffer("activation_box", torch.zeros(prototypes, 4, dtype=torch.long))
+        self.register_buffer("images", torch.tensor(-1))
+
+
+@torch.no_grad()
+def project(
+    prototypes: Tensor,
+    sources: Sources,
+    features: Callable[[Tensor], Tensor],
+    similarity: Callable[[Tensor], Tensor],
+    data: DataModule,
+    allowed: Tensor | None = None,
+    which: Tensor | None = None,
+    unique: bool = False,
+) -> None:
+    """Replace prototypes by the nearest patches of un-augmented training images, and record where they come from.
+
+    The same on all ranks: the images are shared out among them. Of equal distances the first in the data wins.
+
+    Args:
+        prototypes: (P, D, a, b), changed in place.
+        sources: of the prototypes, changed in place.
+        features: images -> (B, D, h, w), in eval mode.
+        similarity: squared distances -> activations, for the boxes.
+        data: gives the images.
+        allowed: (P, K) bool, the classes that a prototype's patches may come from; None allows all.
+        which: numbers of the prototypes to replace, int64; None replaces all.
+        unique: no patch goes to two prototypes.
+
+    Raises:
+        InputError: if there are too few images, naming a class; nothing is changed then.
+    """
+    which = torch.arange(len(prototypes), device=prototypes.device) if which is None else which
+    allowed = None if allowed is None else allowed[which]
+    # A prototype's patches may all be taken by others that may take them too.
+    rivals = len(which) if allowed is None else int((allowed.int() @ allowed.T.int()).bool().sum(dim=1).max())
+    loader = data.loader("train", augment=False)
+    patches = nearest_patches(features, loader, prototypes[which], allowed, rivals if unique else 1)
+    choice = without_duplicates(patches) if unique else torch.zeros_like(which)
+    patches = Patches(*(x[torch.arange(len(which), device=which.device), choice] for x in patches))
+    missing = ((choice < 0) | (patches.image < 0)).nonzero()[:, 0]
+    if len(missing):
+        label = 0 if allowed is None else int(allowed[missing[0]].int().argmax())
+        raise InputError(
+            f"class {data.classes[label]!r} has too few training images for its prototypes, "
+            "or features that are not finite"
+        )
+    size, (high, wide) = (data.image_size, data.image_size), prototypes.shape[2:]
+    row, column = patches.cell // patches.distances.shape[2], patches.cell % patches.distances.shape[2]
+    noise = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0), dtype=prototypes.dtype)
+    rows, columns = receptive_spans(features, noise.to(prototypes.device))
+    receptive = [columns[column, 0], rows[row, 0], columns[column + wide - 1, 1], rows[row + high - 1, 1]]
+    prototypes[which] = patches.vector.view(-1, *prototypes.shape[1:])
+    sources.image[which] = patches.image
+    sources.cell[which] = torch.stack([row, column], dim=1)
+    sources.receptive_box[which] = torch.stack(receptive, dim=1)
+    sources.activation_box[which] = activation_boxes(similarity(patches.distances), size)
+    sources.images.fill_(data.fingerprint("train"))

@@ -18,13 +18,7 @@ from interp_models.backbones import BUNDLED, Backbone
 from interp_models.data.module import DataModule
 from interp_models.errors import InputError
 from interp_models.outputs import InterpOutput
-from interp_models.prototypes import (
-    activation_boxes,
-    nearest_patches,
-    receptive_spans,
-    squared_distances,
-    without_duplicates,
-)
+from interp_models.prototypes import Sources, nearest_patches, project, squared_distances
 from interp_models.training.distributed import gathered, in_order
 from interp_models.training.module import MODELS, InterpModule
 
@@ -73,11 +67,6 @@ class ProtoPNet(InterpModule):
     explanations: ClassVar[tuple[str, ...]] = ("class", "best", "mean")
     class_identity: Tensor
     kept: Tensor
-    source_image: Tensor
-    source_cell: Tensor
-    receptive_box: Tensor
-    activation_box: Tensor
-    push_set: Tensor
 
     def __init__(
         self,
@@ -115,11 +104,7 @@ class ProtoPNet(InterpModule):
         with torch.no_grad():
             self.last_layer.weight.copy_(torch.where(own, 1.0, wrong_weight))
         self.register_buffer("kept", torch.ones(p, dtype=torch.bool))
-        self.register_buffer("source_image", torch.full((p,), -1))
-        self.register_buffer("source_cell", torch.zeros(p, 2, dtype=torch.long))
-        self.register_buffer("receptive_box", torch.zeros(p, 4, dtype=torch.long))
-        self.register_buffer("activation_box", torch.zeros(p, 4, dtype=torch.long))
-        self.register_buffer("push_set", torch.tensor(-1))
+        self.sources = Sources(p)
         self.log_activation, self.signed_maps = activation == "log", activation != "log"
         self.class_specific, self.unique = class_specific, unique
         self.cluster, self.separation, self.l1 = cluster, separation, l1
@@ -195,40 +180,13 @@ class ProtoPNet(InterpModule):
     def push(self, data: DataModule) -> None:
         """Replace each prototype by the nearest patch of an un-augmented training image of its class.
 
-        Records where it comes from: `source_image` (position in the training split), `source_cell` (row, column),
-        `receptive_box` (pixels that the patch is made of) and `activation_box` (around the upper 5 % of the pixels of
-        the image by activation), XYXY in pixels after the test transform.
+        Where it comes from is in `sources`.
 
         Raises:
             InputError: if a class has no training image, or with `unique` too few.
         """
         allowed = self.class_identity.T if self.class_specific else None
-        k = int(self.class_identity[0].sum()) if self.class_specific else len(self.prototypes)
-        loader = data.loader("train", augment=False)
-        patches = nearest_patches(self.features, loader, self.prototypes, allowed, k if self.unique else 1)
-        choice = without_duplicates(patches) if self.unique else torch.zeros_like(patches.image[:, 0])
-        rows = torch.arange(len(choice), device=choice.device)
-        found = (choice >= 0) & ~patches.distance[rows, choice].isinf()
-        if not bool(found.all()):
-            label = int(self.class_identity[:, (~found).nonzero()[0, 0]].nonzero()[0, 0])
-            raise InputError(
-                f"push: class {data.classes[label]!r} has too few training images for its prototypes, "
-                "or features that are not finite"
-            )
-        patches_map = patches.distances[rows, choice]
-        self.prototypes.copy_(patches.vector[rows, choice].view_as(self.prototypes))
-        size = (data.image_size, data.image_size)
-        cell = patches.cell[rows, choice]
-        row, column = cell // patches_map.shape[2], cell % patches_map.shape[2]
-        self.source_image.copy_(patches.image[rows, choice])
-        self.source_cell.copy_(torch.stack([row, column], dim=1))
-        noise = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(self.device)
-        across, down = receptive_spans(self.features, noise)[::-1]
-        high, wide = self.prototypes.shape[2:]
-        starts, ends = (across[column, 0], down[row, 0]), (across[column + wide - 1, 1], down[row + high - 1, 1])
-        self.receptive_box.copy_(torch.stack([*starts, *ends], dim=1))
-        self.activation_box.copy_(activation_boxes(self.similarity(patches_map), size))
-        self.push_set.fill_(data.fingerprint("train"))
+        project(self.prototypes, self.sources, self.features, self.similarity, data, allowed, unique=self.unique)
 
     def fit_last_layer(self, data: DataModule) -> None:
         """Train W on the similarities of un-augmented training images, computed once.

@@ -95,6 +95,9 @@ class InterpModule(pl.LightningModule, ABC):
         """
         raise InputError(f"the logits of {type(self).__name__} are no sum over its maps")
 
+    def observe(self, output: InterpOutput, targets: Tensor) -> None:
+        """Update state that the optimizer does not, by a batch of a training; called without gradient on all ranks."""
+
     def check_recipe(self) -> None:
         """Raise `InputError` unless the groups are sound and the recipe names groups and modules that exist."""
         groups = self.parameter_groups()
@@ -112,6 +115,8 @@ class InterpModule(pl.LightningModule, ABC):
         output = self(batch.image)
         terms = self.loss(output, batch.label)
         loss = torch.stack(list(terms.values())).sum()
+        with torch.no_grad():
+            self.observe(output, batch.label)
         size = len(batch.label)
         for name, term in terms.items():
             self.log(f"train/{name}", term, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)

@@ -19,6 +19,14 @@ def images(n: int = 3, height: int = 64, width: int = 64) -> Tensor:
     return torch.rand(n, 3, height, width, generator=torch.Generator().manual_seed(n))
 
 
+def begun(make: Make) -> InterpModule:
+    """A model whose state beside the parameters has seen a batch."""
+    model = make()
+    with torch.no_grad():
+        model.observe(model.eval()(images(4)), torch.tensor([0, 1, 2, 0]))
+    return model.train()
+
+
 def check_output(make: Make) -> None:
     """Logits and maps of the declared kind at two sizes, finite, and a pure function of the images."""
     model = make().eval()
@@ -90,7 +98,7 @@ def check_explain(make: Make) -> None:
 
 def check_groups_and_loss(make: Make) -> None:
     """Groups are disjoint and complete; the loss is finite and gives every group a gradient."""
-    model = make().train()
+    model = begun(make)
     groups = model.parameter_groups()
     check_groups(model, groups)
     terms = model.loss(model(images(4)), torch.tensor([0, 1, 2, 0]))
@@ -105,7 +113,7 @@ def check_groups_and_loss(make: Make) -> None:
 
 def check_gradients(make: Make) -> None:
     """The gradient in the pixels of an image is its own alone, and that of a batch of one agrees with finite steps."""
-    model = make().double().eval()
+    model = begun(make).double().eval()
     x = images().double().requires_grad_(True)
     (together,) = torch.autograd.grad(model(x).logits[:, 0].sum(), x)
     for i in range(len(x)):
@@ -121,7 +129,7 @@ def check_gradients(make: Make) -> None:
 
 def check_feature_layer(make: Make) -> None:
     """The feature layer gives (B, C, h, w) on the grid that the logits are read from: it has a gradient."""
-    model = make().eval()
+    model = begun(make).eval()
     seen: list[Tensor] = []
     handle = model.feature_layer.register_forward_hook(lambda module, args, output: seen.append(output))
     output = model(images())
@@ -146,7 +154,7 @@ def check_state(make: Make) -> None:
 def check_freezing(make: Make) -> None:
     """The recipe can freeze every group on its own, and one optimizer holds them all by name."""
     for frozen in make().parameter_groups():
-        model = make().train()
+        model = begun(make)
         groups = model.parameter_groups()
         model.recipe = Recipe([Phase(lrs={name: 0.1 for name in groups if name != frozen})], Optimizer("sgd"))
         optimizer = model.configure_optimizers()
@@ -171,8 +179,11 @@ def check_learns(make: Make) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(60):
         optimizer.zero_grad()
-        torch.stack(list(model.loss(model(x), y).values())).sum().backward()
+        output = model(x)
+        torch.stack(list(model.loss(output, y).values())).sum().backward()
         optimizer.step()
+        with torch.no_grad():
+            model.observe(output, y)
     assert bool((model(x).logits.argmax(dim=1) == y).all()), "six images are not learnt"
 
 

@@ -164,9 +164,9 @@ def test_prototypes_become_the_nearest_patches(tiny_cub: Cub, options: dict[str,
         mine = [patch for patch in patches if patch[0] == j // 2 or not net.class_specific]
         label, index, row, column, patch = min(mine, key=lambda one: float((one[4] - old[j]).square().sum()))
         torch.testing.assert_close(p, patch, rtol=0, atol=1e-9)
-        assert (int(net.source_image[j]), *net.source_cell[j].tolist()) == (index, row, column)
+        assert (int(net.sources.image[j]), *net.sources.cell[j].tolist()) == (index, row, column)
         assert label == j // 2 or not net.class_specific
-        x0, y0, x1, y1 = net.receptive_box[j].tolist()
+        x0, y0, x1, y1 = net.sources.receptive_box[j].tolist()
         assert x0 <= 16 * column < 16 * (column + options.get("prototype_size", (1, 1))[1]) <= x1 <= 64
         assert y0 <= 16 * row < y1 <= 64
         image = data.dataset("train", augment=False)[0, int(np.flatnonzero(data.train_indices == index)[0])].image
@@ -181,7 +181,9 @@ def test_prototypes_become_the_nearest_patches(tiny_cub: Cub, options: dict[str,
             outside[:, :, y0:y1, x0:x1] = pixels[:, :, y0:y1, x0:x1]  # ... and nothing else
             torch.testing.assert_close(net.features(outside)[at], p, rtol=0, atol=1e-9)
     assert (
-        int(net.push_set) == data.fingerprint("train") != data_of(tiny_cub.root, val_fraction=0.25).fingerprint("train")
+        int(net.sources.images)
+        == data.fingerprint("train")
+        != data_of(tiny_cub.root, val_fraction=0.25).fingerprint("train")
     )
 
 
@@ -190,8 +192,8 @@ def test_the_activation_box_surrounds_the_upper_twentieth(tiny_cub: Cub) -> None
     old = copy.deepcopy(net)
     net.push(data)
     dataset = data.dataset("train", augment=False)
-    for j, box in enumerate(net.activation_box.tolist()):
-        position = int(np.flatnonzero(data.train_indices == int(net.source_image[j]))[0])
+    for j, box in enumerate(net.sources.activation_box.tolist()):
+        position = int(np.flatnonzero(data.train_indices == int(net.sources.image[j]))[0])
         with torch.no_grad():
             maps = old(dataset[0, position].image[None].as_subclass(Tensor).double()).maps[:, j : j + 1]
         large = F.interpolate(maps.float(), size=(64, 64), mode="bicubic", align_corners=False)[0, 0].numpy()
@@ -207,7 +209,7 @@ def test_unique_prototypes(tiny_cub: Cub) -> None:
     twins.unique = False
     twins.push(data)
     net.push(data)
-    where = torch.cat([net.source_image[:, None], net.source_cell], dim=1)
+    where = torch.cat([net.sources.image[:, None], net.sources.cell], dim=1)
     assert len(where.unique(dim=0)) == 6
     assert torch.equal(twins.prototypes[::2], twins.prototypes[1::2])
     assert torch.equal(net.prototypes[::2], twins.prototypes[::2])

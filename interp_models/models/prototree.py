@@ -1,0 +1,270 @@
+"""ProtoTree: a soft decision tree whose nodes ask for prototypes.
+
+Paper: Nauta, van Bree and Seifert, "Neural Prototype Trees for Interpretable Fine-grained Image Recognition", CVPR
+2021, sections 3 and 4. Leaf update without derivatives: section 4.2, algorithm 1; after Kontschieder et al., "Deep
+Neural Decision Forests", ICCV 2015.
+Differs from the authors' code in: see docs/quirks.md, `prototree`.
+"""
+
+import os
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from interp_models.backbones import BUNDLED, Backbone
+from interp_models.data.module import DataModule
+from interp_models.errors import InputError
+from interp_models.outputs import InterpOutput
+from interp_models.prototypes import Sources, project, squared_distances
+from interp_models.registry import unknown
+from interp_models.training.distributed import summed
+from interp_models.training.module import MODELS, InterpModule
+
+Decision = Literal["soft", "sample_max", "greedy"]
+
+
+@MODELS.register("prototree")
+class ProtoTree(InterpModule):
+    """Node n sends an image to the right with probability p_n = exp(-min over patches of ‖z_hw - p_n‖).
+
+    The probability π_l of leaf l is the product over the nodes on its path of p_n (right) or 1 - p_n (left), and the
+    class probabilities are Σ_l π_l softmax(c_l); logits are their logarithms. Nodes are numbered as in a heap: the
+    children of n are 2n + 1 (left) and 2n + 2 (right).
+
+    Loss: the negative log likelihood. Leaves c are no parameters; after every batch of the epoch's N
+    c_l <- ReLU(c_l - c_l(at the epoch's start) / N) + Σ_b π_l(b) softmax(c_l)[y_b] onehot(y_b) / ŷ(b)[y_b].
+
+    Actions for `phases[].then`: `prune` removes leaves that know no class, and nodes with a child left; `project`
+    replaces each prototype by the nearest patch of an image of a class that a leaf below its node says.
+
+    Args:
+        num_classes: classes K.
+        backbone: timm model, see `Backbone`.
+        weights: see `Backbone`.
+        output_stride: see `Backbone`.
+        depth: of the tree, which has 2^depth leaves (paper: 9 for CUB, 11 for Stanford Cars).
+        channels: D, of features after the add-on layer and of prototypes.
+        prototype_size: rows and columns of cells of a prototype.
+        block: submodule of the backbone that is a group `block` of its own (paper: the last one, as it is not frozen).
+        prune_factor: leaves whose largest probability is not above this ÷ K are removed (paper: 0.01 for K = 200).
+    """
+
+    actions: ClassVar[tuple[str, ...]] = ("reset_optimizer", "prune", "project")
+    explanations: ClassVar[tuple[str, ...]] = ("posterior", "path", "mean")
+    leaves: Tensor
+    leaf_kept: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        backbone: str = BUNDLED,
+        weights: str | None = "timm",
+        output_stride: int | None = None,
+        depth: int = 9,
+        channels: int = 256,
+        prototype_size: tuple[int, int] = (1, 1),
+        block: str | None = None,
+        prune_factor: float = 2.0,
+    ) -> None:
+        super().__init__(num_classes)
+        if min(depth, channels, *prototype_size) < 1:
+            raise InputError("model.depth, model.channels and model.prototype_size must be at least 1")
+        check_memory(depth, channels * prototype_size[0] * prototype_size[1], num_classes)
+        self.backbone = Backbone(backbone, weights=weights, output_stride=output_stride)
+        names = [name for name, _ in self.backbone.named_modules() if name]
+        if block is not None and block not in names:
+            raise unknown("submodule of the backbone in model.block:", block, names)
+        self.block, self.depth, self.prune_factor = block, depth, prune_factor
+        convolution = nn.Conv2d(self.backbone.channels, channels, kernel_size=1, bias=False)
+        nn.init.xavier_normal_(convolution.weight, gain=nn.init.calculate_gain("sigmoid"))
+        self.add_on = nn.Sequential(convolution, nn.Sigmoid())
+        self.prototypes = nn.Parameter(0.5 + 0.1 * torch.randn(2**depth - 1, channels, *prototype_size))
+        self.sources = Sources(len(self.prototypes))
+        self.register_buffer("leaves", torch.zeros(2**depth, num_classes))
+        self.register_buffer("leaf_kept", torch.ones(2**depth, dtype=torch.bool))
+        self._leaving = torch.zeros(())
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> features (B, D, h, w) in [0, 1], which prototypes are compared with."""
+        features: Tensor = self.add_on(self.backbone(images))
+        return features
+
+    def similarity(self, distances: Tensor) -> Tensor:
+        """exp(-d) of squared distances d²."""
+        return (-root(distances)).exp()
+
+    def forward(self, images: Tensor) -> InterpOutput:
+        """Images (B, 3, H, W) -> logits (B, K), similarity maps (B, 2^depth - 1, h, w).
+
+        aux: `distances` to the nearest patch, not squared, (B, 2^depth - 1), and `paths`, the probabilities π of the
+        leaves, (B, 2^depth).
+        """
+        squared = squared_distances(self.features(images), self.prototypes)
+        distances = root(squared.flatten(2).min(dim=2).values)
+        paths = self.route(-distances, log1mexp(distances)).exp()
+        chances = paths @ self.leaves.softmax(dim=1).to(paths.dtype)
+        # A class that no likely leaf knows underflows; its logarithm must stay finite.
+        logits = chances.clamp(min=torch.finfo(chances.dtype).tiny).log()
+        return InterpOutput(logits, self.similarity(squared), {"distances": distances, "paths": paths})
+
+    def route(self, log_right: Tensor, log_left: Tensor) -> Tensor:
+        """Log probabilities of the nodes' decisions (B, 2^depth - 1) -> those of the leaves (B, 2^depth).
+
+        A node with one child left sends everything there.
+        """
+        right, left = self.children_kept()
+        log_right = torch.where(left, log_right, 0.0).masked_fill(~right, -torch.inf)
+        log_left = torch.where(right, log_left, 0.0).masked_fill(~left, -torch.inf)
+        paths = log_right.new_zeros(len(log_right), 1)
+        for level in range(self.depth):
+            nodes = slice(2**level - 1, 2 ** (level + 1) - 1)
+            paths = torch.stack([paths + log_left[:, nodes], paths + log_right[:, nodes]], dim=2).flatten(1)
+        return paths
+
+    def children_kept(self) -> tuple[Tensor, Tensor]:
+        """Whether any leaf below the right and below the left child of each node is left, (2^depth - 1,) bool each."""
+        right, left = [], []
+        for level in range(self.depth):
+            halves = self.leaf_kept.view(2**level, 2, -1).any(dim=2)
+            left.append(halves[:, 0])
+            right.append(halves[:, 1])
+        return torch.cat(right), torch.cat(left)
+
+    @property
+    def nodes_kept(self) -> Tensor:
+        """Nodes that decide anything, (2^depth - 1,) bool: something is left below both of their children."""
+        right, left = self.children_kept()
+        return right & left
+
+    def loss(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
+        """Negative log likelihood."""
+        return {"nll": F.nll_loss(output.logits, targets)}
+
+    def on_train_epoch_start(self) -> None:
+        """Each batch of the epoch will take an equal share away of what the leaves are now."""
+        self._leaving = self.leaves / self.trainer.num_training_batches
+
+    def observe(self, output: InterpOutput, targets: Tensor) -> None:
+        """Update the leaves by a batch, those of all ranks together."""
+        paths, chances = output.aux["paths"].float(), output.logits.float().exp()
+        shares = F.one_hot(targets, self.num_classes) / chances.gather(1, targets[:, None])  # (B, K)
+        update = self.leaves.softmax(dim=1) * (paths.T @ shares)
+        self.leaves.copy_((self.leaves - self._leaving).relu() + summed(update))
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """`backbone`, `block` if there is one, `add_on` and `prototypes`."""
+        block = [] if self.block is None else list(self.backbone.get_submodule(self.block).parameters())
+        apart = {id(parameter) for parameter in block}
+        groups = {"backbone": [p for p in self.backbone.parameters() if id(p) not in apart]}
+        if block:
+            groups["block"] = block
+        return groups | {"add_on": list(self.add_on.parameters()), "prototypes": [self.prototypes]}
+
+    @property
+    def feature_layer(self) -> nn.Module:
+        """The backbone."""
+        return self.backbone
+
+    def decide(self, output: InterpOutput, decision: Decision = "greedy") -> Tensor:
+        """The leaf that an image ends in, (B,) int64: `sample_max` the likeliest; `greedy` goes right where p > 1/2.
+
+        Raises:
+            InputError: for `soft`, which ends in all of them.
+        """
+        if decision == "sample_max":
+            return output.aux["paths"].argmax(dim=1)
+        if decision != "greedy":
+            raise unknown("decision", decision, ("sample_max", "greedy"))
+        right = (-output.aux["distances"]).exp() > 0.5
+        never = torch.where(right, 0.0, -torch.inf)
+        return self.route(never, torch.where(right, -torch.inf, 0.0)).argmax(dim=1)
+
+    def predict(self, output: InterpOutput, decision: Decision = "soft") -> Tensor:
+        """Class probabilities (B, K): of all leaves, or of the one that is decided for."""
+        if decision == "soft":
+            return output.logits.exp()
+        return self.leaves.softmax(dim=1)[self.decide(output, decision)]
+
+    def leaf_depths(self) -> Tensor:
+        """How many decisions lead to each leaf, (2^depth,) int64; nodes with one child left decide nothing."""
+        counts = self.nodes_kept.long()
+        depths = counts.new_zeros(1)
+        for level in range(self.depth):
+            depths = (depths + counts[2**level - 1 : 2 ** (level + 1) - 1]).repeat_interleave(2)
+        return depths
+
+    def explain(self, output: InterpOutput, targets: Tensor, kind: str | None = None) -> Tensor:
+        """(B, h, w), a sum of the nodes' similarity maps.
+
+        `posterior`: each weighted by the probability that the image went right at the node, given the target class.
+        `path`: those of the greedy path where it goes right, as a person reads it; 0 if it never does.
+        `mean`: the mean over all nodes that decide anything.
+        """
+        kind, maps = self.check_kind(kind), output.maps.float()
+        if kind == "mean":
+            return maps[:, self.nodes_kept].mean(dim=1)
+        if kind == "path":
+            leaf_weights = F.one_hot(self.decide(output), 2**self.depth).to(maps.dtype)
+        else:
+            joint = output.aux["paths"].float() * self.leaves.softmax(dim=1)[:, targets].T  # (B, leaves)
+            leaf_weights = joint / joint.sum(dim=1, keepdim=True)
+        weights = [leaf_weights.view(len(maps), 2**level, 2, -1)[:, :, 1].sum(dim=2) for level in range(self.depth)]
+        return torch.einsum("bn,bnhw->bhw", torch.cat(weights, dim=1) * self.nodes_kept, maps)
+
+    def prune(self, data: DataModule) -> None:
+        """Remove leaves whose largest class probability is not above `prune_factor` / K.
+
+        Raises:
+            InputError: if none would be left, as before any training.
+        """
+        kept = self.leaf_kept & (self.leaves.softmax(dim=1).amax(dim=1) > self.prune_factor / self.num_classes)
+        if not bool(kept.any()):
+            raise InputError("prune: no leaf knows a class yet; train first, or lower model.prune_factor")
+        self.leaf_kept.copy_(kept)
+
+    def project(self, data: DataModule) -> None:
+        """Replace each node's prototype by the nearest patch of a training image of a class that a leaf below says.
+
+        Where it comes from is in `sources`.
+
+        Raises:
+            InputError: before any training, when leaves say nothing.
+        """
+        if bool((self.leaves == self.leaves[:, :1]).all()):
+            raise InputError("project: no leaf knows a class yet; train first")
+        says = F.one_hot(self.leaves.argmax(dim=1), self.num_classes).bool() & self.leaf_kept[:, None]
+        below = [says.view(2**level, -1, self.num_classes).any(dim=1) for level in range(self.depth)]
+        which = self.nodes_kept.nonzero()[:, 0]
+        project(self.prototypes, self.sources, self.features, self.similarity, data, torch.cat(below), which)
+
+
+def root(squared: Tensor) -> Tensor:
+    """√(d² + 1e-14), whose derivative is finite at 0."""
+    return (squared + 1e-14).sqrt()
+
+
+def log1mexp(x: Tensor) -> Tensor:
+    """ln(1 - exp(-x)) for x > 0 without loss of digits (Mächler 2012).
+
+    >>> round(log1mexp(torch.tensor(1e-6)).item(), 4)
+    -13.8155
+    """
+    small = x < 0.6931
+    # Each branch sees only arguments at which its derivative is finite.
+    return torch.where(
+        small, (-torch.expm1(-torch.where(small, x, 1.0))).log(), torch.log1p(-(-torch.where(small, 1.0, x)).exp())
+    )
+
+
+def check_memory(depth: int, values: int, classes: int) -> None:
+    """Raise `InputError` if prototypes with Adam's moments and gradients, and leaves, exceed the machine's memory."""
+    needed = 4 * 2**depth * (4 * values + 2 * classes)
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise InputError(
+            f"model.depth={depth}: prototypes and leaves of such a tree need {needed / 2**30:.0f} GiB, "
+            f"the machine has {there / 2**30:.0f}"
+        )
