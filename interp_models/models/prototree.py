@@ -207,9 +207,9 @@ class ProtoTree(InterpModule):
         if kind == "mean":
             return maps[:, self.nodes_kept].mean(dim=1)
         if kind == "path":
-            leaf_weights = F.one_hot(self.decide(output), 2**self.depth).to(maps.dtype)
+            leaf_weights = F.one_hot(self.decide(output), 2**self.depth).float()
         else:
-            joint = output.aux["paths"].float() * self.leaves.softmax(dim=1)[:, targets].T  # (B, leaves)
+            joint = output.aux["paths"].float() * self.leaves.float().softmax(dim=1)[:, targets].T  # (B, leaves)
             leaf_weights = joint / joint.sum(dim=1, keepdim=True)
         weights = [leaf_weights.view(len(maps), 2**level, 2, -1)[:, :, 1].sum(dim=2) for level in range(self.depth)]
         return torch.einsum("bn,bnhw->bhw", torch.cat(weights, dim=1) * self.nodes_kept, maps)
@@ -238,7 +238,8 @@ class ProtoTree(InterpModule):
         says = F.one_hot(self.leaves.argmax(dim=1), self.num_classes).bool() & self.leaf_kept[:, None]
         below = [says.view(2**level, -1, self.num_classes).any(dim=1) for level in range(self.depth)]
         which = self.nodes_kept.nonzero()[:, 0]
-        project(self.prototypes, self.sources, self.features, self.similarity, data, torch.cat(below), which)
+        if len(which):  # else one leaf is left, which nothing leads to
+            project(self.prototypes, self.sources, self.features, self.similarity, data, torch.cat(below), which)
 
 
 def root(squared: Tensor) -> Tensor:
