@@ -61,7 +61,7 @@ def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
         seed_everything(config.seed)
         checkpoint = runs.checkpoint_path(folder, config.ckpt).read_bytes()
         of_data = runs.data_options(node, **changes)
-        images = {key: of_data[key] for key in ("dataset", "image_size", "crop_to_box")}
+        images = {key: of_data[key] for key in ("dataset", "image_size", "crop_to_box", "transforms")}
         digest = hashlib.sha256(checkpoint + json.dumps(images, sort_keys=True, default=str).encode())
         callback = ExplanationEvaluation(
             config,

@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from interp_models.data.base import decode_image
 from interp_models.data.part_birds import PartBirds
-from interp_models.data.transforms import test_transform
+from interp_models.data.transforms import plain_transform
 from interp_models.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -352,7 +352,7 @@ def load_images(args: argparse.Namespace) -> tuple[Tensor, str]:
     paths = sorted(path for path in files if path.suffix.lower() in (".jpg", ".jpeg"))
     if len(paths) < args.count:
         raise SystemExit(f"--images: {args.count} jpg files are needed, the folder holds {len(paths)}")
-    transform = test_transform(args.size)
+    transform = plain_transform(args.size)
     chosen = [paths[number * len(paths) // args.count] for number in range(args.count)]
     images = [transform.forward(decode_image(path)).as_subclass(Tensor) for path in chosen]
     return torch.stack(images), f"{args.count} images of {args.source or 'a folder'}, {len(paths)} jpg files"

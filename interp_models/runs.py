@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from interp_models.config import TrainConfig, check, load_yaml, override, plain
 from interp_models.data.base import DATASETS
 from interp_models.data.module import DataModule
-from interp_models.data.transforms import test_transform
+from interp_models.data.transforms import plain_transform
 from interp_models.errors import InputError
 from interp_models.files import new_folder, whole
 from interp_models.registry import named, parse, schema_of
@@ -272,8 +272,9 @@ def load(run: str | Path, ckpt: Ckpt = "best") -> tuple[InterpModule, v2.Transfo
         raise InputError(f"{run}: the checkpoint is of model {other!r}, config.yaml says {own!r}")
     model = build_model(config, int(checkpoint["interp_models"]["num_classes"]), trained=True)
     load_weights(model, checkpoint, str(run))
-    size = parse(schema_of(DataModule), {"dataset": {}, **config["data"]}, "data")["image_size"]
-    return model.eval(), v2.Compose([v2.RGB(), v2.ToImage(), test_transform(size)])
+    data = parse(schema_of(DataModule), {"dataset": {}, **config["data"]}, "data")
+    transform = plain_transform(data["image_size"], data["transforms"])
+    return model.eval(), v2.Compose([v2.RGB(), v2.ToImage(), transform])
 
 
 def load_weights(model: InterpModule, checkpoint: Mapping[str, Any], where: str) -> None:

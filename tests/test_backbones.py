@@ -11,7 +11,7 @@ from torch import nn
 
 from interp_models.backbones import BUNDLED, Backbone, bundled_weights
 from interp_models.data.base import decode_image
-from interp_models.data.transforms import test_transform as centre_crop
+from interp_models.data.transforms import plain_transform as centre_crop
 from tests.conftest import TINY
 
 

@@ -1,7 +1,7 @@
 """The data module: splits, order and augmentation, all functions of the seed, the epoch and the sample."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -12,7 +12,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
 from interp_models.data.base import DATASETS, ImageDataset, Sample, collate
-from interp_models.data.transforms import crop_to_box, hide_outside, test_transform, train_transform
+from interp_models.data.transforms import (
+    Name,
+    crop_to_box,
+    hide_outside,
+    plain_transform,
+    random_corner,
+    train_transform,
+)
 from interp_models.errors import InputError
 from interp_models.registry import named
 from interp_models.rng import seed_of, uniform
@@ -26,7 +33,14 @@ class TransformedDataset(Dataset[Sample]):
     Items are addressed by `(epoch, position)`, so that worker processes need no shared state.
     """
 
-    def __init__(self, images: ImageDataset, indices: Indices, transform: v2.Transform, seed: int, crop: bool) -> None:
+    def __init__(
+        self,
+        images: ImageDataset,
+        indices: Indices,
+        transform: v2.Transform,
+        seed: int,
+        crop: Callable[[Sample], Sample] | None,
+    ) -> None:
         self.images = images
         self.indices = indices
         self.transform = transform
@@ -40,12 +54,10 @@ class TransformedDataset(Dataset[Sample]):
         epoch, position = key
         index = int(self.indices[position])
         sample = self.images.load(index)
-        if self.crop:
-            sample = crop_to_box(sample)
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would seed the generators of GPUs too, which dropout draws from.
             torch.default_generator.manual_seed(seed_of(self.seed, epoch, index))
-            sample = cast(Sample, self.transform(sample))
+            sample = cast(Sample, self.transform(self.crop(sample) if self.crop else sample))
         return hide_outside(sample)
 
 
@@ -96,7 +108,9 @@ class DataModule(pl.LightningDataModule):
             0 trains on all and takes the last epoch.
         crop_to_box: crop images to their box first, in training and test, as prototype papers do.
         skip_corrupt: leave out images that cannot be decoded instead of stopping; decodes all images once at the start.
-        augment: random crop, flip and jitter in training.
+        augment: draw crops, flips and the like in training.
+        transforms: whose, see `train_transform` and `plain_transform`. With `prototree`, prototypes are projected on
+            images that are cropped to their box, and other images are cropped by `crop_to_box` alone.
         seed: of splits, order and augmentation.
     """
 
@@ -111,6 +125,7 @@ class DataModule(pl.LightningDataModule):
         crop_to_box: bool = False,
         skip_corrupt: bool = False,
         augment: bool = True,
+        transforms: Name = "wsdan",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -125,7 +140,7 @@ class DataModule(pl.LightningDataModule):
                 raise InputError(f"data.{key} must be at least {least}; got {value}")
         name, options = named(dataset, "data.dataset", DATASETS)
         self.image_size, self.batch_size, self.num_workers, self.seed = image_size, batch_size, num_workers, seed
-        self.crop_to_box, self.augment = crop_to_box, augment
+        self.crop_to_box, self.augment, self.transforms = crop_to_box, augment, transforms
         self.train_images = DATASETS.build(name, options, split="train")
         self.test_images = DATASETS.build(name, options, split="test")
         for split, images in (("train", self.train_images), ("test", self.test_images)):
@@ -164,8 +179,11 @@ class DataModule(pl.LightningDataModule):
         images = self.test_images if split == "test" else self.train_images
         indices = {"train": self.train_indices, "val": self.val_indices, "test": self.test_indices}[split]
         augmented = split == "train" and self.augment and augment
-        transform = train_transform(self.image_size) if augmented else test_transform(self.image_size)
-        return TransformedDataset(images, indices, transform, self.seed, self.crop_to_box)
+        make = train_transform if augmented else plain_transform
+        crop = crop_to_box if self.crop_to_box else None
+        if split == "train" and self.transforms == "prototree":
+            crop = random_corner if augmented else crop_to_box
+        return TransformedDataset(images, indices, make(self.image_size, self.transforms), self.seed, crop)
 
     def fingerprint(self, split: str) -> int:
         """A number from 0 to 2**62 - 1 that tells one set of images from another by their names, order and labels."""

@@ -1,5 +1,7 @@
 """The papers' train and test transforms, on images and ground truth together."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
@@ -13,25 +15,74 @@ CROP_RATIO = 0.875
 """Side of the crop ÷ side of the resized image: 256 for 224, 512 for 448."""
 
 
-def train_transform(size: int) -> v2.Transform:
-    """Squash to size / 0.875, random crop of `size`, horizontal flip, jitter of brightness 0.126 and saturation 0.5.
+Name = Literal["wsdan", "protopnet", "prototree", "prototree_cars"]
+"""Whose transforms."""
 
-    As in WS-DAN (512 and 448) and BR-NPA (size / 0.875 and size).
+
+def train_transform(size: int, name: Name = "wsdan") -> v2.Transform:
+    """What training images go through; every one draws anew.
+
+    `wsdan`, as BR-NPA: squash to size / 0.875, random crop of `size`, flip, jitter of brightness 0.126 and saturation
+    0.5. `protopnet`: squash to `size`; rotation by up to 15 degrees, or a perspective, or shear by up to 10 degrees;
+    flip. `prototree`: squash to `size`; perspective, jitter, flip, rotation and shear in random order, after
+    `random_corner`. `prototree_cars`: the same, stronger, and a random crop.
     """
-    return v2.Compose(
-        [
-            v2.Resize(_squashed(size), antialias=True),
-            v2.RandomCrop(size),
-            v2.RandomHorizontalFlip(),
-            v2.ColorJitter(brightness=0.126, saturation=0.5),
-            *_to_float(),
-        ]
-    )
+    flip, bilinear = v2.RandomHorizontalFlip(), v2.InterpolationMode.BILINEAR
+    steps: list[v2.Transform]
+    if name == "wsdan":
+        crop = [v2.Resize(_squashed(size), antialias=True), v2.RandomCrop(size)]
+        steps = [*crop, flip, v2.ColorJitter(brightness=0.126, saturation=0.5)]
+    elif name == "protopnet":
+        rotate = v2.RandomRotation(15, interpolation=bilinear)
+        skew = v2.RandomPerspective(0.2, p=1.0)
+        shear = v2.RandomAffine(0, shear=(-10, 10, -10, 10), interpolation=bilinear)
+        steps = [v2.Resize([size, size], antialias=True), v2.RandomChoice([rotate, skew, shear]), flip]
+    else:
+        cars = name == "prototree_cars"
+        margin = 32 if cars else 0
+        shift = None if cars else (0.05, 0.05)
+        in_any_order = v2.RandomOrder(
+            [
+                v2.RandomPerspective(0.5 if cars else 0.2, p=0.5),
+                v2.ColorJitter((0.6, 1.4), (0.6, 1.4), (0.6, 1.4), 0.4 if cars else 0.02),
+                flip,
+                v2.RandomAffine(15 if cars else 10, shift, shear=(-2, 2), interpolation=bilinear),
+            ]
+        )
+        steps = [v2.Resize([size + margin, size + margin], antialias=True), in_any_order, v2.RandomCrop(size)]
+    return v2.Compose([*steps, *_to_float()])
 
 
-def test_transform(size: int) -> v2.Transform:
-    """Squash to size / 0.875, crop the centre `size`, as in WS-DAN and BR-NPA."""
-    return v2.Compose([v2.Resize(_squashed(size), antialias=True), v2.CenterCrop(size), *_to_float()])
+def plain_transform(size: int, name: Name = "wsdan") -> v2.Transform:
+    """What all other images go through: squash to size / 0.875 and crop the centre (`wsdan`), or squash to `size`."""
+    if name == "wsdan":
+        return v2.Compose([v2.Resize(_squashed(size), antialias=True), v2.CenterCrop(size), *_to_float()])
+    return v2.Compose([v2.Resize([size, size], antialias=True), *_to_float()])
+
+
+def random_corner(sample: Sample) -> Sample:
+    """ProtoTree's crops: the whole image, or what lies between one of its corners and the far ends of the box.
+
+    The box is a tenth larger than given. One of the five is drawn by torch's generator.
+    """
+    if sample.box is None:
+        raise InputError("data.transforms=prototree needs a data set with boxes; prototree_cars does without")
+    height, width = sample.image.shape[-2:]
+    x0, y0, x1, y1 = (float(edge) for edge in sample.box[0])
+    dx, dy = int(0.1 * (x1 - x0)), int(0.1 * (y1 - y0))
+    corner = int(torch.randint(5, ()))
+    if corner == 4:
+        return sample
+    left, top, right, bottom = 0.0, 0.0, float(width), float(height)
+    if corner in (0, 2):  # from the left edge to the box's right one
+        right = min(x1 + dx, right)
+    else:
+        left = max(x0 - dx, left)
+    if corner in (0, 1):
+        bottom = min(y1 + dy, bottom)
+    else:
+        top = max(y0 - dy, top)
+    return cropped(sample, int(left), int(top), int(right), int(bottom))
 
 
 def _squashed(size: int) -> list[int]:
@@ -54,15 +105,18 @@ def crop_to_box(sample: Sample) -> Sample:
     height, width = sample.image.shape[-2:]
     left, top, right, bottom = (float(edge) for edge in sample.box[0])
     x, y = min(max(int(left), 0), width - 1), min(max(int(top), 0), height - 1)
-    w, h = max(min(int(right + 1), width) - x, 1), max(min(int(bottom + 1), height) - y, 1)
+    return cropped(sample, x, y, max(min(int(right + 1), width), x + 1), max(min(int(bottom + 1), height), y + 1))
+
+
+def cropped(sample: Sample, left: int, top: int, right: int, bottom: int) -> Sample:
+    """The part of the image between these edges in pixels, ground truth moved along."""
 
     def crop(value: Tensor | None) -> Tensor | None:
-        return None if value is None else F.crop(value, y, x, h, w)
+        return None if value is None else F.crop(value, top, left, bottom - top, right - left)
 
-    cropped = sample._replace(
-        image=F.crop(sample.image, y, x, h, w), box=crop(sample.box), masks=crop(sample.masks), parts=crop(sample.parts)
-    )
-    return hide_outside(cropped)
+    image = F.crop(sample.image, top, left, bottom - top, right - left)
+    part = sample._replace(image=image, box=crop(sample.box), masks=crop(sample.masks), parts=crop(sample.parts))
+    return hide_outside(part)
 
 
 def hide_outside(sample: Sample) -> Sample:

@@ -12,12 +12,16 @@ from torchvision import tv_tensors
 
 from interp_models.data.base import Sample, collate
 from interp_models.data.module import DataModule, ShardSampler, draw, stratified_split
-from interp_models.data.transforms import crop_to_box, hide_outside, test_transform, train_transform
+from interp_models.data.transforms import (
+    crop_to_box,
+    hide_outside,
+    plain_transform,
+    random_corner,
+    train_transform,
+)
 from interp_models.errors import InputError
 from tests.conftest import Cub
 from tests.data.make_cub import make_cub
-
-test_transform.__test__ = False  # type: ignore[attr-defined]  # a transform, not a test
 
 
 def module(cub: Cub, **options: Any) -> DataModule:
@@ -242,7 +246,7 @@ def test_what_is_not_augmented(tiny_cub: Cub, options: dict[str, Any]) -> None:
         dataset = data.dataset(split)
         images = data.test_images if split == "test" else data.train_images
         for epoch in range(2):
-            expected = test_transform(32)(images.load(int(dataset.indices[1])))
+            expected = plain_transform(32)(images.load(int(dataset.indices[1])))
             assert_same(dataset[epoch, 1], hide_outside(expected))
     assert_same(data.dataset("train", augment=False)[0, 1], module(tiny_cub, augment=False).dataset("train")[5, 1])
 
@@ -342,7 +346,7 @@ def assert_on_the_squares(sample: Sample) -> None:
 @pytest.mark.parametrize("size", [(90, 140), (140, 90), (64, 64), (200, 80)])
 def test_truth_moves_with_the_image(size: tuple[int, int]) -> None:
     before = scene(*size)
-    sample = test_transform(64)(before)
+    sample = plain_transform(64)(before)
     assert sample.image.shape == (3, 64, 64)
     assert (sample.label, sample.index, sample.visible.tolist()) == (3, 5, [True, True])
     assert_on_the_squares(sample)
@@ -357,6 +361,80 @@ def test_truth_moves_with_the_image(size: tuple[int, int]) -> None:
         assert_on_the_squares(sample)
         flips.append(bool(sample.parts[0, 0] < sample.parts[1, 0]))
     assert 3 < sum(flips) < 17
+
+
+@pytest.mark.parametrize("name", ["protopnet", "prototree", "prototree_cars"])
+def test_truth_moves_with_turned_and_skewed_images(name: Any) -> None:
+    before = scene(96, 96)
+    sample = plain_transform(48, name)(before)
+    assert_on_the_squares(sample)
+    assert (sample.parts.as_subclass(Tensor) - ((before.parts.as_subclass(Tensor) + 0.5) / 2 - 0.5)).abs().max() < 0.6
+    outcomes = set()
+    for seed in range(40):
+        torch.manual_seed(seed)
+        sample = train_transform(96, name)(before)
+        assert sample.image.shape == (3, 96, 96)
+        coloured = sample.image.amax(dim=0) - sample.image.amin(dim=0) > 0.1  # of whatever hue
+        squares = sample.masks.any(dim=0)
+        assert (coloured & squares).sum() / (coloured | squares).sum() > 0.7
+        for mask, (x, y) in zip(sample.masks, sample.parts.tolist(), strict=True):
+            rows, columns = mask.nonzero().T
+            if mask.sum() > 300:  # wholly inside: the middle stays the middle, but for the perspective
+                assert abs(x - float(columns.float().mean())) < 2.5
+                assert abs(y - float(rows.float().mean())) < 2.5
+        outcomes.add(tuple(sample.parts.flatten().tolist()))
+    assert len(outcomes) > 35
+
+
+def test_protopnets_rotation_and_shear_are_bounded() -> None:
+    """By 15 and 10 degrees, seen in where two points on a line end up; flips half of the time."""
+    canvas = (101, 101)
+    parts = tv_tensors.KeyPoints(torch.tensor([[50.0, 50.0], [90.0, 50.0], [50.0, 10.0]]), canvas_size=canvas)
+    sample = Sample(tv_tensors.Image(torch.zeros(3, *canvas, dtype=torch.uint8)), 0, 0, parts=parts)
+    transform = train_transform(101, "protopnet")
+    angles, flips = [], 0
+    for seed in range(300):
+        torch.manual_seed(seed)
+        middle, right, up = transform(sample).parts.as_subclass(Tensor).float()
+        across, along = right - middle, middle - up
+        flips += bool(across[0] < 0)
+        angles.append(
+            (float(torch.atan2(across[1], across[0].abs()).rad2deg()), float(torch.atan2(along[0], along[1]).rad2deg()))
+        )
+    assert 120 < flips < 180
+    assert 12 < np.abs(angles).max() < 17
+    turned = [a for a, b in angles if abs(a) > 1 and abs(abs(a) - abs(b)) < 1]
+    assert len(turned) > 60
+
+
+def test_prototrees_corners() -> None:
+    """The five crops of the authors' script, by hand: a box of 40 x 20 at (30, 50) in 160 x 120, margins 4 and 2."""
+    image = torch.arange(160 * 120, dtype=torch.float32).view(1, 120, 160).expand(3, -1, -1)
+    box = tv_tensors.BoundingBoxes(torch.tensor([[30.0, 50.0, 70.0, 70.0]]), format="XYXY", canvas_size=(120, 160))
+    sample = Sample(tv_tensors.Image(image), 0, 0, box=box)
+    expected = {(0, 0, 74, 72), (0, 48, 74, 120), (26, 0, 160, 72), (26, 48, 160, 120), (0, 0, 160, 120)}
+    found = []
+    for seed in range(200):
+        torch.manual_seed(seed)
+        out = random_corner(sample)
+        top, left = divmod(int(out.image[0, 0, 0]), 160)
+        edges = (left, top, left + out.image.shape[2], top + out.image.shape[1])
+        assert out.box[0].tolist() == [30 - left, 50 - top, 70 - left, 70 - top]
+        found.append(edges)
+    assert set(found) == expected
+    assert min(found.count(edges) for edges in expected) > 20
+    with pytest.raises(InputError, match=r"data\.transforms=prototree needs a data set with boxes"):
+        random_corner(Sample(torch.zeros(3, 4, 4), 0, 0))
+
+
+def test_prototrees_images(tiny_cub: Cub) -> None:
+    """Projection sees boxes, test images are whole."""
+    data = module(tiny_cub, transforms="prototree")
+    for split, crop in (("train", crop_to_box), ("test", lambda sample: sample)):
+        dataset = data.dataset(split, augment=False)
+        images = data.train_images if split == "train" else data.test_images
+        expected = hide_outside(plain_transform(32, "prototree")(crop(images.load(int(dataset.indices[1])))))
+        assert torch.equal(dataset[0, 1].image, expected.image)
 
 
 def test_augmentation_is_the_papers() -> None:
@@ -393,7 +471,7 @@ def test_augmentation_is_the_papers() -> None:
 
 def test_test_transform_is_the_centre() -> None:
     image = torch.randint(256, (3, 73, 73), dtype=torch.uint8)
-    out = test_transform(64)(tv_tensors.Image(image))
+    out = plain_transform(64)(tv_tensors.Image(image))
     assert out.dtype == torch.float32
     torch.testing.assert_close(out.as_subclass(Tensor), image[:, 4:68, 4:68] / 255)
 
@@ -404,7 +482,7 @@ def test_tiny_and_long_images(size: tuple[int, int]) -> None:
     image = tv_tensors.Image(colour[:, None, None].expand(3, *size).clone())
     box = tv_tensors.BoundingBoxes([[0.0, 0.0, size[1], size[0]]], format="XYXY", canvas_size=size)
     sample = crop_to_box(Sample(image, 0, 0, box=box))
-    out = hide_outside(test_transform(64)(sample))
+    out = hide_outside(plain_transform(64)(sample))
     torch.testing.assert_close(out.image.as_subclass(Tensor), (colour / 255)[:, None, None].expand(3, 64, 64))
     assert out.box.tolist() == [[0, 0, 64, 64]]
     assert train_transform(64)(sample).image.shape == (3, 64, 64)
@@ -458,7 +536,7 @@ def test_module_crops_in_training_and_test(tiny_cub: Cub) -> None:
     for split in ("train", "val", "test"):
         dataset = cropped.dataset(split)
         images = cropped.test_images if split == "test" else cropped.train_images
-        expected = hide_outside(test_transform(32)(crop_to_box(images.load(int(dataset.indices[0])))))
+        expected = hide_outside(plain_transform(32)(crop_to_box(images.load(int(dataset.indices[0])))))
         assert_same(dataset[0, 0], expected)
         assert not torch.equal(dataset[0, 0].image, module(tiny_cub, augment=False).dataset(split)[0, 0].image)
 
@@ -475,7 +553,7 @@ def test_hide_outside() -> None:
 
 
 def test_collate_stacks_what_there_is() -> None:
-    samples = [test_transform(16)(scene(20, 30)), test_transform(16)(scene(30, 20))]
+    samples = [plain_transform(16)(scene(20, 30)), plain_transform(16)(scene(30, 20))]
     batch = collate(samples)
     for name in ("image", "masks", "parts", "visible"):
         for position, sample in enumerate(samples):
