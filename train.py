@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 from interp_models import runs
 from interp_models.callbacks.attention_logger import AttentionLogger
 from interp_models.callbacks.explanation_evaluation import ExplanationEvaluation
+from interp_models.callbacks.progress_bar import ProgressBar
 from interp_models.cli import check_trainer, make_trainer, quiet, run_script, seed_everything, tell_skipped
 from interp_models.config import TrainConfig, check, load_yaml, override, plain, save_yaml
 from interp_models.errors import InputError
@@ -58,6 +59,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
         default_root_dir=run,
         logger=False,
         callbacks=[
+            *([ProgressBar()] if options.get("enable_progress_bar", True) else []),
             # Of a resumed run only what can be trained is kept, so that a mistake in what it changes does not stay
             pl.callbacks.LambdaCallback(on_train_start=keep_config),
             *runs.checkpoints(run, selecting=len(data.val_indices) > 0),
@@ -69,7 +71,9 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
         max_epochs=model.recipe.epochs,
         **{"log_every_n_steps": 1, "num_sanity_val_steps": 0, **options},
     )
-    trainer.loggers = make_loggers(config.logger, run, group=config.experiment, epochs=done)
+    trainer.loggers = make_loggers(
+        config.logger, run, group=config.experiment, epochs=done, phases=[phase.name for phase in model.recipe.phases]
+    )
     for logger in trainer.loggers[1:]:  # the first writes metrics.csv, beside which config.yaml lies
         logger.log_hyperparams(plain(config))
     if resume is None:

@@ -8,13 +8,20 @@ from typing import Any
 
 import pandas as pd
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 from interp_models.config import LoggerConfig
 from interp_models.errors import InputError
 
 
 def make_loggers(
-    config: LoggerConfig, run: Path | None, *, group: str, job: str = "train", epochs: int | None = None
+    config: LoggerConfig,
+    run: Path | None,
+    *,
+    group: str,
+    job: str = "train",
+    epochs: int | None = None,
+    phases: Sequence[str] = (),
 ) -> list[Logger]:
     """The loggers of a run; none on ranks that know no run folder, as only rank 0 logs.
 
@@ -24,12 +31,13 @@ def make_loggers(
         group: group in Weights & Biases.
         job: kind of job, `train` or `evaluate`.
         epochs: epochs already done by the run that goes on, whose rows of `metrics.csv` are kept.
+        phases: names of the phases on the timeline.
     """
     if run is None:
         return []
     loggers: list[Logger] = []
     if job == "train":
-        loggers.append(_csv(run, epochs))
+        loggers.append(_csv(run, epochs, phases))
     if config.wandb != "disabled":
         loggers.append(
             WandbLogger(
@@ -69,16 +77,31 @@ def close(loggers: Iterable[Logger]) -> None:
             logger.experiment.finish()
 
 
-def _csv(run: Path, epochs: int | None) -> CSVLogger:
+class _PhaseNames(CSVLogger):
+    """Writes the name of the phase, which Lightning can only log as a number."""
+
+    phases: Sequence[str] = ()
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        if "phase" in metrics:
+            metrics = {**metrics, "phase": self.phases[int(metrics["phase"])]}
+        super().log_metrics(metrics, step)
+
+
+def _csv(run: Path, epochs: int | None, phases: Sequence[str]) -> CSVLogger:
     """`metrics.csv` in the run folder; a new CSVLogger deletes the file it finds, so kept rows are handed over."""
     path, rows = run / "metrics.csv", []
     if epochs is not None and path.is_file():
         with path.open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if row.get("epoch") and int(row["epoch"]) < epochs]
         path.unlink()
-    logger = CSVLogger(save_dir=run, name="", version="")
+    logger = _PhaseNames(save_dir=run, name="", version="")
+    logger.phases = phases
     for row in rows:
-        kept = {key: float(value) for key, value in row.items() if value not in ("", None)}
+        kept: dict[str, Any] = {
+            key: value if key == "phase" else float(value) for key, value in row.items() if value not in ("", None)
+        }
         kept["epoch"] = int(kept["epoch"])
         logger.experiment.log_metrics(kept, int(kept.pop("step")))
     if rows:

@@ -167,11 +167,12 @@ class InterpModule(pl.LightningModule, ABC):
         return [PhaseSchedule()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the format version and the resolved config, plain containers."""
+        """Add the format version, the resolved config and the name of the phase, plain containers."""
         checkpoint["interp_models"] = {
             "format_version": FORMAT_VERSION,
             "num_classes": self.num_classes,
             "config": self.config,
+            "phase": self.recipe.at(self.current_epoch)[0].name,
         }
 
 

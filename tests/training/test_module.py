@@ -339,14 +339,19 @@ def test_metrics_csv_has_the_rows_of_every_epoch(bcnn_run: Path) -> None:
     assert len(table) == 9
     for group, lr in BCNN_LRS.items():
         assert table[f"lr/{group}"].dropna().tolist() == pytest.approx([lr] * 4)
-    assert table["phase"].dropna().unique().tolist() == [0]
+    assert table["phase"].dropna().unique().tolist() == ["train"]
     assert table["train/ce"].equals(table["train/loss"])  # the B-CNN's loss has one term
 
 
-def test_the_phase_is_logged(tiny_cub: Cub, tmp_path: Path) -> None:
-    phases = [{"epochs": 2, "lrs": {"head": 0.01}}, {"epochs": 1, "lrs": {"head": 0.01}}]
-    run = fit(tiny_config(tiny_cub.root, out=str(tmp_path / "run"), model=TINY_CNN, phases=phases))
-    assert pd.read_csv(run / "metrics.csv")["phase"].dropna().tolist() == [0, 0, 1]
+def test_the_phase_is_named(tiny_cub: Cub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the log, also of a resumed run, in checkpoints and at the bar."""
+    phases = [{"name": "warm", "epochs": 2, "lrs": {"head": 0.01}}]
+    node = tiny_config(tiny_cub.root, out=str(tmp_path / "run"), model=TINY_CNN, phases=phases)
+    run = fit(node | {"trainer": {"accelerator": "cpu"}})
+    assert "phase=warm" in capsys.readouterr().out
+    fit(node | {"phases": [*phases, {"name": "joint", "epochs": 1, "lrs": {"head": 0.01}}]}, resume=run)
+    assert pd.read_csv(run / "metrics.csv")["phase"].dropna().tolist() == ["warm", "warm", "joint"]
+    assert checkpoint(run, "last")["interp_models"]["phase"] == "joint"
 
 
 # Callbacks and loggers
