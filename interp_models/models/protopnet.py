@@ -217,11 +217,18 @@ class ProtoPNet(InterpModule):
     @torch.no_grad()
     def prune(self, data: DataModule) -> None:
         """Remove prototypes that fewer than `prune_least` of their `prune_neighbours` nearest training patches share
-        the class with; their similarities count no more."""
+        the class with; their similarities count no more.
+
+        Raises:
+            InputError: if none would be left.
+        """
         loader = data.loader("train", augment=False)
         patches = nearest_patches(self.features, loader, self.prototypes, k=self.prune_neighbours)
         own = self.class_identity.int().argmax(dim=0)  # (P,)
-        self.kept &= (patches.label == own[:, None]).sum(dim=1) >= self.prune_least
+        kept = self.kept & ((patches.label == own[:, None]).sum(dim=1) >= self.prune_least)
+        if not bool(kept.any()):
+            raise InputError("prune: every prototype would go; train longer, or lower model.prune_least")
+        self.kept.copy_(kept)
 
 
 def add_on_layers(features: int, channels: int, kind: Literal["regular", "bottleneck"]) -> nn.Sequential:

@@ -126,6 +126,50 @@ def test_evaluation(bcnn_run: Path, odd_cub: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in b.iterdir()) == ["maps", "per_image.parquet", "report.html", "results.json"]
 
 
+SHORT = {"backbone": 0.01, "add_on": 0.1, "prototypes": 0.1}
+PROTOTYPES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
+    "protopnet": (
+        {"prototypes_per_class": 3, "channels": 6, "unique": True, "last_layer_epochs": 2, "prune_neighbours": 4, "prune_least": 2},
+        [
+            {"name": "warm", "epochs": 1, "lrs": {"add_on": 0.1, "prototypes": 0.1}, "select": "none"},
+            {"name": "joint", "epochs": 2, "lrs": SHORT, "then": ["push", "fit_last_layer"], "select": "last"},
+            {"name": "last", "epochs": 1, "lrs": {"last_layer": 0.01}, "then": ["prune", "fit_last_layer"]},
+        ],
+    ),
+    "prototree": (
+        {"depth": 4, "channels": 6, "prune_factor": 1.02},
+        [
+            {"name": "freeze", "epochs": 1, "lrs": {"add_on": 0.1, "prototypes": 0.1}, "select": "none"},
+            {"name": "all", "epochs": 4, "lrs": SHORT, "then": ["prune", "project"], "select": "last"},
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROTOTYPES)
+def test_prototypes(odd_cub: Path, tmp_path: Path, name: str) -> None:
+    """Leaves, patches with their sources, the cached last layer and what is pruned, over shards of uneven size."""
+    options, phases = PROTOTYPES[name]
+    runs = []
+    for ranks in (1, 2):
+        run = tmp_path / str(ranks) / "run"
+        node = config_of(odd_cub, run, 4 // ranks)
+        node["model"] = {**node["model"], "name": name, **options}
+        node["phases"] = [{**phase, "eval_modules": ["backbone"]} for phase in phases]
+        node["data"]["val_fraction"] = 0.25  # 9 images are left: 5 and 4
+        # In float32 a match has a distance of 1e-7 instead of 0, which ln((d + 1) / (d + 1e-4)) makes 1e-3.
+        node["trainer"]["precision"] = "64-true"
+        (tmp_path / str(ranks)).mkdir()
+        config = write_config(tmp_path / str(ranks) / "c.yaml", node)
+        command("train.py", config, *(TWO if ranks == 2 else []), cwd=tmp_path)
+        runs.append(run)
+    assert_same_training(*runs)
+    state = torch.load(runs[1] / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert bool((state["sources.image"] >= 0).any())
+    kept = state["kept" if name == "protopnet" else "leaf_kept"]
+    assert 0 < int(kept.sum()) < len(kept)
+
+
 @pytest.mark.slow
 def test_resuming(odd_cub: Path, one_process: Path, tmp_path: Path) -> None:
     """One process begins, two go on: the second one leaves the files of the first alone."""
