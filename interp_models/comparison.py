@@ -98,7 +98,8 @@ def _views(evaluated: Sequence[tuple[Path, InterpModule]], data: DataModule, n_i
                 scores = {str(key): None if np.isnan(value) else float(value) for key, value in pairs}
                 maps.append(MapView(name, str(explainer), np.asarray(heatmap), scores))
             with torch.no_grad(), evaluating(model):
-                several = model(collate([sample]).image.to(model.device)).maps[0]
+                output = model(collate([sample]).image.to(model.device))
+                several = model.display(output, output.logits.argmax(dim=1))[0]
             if len(several) > 1:
                 parts[name] = several.float().cpu().numpy()
         label = data.classes[int(sample.label)]

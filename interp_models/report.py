@@ -66,7 +66,7 @@ class ImageView:
     """One image (H, W, 3) with what each run made of it.
 
     `predictions` holds, by run, the predicted label and its probability; it counts as right if it equals `label`.
-    `parts` holds, by run, a model's own attention maps (N, h, w), of which the first three make one RGB picture.
+    `parts` holds, by run, two or three of a model's own maps (n, h, w), which make one picture in red, green and blue.
     """
 
     image: NDArray[np.uint8]
@@ -203,8 +203,8 @@ def _image(view: ImageView, names: Sequence[str], directions: Mapping[str, bool]
         pictures = [{"name": shown.explainer, **_drawn(image, shown.heatmap)} for shown in maps]
         if run in view.parts:
             several = view.parts[run]
-            remark = f"the first 3 of {len(several)} as red, green, blue" if len(several) > 3 else "red, green, blue"
-            pictures.append({"name": "attention maps", "uri": _uri(visual.rgb(several, image)), "remark": remark})
+            picture = _uri(visual.rgb(several, image))
+            pictures.append({"name": "attention maps", "uri": picture, "remark": "red, green, blue"})
         predicted, probability = view.predictions.get(run, (None, None))
         runs.append(
             {

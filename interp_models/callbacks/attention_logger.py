@@ -20,7 +20,7 @@ class AttentionLogger(pl.Callback):
     """Every n epochs, draws the model's maps on the same few images, to `attention/epoch-<n>.png` and to W&B.
 
     The images are spread over the validation set, or over the training set of a run without one. Each row shows the
-    image, the model's explanation of its prediction, and its first three maps as red, green and blue.
+    image, the model's explanation of its prediction, and its maps for display as red, green and blue.
 
     Args:
         every_n_epochs: how often.
@@ -51,7 +51,7 @@ class AttentionLogger(pl.Callback):
             output = module(batch.image.to(module.device))
             predicted = output.logits.argmax(dim=1)
             maps = module.explain(output, predicted).float().cpu().numpy()
-            parts = output.maps[:, :3].float().cpu().numpy()
+            parts = module.display(output, predicted).float().cpu().numpy()
         rows = []
         for image, own, several in zip(batch.image, maps, parts, strict=True):
             pixels = visual.to_uint8(image)
@@ -63,7 +63,7 @@ class AttentionLogger(pl.Callback):
         ]
         path = self.folder / f"epoch-{trainer.current_epoch:03d}.png"
         self.folder.mkdir(exist_ok=True)
-        visual.contact_sheet(rows, labels, ["image", module.explanations[0], "maps 1 to 3 as RGB"], path)
+        visual.contact_sheet(rows, labels, ["image", module.explanations[0], "three maps as RGB"], path)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image("attention", [str(path)])

@@ -176,6 +176,11 @@ class ProtoPNet(InterpModule):
         best = self.evidence(output, targets).masked_fill(~own, -torch.inf).argmax(dim=1)
         return maps[torch.arange(len(maps), device=maps.device), best]
 
+    def display(self, output: InterpOutput, targets: Tensor) -> Tensor:
+        """The similarity maps of the three prototypes with the most evidence for the target."""
+        best = self.evidence(output, targets).topk(min(3, len(self.prototypes)), dim=1).indices
+        return output.maps[torch.arange(len(best), device=best.device)[:, None], best]
+
     @torch.no_grad()
     def push(self, data: DataModule) -> None:
         """Replace each prototype by the nearest patch of an un-augmented training image of its class.

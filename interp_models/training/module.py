@@ -87,6 +87,10 @@ class InterpModule(pl.LightningModule, ABC):
             kind: one of `explanations`; None is the first.
         """
 
+    def display(self, output: InterpOutput, targets: Tensor) -> Tensor:
+        """The maps (B, n, h, w), n <= 3, that are shown as red, green and blue: the first ones by default."""
+        return output.maps[:, :3]
+
     def evidence(self, output: InterpOutput, targets: Tensor) -> Tensor:
         """What each map adds to the target's logit, (B, N); the sum is the logit, but for a constant of the class.
 

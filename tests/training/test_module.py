@@ -383,7 +383,7 @@ def test_attention_is_drawn(tiny_cub: Cub, tmp_path: Path, monkeypatch: pytest.M
     assert len(sheets.calls) == 2
     rows, labels, columns, path = sheets.calls[-1]
     assert path == run / "attention/epoch-003.png"
-    assert columns == ["image", "mean", "maps 1 to 3 as RGB"]
+    assert columns == ["image", "mean", "three maps as RGB"]
     model, _ = load(run, "last")
     data = runs.build_data(runs.run_config(run))
     dataset = data.dataset("val")
