@@ -13,6 +13,7 @@ from interp_models import runs
 from interp_models.callbacks.attention_logger import AttentionLogger
 from interp_models.callbacks.explanation_evaluation import ExplanationEvaluation
 from interp_models.callbacks.progress_bar import ProgressBar
+from interp_models.callbacks.prototype_gallery import PrototypeGallery
 from interp_models.cli import check_trainer, make_trainer, quiet, run_script, seed_everything, tell_skipped
 from interp_models.config import TrainConfig, check, load_yaml, override, plain, save_yaml
 from interp_models.errors import InputError
@@ -64,6 +65,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
             pl.callbacks.LambdaCallback(on_train_start=keep_config),
             *runs.checkpoints(run, selecting=len(data.val_indices) > 0),
             *AttentionLogger.of(config.attention, run),
+            PrototypeGallery(run),
             *ExplanationEvaluation.of(config.evaluation, config.seed),
         ],
         plugins=[runs.WholeCheckpointIO()],

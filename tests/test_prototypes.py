@@ -13,14 +13,8 @@ from torch import Tensor, nn
 
 from interp_models import prototypes
 from interp_models.data.base import Sample
-from interp_models.prototypes import (
-    Patches,
-    activation_boxes,
-    nearest_patches,
-    receptive_spans,
-    squared_distances,
-    without_duplicates,
-)
+from interp_models.projection import activation_boxes, receptive_spans
+from interp_models.prototypes import Patches, nearest_patches, squared_distances, without_duplicates
 from tests.mutation import mutated
 
 SIZES = [(1, 1), (2, 1), (2, 3)]

@@ -7,6 +7,7 @@ Gomez and Mouchère 2023, section 2.2.3, equations 13 to 18. Options: prototypes
 Differs from the authors' code in: see docs/quirks.md, `protopnet`.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import ClassVar, Literal
 
@@ -18,7 +19,8 @@ from interp_models.backbones import BUNDLED, Backbone
 from interp_models.data.module import DataModule
 from interp_models.errors import InputError
 from interp_models.outputs import InterpOutput
-from interp_models.prototypes import Sources, nearest_patches, project, squared_distances
+from interp_models.projection import Sources, project
+from interp_models.prototypes import nearest_patches, squared_distances
 from interp_models.training.distributed import gathered, in_order
 from interp_models.training.module import MODELS, InterpModule
 
@@ -180,6 +182,11 @@ class ProtoPNet(InterpModule):
         """The similarity maps of the three prototypes with the most evidence for the target."""
         best = self.evidence(output, targets).topk(min(3, len(self.prototypes)), dim=1).indices
         return output.maps[torch.arange(len(best), device=best.device)[:, None], best]
+
+    def prototype_sheets(self, classes: Sequence[str]) -> dict[str, list[int]]:
+        """The prototypes of each class that are not pruned."""
+        own = self.class_identity & self.kept
+        return {name: own[label].nonzero()[:, 0].tolist() for label, name in enumerate(classes)}
 
     @torch.no_grad()
     def push(self, data: DataModule) -> None:

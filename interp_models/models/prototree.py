@@ -7,6 +7,7 @@ Differs from the authors' code in: see docs/quirks.md, `prototree`.
 """
 
 import os
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -17,7 +18,8 @@ from interp_models.backbones import BUNDLED, Backbone
 from interp_models.data.module import DataModule
 from interp_models.errors import InputError
 from interp_models.outputs import InterpOutput
-from interp_models.prototypes import Sources, project, squared_distances
+from interp_models.projection import Sources, project
+from interp_models.prototypes import squared_distances
 from interp_models.registry import unknown
 from interp_models.training.distributed import summed
 from interp_models.training.module import MODELS, InterpModule
@@ -213,6 +215,12 @@ class ProtoTree(InterpModule):
             leaf_weights = joint / joint.sum(dim=1, keepdim=True)
         weights = [leaf_weights.view(len(maps), 2**level, 2, -1)[:, :, 1].sum(dim=2) for level in range(self.depth)]
         return torch.einsum("bn,bnhw->bhw", torch.cat(weights, dim=1) * self.nodes_kept, maps)
+
+    def prototype_sheets(self, classes: Sequence[str]) -> dict[str, list[int]]:
+        """The prototypes of each level's nodes that decide anything."""
+        kept = set(self.nodes_kept.nonzero()[:, 0].tolist())
+        levels = {f"level-{n}": range(2**n - 1, 2 ** (n + 1) - 1) for n in range(self.depth)}
+        return {name: [number for number in nodes if number in kept] for name, nodes in levels.items()}
 
     def prune(self, data: DataModule) -> None:
         """Remove leaves whose largest class probability is not above `prune_factor` / K.

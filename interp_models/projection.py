@@ -1,0 +1,161 @@
+"""Prototypes that are patches of training images: how they become that, and what is known of where they come from."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeGuard
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from interp_models.data.module import DataModule
+from interp_models.errors import InputError
+from interp_models.prototypes import Patches, nearest_patches, without_duplicates
+
+
+def activation_boxes(activations: Tensor, size: tuple[int, int], percentile: float = 95.0) -> Tensor:
+    """The smallest box around all pixels that activate as much as the upper `100 - percentile` % do.
+
+    Args:
+        activations: (P, h, w), upsampled bicubically to the image.
+        size: height and width of the image.
+        percentile: of the pixels of the image (paper: 95).
+
+    Returns:
+        (P, 4) int64, XYXY in pixels, the ends exclusive.
+    """
+    boxes = []
+    for part in torch.split(activations, 64):
+        large = F.interpolate(part[:, None].float(), size=size, mode="bicubic", align_corners=False)[:, 0]
+        flat = large.flatten(1)
+        # Pixels not below the interpolated percentile are those not below the next value above it.
+        position = min(int(percentile / 100 * (flat.shape[1] - 1) + 1 - 1e-9), flat.shape[1] - 1)
+        threshold = flat.kthvalue(position + 1, dim=1).values
+        high = large >= threshold[:, None, None]
+        spans = []
+        for axis in (high.any(dim=1), high.any(dim=2)):  # columns, rows
+            spans += [axis.int().argmax(dim=1), axis.shape[1] - axis.flip(1).int().argmax(dim=1)]
+        boxes.append(torch.stack([spans[0], spans[2], spans[1], spans[3]], dim=1))
+    return torch.cat(boxes)
+
+
+def receptive_spans(features: Callable[[Tensor], Tensor], image: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows and columns of pixels that a cell of the features is made of.
+
+    Found by the gradient, which is exact for any network whose activations do not all vanish: cells of one row share
+    their rows of pixels, and so on. A network that pools over the whole image gives the whole image.
+
+    Args:
+        features: images -> (B, D, h, w).
+        image: (1, 3, H, W), such as noise.
+
+    Returns:
+        rows (h, 2) and columns (w, 2), first and last + 1, int64.
+    """
+    with torch.enable_grad():
+        image = image.detach().requires_grad_(True)
+        z = features(image)[0].abs().sum(dim=0)  # (h, w)
+        spans = []
+        for axis in (0, 1):
+            ends = []
+            for number in range(z.shape[axis]):
+                (gradient,) = torch.autograd.grad(z.select(axis, number).sum(), image, retain_graph=True)
+                seen = (gradient[0] != 0).any(dim=0).any(dim=1 - axis).nonzero()[:, 0]
+                ends.append([int(seen[0]), int(seen[-1]) + 1] if len(seen) else [0, 0])
+            spans.append(torch.tensor(ends, device=image.device))
+    return spans[0], spans[1]
+
+
+class Sources(nn.Module):
+    """Where prototypes that are patches of training images come from, in buffers; they lie in checkpoints.
+
+    Boxes are XYXY in pixels after the test transform, the ends exclusive.
+    """
+
+    image: Tensor
+    """(P,) int64, position of the image in the training split; -1 for a prototype that is no patch."""
+    cell: Tensor
+    """(P, 2) int64, row and column of the patch's first cell."""
+    receptive_box: Tensor
+    """(P, 4) int64, around the pixels that the patch is made of."""
+    activation_box: Tensor
+    """(P, 4) int64, around the upper 5 % of the image's pixels by activation."""
+    images: Tensor
+    """The fingerprint of the training images, () int64; -1 before any prototype was a patch."""
+
+    def __init__(self, prototypes: int) -> None:
+        super().__init__()
+        self.register_buffer("image", torch.full((prototypes,), -1))
+        self.register_buffer("cell", torch.zeros(prototypes, 2, dtype=torch.long))
+        self.register_buffer("receptive_box", torch.zeros(prototypes, 4, dtype=torch.long))
+        self.register_buffer("activation_box", torch.zeros(prototypes, 4, dtype=torch.long))
+        self.register_buffer("images", torch.tensor(-1))
+
+
+class Prototypical(Protocol):
+    """A model whose prototypes can be shown."""
+
+    sources: Sources
+
+    def prototype_sheets(self, classes: Sequence[str]) -> dict[str, list[int]]:
+        """Numbers of the prototypes that are shown together, by a name for a file."""
+
+
+def has_prototypes(model: Any) -> TypeGuard[Prototypical]:
+    """Whether a model has what `Prototypical` asks for."""
+    return hasattr(model, "sources") and hasattr(model, "prototype_sheets")
+
+
+@torch.no_grad()
+def project(
+    prototypes: Tensor,
+    sources: Sources,
+    features: Callable[[Tensor], Tensor],
+    similarity: Callable[[Tensor], Tensor],
+    data: DataModule,
+    allowed: Tensor | None = None,
+    which: Tensor | None = None,
+    unique: bool = False,
+) -> None:
+    """Replace prototypes by the nearest patches of un-augmented training images, and record where they come from.
+
+    The same on all ranks: the images are shared out among them. Of equal distances the first in the data wins.
+
+    Args:
+        prototypes: (P, D, a, b), changed in place.
+        sources: of the prototypes, changed in place.
+        features: images -> (B, D, h, w), in eval mode.
+        similarity: squared distances -> activations, for the boxes.
+        data: gives the images.
+        allowed: (P, K) bool, the classes that a prototype's patches may come from; None allows all.
+        which: numbers of the prototypes to replace, int64; None replaces all.
+        unique: no patch goes to two prototypes.
+
+    Raises:
+        InputError: if there are too few images, naming a class; nothing is changed then.
+    """
+    which = torch.arange(len(prototypes), device=prototypes.device) if which is None else which
+    allowed = None if allowed is None else allowed[which]
+    # A prototype's patches may all be taken by others that may take them too.
+    rivals = len(which) if allowed is None else int((allowed.int() @ allowed.T.int()).bool().sum(dim=1).max())
+    loader = data.loader("train", augment=False)
+    patches = nearest_patches(features, loader, prototypes[which], allowed, rivals if unique else 1)
+    choice = without_duplicates(patches) if unique else torch.zeros_like(which)
+    patches = Patches(*(x[torch.arange(len(which), device=which.device), choice] for x in patches))
+    missing = ((choice < 0) | (patches.image < 0)).nonzero()[:, 0]
+    if len(missing):
+        label = 0 if allowed is None else int(allowed[missing[0]].int().argmax())
+        raise InputError(
+            f"class {data.classes[label]!r} has too few training images for its prototypes, "
+            "or features that are not finite"
+        )
+    size, (high, wide) = (data.image_size, data.image_size), prototypes.shape[2:]
+    row, column = patches.cell // patches.distances.shape[2], patches.cell % patches.distances.shape[2]
+    noise = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0), dtype=prototypes.dtype)
+    rows, columns = receptive_spans(features, noise.to(prototypes.device))
+    receptive = [columns[column, 0], rows[row, 0], columns[column + wide - 1, 1], rows[row + high - 1, 1]]
+    prototypes[which] = patches.vector.view(-1, *prototypes.shape[1:])
+    sources.image[which] = patches.image
+    sources.cell[which] = torch.stack([row, column], dim=1)
+    sources.receptive_box[which] = torch.stack(receptive, dim=1)
+    sources.activation_box[which] = activation_boxes(similarity(patches.distances), size)
+    sources.images.fill_(data.fingerprint("train"))
