@@ -151,7 +151,7 @@ class ProtoTree(InterpModule):
 
     def observe(self, output: InterpOutput, targets: Tensor) -> None:
         """Update the leaves by a batch, those of all ranks together."""
-        paths, chances = output.aux["paths"].float(), output.logits.float().exp()
+        paths, chances = (x.to(self.leaves.dtype) for x in (output.aux["paths"], output.logits.exp()))
         shares = F.one_hot(targets, self.num_classes) / chances.gather(1, targets[:, None])  # (B, K)
         update = self.leaves.softmax(dim=1) * (paths.T @ shares)
         self.leaves.copy_((self.leaves - self._leaving).relu() + summed(update))
