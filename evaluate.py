@@ -16,7 +16,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from interp_models import runs
 from interp_models.callbacks.explanation_evaluation import ExplanationEvaluation, resolve_grid
 from interp_models.cli import check_trainer, make_trainer, quiet, run_script, seed_everything, tell_skipped
-from interp_models.comparison import check_same_images, compare
+from interp_models.comparison import Evaluated, check_same_images, compare
 from interp_models.config import EvaluateConfig, check, load_yaml, override
 from interp_models.data.module import draw
 from interp_models.errors import InputError
@@ -78,13 +78,15 @@ def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
         )
         trainer.test(model, data, verbose=False)
         if trainer.is_global_zero:
-            report = compare([(folder, model)], folder / "evaluation", data, config.report_images)
+            report = compare([Evaluated(folder, model, data)], folder / "evaluation", config.report_images)
             log_results(trainer.loggers, json.loads((folder / "evaluation/results.json").read_text())["rows"])
         close(trainer.loggers)
     if not trainer.is_global_zero:
         return folders[0] / "evaluation" / "report.html"
     if out is not None:
-        report = compare(list(zip(folders, models, strict=True)), out, modules[0], config.report_images)
+        report = compare(
+            [Evaluated(*run) for run in zip(folders, models, modules, strict=True)], out, config.report_images
+        )
     print(f"report: {report}")
     return report
 

@@ -1,9 +1,9 @@
 """The page and the table that put evaluated runs side by side."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,32 +14,42 @@ from interp_models.data.base import collate
 from interp_models.data.module import DataModule
 from interp_models.errors import InputError
 from interp_models.files import write_json
-from interp_models.report import ImageView, MapView, RunSummary, write_report
+from interp_models.gallery import patches
+from interp_models.outputs import InterpOutput
+from interp_models.projection import has_prototypes
+from interp_models.report import ImageView, MapView, Panel, RunSummary, write_report
 from interp_models.results import SCHEMA_VERSION
 from interp_models.scoring import evaluating
 from interp_models.training.module import InterpModule
 
 
-def compare(evaluated: Sequence[tuple[Path, InterpModule]], out: Path, data: DataModule, n_images: int) -> Path:
+class Evaluated(NamedTuple):
+    """A run with its `evaluation/`, its model and the images as it sees them."""
+
+    folder: Path
+    model: InterpModule
+    data: DataModule
+
+
+def compare(evaluated: Sequence[Evaluated], out: Path, n_images: int) -> Path:
     """Write `report.html` of evaluated runs to a folder, and for several runs `results.json` with all rows.
 
     Args:
-        evaluated: run folders with their `evaluation/`, and their models.
+        evaluated: the runs.
         out: the folder.
-        data: the data module of the images.
         n_images: images that are shown, spread evenly over those judged.
 
     Returns:
         The path of the page.
     """
     rows: list[dict[str, Any]] = []
-    for folder, _ in evaluated:
+    for folder, _, _ in evaluated:
         rows += json.loads((folder / "evaluation" / "results.json").read_text())["rows"]
     if len(evaluated) > 1:
         write_json(out / "results.json", {"schema_version": SCHEMA_VERSION, "rows": rows})
-    title = "Explanations of " + ", ".join(runs.run_name(folder) for folder, _ in evaluated)
-    summaries = [_summary(folder) for folder, _ in evaluated]
-    images = _views(evaluated, data, n_images)
+    title = "Explanations of " + ", ".join(runs.run_name(folder) for folder, _, _ in evaluated)
+    summaries = [_summary(folder) for folder, _, _ in evaluated]
+    images = _views(evaluated, n_images)
     write_report(out / "report.html", title=title, runs=summaries, rows=rows, images=images)
     return out / "report.html"
 
@@ -76,18 +86,20 @@ def _summary(folder: Path) -> RunSummary:
     )
 
 
-def _views(evaluated: Sequence[tuple[Path, InterpModule]], data: DataModule, n_images: int) -> Iterator[ImageView]:
-    tables = {folder: pd.read_parquet(folder / "evaluation" / "per_image.parquet") for folder, _ in evaluated}
-    listing = pd.read_csv(evaluated[0][0] / "evaluation" / "maps" / "index.csv")
+def _views(evaluated: Sequence[Evaluated], n_images: int) -> Iterator[ImageView]:
+    tables = {run.folder: pd.read_parquet(run.folder / "evaluation" / "per_image.parquet") for run in evaluated}
+    listing = pd.read_csv(evaluated[0].folder / "evaluation" / "maps" / "index.csv")
     shown = np.unique(np.linspace(0, len(listing) - 1, min(n_images, len(listing))).round().astype(int))
-    dataset = data.dataset("test")
+    galleries = {run.folder: _prototypes(run) for run in evaluated}
     for row in shown:
         index = int(listing["index"][row])
-        sample = dataset[0, int(np.flatnonzero(dataset.indices == index)[0])]
         maps: list[MapView] = []
-        predictions, parts = {}, {}
-        for folder, model in evaluated:
+        predictions, parts, pixels, reasons = {}, {}, {}, {}
+        for folder, model, data in evaluated:
             name = runs.run_name(folder)
+            dataset = data.dataset("test")
+            sample = dataset[0, int(np.flatnonzero(dataset.indices == index)[0])]
+            pixels[name] = visual.to_uint8(sample.image)
             table = tables[folder]
             of_image = table[table["index"] == index]
             first = of_image.iloc[0]
@@ -100,8 +112,33 @@ def _views(evaluated: Sequence[tuple[Path, InterpModule]], data: DataModule, n_i
             with torch.no_grad(), evaluating(model):
                 output = model(collate([sample]).image.to(model.device))
                 several = model.display(output, output.logits.argmax(dim=1))[0]
+                reasons[name] = _reasons(model, output, pixels[name], galleries[folder])
             if len(several) > 1:
                 parts[name] = several.float().cpu().numpy()
         label = data.classes[int(sample.label)]
         image_id = str(listing["image_id"][row])
-        yield ImageView(visual.to_uint8(sample.image), image_id, label, predictions, maps, parts)
+        image = next(iter(pixels.values()))
+        yield ImageView(image, image_id, label, predictions, maps, parts, pixels, reasons)
+
+
+Gallery = Mapping[int, visual.Picture]
+"""The patch of every prototype."""
+
+
+def _prototypes(run: Evaluated) -> Gallery:
+    """The patches of a model's prototypes; none, with a warning, if they are of other images than the data module's."""
+    return patches(run.model.sources, run.data) if has_prototypes(run.model) else {}
+
+
+def _reasons(model: InterpModule, output: InterpOutput, image: visual.Picture, gallery: Gallery) -> list[Panel]:
+    """What the model found in the image beside the prototypes that it found it like."""
+    if not has_prototypes(model) or not gallery:
+        return []
+    size = (image.shape[0], image.shape[1])
+    (found,) = model.matches(output, output.logits.argmax(dim=1), size)
+    panels = []
+    for match in found:
+        seen = image if match.box is None else visual.boxed(image, match.box)
+        pair = [seen, visual.fitted(gallery[match.prototype], size)]
+        panels.append(Panel(f"prototype {match.prototype}", np.concatenate(pair, axis=1), match.text))
+    return panels

@@ -1,7 +1,7 @@
 """Prototypes that are patches of training images: how they become that, and what is known of where they come from."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeGuard
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from interp_models.data.module import DataModule
 from interp_models.errors import InputError
+from interp_models.outputs import InterpOutput
 from interp_models.prototypes import Patches, nearest_patches, without_duplicates
 
 
@@ -91,10 +92,25 @@ class Sources(nn.Module):
         self.register_buffer("images", torch.tensor(-1))
 
 
+class Match(NamedTuple):
+    """What one prototype has to do with the prediction of one image."""
+
+    prototype: int
+    box: tuple[int, int, int, int] | None
+    """Where it was found, XYXY in pixels; None if it was not."""
+    text: str
+    """What that counts for."""
+
+
 class Prototypical(Protocol):
     """A model whose prototypes can be shown."""
 
     sources: Sources
+
+    def matches(
+        self, output: InterpOutput, targets: Tensor, image_size: tuple[int, int], n: int = 5
+    ) -> list[list[Match]]:
+        """Why each image is of its target class, at most n prototypes per image, the first one first."""
 
     def prototype_sheets(self, classes: Sequence[str]) -> dict[str, list[int]]:
         """Numbers of the prototypes that are shown together, by a name for a file."""
@@ -102,7 +118,7 @@ class Prototypical(Protocol):
 
 def has_prototypes(model: Any) -> TypeGuard[Prototypical]:
     """Whether a model has what `Prototypical` asks for."""
-    return hasattr(model, "sources") and hasattr(model, "prototype_sheets")
+    return all(hasattr(model, name) for name in ("sources", "matches", "prototype_sheets"))
 
 
 @torch.no_grad()

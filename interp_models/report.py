@@ -8,7 +8,7 @@ import base64
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,15 @@ class MapView:
 
 
 @dataclass(frozen=True)
+class Panel:
+    """One picture (H, W, 3) with a name above and a remark below."""
+
+    name: str
+    picture: NDArray[np.uint8]
+    remark: str
+
+
+@dataclass(frozen=True)
 class ImageView:
     """One image (H, W, 3) with what each run made of it.
 
@@ -75,6 +84,10 @@ class ImageView:
     predictions: Mapping[str, tuple[str, float]]
     maps: Sequence[MapView]
     parts: Mapping[str, NDArray[np.floating]]
+    own: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+    """By run, the image as it saw it, if that is not `image`, such as a crop."""
+    reasons: Mapping[str, Sequence[Panel]] = field(default_factory=dict)
+    """By run, pictures that say why, such as the prototypes that a model found."""
 
 
 def write_report(
@@ -192,12 +205,11 @@ def _protocols(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 def _image(view: ImageView, names: Sequence[str], directions: Mapping[str, bool]) -> dict[str, Any]:
     """All the template needs for one image, with its pictures encoded."""
-    full = Image.fromarray(view.image)
-    shrink = min(1.0, SIDE / max(full.size))
-    image = np.asarray(full.resize((max(1, round(full.width * shrink)), max(1, round(full.height * shrink)))))
+    first = visual.shrunk(view.image, SIDE)
     present = [*view.predictions, *(shown.run for shown in view.maps), *view.parts]
     runs = []
     for run in sorted(dict.fromkeys(present), key=lambda run: names.index(run) if run in names else len(names)):
+        image = visual.shrunk(view.own[run], SIDE) if run in view.own else first
         maps = [shown for shown in view.maps if shown.run == run]
         metrics = list(dict.fromkeys(metric for shown in maps for metric in shown.scores))
         pictures = [{"name": shown.explainer, **_drawn(image, shown.heatmap)} for shown in maps]
@@ -205,6 +217,8 @@ def _image(view: ImageView, names: Sequence[str], directions: Mapping[str, bool]
             several = view.parts[run]
             picture = _uri(visual.rgb(several, image))
             pictures.append({"name": "attention maps", "uri": picture, "remark": "red, green, blue"})
+        panels = view.reasons.get(run, ())
+        pictures += [{"name": p.name, "uri": _uri(visual.shrunk(p.picture, SIDE)), "remark": p.remark} for p in panels]
         predicted, probability = view.predictions.get(run, (None, None))
         runs.append(
             {
@@ -217,7 +231,7 @@ def _image(view: ImageView, names: Sequence[str], directions: Mapping[str, bool]
                 "scores": [(shown.explainer, [_score(metric, shown.scores) for metric in metrics]) for shown in maps],
             }
         )
-    return {"id": view.image_id, "label": view.label, "uri": _uri(image), "runs": runs}
+    return {"id": view.image_id, "label": view.label, "uri": _uri(first), "runs": runs}
 
 
 def _score(metric: str, scores: Mapping[str, float | None]) -> tuple[str | None, str]:

@@ -101,6 +101,34 @@ def rgb(maps: ArrayLike, image: Picture | None = None, alpha: float = 0.65) -> P
     return _round((1 - alpha) * grey + alpha * colours * 255.0)
 
 
+def boxed(image: Picture, box: Sequence[int], colour: tuple[int, int, int] = (255, 255, 0)) -> Picture:
+    """Draw a box, XYXY in pixels with the ends exclusive, into a copy of a picture (H, W, 3)."""
+    x0, y0, x1, y1 = box
+    drawn = image.copy()
+    width = max(1, max(image.shape[:2]) // 112)
+    inner = drawn[y0 + width : y1 - width, x0 + width : x1 - width].copy()
+    drawn[y0:y1, x0:x1] = colour
+    drawn[y0 + width : y1 - width, x0 + width : x1 - width] = inner
+    return drawn
+
+
+def shrunk(image: Picture, side: int) -> Picture:
+    """A picture (H, W, 3) whose longer side is `side` at most."""
+    full = Image.fromarray(image)
+    scale = min(1.0, side / max(full.size))
+    return np.asarray(full.resize((max(1, round(full.width * scale)), max(1, round(full.height * scale)))))
+
+
+def fitted(image: Picture, size: tuple[int, int]) -> Picture:
+    """A picture (H, W, 3) enlarged or shrunk, with its shape, to fit into `size`; white fills the rest."""
+    scale = min(size[0] / image.shape[0], size[1] / image.shape[1])
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    sheet = np.full((*size, 3), 255, np.uint8)
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    sheet[:height, :width] = np.asarray(resized)[: size[0], : size[1]]
+    return sheet
+
+
 def contact_sheet(
     rows: Sequence[Sequence[Picture]], row_labels: Sequence[str], column_labels: Sequence[str], path: Path
 ) -> None:

@@ -19,7 +19,7 @@ from interp_models.backbones import BUNDLED, Backbone
 from interp_models.data.module import DataModule
 from interp_models.errors import InputError
 from interp_models.outputs import InterpOutput
-from interp_models.projection import Sources, project
+from interp_models.projection import Match, Sources, activation_boxes, project
 from interp_models.prototypes import nearest_patches, squared_distances
 from interp_models.training.distributed import gathered, in_order
 from interp_models.training.module import MODELS, InterpModule
@@ -182,6 +182,24 @@ class ProtoPNet(InterpModule):
         """The similarity maps of the three prototypes with the most evidence for the target."""
         best = self.evidence(output, targets).topk(min(3, len(self.prototypes)), dim=1).indices
         return output.maps[torch.arange(len(best), device=best.device)[:, None], best]
+
+    @torch.no_grad()
+    def matches(
+        self, output: InterpOutput, targets: Tensor, image_size: tuple[int, int], n: int = 5
+    ) -> list[list[Match]]:
+        """The prototypes with the most evidence for the target, each as similarity × weight = evidence, in order.
+
+        The boxes are around the upper 5 % of the image's pixels by activation.
+        """
+        evidence, best = self.evidence(output, targets).topk(min(n, len(self.prototypes)), dim=1)
+        found = []
+        for i, (values, numbers) in enumerate(zip(evidence.tolist(), best.tolist(), strict=True)):
+            boxes = activation_boxes(output.maps[i, numbers], image_size).tolist()
+            similarities = output.aux["similarities"][i, numbers].tolist()
+            weights = self.last_layer.weight[targets[i], numbers].tolist()
+            texts = [f"{s:.2f} × {w:.2f} = {e:.2f}" for s, w, e in zip(similarities, weights, values, strict=True)]
+            found.append([Match(p, tuple(box), text) for p, box, text in zip(numbers, boxes, texts, strict=True)])
+        return found
 
     def prototype_sheets(self, classes: Sequence[str]) -> dict[str, list[int]]:
         """The prototypes of each class that are not pruned."""

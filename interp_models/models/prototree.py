@@ -18,7 +18,7 @@ from interp_models.backbones import BUNDLED, Backbone
 from interp_models.data.module import DataModule
 from interp_models.errors import InputError
 from interp_models.outputs import InterpOutput
-from interp_models.projection import Sources, project
+from interp_models.projection import Match, Sources, activation_boxes, project
 from interp_models.prototypes import squared_distances
 from interp_models.registry import unknown
 from interp_models.training.distributed import summed
@@ -215,6 +215,27 @@ class ProtoTree(InterpModule):
             leaf_weights = joint / joint.sum(dim=1, keepdim=True)
         weights = [leaf_weights.view(len(maps), 2**level, 2, -1)[:, :, 1].sum(dim=2) for level in range(self.depth)]
         return torch.einsum("bn,bnhw->bhw", torch.cat(weights, dim=1) * self.nodes_kept, maps)
+
+    @torch.no_grad()
+    def matches(
+        self, output: InterpOutput, targets: Tensor, image_size: tuple[int, int], n: int = 5
+    ) -> list[list[Match]]:
+        """The greedy path from the root, whatever the target; a box where the prototype is present (p > 1/2)."""
+        leaves, chances = self.decide(output).tolist(), (-output.aux["distances"]).exp()
+        decides = self.nodes_kept.tolist()
+        found = []
+        for i, leaf in enumerate(leaves):
+            number = leaf + 2**self.depth - 1
+            path: list[Match] = []
+            while number:
+                right, number = number % 2 == 0, (number - 1) // 2
+                if decides[number]:
+                    box = activation_boxes(output.maps[i, [number]], image_size)[0].tolist()
+                    word = "present" if right else "absent"
+                    text = f"{word}, p = {float(chances[i, number]):.2f}"
+                    path.insert(0, Match(number, tuple(box) if right else None, text))
+            found.append(path[:n])
+        return found
 
     def prototype_sheets(self, classes: Sequence[str]) -> dict[str, list[int]]:
         """The prototypes of each level's nodes that decide anything."""
