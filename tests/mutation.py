@@ -1,6 +1,7 @@
 """Deliberately wrong copies of our own modules, to show that a test can fail."""
 
 import importlib
+import sys
 import types
 from unittest import mock
 
@@ -16,6 +17,7 @@ def mutated(module_name: str, right: str, wrong: str) -> types.ModuleType:
     assert source.count(right) == 1, f"{right!r} stands {source.count(right)} times in {module_name}"
     copy = types.ModuleType(module_name + "_mutated")
     copy.__file__ = module.__file__
-    with mock.patch.object(Registry, "register", return_value=lambda cls: cls):
+    known = mock.patch.dict(sys.modules, {copy.__name__: copy})  # dataclasses look for it there
+    with known, mock.patch.object(Registry, "register", return_value=lambda cls: cls):
         exec(compile(source.replace(right, wrong), module.__file__, "exec"), copy.__dict__)
     return copy

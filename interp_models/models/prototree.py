@@ -21,6 +21,7 @@ from interp_models.outputs import InterpOutput
 from interp_models.projection import Match, Sources, activation_boxes, project
 from interp_models.prototypes import squared_distances
 from interp_models.registry import unknown
+from interp_models.soft_tree import TreeNode, children_kept, grown, leaf_depths, log1mexp, route
 from interp_models.training.distributed import summed
 from interp_models.training.module import MODELS, InterpModule
 
@@ -106,39 +107,16 @@ class ProtoTree(InterpModule):
         """
         squared = squared_distances(self.features(images), self.prototypes)
         distances = root(squared.flatten(2).min(dim=2).values)
-        paths = self.route(-distances, log1mexp(distances)).exp()
+        paths = route(-distances, log1mexp(distances), self.leaf_kept).exp()
         chances = paths @ self.leaves.softmax(dim=1).to(paths.dtype)
         # A class that no likely leaf knows underflows; its logarithm must stay finite.
         logits = chances.clamp(min=torch.finfo(chances.dtype).tiny).log()
         return InterpOutput(logits, self.similarity(squared), {"distances": distances, "paths": paths})
 
-    def route(self, log_right: Tensor, log_left: Tensor) -> Tensor:
-        """Log probabilities of the nodes' decisions (B, 2^depth - 1) -> those of the leaves (B, 2^depth).
-
-        A node with one child left sends everything there.
-        """
-        right, left = self.children_kept()
-        log_right = torch.where(left, log_right, 0.0).masked_fill(~right, -torch.inf)
-        log_left = torch.where(right, log_left, 0.0).masked_fill(~left, -torch.inf)
-        paths = log_right.new_zeros(len(log_right), 1)
-        for level in range(self.depth):
-            nodes = slice(2**level - 1, 2 ** (level + 1) - 1)
-            paths = torch.stack([paths + log_left[:, nodes], paths + log_right[:, nodes]], dim=2).flatten(1)
-        return paths
-
-    def children_kept(self) -> tuple[Tensor, Tensor]:
-        """Whether any leaf below the right and below the left child of each node is left, (2^depth - 1,) bool each."""
-        right, left = [], []
-        for level in range(self.depth):
-            halves = self.leaf_kept.view(2**level, 2, -1).any(dim=2)
-            left.append(halves[:, 0])
-            right.append(halves[:, 1])
-        return torch.cat(right), torch.cat(left)
-
     @property
     def nodes_kept(self) -> Tensor:
         """Nodes that decide anything, (2^depth - 1,) bool: something is left below both of their children."""
-        right, left = self.children_kept()
+        right, left = children_kept(self.leaf_kept)
         return right & left
 
     def loss(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
@@ -182,21 +160,13 @@ class ProtoTree(InterpModule):
             raise unknown("decision", decision, ("sample_max", "greedy"))
         right = (-output.aux["distances"]).exp() > 0.5
         never = torch.where(right, 0.0, -torch.inf)
-        return self.route(never, torch.where(right, -torch.inf, 0.0)).argmax(dim=1)
+        return route(never, torch.where(right, -torch.inf, 0.0), self.leaf_kept).argmax(dim=1)
 
     def predict(self, output: InterpOutput, decision: Decision = "soft") -> Tensor:
         """Class probabilities (B, K): of all leaves, or of the one that is decided for."""
         if decision == "soft":
             return output.logits.exp()
         return self.leaves.softmax(dim=1)[self.decide(output, decision)]
-
-    def leaf_depths(self) -> Tensor:
-        """How many decisions lead to each leaf, (2^depth,) int64; nodes with one child left decide nothing."""
-        counts = self.nodes_kept.long()
-        depths = counts.new_zeros(1)
-        for level in range(self.depth):
-            depths = (depths + counts[2**level - 1 : 2 ** (level + 1) - 1]).repeat_interleave(2)
-        return depths
 
     def explain(self, output: InterpOutput, targets: Tensor, kind: str | None = None) -> Tensor:
         """(B, h, w), a sum of the nodes' similarity maps.
@@ -243,6 +213,16 @@ class ProtoTree(InterpModule):
         levels = {f"level-{n}": range(2**n - 1, 2 ** (n + 1) - 1) for n in range(self.depth)}
         return {name: [number for number in nodes if number in kept] for name, nodes in levels.items()}
 
+    def leaf_depths(self) -> Tensor:
+        """How many decisions lead to each leaf, (2^depth,) int64; nodes with one child left decide nothing."""
+        return leaf_depths(self.leaf_kept)
+
+    def tree(self, classes: Sequence[str]) -> TreeNode:
+        """The tree as it is after pruning: nodes that decide, and leaves with their likeliest class."""
+        chances, labels = self.leaves.softmax(dim=1).max(dim=1)
+        pairs = zip(chances.tolist(), labels.tolist(), strict=True)
+        return grown(self.leaf_kept, [f"{classes[label]} {100 * chance:.0f} %" for chance, label in pairs])
+
     def prune(self, data: DataModule) -> None:
         """Remove leaves whose largest class probability is not above `prune_factor` / K.
 
@@ -274,19 +254,6 @@ class ProtoTree(InterpModule):
 def root(squared: Tensor) -> Tensor:
     """√(d² + 1e-14), whose derivative is finite at 0."""
     return (squared + 1e-14).sqrt()
-
-
-def log1mexp(x: Tensor) -> Tensor:
-    """ln(1 - exp(-x)) for x > 0 without loss of digits (Mächler 2012).
-
-    >>> round(log1mexp(torch.tensor(1e-6)).item(), 4)
-    -13.8155
-    """
-    small = x < 0.6931
-    # Each branch sees only arguments at which its derivative is finite.
-    return torch.where(
-        small, (-torch.expm1(-torch.where(small, x, 1.0))).log(), torch.log1p(-(-torch.where(small, 1.0, x)).exp())
-    )
 
 
 def check_memory(depth: int, values: int, classes: int) -> None:

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -15,7 +16,10 @@ from torch import Tensor
 from interp_models import load
 from interp_models.data.module import DataModule
 from interp_models.errors import InputError
-from interp_models.models.prototree import ProtoTree, log1mexp
+from interp_models.models import prototree
+from interp_models.models.prototree import ProtoTree
+from interp_models.soft_tree import TreeNode, log1mexp
+from interp_models.tree_drawing import tree_svg
 from tests.conftest import TINY, Cub, fit, tiny_config
 from tests.mutation import mutated
 
@@ -125,18 +129,86 @@ def test_tree_equals_recursion(kept: list[bool], options: dict[str, Any]) -> Non
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("torch.stack([paths + log_left[:, nodes], paths", "torch.stack([paths + log_right[:, nodes], paths"),
-        ("log_right = torch.where(left, log_right, 0.0)", "log_right = torch.where(right, log_right, 0.0)"),
-        ("(-output.aux[\"distances\"]).exp() > 0.5", "(-output.aux[\"distances\"]).exp() < 0.5"),
+        ('(-output.aux["distances"]).exp() > 0.5', '(-output.aux["distances"]).exp() < 0.5'),
         ("distances = root(squared", "distances = (squared"),
         ("self.leaves.softmax(dim=1).to(paths.dtype)", "self.leaves.to(paths.dtype)"),
-        ("return right & left", "return right | left"),
     ],
-)  # fmt: skip
+)
 def test_mutations_are_rejected(right: str, wrong: str) -> None:
     wrong_tree = mutated("interp_models.models.prototree", right, wrong).ProtoTree
     with pytest.raises(AssertionError):
         check_trees(wrong_tree)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("torch.stack([paths + log_left[:, nodes], paths", "torch.stack([paths + log_right[:, nodes], paths"),
+        ("log_right = torch.where(left, log_right, 0.0)", "log_right = torch.where(right, log_right, 0.0)"),
+        ("counts = (right & left)", "counts = (right | left)"),
+    ],
+)
+def test_mutations_of_the_routing_are_rejected(monkeypatch: pytest.MonkeyPatch, right: str, wrong: str) -> None:
+    copy = mutated("interp_models.soft_tree", right, wrong)
+    for name in ("route", "leaf_depths"):
+        monkeypatch.setattr(prototree, name, getattr(copy, name))
+    with pytest.raises(AssertionError):
+        check_trees(ProtoTree)
+
+
+def same_tree(ours: TreeNode, expected: Node, labels: list[str]) -> bool:
+    if expected.leaf is not None:
+        return ours == TreeNode(-1, labels[expected.leaf])
+    assert ours.left is not None
+    assert ours.right is not None
+    assert expected.left is not None
+    assert expected.right is not None
+    below = same_tree(ours.left, expected.left, labels) and same_tree(ours.right, expected.right, labels)
+    return below and ours.number == expected.number
+
+
+@pytest.mark.parametrize("kept", KEPT)
+def test_the_tree_that_is_drawn(kept: list[bool]) -> None:
+    net = model()
+    net.leaf_kept.copy_(torch.tensor(kept))
+    says = softmax(net.leaves.numpy())
+    labels = [f"{'abc'[p.argmax()]} {100 * p.max():.0f} %" for p in says]
+    expected = grown(kept)
+    assert expected is not None
+    assert same_tree(net.tree("abc"), expected, labels)
+    pictures = {0: np.zeros((5, 7, 3), np.uint8)}
+    svg = ElementTree.fromstring(tree_svg(net.tree(["a", "b", "<c>"]), pictures))
+    name = "{http://www.w3.org/2000/svg}"
+    texts = [text.text or "" for text in svg.iter(f"{name}text")]
+    assert sum(text.endswith("%") for text in texts) == sum(kept)
+    assert len(list(svg.iter(f"{name}path"))) == 2 * (sum(kept) - 1)
+    assert len(list(svg.iter(f"{name}image"))) == (expected.number == 0)
+    heights = [float(text.get("y", 0)) for text in svg.iter(f"{name}text") if (text.text or "").endswith("%")]
+    assert all(b - a >= 40 for a, b in pairwise(sorted(heights))), "leaves overlap"
+
+
+def test_the_path_of_an_image() -> None:
+    """The nodes on the way to the greedy leaf, with what was found where."""
+    net, images = model(), torch.rand(6, 3, 64, 64).double()
+    torch.nn.init.normal_(net.prototypes, 0.5, 0.15)
+    with torch.no_grad():
+        net.prototypes[1::2] += 0.4
+    net.leaf_kept.copy_(torch.tensor(KEPT[1]))
+    output, p = net(images), answers(net, images)
+    words = set()
+    for i, found in enumerate(net.matches(output, torch.zeros(6, dtype=torch.long), (64, 64))):
+        node = grown(KEPT[1])
+        for match in found:
+            assert node is not None
+            assert match.prototype == node.number
+            right = p[i, node.number] > 0.5
+            assert match.text == f"{'present' if right else 'absent'}, p = {p[i, node.number]:.2f}"
+            assert (match.box is not None) == right
+            words.add(right)
+            node = node.right if right else node.left
+        assert node is not None
+        assert node.leaf == int(net.decide(output)[i])
+    assert words == {True, False}
 
 
 def check_leaves(cls: type[ProtoTree] = ProtoTree) -> None:

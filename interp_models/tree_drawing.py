@@ -1,0 +1,63 @@
+"""A binary decision tree as SVG text, from left to right: nodes show pictures, leaves say classes."""
+
+import base64
+import io
+from collections.abc import Mapping
+from html import escape
+
+from PIL import Image
+
+from interp_models.soft_tree import TreeNode
+from interp_models.visual import Picture
+
+CELL, GAP, COLUMN = 44, 8, 120
+"""Pixels: side of a node's picture, space between rows, distance of levels."""
+
+
+def tree_svg(root: TreeNode, pictures: Mapping[int, Picture]) -> str:
+    """The tree as one self-contained SVG.
+
+    Args:
+        root: of the tree.
+        pictures: of the nodes by number; a node without one shows its number alone.
+    """
+    shapes: list[str] = []
+    rows = levels = 0
+
+    def draw(node: TreeNode, level: int) -> float:
+        """Draw a node after its children, and return the height of its middle."""
+        nonlocal rows, levels
+        levels = max(levels, level)
+        x = level * COLUMN + GAP
+        if node.left is None or node.right is None:
+            middle = rows * (CELL + GAP) + GAP + CELL / 2
+            rows += 1
+            shapes.append(f'<text x="{x}" y="{middle + 4:.1f}">{escape(node.label)}</text>')
+            return middle
+        ends = [draw(child, level + 1) for child in (node.right, node.left)]
+        middle = sum(ends) / 2
+        for end, word in zip(ends, ("present", "absent"), strict=True):
+            far = x + COLUMN - GAP
+            shapes.append(f'<path d="M{x + CELL} {middle:.1f} L{far} {end:.1f}"><title>{word}</title></path>')
+        shapes.append(_node(node.number, pictures.get(node.number), x, middle - CELL / 2))
+        return middle
+
+    draw(root, 0)
+    width, height = levels * COLUMN + 260, rows * (CELL + GAP) + GAP
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
+        "<style>text{font:12px sans-serif;fill:#222}path{stroke:#888;fill:none}</style>"
+        f'<rect width="{width}" height="{height}" fill="#fff"/>{"".join(shapes)}</svg>'
+    )
+
+
+def _node(number: int, picture: Picture | None, x: float, y: float) -> str:
+    title = f"<title>prototype {number}</title>"
+    if picture is None:
+        frame = f'<rect x="{x}" y="{y:.1f}" width="{CELL}" height="{CELL}" fill="#eee"/>'
+        return f'<g>{title}{frame}<text x="{x + 4}" y="{y + CELL / 2:.1f}">{number}</text></g>'
+    file = io.BytesIO()
+    small = Image.fromarray(picture).resize((CELL, CELL))
+    small.save(file, format="JPEG", quality=85)
+    uri = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    return f'<g>{title}<image href="{uri}" x="{x}" y="{y:.1f}" width="{CELL}" height="{CELL}"/></g>'
