@@ -1,6 +1,7 @@
 """Judge the maps of trained models: their own and post-hoc ones, by the same metrics on the same images.
 
 python evaluate.py RUN [RUN ...] [key=value ...]
+python evaluate.py ensemble=[RUN,RUN,...] [key=value ...]   (accuracy of their averaged probabilities)
 Defaults are read from configs/eval/faithfulness.yaml, or from config=FILE.
 """
 
@@ -10,6 +11,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -19,6 +21,7 @@ from interp_models.cli import check_trainer, make_trainer, quiet, run_script, se
 from interp_models.comparison import Evaluated, check_same_images, compare
 from interp_models.config import EvaluateConfig, check, load_yaml, override
 from interp_models.data.module import draw
+from interp_models.ensemble import Predictions, write_ensemble
 from interp_models.errors import InputError
 from interp_models.loggers import close, log_results, make_loggers
 from interp_models.results import Provenance
@@ -38,29 +41,18 @@ def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
         raise InputError("out= is the folder of a comparison of several runs; the results of one go to RUN/evaluation")
     if config.report_images < 0:
         raise InputError(f"report_images must be at least 0; got {config.report_images}")
-    names = [runs.run_name(folder) for folder in folders]
-    if len(set(names)) < len(names):
-        raise InputError(f"two runs have one name, by which results are told apart: {', '.join(names)}")
-    nodes = [runs.run_config(folder) for folder in folders]
-    models = [runs.load(folder, config.ckpt)[0] for folder in folders]
-    changes = {"dataset": config.dataset, **({} if config.batch_size is None else {"batch_size": config.batch_size})}
-    modules = [runs.build_data(node, **changes) for node in nodes]
-    for folder, model, data in zip(folders, models, modules, strict=True):
-        if len(data.classes) != model.num_classes:
-            raise InputError(f"{folder}: the model has {model.num_classes} classes, the data set {len(data.classes)}")
-        tell_skipped(data)
-        data.test_indices = draw(data.test_indices, config.n_images, config.seed)
-    check_same_images(folders, modules)
+    evaluated = _loaded(folders, config)
     if config.grid is None:  # one grid per table: the coarsest of the models'
-        pairs = zip(models, modules, strict=True)
-        grids = [resolve_grid(None, model, data.image_size) or (1, 1) for model, data in pairs]
+        grids = [resolve_grid(None, run.model, run.data.image_size) or (1, 1) for run in evaluated]
         config = dataclasses.replace(config, grid=list(min(grids, key=math.prod)))
     is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
-    out = runs.comparison_folder(config.out) if len(folders) > 1 else None
-    for folder, node, model, data in zip(folders, nodes, models, modules, strict=True):
+    out = runs.folder_of_several(config.out, "comparisons") if len(folders) > 1 else None
+    for run in evaluated:
+        folder, model, data = run
+        node = runs.run_config(folder)
         seed_everything(config.seed)
         checkpoint = runs.checkpoint_path(folder, config.ckpt).read_bytes()
-        of_data = runs.data_options(node, **changes)
+        of_data = runs.data_options(node, **_changes(config))
         images = {key: of_data[key] for key in ("dataset", "image_size", "crop_to_box", "transforms")}
         digest = hashlib.sha256(checkpoint + json.dumps(images, sort_keys=True, default=str).encode())
         callback = ExplanationEvaluation(
@@ -78,28 +70,80 @@ def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
         )
         trainer.test(model, data, verbose=False)
         if trainer.is_global_zero:
-            report = compare([Evaluated(folder, model, data)], folder / "evaluation", config.report_images)
+            report = compare([run], folder / "evaluation", config.report_images)
             log_results(trainer.loggers, json.loads((folder / "evaluation/results.json").read_text())["rows"])
         close(trainer.loggers)
     if not trainer.is_global_zero:
         return folders[0] / "evaluation" / "report.html"
     if out is not None:
-        report = compare(
-            [Evaluated(*run) for run in zip(folders, models, modules, strict=True)], out, config.report_images
-        )
+        report = compare(evaluated, out, config.report_images)
     print(f"report: {report}")
     return report
 
 
+def _changes(config: EvaluateConfig) -> dict[str, Any]:
+    """What is changed of the runs' own data options."""
+    return {"dataset": config.dataset, **({} if config.batch_size is None else {"batch_size": config.batch_size})}
+
+
+def _loaded(folders: list[Path], config: EvaluateConfig) -> list[Evaluated]:
+    """The runs with their models and the images to judge, which must be the same."""
+    names = [runs.run_name(folder) for folder in folders]
+    if len(set(names)) < len(names):
+        raise InputError(f"two runs have one name, by which results are told apart: {', '.join(names)}")
+    nodes = [runs.run_config(folder) for folder in folders]
+    models = [runs.load(folder, config.ckpt)[0] for folder in folders]
+    modules = [runs.build_data(node, **_changes(config)) for node in nodes]
+    for folder, model, data in zip(folders, models, modules, strict=True):
+        if len(data.classes) != model.num_classes:
+            raise InputError(f"{folder}: the model has {model.num_classes} classes, the data set {len(data.classes)}")
+        tell_skipped(data)
+        data.test_indices = draw(data.test_indices, config.n_images, config.seed)
+    check_same_images(folders, modules)
+    return [Evaluated(*run) for run in zip(folders, models, modules, strict=True)]
+
+
+def ensemble(folders: list[Path], config: EvaluateConfig) -> Path:
+    """Average the class probabilities of runs on the same images; returns the path of the accuracies."""
+    quiet()
+    options = check_trainer(config.trainer, REFUSED)
+    if not folders:
+        raise InputError("ensemble= names no run")
+    evaluated = _loaded(folders, config)
+    out = runs.folder_of_several(config.out, "ensembles")
+    members = []
+    for folder, model, data in evaluated:
+        seed_everything(config.seed)
+        members.append(Predictions())
+        trainer = make_trainer(
+            default_root_dir=folder,
+            logger=False,
+            callbacks=members[-1:],
+            use_distributed_sampler=False,
+            **{"enable_progress_bar": False, **options},
+        )
+        trainer.test(model, data, verbose=False)
+    path = (out or folders[0]) / "metrics.json"
+    if out is not None:
+        accuracy = write_ensemble(path, [runs.run_name(folder) for folder in folders], members)
+        count = len(members[0].labels)
+        print(f"test accuracy {100 * accuracy:.2f} % of {len(members)} runs together on {count} images: {out}")
+    return path
+
+
 def main(positional: list[str], overrides: list[str]) -> Path:
     """Read the config, apply the overrides, evaluate."""
-    if not positional:
+    given = next((o for o in overrides if o.startswith("ensemble=")), None)
+    if given and positional:
+        raise InputError(f"ensemble= names its runs itself; got {' '.join(positional)} too")
+    if not positional and not given:
         raise InputError("no run given; write python evaluate.py RUN [RUN ...] [key=value ...]")
     source = next((o.partition("=")[2] for o in overrides if o.startswith("config=")), DEFAULT)
     overrides = [o for o in overrides if not o.startswith("config=")]
-    return evaluate(
-        [Path(run) for run in positional], check(EvaluateConfig, override(load_yaml(Path(source)), overrides))
-    )
+    config: EvaluateConfig = check(EvaluateConfig, override(load_yaml(Path(source)), overrides))
+    if given:
+        return ensemble([Path(run) for run in config.ensemble], config)
+    return evaluate([Path(run) for run in positional], config)
 
 
 if __name__ == "__main__":

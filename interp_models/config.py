@@ -105,8 +105,10 @@ class EvaluateConfig(ExplanationConfig):
 
     ckpt: Literal["best", "last"] = "best"
     """Which checkpoint."""
+    ensemble: list[str] = field(default_factory=list)
+    """Runs whose class probabilities are averaged, in place of runs to compare; only accuracy is measured."""
     out: str | None = None
-    """Folder of a comparison of several runs; null makes runs/comparisons/<n>."""
+    """Folder of a comparison or ensemble of several runs; null makes runs/comparisons/<n> or runs/ensembles/<n>."""
     seed: int = 0
     """Of the drawn images; random explainers have a `seed` of their own."""
     report_images: int = 60

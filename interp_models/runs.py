@@ -44,15 +44,15 @@ def run_folder(config: TrainConfig, resume: Path | None = None) -> Path | None:
 
 
 @rank_zero_only
-def comparison_folder(out: str | None) -> Path | None:
-    """Make and return the folder of a comparison: `out`, or runs/comparisons/<n>; None on other ranks than 0.
+def folder_of_several(out: str | None, kind: str) -> Path | None:
+    """Make and return the folder of `comparisons` or `ensembles`: `out`, or runs/<kind>/<n>; None on ranks above 0.
 
     Raises:
         InputError: if `out` already holds something or cannot be made.
     """
     if out is None:
-        return new_folder(Path("runs") / "comparisons")
-    return empty_folder(out, "comparisons are never overwritten")
+        return new_folder(Path("runs") / kind)
+    return empty_folder(out, f"{kind} are never overwritten")
 
 
 def empty_folder(out: str, why: str) -> Path:
