@@ -178,7 +178,7 @@ def test_a_broken_interpolation_in_a_file_says_where(tmp_path: Path) -> None:
 def test_the_config_becomes_dataclasses(tmp_path: Path) -> None:
     config = check(TrainConfig, tiny_config(tmp_path))
     assert config.phases == [Phase("train", 2, {"backbone": 1e-3, "attention": 1e-2, "head": 1e-2})]
-    assert config.optimizer == Optimizer("adamw", 0.0, 0.9)
+    assert config.optimizer == Optimizer("adamw", 0.0, momentum=0.9)
     assert config.data["dataset"] == {"name": "cub", "root": str(tmp_path)}
     assert config.logger.wandb == "disabled"
     assert config.evaluation == ValidationConfig()
@@ -197,7 +197,7 @@ def test_the_config_becomes_dataclasses(tmp_path: Path) -> None:
         ("optimizer.name=sdg", "config.optimizer.name: Invalid value 'sdg', expected one of ['adam', 'adamw', 'sgd']"),
         (
             "phases[0].schedule=line",
-            "config.phases[0].schedule: Invalid value 'line', expected one of ['constant', 'cosine']",
+            "config.phases[0].schedule: Invalid value 'line', expected one of ['constant', 'cosine', 'step']",
         ),
         ("phases[0].lrs.head=a", "config.phases[0].lrs.head: Value 'a' of type 'str' could not be converted to Float"),
         ("phases[0].eval_modules=head", "config.phases[0].eval_modules: expected a list, got 'head'"),

@@ -22,7 +22,7 @@ EVALUATE = sorted((ROOT / "eval").glob("*.yaml"))
 OTHER = {
     "protopnet": ["model.prune_least=0"],
     # An epoch of three steps teaches leaves little.
-    "prototree": ["model.block=null", "model.prune_factor=0.5"],
+    "prototree": ["model.prune_factor=0.5"],
 }
 """What else a model needs to pass its phases in no time."""
 
@@ -55,6 +55,7 @@ def test_training(script: Script, tiny_cub: Cub, tmp_path: Path, path: Path) -> 
         "model.weights=null",
         *(f"phases[{number}].epochs=1" for number in range(len(shipped.phases))),
         *OTHER.get(shipped.model["name"], []),
+        *(["model.block=blocks.4"] if "block" in shipped.model else []),
         "trainer.accelerator=cpu",
         "trainer.enable_progress_bar=false",
         "logger.wandb=disabled",

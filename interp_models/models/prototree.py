@@ -50,7 +50,7 @@ class ProtoTree(InterpModule):
         depth: of the tree, which has 2^depth leaves (paper: 9 for CUB, 11 for Stanford Cars).
         channels: D, of features after the add-on layer and of prototypes.
         prototype_size: rows and columns of cells of a prototype.
-        block: submodule of the backbone that is a group `block` of its own (paper: the last one, as it is not frozen).
+        block: submodule of the timm model that is a group `block` of its own (paper: the last one).
         prune_factor: leaves whose largest probability is not above this ÷ K are removed (paper: 0.01 for K = 200).
     """
 
@@ -77,7 +77,7 @@ class ProtoTree(InterpModule):
             raise InputError("model.depth, model.channels and model.prototype_size must be at least 1")
         check_memory(depth, channels * prototype_size[0] * prototype_size[1], num_classes)
         self.backbone = Backbone(backbone, weights=weights, output_stride=output_stride)
-        names = [name for name, _ in self.backbone.named_modules() if name]
+        names = [name for name, _ in self.backbone.trunk.named_modules() if name]
         if block is not None and block not in names:
             raise unknown("submodule of the backbone in model.block:", block, names)
         self.block, self.depth, self.prune_factor = block, depth, prune_factor
@@ -136,7 +136,7 @@ class ProtoTree(InterpModule):
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """`backbone`, `block` if there is one, `add_on` and `prototypes`."""
-        block = [] if self.block is None else list(self.backbone.get_submodule(self.block).parameters())
+        block = [] if self.block is None else list(self.backbone.trunk.get_submodule(self.block).parameters())
         apart = {id(parameter) for parameter in block}
         groups = {"backbone": [p for p in self.backbone.parameters() if id(p) not in apart]}
         if block:

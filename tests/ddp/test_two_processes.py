@@ -113,7 +113,8 @@ def test_evaluation(bcnn_run: Path, odd_cub: Path, tmp_path: Path) -> None:
     for row, other in zip(rows, others, strict=True):
         assert row["n"] == 9
         for key in ("mean", "std"):
-            assert other.pop(key) == pytest.approx(row.pop(key), abs=1e-6, nan_ok=True)
+            # Correlations of small differences feel the last digits of float32.
+            assert other.pop(key) == pytest.approx(row.pop(key), abs=1e-5, nan_ok=True)
         assert row == other
     images = [pd.read_parquet(folder / "per_image.parquet") for folder in (a, b)]
     assert len(images[0]) == 9 * 24

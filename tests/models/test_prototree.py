@@ -385,9 +385,9 @@ def test_bad_options() -> None:
 
 def test_groups_with_a_block_apart() -> None:
     net = ProtoTree(3, depth=2, backbone=TINY, weights=None)
-    names = [name for name, module in net.backbone.named_modules() if list(module.parameters())]
+    names = [name for name, module in net.backbone.trunk.named_modules() if name and list(module.parameters())]
     net = ProtoTree(3, depth=2, backbone=TINY, weights=None, block=names[-1])
-    block = set(net.backbone.get_submodule(names[-1]).parameters())
+    block = set(net.backbone.trunk.get_submodule(names[-1]).parameters())
     groups = net.parameter_groups()
     assert set(groups["block"]) == block
     assert set(groups["backbone"]) == set(net.backbone.parameters()) - block

@@ -204,6 +204,7 @@ def test_checkpoints_hold_plain_containers(bcnn_run: Path) -> None:
             "format_version": FORMAT_VERSION,
             "num_classes": 3,
             "config": runs.run_config(bcnn_run),
+            "phase": "train",
         }
         kinds = {type(leaf) for leaf in leaves(content)}
         assert kinds <= {str, int, float, bool, type(None), Tensor}
@@ -398,7 +399,7 @@ def test_attention_is_drawn(tiny_cub: Cub, tmp_path: Path, monkeypatch: pytest.M
             (row[1], visual.overlay(pixels, output.maps[0].mean(dim=0))),
             (row[2], visual.rgb(output.maps[0], pixels)),
         ):
-            assert np.abs(drawn.astype(int) - expected).max() <= 1  # grey levels: they were passed as one batch
+            assert np.abs(drawn.astype(int) - expected).max() <= 2  # grey levels: they were passed as one batch
         names = data.classes[sample.label], data.classes[int(output.logits.argmax())]
         assert label == f"{names[0]}\n→ {names[1]}"
     sheet = np.asarray(Image.open(path).convert("RGB")).astype(int)
