@@ -113,13 +113,15 @@ def test_evaluation(bcnn_run: Path, odd_cub: Path, tmp_path: Path) -> None:
     for row, other in zip(rows, others, strict=True):
         assert row["n"] == 9
         for key in ("mean", "std"):
-            # Correlations of small differences feel the last digits of float32.
-            assert other.pop(key) == pytest.approx(row.pop(key), abs=1e-5, nan_ok=True)
+            near = 1e-4 if row["metric"] in ("dc", "ic") else 1e-6
+            assert other.pop(key) == pytest.approx(row.pop(key), abs=near, nan_ok=True)
         assert row == other
     images = [pd.read_parquet(folder / "per_image.parquet") for folder in (a, b)]
     assert len(images[0]) == 9 * 24
     assert images[0]["prediction"].nunique() > 1
-    pd.testing.assert_frame_equal(*images, rtol=1e-5, atol=1e-6)
+    for correlations in (True, False):  # of small differences; they feel the last digits of float32
+        parts = [frame[frame["metric"].isin(["dc", "ic"]) == correlations] for frame in images]
+        pd.testing.assert_frame_equal(*parts, rtol=1e-5, atol=1e-4 if correlations else 1e-6)
     assert (a / "maps/index.csv").read_text() == (b / "maps/index.csv").read_text()
     for name in ("intrinsic", "gradcam", "random"):
         maps = [np.load(folder / f"maps/{name}.npy") for folder in (a, b)]
