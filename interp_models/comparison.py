@@ -91,13 +91,14 @@ def _views(evaluated: Sequence[Evaluated], n_images: int) -> Iterator[ImageView]
     listing = pd.read_csv(evaluated[0].folder / "evaluation" / "maps" / "index.csv")
     shown = np.unique(np.linspace(0, len(listing) - 1, min(n_images, len(listing))).round().astype(int))
     galleries = {run.folder: _prototypes(run) for run in evaluated}
+    datasets = {run.folder: run.data.dataset("test") for run in evaluated}
     for row in shown:
         index = int(listing["index"][row])
         maps: list[MapView] = []
         predictions, parts, pixels, reasons = {}, {}, {}, {}
         for folder, model, data in evaluated:
             name = runs.run_name(folder)
-            dataset = data.dataset("test")
+            dataset = datasets[folder]
             sample = dataset[0, int(np.flatnonzero(dataset.indices == index)[0])]
             pixels[name] = visual.to_uint8(sample.image)
             table = tables[folder]

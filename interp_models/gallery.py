@@ -21,7 +21,9 @@ def patches(sources: Sources, data: DataModule) -> dict[int, visual.Picture]:
 
     If the training images are not those of the sources, there are none, with a warning.
     """
-    found = {}
+    found: dict[int, visual.Picture] = {}
+    if not _known(sources, data):
+        return found
     for image, numbers in _by_image(sources, range(len(sources.image)), data):
         for number in numbers:
             x0, y0, x1, y1 = sources.activation_box[number].tolist()
@@ -35,7 +37,9 @@ def draw_sheets(sources: Sources, sheets: Mapping[str, Sequence[int]], data: Dat
     Above each patch, cut out by its activation box, stands its image with that box in yellow and the receptive one in
     white. If the training images are not those of the sources, nothing is drawn, with a warning.
     """
-    paths = []
+    paths: list[Path] = []
+    if not _known(sources, data):
+        return paths
     for name, numbers in sheets.items():
         cells: dict[int, visual.Picture] = {}
         for image, of_image in _by_image(sources, numbers, data):
@@ -50,11 +54,16 @@ def draw_sheets(sources: Sources, sheets: Mapping[str, Sequence[int]], data: Dat
     return paths
 
 
+def _known(sources: Sources, data: DataModule) -> bool:
+    """Whether the training images are those of the sources; warns if not."""
+    known = int(sources.images) < 0 or data.fingerprint("train") == int(sources.images)
+    if not known:
+        rank_zero_warn("prototypes are patches of other training images than these; they are not drawn")
+    return known
+
+
 def _by_image(sources: Sources, numbers: Iterable[int], data: DataModule) -> Iterator[tuple[visual.Picture, list[int]]]:
     """Every image that some of the prototypes come from, read once, with their numbers."""
-    if int(sources.images) >= 0 and data.fingerprint("train") != int(sources.images):
-        rank_zero_warn("prototypes are patches of other training images than these; they are not drawn")
-        return
     dataset = data.dataset("train", augment=False)
     position = {int(index): place for place, index in enumerate(dataset.indices)}
     of_image: dict[int, list[int]] = {}
