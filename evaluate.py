@@ -17,13 +17,14 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from interp_models import runs
 from interp_models.callbacks.explanation_evaluation import ExplanationEvaluation, resolve_grid
+from interp_models.callbacks.prototype_evaluation import PrototypeEvaluation
 from interp_models.cli import check_trainer, make_trainer, quiet, run_script, seed_everything, tell_skipped
 from interp_models.comparison import Evaluated, check_same_images, compare
 from interp_models.config import EvaluateConfig, check, load_yaml, override
 from interp_models.data.module import draw
 from interp_models.ensemble import Predictions, write_ensemble
 from interp_models.errors import InputError
-from interp_models.loggers import close, log_results, make_loggers
+from interp_models.loggers import close, log_pictures, log_results, make_loggers
 from interp_models.results import Provenance
 
 DEFAULT = "configs/eval/faithfulness.yaml"
@@ -64,7 +65,10 @@ def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
         trainer = make_trainer(
             default_root_dir=folder,
             logger=make_loggers(config.logger, folder if is_first else None, group=node["experiment"], job="evaluate"),
-            callbacks=[callback],
+            callbacks=[
+                callback,
+                PrototypeEvaluation(config.prototype_metrics, folder / "evaluation", digest.hexdigest()),
+            ],
             use_distributed_sampler=False,
             **{"enable_progress_bar": False, **options},
         )
@@ -72,6 +76,7 @@ def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
         if trainer.is_global_zero:
             report = compare([run], folder / "evaluation", config.report_images)
             log_results(trainer.loggers, json.loads((folder / "evaluation/results.json").read_text())["rows"])
+            log_pictures(trainer.loggers, "local", sorted((folder / "evaluation/local").glob("*.jpg")))
         close(trainer.loggers)
     if not trainer.is_global_zero:
         return folders[0] / "evaluation" / "report.html"

@@ -26,6 +26,7 @@ from benchmarks.harness import (
 )
 from benchmarks.tables import show
 from interp_models.models.bcnn import BCNN
+from interp_models.training.module import InterpModule
 
 
 class Given(nn.Module):
@@ -41,20 +42,23 @@ class Given(nn.Module):
         return self.features
 
 
-def steps(model: BCNN, images: Tensor) -> tuple[Work, Work]:
+def steps(model: InterpModule, images: Tensor) -> tuple[Work, Work]:
     """The head's and the backbone's part of a training step; takes the backbone out of the model."""
     model.train()
-    backbone = model.backbone
+    backbone: nn.Module = model.get_submodule("backbone")
     targets = torch.arange(len(images)) % model.num_classes
     features = backbone(images).detach().requires_grad_()
     gradient = torch.randn_like(features) / features[0].numel()
     del model.backbone
-    model.backbone = Given(features)  # type: ignore[assignment]
+    model.backbone = Given(features)
 
     def head() -> None:
         features.grad = None
         model.zero_grad()
-        torch.autograd.backward(model.loss(model(images), targets)["ce"])
+        output = model(images)
+        torch.autograd.backward(list(model.loss(output, targets).values()))
+        with torch.no_grad():
+            model.observe(output, targets)
 
     def trunk() -> None:
         backbone.zero_grad()
@@ -63,7 +67,9 @@ def steps(model: BCNN, images: Tensor) -> tuple[Work, Work]:
     return head, trunk
 
 
-def timing(model: BCNN, images: Tensor, pairs: int, seconds: float, clock: str) -> list[Timing | Value]:
+def timing(
+    name: str, model: InterpModule, images: Tensor, pairs: int, seconds: float, clock: str
+) -> list[Timing | Value]:
     """The ratio, and the milliseconds of both parts.
 
     The head is so much shorter that it runs several times per measurement, and its time is divided by that.
@@ -75,12 +81,12 @@ def timing(model: BCNN, images: Tensor, pairs: int, seconds: float, clock: str) 
     rounds = max(1, round(seconds / trunk_s))
     measured = interleaved(repeated(head, repeats * rounds), repeated(trunk, rounds), pairs, CLOCKS[clock])
     both = [(a / repeats / rounds, b / rounds) for a, b in measured]
-    what = f"BAP head, {len(images)} images, {model.num_classes} classes"
+    what = f"{name}, {len(images)} images, {model.num_classes} classes"
     floor = "forward and backward of the backbone"
     unit = "ms per step"
     return [
         Timing(what, floor, None, share, summary(both), repeats * rounds, both),
-        Value("head", 1e3 * sorted(a for a, _ in both)[pairs // 2], unit),
+        Value(name, 1e3 * sorted(a for a, _ in both)[pairs // 2], unit),
         Value("backbone", 1e3 * sorted(b for _, b in both)[pairs // 2], unit),
     ]
 
@@ -93,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     args = parse(p, "bap", argv)
     images, described = load_images(args)
     model = BCNN(args.classes, weights="bundled")
-    return write("bap", args, described, timing(model, images, args.pairs, args.seconds, args.clock))
+    return write("bap", args, described, timing("BAP head", model, images, args.pairs, args.seconds, args.clock))
 
 
 if __name__ == "__main__":

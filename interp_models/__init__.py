@@ -2,11 +2,21 @@
 
 from interp_models.data import DATASETS
 from interp_models.explainers import EXPLAINERS
-from interp_models.metrics import METRICS
+from interp_models.metrics import METRICS, PROTOTYPE_METRICS
 from interp_models.models import MODELS
 from interp_models.outputs import InterpOutput
 from interp_models.runs import load
 from interp_models.scoring import probabilities
 from interp_models.training.module import InterpModule
 
-__all__ = ["DATASETS", "EXPLAINERS", "METRICS", "MODELS", "InterpModule", "InterpOutput", "load", "probabilities"]
+__all__ = [
+    "DATASETS",
+    "EXPLAINERS",
+    "METRICS",
+    "MODELS",
+    "PROTOTYPE_METRICS",
+    "InterpModule",
+    "InterpOutput",
+    "load",
+    "probabilities",
+]

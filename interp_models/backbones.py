@@ -39,8 +39,9 @@ class Backbone(nn.Module):
         super().__init__()
         if not timm.is_model(name):
             raise unknown("timm model", name, timm.list_models())
-        # Convolutions are faster with channels last: 1.4 times per training step on CPUs, and in mixed precision on GPUs.
-        self.trunk = _create(name, weights, output_stride).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        trunk = _create(name, weights, output_stride)
+        # A training step of EfficientNet-Lite0 takes 0.7 of the time on a CPU.
+        self.trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         config = resolve_model_data_config(self.trunk)  # type: ignore[no-untyped-call]
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1))

@@ -8,19 +8,25 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 
 from interp_models import runs, visual
 from interp_models.data.base import collate
 from interp_models.data.module import DataModule
 from interp_models.errors import InputError
-from interp_models.files import write_json
+from interp_models.files import whole, write_json
 from interp_models.gallery import patches
 from interp_models.outputs import InterpOutput
 from interp_models.projection import has_prototypes
-from interp_models.report import ImageView, MapView, Panel, RunSummary, write_report
-from interp_models.results import SCHEMA_VERSION
+from interp_models.report import write_report
+from interp_models.report_views import ImageView, MapView, Panel, PrototypeView, RunSummary
+from interp_models.results import SCHEMA_VERSION, read_prototypes
 from interp_models.scoring import evaluating
 from interp_models.training.module import InterpModule
+from interp_models.tree_drawing import tree_svg
+
+Gallery = Mapping[int, visual.Picture]
+"""The patch of every prototype."""
 
 
 class Evaluated(NamedTuple):
@@ -49,9 +55,28 @@ def compare(evaluated: Sequence[Evaluated], out: Path, n_images: int) -> Path:
         write_json(out / "results.json", {"schema_version": SCHEMA_VERSION, "rows": rows})
     title = "Explanations of " + ", ".join(runs.run_name(folder) for folder, _, _ in evaluated)
     summaries = [_summary(folder) for folder, _, _ in evaluated]
-    images = _views(evaluated, n_images)
-    write_report(out / "report.html", title=title, runs=summaries, rows=rows, images=images)
-    return out / "report.html"
+    galleries = {run.folder: _patches(run) for run in evaluated}
+    images = list(_views(evaluated, n_images, galleries))
+    prototypes = [_prototypes(run, images, galleries[run.folder]) for run in evaluated if has_prototypes(run.model)]
+    path = out / "report.html"
+    write_report(path, title=title, runs=summaries, rows=rows, images=images, prototypes=prototypes)
+    if len(evaluated) == 1:
+        _write_local(images, out / "local")
+    return path
+
+
+def _write_local(images: Sequence[ImageView], folder: Path) -> None:
+    """A picture `<image>.jpg` of the reasons for each image that has some."""
+    for view in images:
+        for run, panels in view.reasons.items():
+            if not panels:
+                continue
+            folder.mkdir(exist_ok=True)
+            predicted, probability = view.predictions[run]
+            title = f"{view.image_id}: {predicted}, {100 * probability:.0f} %. {view.totals[run]}"
+            with whole(folder / f"{view.image_id.replace('/', '_').removesuffix('.jpg')}.jpg") as partial:
+                picture = visual.strip([(p.name, p.picture, p.remark) for p in panels], title)
+                Image.fromarray(picture).save(partial, format="JPEG", quality=90)
 
 
 def check_same_images(folders: Sequence[Path], modules: Sequence[DataModule]) -> None:
@@ -86,16 +111,15 @@ def _summary(folder: Path) -> RunSummary:
     )
 
 
-def _views(evaluated: Sequence[Evaluated], n_images: int) -> Iterator[ImageView]:
+def _views(evaluated: Sequence[Evaluated], n_images: int, galleries: Mapping[Path, Gallery]) -> Iterator[ImageView]:
     tables = {run.folder: pd.read_parquet(run.folder / "evaluation" / "per_image.parquet") for run in evaluated}
     listing = pd.read_csv(evaluated[0].folder / "evaluation" / "maps" / "index.csv")
     shown = np.unique(np.linspace(0, len(listing) - 1, min(n_images, len(listing))).round().astype(int))
-    galleries = {run.folder: _prototypes(run) for run in evaluated}
     datasets = {run.folder: run.data.dataset("test") for run in evaluated}
     for row in shown:
         index = int(listing["index"][row])
         maps: list[MapView] = []
-        predictions, parts, pixels, reasons = {}, {}, {}, {}
+        predictions, parts, pixels, reasons, totals = {}, {}, {}, {}, {}
         for folder, model, data in evaluated:
             name = runs.run_name(folder)
             dataset = datasets[folder]
@@ -113,33 +137,44 @@ def _views(evaluated: Sequence[Evaluated], n_images: int) -> Iterator[ImageView]
             with torch.no_grad(), evaluating(model):
                 output = model(collate([sample]).image.to(model.device))
                 several = model.display(output, output.logits.argmax(dim=1))[0]
-                reasons[name] = _reasons(model, output, pixels[name], galleries[folder])
+                reasons[name], totals[name] = _reasons(model, output, pixels[name], galleries[folder])
             if len(several) > 1:
                 parts[name] = several.float().cpu().numpy()
         label = data.classes[int(sample.label)]
         image_id = str(listing["image_id"][row])
         image = next(iter(pixels.values()))
-        yield ImageView(image, image_id, label, predictions, maps, parts, pixels, reasons)
+        yield ImageView(image, image_id, label, predictions, maps, parts, pixels, reasons, totals)
 
 
-Gallery = Mapping[int, visual.Picture]
-"""The patch of every prototype."""
-
-
-def _prototypes(run: Evaluated) -> Gallery:
+def _patches(run: Evaluated) -> Gallery:
     """The patches of a model's prototypes; none, with a warning, if they are of other images than the data module's."""
     return patches(run.model.sources, run.data) if has_prototypes(run.model) else {}
 
 
-def _reasons(model: InterpModule, output: InterpOutput, image: visual.Picture, gallery: Gallery) -> list[Panel]:
-    """What the model found in the image beside the prototypes that it found it like."""
+def _reasons(
+    model: InterpModule, output: InterpOutput, image: visual.Picture, gallery: Gallery
+) -> tuple[list[Panel], str]:
+    """What the model found in the image beside the prototypes that it found it like, and what that comes to."""
     if not has_prototypes(model) or not gallery:
-        return []
+        return [], ""
     size = (image.shape[0], image.shape[1])
-    (found,) = model.matches(output, output.logits.argmax(dim=1), size)
+    (reading,) = model.readings(output, output.logits.argmax(dim=1), size)
     panels = []
-    for match in found:
+    for match in reading.matches:
         seen = image if match.box is None else visual.boxed(image, match.box)
         pair = [seen, visual.fitted(gallery[match.prototype], size)]
         panels.append(Panel(f"prototype {match.prototype}", np.concatenate(pair, axis=1), match.text))
-    return panels
+    return panels, reading.total
+
+
+def _prototypes(run: Evaluated, images: Sequence[ImageView], gallery: Gallery) -> PrototypeView:
+    """The prototypes of a run: how good they are, what is nearest to those that explain the images, and the tree."""
+    name, folder = runs.run_name(run.folder), run.folder / "evaluation"
+    shown = {int(panel.name.split()[-1]) for view in images for panel in view.reasons.get(name, ())}
+    nearest = {}
+    for path in (folder / "prototypes").glob("*/*.jpg"):
+        if int(path.stem) in shown:
+            nearest[int(path.stem)] = np.asarray(Image.open(path))
+    tree = getattr(run.model, "tree", None)
+    drawing = tree_svg(tree(run.data.classes), gallery) if tree else ""
+    return PrototypeView(name, read_prototypes(folder).get("rows", []), dict(sorted(nearest.items())), drawing)

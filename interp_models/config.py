@@ -111,6 +111,8 @@ class EvaluateConfig(ExplanationConfig):
     """Folder of a comparison or ensemble of several runs; null makes runs/comparisons/<n> or runs/ensembles/<n>."""
     seed: int = 0
     """Of the drawn images; random explainers have a `seed` of their own."""
+    prototype_metrics: list[str] = field(default_factory=list)
+    """Names of prototype metrics, by which runs with prototypes are judged on all test images."""
     report_images: int = 60
     """Images shown in the report, with all maps."""
     batch_size: int | None = None

@@ -1,16 +1,18 @@
 """Pictures of prototypes, drawn from their sources."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
 
 from interp_models import visual
 from interp_models.data.module import DataModule
 from interp_models.files import whole
-from interp_models.projection import Sources
+from interp_models.projection import Sources, activation_boxes
+from interp_models.prototypes import Patches
 
 SIDE = 128
 """Pixels of a picture on a sheet."""
@@ -46,12 +48,59 @@ def draw_sheets(sources: Sources, sheets: Mapping[str, Sequence[int]], data: Dat
             for number in of_image:
                 cells[number] = _cell(image, sources, number, data)
         if cells:
-            path = folder / f"{name}.jpg"
-            with whole(path) as partial:
-                sheet = np.concatenate([cells[number] for number in sorted(cells)], axis=1)
-                Image.fromarray(sheet).save(partial, format="JPEG", quality=90)
-            paths.append(path)
+            _save(folder / f"{name}.jpg", np.concatenate([cells[number] for number in sorted(cells)], axis=1))
+            paths.append(folder / f"{name}.jpg")
     return paths
+
+
+def draw_nearest(
+    train: Patches,
+    test: Patches,
+    similarity: Callable[[Tensor], Tensor],
+    sheets: Mapping[str, Sequence[int]],
+    data: DataModule,
+    folder: Path,
+) -> list[Path]:
+    """Write a row `<sheet>/<number>.jpg` for each prototype: the images nearest to it with their activation boxes.
+
+    Training images come first, then, after a gap, test images, each below its class. All rows of a sheet together
+    make `<sheet>.jpg`; their paths are returned.
+    """
+    paths: list[Path] = []
+    for name, numbers in sheets.items():
+        if not numbers:
+            continue
+        left = _tiles("train", train, numbers, similarity, data)
+        right = _tiles("whole_test", test, numbers, similarity, data)
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        rows = []
+        for number in numbers:
+            gap = np.full((SIDE + 18, 24, 3), 255, np.uint8)
+            rows.append(np.concatenate([*left[number], gap, *right[number]], axis=1))
+            _save(folder / name / f"{number}.jpg", rows[-1])
+        _save(folder / f"{name}.jpg", np.concatenate(rows))
+        paths.append(folder / f"{name}.jpg")
+    return paths
+
+
+def _tiles(
+    split: str, found: Patches, numbers: Sequence[int], similarity: Callable[[Tensor], Tensor], data: DataModule
+) -> dict[int, list[visual.Picture]]:
+    """The images nearest to each prototype, the nearest first."""
+    dataset = data.dataset(split, augment=False)
+    size = (data.image_size, data.image_size)
+    wanted: dict[int, list[tuple[int, int]]] = {}
+    boxes, tiles = {}, {}
+    for number in numbers:
+        boxes[number] = activation_boxes(similarity(found.distances[number]), size).tolist()
+        for place, index in enumerate(found.image[number].tolist()):
+            if index >= 0:
+                wanted.setdefault(index, []).append((number, place))
+    for index, picture in _read(split, wanted, data):
+        title = data.classes[dataset.images.labels[index]]
+        for number, place in wanted[index]:
+            tiles[number, place] = _tile(picture, boxes[number][place], title)
+    return {number: [tile for key, tile in sorted(tiles.items()) if key[0] == number] for number in numbers}
 
 
 def _known(sources: Sources, data: DataModule) -> bool:
@@ -64,24 +113,41 @@ def _known(sources: Sources, data: DataModule) -> bool:
 
 def _by_image(sources: Sources, numbers: Iterable[int], data: DataModule) -> Iterator[tuple[visual.Picture, list[int]]]:
     """Every image that some of the prototypes come from, read once, with their numbers."""
-    dataset = data.dataset("train", augment=False)
-    position = {int(index): place for place, index in enumerate(dataset.indices)}
     of_image: dict[int, list[int]] = {}
     for number in numbers:
         if (index := int(sources.image[number])) >= 0:
             of_image.setdefault(index, []).append(number)
-    for index, found in sorted(of_image.items()):
-        yield visual.to_uint8(dataset[0, position[index]].image), found
+    for index, picture in _read("train", of_image, data):
+        yield picture, of_image[index]
+
+
+def _read(split: str, indices: Iterable[int], data: DataModule) -> Iterator[tuple[int, visual.Picture]]:
+    """Un-augmented images of a split by their positions in the data, in order."""
+    dataset = data.dataset(split, augment=False)
+    position = {int(index): place for place, index in enumerate(dataset.indices)}
+    for index in sorted(indices):
+        yield index, visual.to_uint8(dataset[0, position[index]].image)
 
 
 def _cell(image: visual.Picture, sources: Sources, number: int, data: DataModule) -> visual.Picture:
     """One prototype: title, image with boxes, patch."""
-    box = tuple(sources.activation_box[number].tolist())
-    seen = visual.boxed(visual.boxed(image, sources.receptive_box[number].tolist(), (255, 255, 255)), box)
-    cell = Image.new("RGB", (SIDE + 4, 2 * SIDE + 20), "white")
-    cell.paste(Image.fromarray(visual.fitted(seen, (SIDE, SIDE))), (2, 16))
-    x0, y0, x1, y1 = box
-    cell.paste(Image.fromarray(visual.fitted(image[y0:y1, x0:x1], (SIDE, SIDE))), (2, 18 + SIDE))
+    box = sources.activation_box[number].tolist()
+    seen = visual.boxed(image, sources.receptive_box[number].tolist(), (255, 255, 255))
     stem = Path(data.train_images.image_id(int(sources.image[number]))).stem
-    ImageDraw.Draw(cell).text((2, 2), f"{number}: {stem}"[: SIDE // 6], fill="black")
-    return np.asarray(cell)
+    x0, y0, x1, y1 = box
+    patch = np.full((SIDE + 4, SIDE + 4, 3), 255, np.uint8)
+    patch[2:-2, 2:-2] = visual.fitted(image[y0:y1, x0:x1], (SIDE, SIDE))
+    return np.concatenate([_tile(seen, box, f"{number}: {stem}"), patch])
+
+
+def _tile(image: visual.Picture, box: Sequence[int], title: str) -> visual.Picture:
+    """An image with a box, below a title."""
+    tile = Image.new("RGB", (SIDE + 4, SIDE + 18), "white")
+    tile.paste(Image.fromarray(visual.fitted(visual.boxed(image, box), (SIDE, SIDE))), (2, 16))
+    ImageDraw.Draw(tile).text((2, 2), title[: SIDE // 6], fill="black")
+    return np.asarray(tile)
+
+
+def _save(path: Path, picture: visual.Picture) -> None:
+    with whole(path) as partial:
+        Image.fromarray(picture).save(partial, format="JPEG", quality=90)

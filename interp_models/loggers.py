@@ -70,6 +70,13 @@ def log_results(loggers: Iterable[Logger], rows: Sequence[Mapping[str, Any]]) ->
             logger.log_table("results", dataframe=table)
 
 
+def log_pictures(loggers: Iterable[Logger], key: str, paths: Sequence[Path]) -> None:
+    """Send picture files to Weights & Biases."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and paths:
+            logger.log_image(key, [str(path) for path in paths])
+
+
 def close(loggers: Iterable[Logger]) -> None:
     """End runs of Weights & Biases: a process has one at a time, and the next logger would write to it too."""
     for logger in loggers:

@@ -102,15 +102,40 @@ class Match(NamedTuple):
     """What that counts for."""
 
 
+class Reading(NamedTuple):
+    """Why one image is of its class."""
+
+    matches: list[Match]
+    """The first one first."""
+    total: str
+    """What they come to."""
+
+
 class Prototypical(Protocol):
-    """A model whose prototypes can be shown."""
+    """A model whose prototypes can be shown and judged."""
 
     sources: Sources
+    prototypes: Tensor
 
-    def matches(
-        self, output: InterpOutput, targets: Tensor, image_size: tuple[int, int], n: int = 5
-    ) -> list[list[Match]]:
-        """Why each image is of its target class, at most n prototypes per image, the first one first."""
+    @property
+    def prototype_classes(self) -> Tensor:
+        """(P, K) bool, the classes in whose images a prototype is to be found; none for one that is removed."""
+
+    @property
+    def class_weights(self) -> Tensor | None:
+        """(K, P), what a prototype counts for the classes; None if that is no matter of weights."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> what prototypes are compared with, (B, D, h, w)."""
+
+    def similarity(self, distances: Tensor) -> Tensor:
+        """Squared L2 distances -> similarities."""
+
+    def __call__(self, images: Tensor) -> InterpOutput:
+        """Images (B, 3, H, W) -> similarity maps among others."""
+
+    def readings(self, output: InterpOutput, targets: Tensor, image_size: tuple[int, int], n: int = 5) -> list[Reading]:
+        """Why each image is of its target class, by at most n prototypes."""
 
     def prototype_sheets(self, classes: Sequence[str]) -> dict[str, list[int]]:
         """Numbers of the prototypes that are shown together, by a name for a file."""
@@ -118,7 +143,7 @@ class Prototypical(Protocol):
 
 def has_prototypes(model: Any) -> TypeGuard[Prototypical]:
     """Whether a model has what `Prototypical` asks for."""
-    return all(hasattr(model, name) for name in ("sources", "matches", "prototype_sheets"))
+    return all(hasattr(model, name) for name in ("sources", "readings", "prototype_sheets"))
 
 
 @torch.no_grad()

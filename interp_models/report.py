@@ -4,11 +4,8 @@ The page asks for nothing from outside: its style is inline and its pictures are
 fractions and are shown as percent (drops, increases, gains) or decimals (curves and correlations).
 """
 
-import base64
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,78 +13,16 @@ from typing import Any
 import jinja2
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib.colors import to_hex
 from numpy.typing import NDArray
-from PIL import Image
 
 from interp_models import visual
 from interp_models.files import whole
 from interp_models.metrics.base import owner_of
+from interp_models.report_views import ImageView, PrototypeView, RunSummary
 
 SIDE = 224  # pixels of the longer side of every picture: keeps the page small whatever the models' input size
-QUALITY = 85  # of the JPEGs
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """One trained model.
-
-    `accuracy` is that of the training's own test, a fraction of `n` images, or None if unknown; `accuracy_judged` that
-    of the weights judged here, on the `n_judged` images whose maps were judged. `selection` says which weights these
-    are: "best validation epoch" or "last epoch".
-    """
-
-    name: str
-    model: str
-    dataset: str
-    accuracy: float | None
-    n: int
-    accuracy_judged: float
-    n_judged: int
-    seed: int
-    selection: str
-
-
-@dataclass(frozen=True)
-class MapView:
-    """One explainer's map of one image, on its native grid (h, w), signed or not, with its scores as fractions.
-
-    A score of None is undefined. A constant map and one with values that are not finite are shown with a remark.
-    """
-
-    run: str
-    explainer: str
-    heatmap: NDArray[np.floating]
-    scores: Mapping[str, float | None]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One picture (H, W, 3) with a name above and a remark below."""
-
-    name: str
-    picture: NDArray[np.uint8]
-    remark: str
-
-
-@dataclass(frozen=True)
-class ImageView:
-    """One image (H, W, 3) with what each run made of it.
-
-    `predictions` holds, by run, the predicted label and its probability; it counts as right if it equals `label`.
-    `parts` holds, by run, two or three of a model's own maps (n, h, w), which make one picture in red, green and blue.
-    """
-
-    image: NDArray[np.uint8]
-    image_id: str
-    label: str
-    predictions: Mapping[str, tuple[str, float]]
-    maps: Sequence[MapView]
-    parts: Mapping[str, NDArray[np.floating]]
-    own: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
-    """By run, the image as it saw it, if that is not `image`, such as a crop."""
-    reasons: Mapping[str, Sequence[Panel]] = field(default_factory=dict)
-    """By run, pictures that say why, such as the prototypes that a model found."""
 
 
 def write_report(
@@ -97,6 +32,7 @@ def write_report(
     runs: Sequence[RunSummary],
     rows: Sequence[Mapping[str, Any]],
     images: Iterable[ImageView],
+    prototypes: Sequence[PrototypeView] = (),
 ) -> None:
     """Write the page to `path`, whole or not at all: a failure on the way leaves what was there before.
 
@@ -105,6 +41,7 @@ def write_report(
             n_undefined, preset, grid, steps, fill, target and higher_is_better. `mean` and `std` are fractions, or
             None or NaN where undefined. Each preset gets a table; runs, explainers and metrics keep their order.
         images: taken, encoded and written one by one, so an iterator need not hold them all.
+        prototypes: of the runs that have them.
 
     Raises:
         ValueError: for two rows on the same preset, run, explainer and metric, and for arrays of a wrong shape.
@@ -121,6 +58,7 @@ def write_report(
         tables=_tables(rows),
         legend=[_heading(metric, directions) | {"text": _legend(metric)} for metric in directions],
         scale=[to_hex(matplotlib.colormaps[visual.CMAP](i / 8)) for i in range(9)],
+        prototypes=[_prototypes(view) for view in prototypes],
         images=(_image(view, [run.name for run in runs], directions) for view in images),
     )
     # A file name that is no valid UTF-8 may be an image's id; it must not cost the page.
@@ -215,10 +153,12 @@ def _image(view: ImageView, names: Sequence[str], directions: Mapping[str, bool]
         pictures = [{"name": shown.explainer, **_drawn(image, shown.heatmap)} for shown in maps]
         if run in view.parts:
             several = view.parts[run]
-            picture = _uri(visual.rgb(several, image))
+            picture = visual.jpeg_uri(visual.rgb(several, image))
             pictures.append({"name": "attention maps", "uri": picture, "remark": "red, green, blue"})
         panels = view.reasons.get(run, ())
-        pictures += [{"name": p.name, "uri": _uri(visual.shrunk(p.picture, SIDE)), "remark": p.remark} for p in panels]
+        pictures += [
+            {"name": p.name, "uri": visual.jpeg_uri(visual.shrunk(p.picture, SIDE)), "remark": p.remark} for p in panels
+        ]
         predicted, probability = view.predictions.get(run, (None, None))
         runs.append(
             {
@@ -227,11 +167,29 @@ def _image(view: ImageView, names: Sequence[str], directions: Mapping[str, bool]
                 "probability": _percent(probability),
                 "right": predicted == view.label,
                 "pictures": pictures,
+                "total": view.totals.get(run, ""),
                 "headings": [_heading(metric, directions) for metric in metrics],
                 "scores": [(shown.explainer, [_score(metric, shown.scores) for metric in metrics]) for shown in maps],
             }
         )
-    return {"id": view.image_id, "label": view.label, "uri": _uri(first), "runs": runs}
+    return {"id": view.image_id, "label": view.label, "uri": visual.jpeg_uri(first), "runs": runs}
+
+
+def _prototypes(view: PrototypeView) -> dict[str, Any]:
+    """All the template needs for the prototypes of one run; means of shares in percent, with one digit."""
+    cells = [
+        {
+            "label": row["metric"],
+            "percent": row["percent"],
+            "higher": row["higher_is_better"],
+            "mean": _percent(row["mean"]) if row["percent"] else row["mean"] and f"{row['mean']:.3f}",
+            "n": row["n"],
+            "text": row["legend"],
+        }
+        for row in view.rows
+    ]
+    nearest = [(number, visual.jpeg_uri(visual.shrunk(row, 960))) for number, row in view.nearest.items()]
+    return {"run": view.run, "cells": cells, "nearest": nearest, "tree": Markup(view.tree)}
 
 
 def _score(metric: str, scores: Mapping[str, float | None]) -> tuple[str | None, str]:
@@ -241,15 +199,9 @@ def _score(metric: str, scores: Mapping[str, float | None]) -> tuple[str | None,
 def _drawn(image: NDArray[np.uint8], heatmap: NDArray[np.floating]) -> dict[str, str]:
     """An overlay, or the bare picture where the map cannot be drawn, and what is unusual about the map."""
     if not np.isfinite(heatmap).all():
-        return {"uri": _uri(image), "remark": "not drawn: some values are not finite"}
+        return {"uri": visual.jpeg_uri(image), "remark": "not drawn: some values are not finite"}
     remark = "constant map" if np.ptp(heatmap) == 0 else ""
-    return {"uri": _uri(visual.overlay(image, heatmap)), "remark": remark}
-
-
-def _uri(picture: NDArray[np.uint8]) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return {"uri": visual.jpeg_uri(visual.overlay(image, heatmap)), "remark": remark}
 
 
 def _heading(metric: str, directions: Mapping[str, bool]) -> dict[str, Any]:

@@ -123,6 +123,12 @@ def _to_cpu(value: Any) -> Any:
     return {key: _to_cpu(item) for key, item in value.items()} if isinstance(value, Mapping) else value.cpu()
 
 
+def read_prototypes(folder: Path) -> dict[str, Any]:
+    """What the evaluation of a model's prototypes has left in a folder; empty if there is none."""
+    path = folder / "prototypes.json"
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
 def write_results(
     folder: Path,
     partial: PartialResults,

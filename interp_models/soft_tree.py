@@ -4,11 +4,14 @@ Node n has the children 2n + 1 (left) and 2n + 2 (right); a tree of 2^depth leav
 leaves left below one child alone decides nothing: everything goes there.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from interp_models.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -91,3 +94,14 @@ def log1mexp(x: Tensor) -> Tensor:
     # Each branch sees only arguments at which its derivative is finite.
     near, far = torch.where(small, x, 1.0), torch.where(small, 1.0, x)
     return torch.where(small, (-torch.expm1(-near)).log(), torch.log1p(-(-far).exp()))
+
+
+def check_memory(depth: int, values: int, classes: int) -> None:
+    """Raise `InputError` if prototypes with Adam's moments and gradients, and leaves, exceed the machine's memory."""
+    needed = 4 * 2**depth * (4 * values + 2 * classes)
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise InputError(
+            f"model.depth={depth}: prototypes and leaves of such a tree need {needed / 2**30:.0f} GiB, "
+            f"the machine has {there / 2**30:.0f}"
+        )

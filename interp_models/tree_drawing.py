@@ -1,12 +1,12 @@
 """A binary decision tree as SVG text, from left to right: nodes show pictures, leaves say classes."""
 
-import base64
-import io
 from collections.abc import Mapping
 from html import escape
 
+import numpy as np
 from PIL import Image
 
+from interp_models import visual
 from interp_models.soft_tree import TreeNode
 from interp_models.visual import Picture
 
@@ -56,8 +56,5 @@ def _node(number: int, picture: Picture | None, x: float, y: float) -> str:
     if picture is None:
         frame = f'<rect x="{x}" y="{y:.1f}" width="{CELL}" height="{CELL}" fill="#eee"/>'
         return f'<g>{title}{frame}<text x="{x + 4}" y="{y + CELL / 2:.1f}">{number}</text></g>'
-    file = io.BytesIO()
-    small = Image.fromarray(picture).resize((CELL, CELL))
-    small.save(file, format="JPEG", quality=85)
-    uri = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    uri = visual.jpeg_uri(np.asarray(Image.fromarray(picture).resize((CELL, CELL))))
     return f'<g>{title}<image href="{uri}" x="{x}" y="{y:.1f}" width="{CELL}" height="{CELL}"/></g>'

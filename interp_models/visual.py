@@ -4,6 +4,8 @@ A map is a 2-D array of real numbers on its native grid, signed or not; it is al
 minimum to its own maximum, so colours compare places within one map, never two maps with each other.
 """
 
+import base64
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 Picture = NDArray[np.uint8]
 Map = NDArray[np.float32]
@@ -127,6 +129,30 @@ def fitted(image: Picture, size: tuple[int, int]) -> Picture:
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
     sheet[:height, :width] = np.asarray(resized)[: size[0], : size[1]]
     return sheet
+
+
+def jpeg_uri(image: Picture) -> str:
+    """A picture (H, W, 3) as a data: URI."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=85, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def strip(pictures: Sequence[tuple[str, Picture, str]], title: str, height: int = 160) -> Picture:
+    """Pictures side by side, at one height, each below its name and above its remark, all below a title."""
+    cells = []
+    for name, image, remark in pictures:
+        width = max(1, round(image.shape[1] * height / image.shape[0]))
+        cell = Image.new("RGB", (width + 8, height + 36), "white")
+        cell.paste(Image.fromarray(image).resize((width, height)), (4, 18))
+        draw = ImageDraw.Draw(cell)
+        draw.text((4, 4), name, fill="black")
+        draw.text((4, height + 20), remark, fill="black")
+        cells.append(np.asarray(cell))
+    row = np.concatenate(cells, axis=1)
+    head = Image.new("RGB", (row.shape[1], 18), "white")
+    ImageDraw.Draw(head).text((4, 4), title, fill="black")
+    return np.concatenate([np.asarray(head), row])
 
 
 def contact_sheet(

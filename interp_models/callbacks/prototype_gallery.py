@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytorch_lightning as pl
-from pytorch_lightning.loggers import WandbLogger
 
 from interp_models.data.module import DataModule
 from interp_models.gallery import draw_sheets
+from interp_models.loggers import log_pictures
 from interp_models.projection import has_prototypes
 
 
@@ -29,6 +29,4 @@ class PrototypeGallery(pl.Callback):
         data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
         self.folder.mkdir(exist_ok=True)
         paths = draw_sheets(module.sources, module.prototype_sheets(data.classes), data, self.folder)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger) and paths:
-                logger.log_image("prototypes", [str(path) for path in paths])
+        log_pictures(trainer.loggers, "prototypes", paths)

@@ -153,6 +153,7 @@ class DataModule(pl.LightningDataModule):
         for split, indices in (("train", kept), ("test", self.test_indices)):
             if not len(indices):
                 raise InputError(f"data set {name!r}: no {split} image can be decoded")
+        self._whole_test = self.test_indices
         self.train_indices, self.val_indices = stratified_split(
             np.asarray(self.train_images.labels), kept, val_fraction, seed
         )
@@ -175,9 +176,18 @@ class DataModule(pl.LightningDataModule):
         return np.asarray(kept, dtype=np.int64)
 
     def dataset(self, split: str, *, augment: bool = True) -> TransformedDataset:
-        """The images of `train`, `val` or `test`; those of `train` augmented unless config or caller says no."""
-        images = self.test_images if split == "test" else self.train_images
-        indices = {"train": self.train_indices, "val": self.val_indices, "test": self.test_indices}[split]
+        """The images of `train`, `val`, `test` or `whole_test`.
+
+        Those of `train` are augmented unless config or caller says no. An evaluation may have drawn some of `test`;
+        `whole_test` has all.
+        """
+        images = self.train_images if split in ("train", "val") else self.test_images
+        indices = {
+            "train": self.train_indices,
+            "val": self.val_indices,
+            "test": self.test_indices,
+            "whole_test": self._whole_test,
+        }[split]
         augmented = split == "train" and self.augment and augment
         make = train_transform if augmented else plain_transform
         crop = crop_to_box if self.crop_to_box else None

@@ -69,18 +69,8 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-class FaithfulnessMetric(Metric, ABC):
-    """Scores maps by what happens to a class probability when the image is perturbed as they say.
-
-    A value that is undefined by nature (of a constant map, of a score of 0, of a score that cannot rise) is NaN for
-    its image, counted, and left out of the mean. States are per-image values, concatenated over ranks.
-
-    Args:
-        preset: protocol, one of `PRESETS`.
-        grid: cells (rows, columns) that every map is brought to; None leaves maps on their own grid.
-        max_steps: most steps of a curve.
-        batch: images per pass; None chooses by the device.
-    """
+class Measure(Metric, ABC):
+    """What every registered metric is: named values, with what tables say of them."""
 
     is_differentiable = False
     full_state_update = False
@@ -93,6 +83,20 @@ class FaithfulnessMetric(Metric, ABC):
     """Whether tables show values as percent, or as decimals."""
     legend: ClassVar[dict[str, str]]
     """One sentence per key that explains it under a table."""
+
+
+class FaithfulnessMetric(Measure, ABC):
+    """Scores maps by what happens to a class probability when the image is perturbed as they say.
+
+    A value that is undefined by nature (of a constant map, of a score of 0, of a score that cannot rise) is NaN for
+    its image, counted, and left out of the mean. States are per-image values, concatenated over ranks.
+
+    Args:
+        preset: protocol, one of `PRESETS`.
+        grid: cells (rows, columns) that every map is brought to; None leaves maps on their own grid.
+        max_steps: most steps of a curve.
+        batch: images per pass; None chooses by the device.
+    """
 
     def __init__(
         self,

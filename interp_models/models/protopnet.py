@@ -19,7 +19,7 @@ from interp_models.backbones import BUNDLED, Backbone
 from interp_models.data.module import DataModule
 from interp_models.errors import InputError
 from interp_models.outputs import InterpOutput
-from interp_models.projection import Match, Sources, activation_boxes, project
+from interp_models.projection import Match, Reading, Sources, activation_boxes, project
 from interp_models.prototypes import nearest_patches, squared_distances
 from interp_models.training.distributed import gathered, in_order
 from interp_models.training.module import MODELS, InterpModule
@@ -184,22 +184,37 @@ class ProtoPNet(InterpModule):
         return output.maps[torch.arange(len(best), device=best.device)[:, None], best]
 
     @torch.no_grad()
-    def matches(
-        self, output: InterpOutput, targets: Tensor, image_size: tuple[int, int], n: int = 5
-    ) -> list[list[Match]]:
+    def readings(self, output: InterpOutput, targets: Tensor, image_size: tuple[int, int], n: int = 5) -> list[Reading]:
         """The prototypes with the most evidence for the target, each as similarity × weight = evidence, in order.
 
-        The boxes are around the upper 5 % of the image's pixels by activation.
+        The boxes are around the upper 5 % of the image's pixels by activation. All prototypes' evidence is the logit.
         """
-        evidence, best = self.evidence(output, targets).topk(min(n, len(self.prototypes)), dim=1)
+        everything = self.evidence(output, targets)
+        evidence, best = everything.topk(min(n, len(self.prototypes)), dim=1)
         found = []
         for i, (values, numbers) in enumerate(zip(evidence.tolist(), best.tolist(), strict=True)):
             boxes = activation_boxes(output.maps[i, numbers], image_size).tolist()
             similarities = output.aux["similarities"][i, numbers].tolist()
             weights = self.last_layer.weight[targets[i], numbers].tolist()
             texts = [f"{s:.2f} × {w:.2f} = {e:.2f}" for s, w, e in zip(similarities, weights, values, strict=True)]
-            found.append([Match(p, tuple(box), text) for p, box, text in zip(numbers, boxes, texts, strict=True)])
+            matches = [Match(p, tuple(box), text) for p, box, text in zip(numbers, boxes, texts, strict=True)]
+            logit, rest = float(everything[i].sum()), int(self.kept.sum()) - len(matches)
+            total = f"These add {sum(values):.2f}, {rest} others {logit - sum(values):.2f}: the logit is {logit:.2f}."
+            found.append(Reading(matches, total))
         return found
+
+    @property
+    def prototype_classes(self) -> Tensor:
+        """Each prototype's class (P, K): its own or, without `class_specific`, that of its largest weight."""
+        own = self.class_identity
+        if not self.class_specific:
+            own = F.one_hot(self.last_layer.weight.argmax(dim=0), self.num_classes).T.bool()
+        return own.T & self.kept[:, None]
+
+    @property
+    def class_weights(self) -> Tensor:
+        """W (K, P)."""
+        return self.last_layer.weight
 
     def prototype_sheets(self, classes: Sequence[str]) -> dict[str, list[int]]:
         """The prototypes of each class that are not pruned."""

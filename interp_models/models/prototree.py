@@ -6,7 +6,6 @@ Neural Decision Forests", ICCV 2015.
 Differs from the authors' code in: see docs/quirks.md, `prototree`.
 """
 
-import os
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
@@ -18,10 +17,10 @@ from interp_models.backbones import BUNDLED, Backbone
 from interp_models.data.module import DataModule
 from interp_models.errors import InputError
 from interp_models.outputs import InterpOutput
-from interp_models.projection import Match, Sources, activation_boxes, project
+from interp_models.projection import Match, Reading, Sources, activation_boxes, project
 from interp_models.prototypes import squared_distances
 from interp_models.registry import unknown
-from interp_models.soft_tree import TreeNode, children_kept, grown, leaf_depths, log1mexp, route
+from interp_models.soft_tree import TreeNode, check_memory, children_kept, grown, leaf_depths, log1mexp, route
 from interp_models.training.distributed import summed
 from interp_models.training.module import MODELS, InterpModule
 
@@ -56,6 +55,17 @@ class ProtoTree(InterpModule):
 
     actions: ClassVar[tuple[str, ...]] = ("reset_optimizer", "prune", "project")
     explanations: ClassVar[tuple[str, ...]] = ("posterior", "path", "mean")
+    statistics: ClassVar[tuple[str, ...]] = (
+        "acc_sample_max",
+        "acc_greedy",
+        "fidelity_sample_max",
+        "fidelity_greedy",
+        "path_length_sample_max",
+        "path_length_greedy",
+        "leaves",
+        "leaf_depth_mean",
+        "leaf_depth_max",
+    )
     leaves: Tensor
     leaf_kept: Tensor
 
@@ -168,6 +178,25 @@ class ProtoTree(InterpModule):
             return output.logits.exp()
         return self.leaves.softmax(dim=1)[self.decide(output, decision)]
 
+    def measure(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
+        """Accuracy of both ways to decide for one leaf, fidelity (they agree with the soft decision), decisions on
+        their paths; and of the tree: leaves that are left, and the decisions that lead to them."""
+        soft = output.logits.argmax(dim=1)
+        depths, says = self.leaf_depths(), self.leaves.argmax(dim=1)
+        values = {}
+        for decision in ("sample_max", "greedy"):
+            leaf = self.decide(output, decision)
+            values[f"acc_{decision}"] = (says[leaf] == targets).float()
+            values[f"fidelity_{decision}"] = (says[leaf] == soft).float()
+            values[f"path_length_{decision}"] = depths[leaf].float()
+        left = depths[self.leaf_kept].float()
+        of_tree = {
+            "leaves": torch.tensor(float(len(left))),
+            "leaf_depth_mean": left.mean(),
+            "leaf_depth_max": left.max(),
+        }
+        return values | {name: value.to(targets.device).expand(len(targets)) for name, value in of_tree.items()}
+
     def explain(self, output: InterpOutput, targets: Tensor, kind: str | None = None) -> Tensor:
         """(B, h, w), a sum of the nodes' similarity maps.
 
@@ -187,14 +216,16 @@ class ProtoTree(InterpModule):
         return torch.einsum("bn,bnhw->bhw", torch.cat(weights, dim=1) * self.nodes_kept, maps)
 
     @torch.no_grad()
-    def matches(
-        self, output: InterpOutput, targets: Tensor, image_size: tuple[int, int], n: int = 5
-    ) -> list[list[Match]]:
-        """The greedy path from the root, whatever the target; a box where the prototype is present (p > 1/2)."""
-        leaves, chances = self.decide(output).tolist(), (-output.aux["distances"]).exp()
+    def readings(self, output: InterpOutput, targets: Tensor, image_size: tuple[int, int], n: int = 5) -> list[Reading]:
+        """The greedy path from the root, whatever the target; a box where the prototype is present (p > 1/2).
+
+        At most n decisions, the first ones.
+        """
+        leaves, chances = self.decide(output), (-output.aux["distances"]).exp()
+        of_target = self.leaves.softmax(dim=1)[leaves, targets].tolist()
         decides = self.nodes_kept.tolist()
         found = []
-        for i, leaf in enumerate(leaves):
+        for i, leaf in enumerate(leaves.tolist()):
             number = leaf + 2**self.depth - 1
             path: list[Match] = []
             while number:
@@ -204,8 +235,25 @@ class ProtoTree(InterpModule):
                     word = "present" if right else "absent"
                     text = f"{word}, p = {float(chances[i, number]):.2f}"
                     path.insert(0, Match(number, tuple(box) if right else None, text))
-            found.append(path[:n])
+            total = f"{len(path)} decisions lead to a leaf that gives this class {100 * of_target[i]:.0f} %."
+            found.append(Reading(path[:n], total))
         return found
+
+    @property
+    def prototype_classes(self) -> Tensor:
+        """(P, K): a node's prototype is to be found in the classes that leaves below its right child say."""
+        says = self._says
+        right = [says.view(2**level, 2, -1, self.num_classes)[:, 1].any(dim=1) for level in range(self.depth)]
+        return torch.cat(right) & self.nodes_kept[:, None]
+
+    @property
+    def class_weights(self) -> None:
+        """None: prototypes decide, and weigh nothing."""
+
+    @property
+    def _says(self) -> Tensor:
+        """The class that each leaf that is left says, (2^depth, K) bool."""
+        return F.one_hot(self.leaves.argmax(dim=1), self.num_classes).bool() & self.leaf_kept[:, None]
 
     def prototype_sheets(self, classes: Sequence[str]) -> dict[str, list[int]]:
         """The prototypes of each level's nodes that decide anything."""
@@ -244,8 +292,7 @@ class ProtoTree(InterpModule):
         """
         if bool((self.leaves == self.leaves[:, :1]).all()):
             raise InputError("project: no leaf knows a class yet; train first")
-        says = F.one_hot(self.leaves.argmax(dim=1), self.num_classes).bool() & self.leaf_kept[:, None]
-        below = [says.view(2**level, -1, self.num_classes).any(dim=1) for level in range(self.depth)]
+        below = [self._says.view(2**level, -1, self.num_classes).any(dim=1) for level in range(self.depth)]
         which = self.nodes_kept.nonzero()[:, 0]
         if len(which):  # else one leaf is left, which nothing leads to
             project(self.prototypes, self.sources, self.features, self.similarity, data, torch.cat(below), which)
@@ -254,14 +301,3 @@ class ProtoTree(InterpModule):
 def root(squared: Tensor) -> Tensor:
     """√(d² + 1e-14), whose derivative is finite at 0."""
     return (squared + 1e-14).sqrt()
-
-
-def check_memory(depth: int, values: int, classes: int) -> None:
-    """Raise `InputError` if prototypes with Adam's moments and gradients, and leaves, exceed the machine's memory."""
-    needed = 4 * 2**depth * (4 * values + 2 * classes)
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > there:
-        raise InputError(
-            f"model.depth={depth}: prototypes and leaves of such a tree need {needed / 2**30:.0f} GiB, "
-            f"the machine has {there / 2**30:.0f}"
-        )

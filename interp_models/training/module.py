@@ -43,6 +43,8 @@ class InterpModule(pl.LightningModule, ABC):
     """Methods that a phase may call when it ends, each with the data module, on all ranks."""
     explanations: ClassVar[tuple[str, ...]]
     """The kinds of map that `explain` gives, the default first."""
+    statistics: ClassVar[tuple[str, ...]] = ()
+    """What `measure` gives."""
     signed_maps: bool = False
     """Whether `InterpOutput.maps` may be below 0."""
 
@@ -59,6 +61,9 @@ class InterpModule(pl.LightningModule, ABC):
         )
         # Lightning's own mean over ranks is wrong where their last batches differ in size. A loss of NaN stays NaN.
         self.val_loss = MeanMetric(nan_strategy="disable")
+        self.means = nn.ModuleDict(
+            {f"{stage}_{name}": MeanMetric() for stage in ("val", "test") for name in self.statistics}
+        )
 
     @abstractmethod
     def forward(self, images: Tensor) -> InterpOutput:
@@ -101,6 +106,10 @@ class InterpModule(pl.LightningModule, ABC):
 
     def observe(self, output: InterpOutput, targets: Tensor) -> None:
         """Update state that the optimizer does not, by a batch of a training; called without gradient on all ranks."""
+
+    def measure(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
+        """What the architecture says of its predictions, the `statistics` by name, a value per image (B,)."""
+        return {}
 
     def check_recipe(self) -> None:
         """Raise `InputError` unless the groups are sound and the recipe names groups and modules that exist."""
@@ -145,6 +154,10 @@ class InterpModule(pl.LightningModule, ABC):
         accuracy = cast(MulticlassAccuracy, self.accuracy[f"{stage}_acc"])
         accuracy.update(output.logits, batch.label)
         self.log(f"{stage}/acc", accuracy, prog_bar=True, batch_size=size)
+        for name, values in self.measure(output, batch.label).items():
+            mean = cast(MeanMetric, self.means[f"{stage}_{name}"])
+            mean.update(values)
+            self.log(f"{stage}/{name}", mean, batch_size=size)
         self.log(f"{stage}/n", float(size), reduce_fx="sum", sync_dist=True, batch_size=size)
         return output
 

@@ -1,0 +1,228 @@
+"""Whether prototype models whose training is killed (SIGKILL) and resumed end as ones that are left alone.
+
+python -m benchmarks.prototype_interruptions --kills 5
+
+Tiny trainings of ProtoPNet and ProtoTree are killed so often within every phase, within everything that a phase ends
+with, and while epochs are saved; compared are all weights and buffers of both checkpoints, and metrics.csv, exactly.
+What is killed is `train.py` in a process that notes what it is about to do; what goes on to the end is `train.py`.
+"""
+
+import argparse
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from benchmarks.harness import RESULTS, Row, Value, write
+from benchmarks.interruptions import same_training
+from benchmarks.tables import show
+from interp_models import projection
+from interp_models.cli import run_script
+from interp_models.config import TrainConfig
+from interp_models.models.protopnet import ProtoPNet
+from interp_models.models.prototree import ProtoTree
+from interp_models.runs import WholeCheckpointIO
+from interp_models.training.module import InterpModule
+
+SHARED: dict[str, Any] = {
+    "data": {
+        "dataset": {"name": "part_birds", "train_per_class": 4, "test_per_class": 1, "image_size": 64},
+        "image_size": 64,
+        "batch_size": 6,
+        "num_workers": 0,
+        "val_fraction": 0.25,
+    },
+    "trainer": {"accelerator": "cpu", "enable_progress_bar": False},
+    "logger": {"wandb": "disabled"},
+    "attention": {"every_n_epochs": 0},
+}
+BACKBONE = {"backbone": "test_efficientnet", "weights": None, "output_stride": 16}
+EPOCHS, STEPS = 3, 6
+"""Of every phase, and of every epoch."""
+LR = 3e-3
+MODELS: dict[str, dict[str, Any]] = {
+    "protopnet": {
+        "model": {"name": "protopnet", "prototypes_per_class": 2, "channels": 16, **BACKBONE},
+        "phases": [
+            {
+                "name": "warm",
+                "epochs": EPOCHS,
+                "lrs": {"add_on": LR, "prototypes": LR},
+                "then": ["reset_optimizer"],
+                "select": "none",
+            },
+            {
+                "name": "joint",
+                "epochs": EPOCHS,
+                "lrs": {"backbone": LR, "add_on": LR, "prototypes": LR},
+                "then": ["push", "fit_last_layer"],
+                "select": "last",
+            },
+            {"name": "last", "epochs": EPOCHS, "lrs": {"last_layer": LR}},
+        ],
+    },
+    "prototree": {
+        "model": {"name": "prototree", "depth": 4, "channels": 16, "prune_factor": 1.2, **BACKBONE},
+        "phases": [
+            {"name": "freeze", "epochs": EPOCHS, "lrs": {"add_on": LR, "prototypes": LR}, "select": "none"},
+            {
+                "name": "all",
+                "epochs": EPOCHS,
+                "lrs": {"backbone": LR, "add_on": LR, "prototypes": LR},
+                "schedule": "cosine",
+                "then": ["prune", "project"],
+                "select": "last",
+            },
+        ],
+    },
+}
+LAUNCHER = "import sys; from benchmarks.prototype_interruptions import launch; sys.exit(launch(*sys.argv[1:]))"
+SEARCH, SAVE = 0.2, 0.02
+"""Seconds that the launcher waits before and after the search for patches, and before and after a checkpoint."""
+
+Moment = tuple[int, str, float]
+"""Epoch, what is noted, and seconds after that."""
+
+
+def launch(notes: str, *arguments: str) -> int:
+    """`train.py`, adding lines `<epoch> <phase> <what>` to a file before, and where it matters after, what it does."""
+    import train
+
+    where = ""
+
+    def note(what: str) -> None:
+        with Path(notes).open("a") as file:
+            file.write(f"{where} {what}\n")
+
+    def noted(function: Callable[..., Any], what: Callable[..., str], seconds: float = 0.0) -> Callable[..., Any]:
+        @wraps(function)
+        def run(*args: Any, **options: Any) -> Any:
+            nonlocal where
+            if isinstance(args[0], InterpModule):
+                where = f"{args[0].current_epoch} {args[0].recipe.at(args[0].current_epoch)[0].name}"
+            note(what(*args))
+            time.sleep(seconds)
+            result = function(*args, **options)
+            if seconds:
+                note(f"{what(*args)}, done")
+                time.sleep(seconds)
+            return result
+
+        return run
+
+    changes: list[tuple[Any, str, Callable[..., str], float]] = [
+        (InterpModule, "training_step", lambda model, batch, number: f"step {number}", 0.0),
+        (InterpModule, "validation_step", lambda *_: "validation", 0.0),
+        (InterpModule, "test_step", lambda *_: "test", 0.0),
+        *((ProtoPNet, name, lambda *_, name=name: name, 0.0) for name in ("push", "fit_last_layer")),
+        *((ProtoTree, name, lambda *_, name=name: name, 0.0) for name in ("prune", "project")),
+        (projection, "nearest_patches", lambda *_: "search for patches", SEARCH),
+        (WholeCheckpointIO, "save_checkpoint", lambda io, checkpoint, path, *_: f"saving {Path(path).name}", SAVE),
+    ]
+    for owner, name, what, seconds in changes:
+        setattr(owner, name, noted(getattr(owner, name), what, seconds))
+    return run_script(train.__doc__, TrainConfig, train.main, arguments)
+
+
+def moments(phases: Sequence[dict[str, Any]], kills: int, draw: random.Random) -> dict[str, list[Moment]]:
+    """When to kill, in order, by what is to be hit."""
+    found: dict[str, list[Moment]] = {}
+    for number, phase in enumerate(phases):
+        last = (number + 1) * EPOCHS - 1
+        epochs = sorted(draw.choices(range(last - EPOCHS + 1, last), k=kills))
+        steps = [(epoch, f"step {draw.randrange(STEPS)}", draw.uniform(0, 0.2)) for epoch in epochs]
+        found[f"phase {phase['name']}"] = steps
+        for action in phase.get("then", ()):
+            if action in ("push", "project"):
+                found[action] = [(last, "search for patches", draw.uniform(0, 2 * SEARCH)) for _ in range(kills)]
+            elif action == "fit_last_layer":
+                found[action] = [(last, action, draw.uniform(0, 0.1)) for _ in range(kills)]
+    ends = ("saving last.ckpt", "saving last.ckpt, done")
+    epochs = sorted(draw.sample(range(len(phases) * EPOCHS), k=min(kills, len(phases) * EPOCHS)))
+    found["saving"] = [(epoch, draw.choice(ends), draw.uniform(0, 2 * SAVE)) for epoch in epochs]
+    return found
+
+
+def kill_at(command: list[str], notes: Path, moment: Moment) -> tuple[str, float]:
+    """Run a command and kill it; returns phase, epoch and the last thing that it noted, and the seconds it lived."""
+    epoch, what, seconds = moment
+    notes.unlink(missing_ok=True)
+    begin = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while not _reached(notes, epoch, what):
+        if process.poll() is not None:
+            raise SystemExit(f"{' '.join(command)}: ended with {process.returncode} before {what} of epoch {epoch}")
+        time.sleep(0.002)
+    time.sleep(seconds)
+    process.kill()
+    process.wait()
+    now, phase, did = _lines(notes)[-1]
+    return f"phase {phase}, epoch {now}, {did}", time.monotonic() - begin
+
+
+def _reached(notes: Path, epoch: int, what: str) -> bool:
+    """Whether that, or anything of a later epoch, is noted."""
+    return any(int(now) > epoch or (int(now) == epoch and did == what) for now, _, did in _lines(notes))
+
+
+def _lines(notes: Path) -> list[list[str]]:
+    """Epoch, phase and what was done, of every line."""
+    return [line.split(" ", 2) for line in (notes.read_text() if notes.exists() else "").splitlines()]
+
+
+def run_to_end(arguments: list[str]) -> None:
+    """`train.py` as it is."""
+    subprocess.run([sys.executable, "train.py", *arguments], stdout=subprocess.DEVNULL, check=True)
+
+
+def measure(kills: int, seed: int) -> list[Row]:
+    """All rows; says on the way what was hit."""
+    draw = random.Random(seed)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, config in MODELS.items():
+            file, notes, whole = Path(folder, f"{name}.yaml"), Path(folder, "notes"), Path(folder, name, "whole")
+            file.write_text(yaml.safe_dump(SHARED | config))
+            run_to_end([str(file), f"out={whole}"])
+            hits: Counter[str] = Counter()
+            for number, (target, when) in enumerate(moments(config["phases"], kills, draw).items()):
+                run = Path(folder, name, str(number))
+                killed: list[tuple[str, float]] = []
+                for moment in when:
+                    arguments = [f"resume={run}"] if (run / "config.yaml").exists() else [str(file), f"out={run}"]
+                    killed.append(kill_at([sys.executable, "-c", LAUNCHER, str(notes), *arguments], notes, moment))
+                run_to_end([f"resume={run}"])
+                same = same_training(whole, run)
+                for hit, seconds in killed:
+                    hits[hit.split(", ")[0]] += 1
+                    rows.append(Value(f"{name}, killed in {hit}", seconds, "s"))
+                    print(f"{name}, {target}: killed after {seconds:.1f} s in {hit}", flush=True)
+                print(f"{name}, {target}: {'the same as left alone' if same else 'DIFFERS'}", flush=True)
+                rows.append(Value(f"{name}, {len(killed)} kills in {target}: as left alone", float(same), "(1: yes)"))
+            rows += [Value(f"{name}, kills in {phase}", count, "kills") for phase, count in hits.items()]
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> Path:
+    """Measure and write `prototype_interruptions.json`."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--kills", type=int, default=5, help="at each kind of moment")
+    p.add_argument("--threads", type=int, default=torch.get_num_threads())
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--out", type=Path, default=RESULTS)
+    args = p.parse_args(argv)
+    args.command = f"python -m benchmarks.prototype_interruptions --kills {args.kills}"
+    return write("prototype_interruptions", args, "drawn images (part_birds)", measure(args.kills, args.seed))
+
+
+if __name__ == "__main__":
+    print(show(main()))

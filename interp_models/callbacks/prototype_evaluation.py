@@ -1,0 +1,120 @@
+"""Judges the prototypes of a model on all test images, and draws what is nearest to each."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities import rank_zero_warn
+from tqdm import tqdm
+
+from interp_models.data.module import DataModule
+from interp_models.files import whole, write_json
+from interp_models.gallery import draw_nearest
+from interp_models.loggers import log_pictures
+from interp_models.metrics.prototype_base import PROTOTYPE_METRICS, Found, PrototypeMetric
+from interp_models.projection import Prototypical, has_prototypes
+from interp_models.prototypes import nearest_patches
+from interp_models.results import read_prototypes
+from interp_models.scoring import evaluating
+
+TRAIN_NEIGHBOURS, TEST_NEIGHBOURS = 6, 5
+"""Nearest images that are drawn; the first training image is the one that a prototype comes from."""
+SPLITS = {"test": "whole_test", "train": "train"}
+"""Names of the data module for the images that a metric looks at."""
+
+
+class PrototypeEvaluation(pl.Callback):
+    """After the test of a model with prototypes, judges them by metrics, and draws the images nearest to each.
+
+    Writes `prototypes.json` (means), `prototypes.parquet` (a row per prototype) and `prototypes/<sheet>/<number>.jpg`
+    to a folder. Does nothing for other models, or if the folder holds the results of the same work.
+
+    Args:
+        names: registered prototype metrics; with none, nothing is done.
+        folder: where results go.
+        work: a digest of weights and data.
+
+    Raises:
+        InputError: for an unknown metric.
+    """
+
+    def __init__(self, names: Sequence[str], folder: Path, work: str) -> None:
+        self.metrics = {name: PROTOTYPE_METRICS.get(name) for name in names}
+        self.folder, self.work = folder, f"{work} {' '.join(names)}"
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Judge, on all ranks, and write, on rank 0."""
+        done = read_prototypes(self.folder).get("work") == self.work
+        model: Any = module
+        if not self.metrics or not has_prototypes(model) or trainer.strategy.broadcast(done):
+            return
+        data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
+        with torch.inference_mode(False), torch.no_grad(), evaluating(module):
+            metrics = self._judge(model, data, trainer.is_global_zero)
+            values = {key: value for metric in metrics for key, value in metric.of_all_ranks().items()}
+            train, test = (
+                nearest_patches(model.features, data.loader(split, augment=False), model.prototypes, k=k)
+                for split, k in (("train", TRAIN_NEIGHBOURS), ("whole_test", TEST_NEIGHBOURS))
+            )
+            if trainer.is_global_zero:
+                self._write(model, data, {key: value.double().cpu() for key, value in values.items()}, metrics)
+                sheets = model.prototype_sheets(data.classes)
+                paths = draw_nearest(train, test, model.similarity, sheets, data, self.folder / "prototypes")
+                log_pictures(trainer.loggers, "prototypes/nearest", paths)
+        trainer.strategy.barrier()
+
+    def _judge(self, module: Prototypical, data: DataModule, shown: bool) -> list[PrototypeMetric]:
+        names = data.test_images.part_names
+        metrics = [cls(module, names) for cls in self.metrics.values() if names or not cls.needs_parts]
+        if left := [name for name, cls in self.metrics.items() if cls.needs_parts and not names]:
+            rank_zero_warn(f"{', '.join(left)} need key points of parts, which the data set has not; they are left out")
+        device = module.prototypes.device
+        for split, name in SPLITS.items():
+            looking = [metric.to(device) for metric in metrics if metric.split == split and metric.needs_parts]
+            if not looking:
+                continue
+            for batch in tqdm(
+                data.loader(name, augment=False), desc=f"prototypes, {split}", disable=not shown, leave=False
+            ):
+                images, label, index, parts, visible = (
+                    x.to(device) for x in (batch.image, batch.label, batch.index, batch.parts, batch.visible)
+                )
+                found = Found(images, module(images).maps, label, index, parts, visible)
+                for metric in looking:
+                    metric.update(module, found)
+        return metrics
+
+    def _write(
+        self, module: Prototypical, data: DataModule, values: dict[str, Any], metrics: Sequence[PrototypeMetric]
+    ) -> None:
+        classes = module.prototype_classes.cpu()
+        sources = [int(image) for image in module.sources.image]
+        table = pd.DataFrame(
+            {
+                "prototype": range(len(classes)),
+                "classes": [", ".join(data.classes[int(k)] for k in row.nonzero()[:, 0]) for row in classes],
+                "source": [data.train_images.image_id(image) if image >= 0 else "" for image in sources],
+                **{key: value.numpy() for key, value in values.items()},
+            }
+        )
+        with whole(self.folder / "prototypes.parquet") as path:
+            table.to_parquet(path)
+        rows = []
+        for metric in metrics:
+            for key in metric.keys:
+                mean = float(values[key].nanmean())
+                rows.append(
+                    {
+                        "metric": key,
+                        "mean": None if math.isnan(mean) else mean,
+                        "n": int((~values[key].isnan()).sum()),
+                        "higher_is_better": metric.better[key],
+                        "percent": metric.percent,
+                        "legend": metric.legend[key],
+                    }
+                )
+        write_json(self.folder / "prototypes.json", {"work": self.work, "rows": rows})

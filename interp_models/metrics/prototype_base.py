@@ -1,0 +1,125 @@
+"""The base of metrics of prototypes: one value per prototype, of what it finds in a data set; and what they share."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from interp_models.metrics.base import Measure
+from interp_models.registry import Registry
+
+
+class PrototypeModel(Protocol):
+    """A model whose prototypes can be judged."""
+
+    prototypes: Tensor
+    """(P, D, a, b)."""
+
+    @property
+    def prototype_classes(self) -> Tensor:
+        """(P, K) bool, the classes in whose images a prototype is to be found; none for one that is removed."""
+
+    @property
+    def class_weights(self) -> Tensor | None:
+        """(K, P), what a prototype counts for the classes; None if that is no matter of weights."""
+
+    def __call__(self, images: Tensor) -> Any:
+        """An output with the similarity maps `maps` (B, P, h, w)."""
+
+
+class Found(NamedTuple):
+    """A batch of images with what prototypes found in them."""
+
+    images: Tensor
+    """(B, 3, H, W)."""
+    maps: Tensor
+    """(B, P, h, w), similarities."""
+    label: Tensor
+    """(B,) int64."""
+    number: Tensor
+    """(B,) int64, position in the data."""
+    parts: Tensor | None
+    """(B, J, 2), x and y of key points in pixels."""
+    visible: Tensor | None
+    """(B, J) bool."""
+
+
+class PrototypeMetric(Measure, ABC):
+    """Judges the prototypes of a model, each by itself; values are means over those where they are defined.
+
+    Args:
+        model: whose prototypes.
+        part_names: of the key points, J of them.
+    """
+
+    split: ClassVar[Literal["train", "test"]] = "test"
+    """Whose images it looks at."""
+    needs_parts: ClassVar[bool] = True
+    """Whether it needs key points of parts."""
+
+    def __init__(self, model: PrototypeModel, part_names: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.part_names = tuple(part_names)
+        self.classes = model.prototype_classes.clone()
+
+    @abstractmethod
+    def update(self, model: PrototypeModel, found: Found) -> None:
+        """Look at a batch."""
+
+    @abstractmethod
+    def per_prototype(self) -> dict[str, Tensor]:
+        """The value of every prototype (P,) by key, NaN where it is undefined, such as of removed prototypes."""
+
+    def compute(self) -> dict[str, Tensor]:
+        """The mean of every key; NaN if it is defined for no prototype."""
+        return {key: value.nanmean() for key, value in self.per_prototype().items()}
+
+    def of_all_ranks(self) -> dict[str, Tensor]:
+        """`per_prototype` of what all ranks have looked at."""
+        with self.sync_context(should_sync=self._to_sync):
+            return {key: value.clone() for key, value in self.per_prototype().items()}
+
+    def in_use(self, values: Tensor) -> Tensor:
+        """The values (P,) with NaN for prototypes that are removed."""
+        return torch.where(self.classes.any(dim=1), values, torch.nan)
+
+    def pairs(self, label: Tensor) -> tuple[Tensor, Tensor]:
+        """The images of a batch, by position, and the prototypes that are to be found in each, int64 (n,) each."""
+        image, prototype = self.classes[:, label].T.nonzero(as_tuple=True)
+        return image, prototype
+
+
+PROTOTYPE_METRICS: Registry[PrototypeMetric] = Registry("prototype metric")
+
+
+def peaks(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Where maps (n, h, w) are highest once they are upsampled bicubically to an image: (n, 2), x and y in pixels.
+
+    The first pixel of equal ones, row by row.
+    """
+    found = []
+    for some in torch.split(maps, 64):  # 64 maps of 224 x 224 pixels take 13 MB
+        large = F.interpolate(some[:, None].float(), size=size, mode="bicubic", align_corners=False)
+        found.append(large.flatten(1).argmax(dim=1))
+    pixel = torch.cat(found) if found else maps.new_zeros(0, dtype=torch.int64)
+    return torch.stack([pixel % size[1], pixel // size[1]], dim=1)
+
+
+def near_parts(maps: Tensor, size: tuple[int, int], parts: Tensor, visible: Tensor) -> Tensor:
+    """Which visible parts (n, J) lie in the square around the peak of each map (n, h, w), bool (n, J).
+
+    The square reaches 36 / 224 of the image's side to each side of the peak, its border included (Huang et al. 2023:
+    72 pixels of 224).
+    """
+    reach = torch.tensor([size[1], size[0]], device=maps.device) * 36 / 224
+    away = (parts - peaks(maps, size)[:, None]).abs()
+    return (away <= reach).all(dim=2) & visible
+
+
+def undefined_without(count: Tensor, total: Tensor) -> Tensor:
+    """count / total, NaN where there is none."""
+    return torch.where(total > 0, count / total.clamp(min=1), math.nan)

@@ -1,0 +1,84 @@
+"""How many prototypes a model needs, and how different they are."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from interp_models.metrics.prototype_base import PROTOTYPE_METRICS, Found, PrototypeMetric, PrototypeModel
+
+ZERO = 1e-3
+"""A weight is none if it is not larger."""
+
+
+@PROTOTYPE_METRICS.register("prototype_usage")
+class PrototypeUsage(PrototypeMetric):
+    """What the prototypes and the last layer say by themselves, without images:
+
+    - `used`: the share of prototypes that are not removed and count for a class, with a weight above 1e-3 if there are
+      weights (Nauta et al., PIP-Net, CVPR 2023);
+    - `duplicates`: the share of those used that equal one before them, as pushes make them;
+    - `sparsity`: the share of the last layer's weights of prototypes that are not removed with |w| <= 1e-3.
+    """
+
+    keys = ("used", "duplicates", "sparsity")
+    better: ClassVar[dict[str, bool]] = {"used": False, "duplicates": False, "sparsity": True}
+    percent = True
+    legend: ClassVar[dict[str, str]] = {
+        "used": "The share of prototypes that count for any class.",
+        "duplicates": "The share of used prototypes that equal one before them.",
+        "sparsity": "The share of the last layer's weights that are 0.",
+    }
+    needs_parts = False
+
+    def __init__(self, model: PrototypeModel, part_names: Sequence[str] = ()) -> None:
+        super().__init__(model, part_names)
+        weights = model.class_weights
+        self.used = self.classes.any(dim=1)
+        self.sparsity = self.in_use(torch.full_like(self.used, torch.nan, dtype=torch.float32))
+        if weights is not None:
+            self.sparsity = self.in_use((weights.detach().abs() <= ZERO).float().mean(dim=0))
+            self.used = self.used & (weights.detach() > ZERO).any(dim=0)
+        _, group = torch.unique(model.prototypes.detach()[self.used], dim=0, return_inverse=True)
+        first = torch.full((len(group),), len(group), device=group.device)
+        numbers = torch.arange(len(group), device=group.device)
+        first.scatter_reduce_(0, group, numbers, "amin")
+        self.repeats = torch.full_like(self.used, torch.nan, dtype=torch.float32)
+        self.repeats[self.used] = (first[group] < numbers).float()
+
+    def update(self, model: PrototypeModel, found: Found) -> None:
+        """Nothing: images do not matter."""
+
+    def per_prototype(self) -> dict[str, Tensor]:
+        """1 or 0, of weights a share."""
+        return {"used": self.used.float(), "duplicates": self.repeats, "sparsity": self.sparsity}
+
+
+@PROTOTYPE_METRICS.register("prototype_spread")
+class PrototypeSpread(PrototypeMetric):
+    """`spread`: the mean squared distance between a prototype and the others, of those that are not removed."""
+
+    keys = ("spread",)
+    better: ClassVar[dict[str, bool]] = {"spread": True}
+    percent = False
+    legend: ClassVar[dict[str, str]] = {"spread": "The mean squared distance between two prototypes."}
+    needs_parts = False
+
+    def __init__(self, model: PrototypeModel, part_names: Sequence[str] = ()) -> None:
+        super().__init__(model, part_names)
+        used = self.classes.any(dim=1)
+        vectors = model.prototypes.detach()[used].flatten(1)
+        # Σ_j ‖p_i - p_j‖² = n ‖p_i‖² - 2 <p_i, Σ_j p_j> + Σ_j ‖p_j‖², of vectors about their mean: no matrix of pairs
+        centred = vectors - vectors.mean(dim=0)
+        energy = centred.square().sum(dim=1)
+        others = max(len(vectors) - 1, 1)
+        self.distance = torch.full_like(used, torch.nan, dtype=vectors.dtype)
+        self.distance[used] = (len(vectors) * energy + energy.sum()) / others if len(vectors) > 1 else torch.nan
+
+    def update(self, model: PrototypeModel, found: Found) -> None:
+        """Nothing: images do not matter."""
+
+    def per_prototype(self) -> dict[str, Tensor]:
+        """Squared L2 distances."""
+        return {"spread": self.distance}

@@ -1,0 +1,130 @@
+"""Whether the images in which a prototype is most present show one and the same part there."""
+
+from abc import ABC
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from interp_models.metrics.prototype_base import (
+    PROTOTYPE_METRICS,
+    Found,
+    PrototypeMetric,
+    PrototypeModel,
+    undefined_without,
+)
+
+NEAREST = 10
+"""Images that are looked at for each prototype."""
+
+
+class _Purity(PrototypeMetric, ABC):
+    """Of the 10 images with the highest similarity, the largest share, over parts, that show the part in the patch.
+
+    A patch is 1 / 7 of the image's side (32 pixels of 224), at its cell's place between the image's edges, borders
+    included. Only images in which a part is visible count for it; left and right parts are one. Source: Nauta et al.,
+    "PIP-Net: Patch-Based Intuitive Prototypes for Interpretable Image Classification", CVPR 2023, section 5.2.
+    """
+
+    similarity: Tensor
+    index: Tensor
+    shown: Tensor
+    inside: Tensor
+
+    def __init__(self, model: PrototypeModel, part_names: Sequence[str] = ()) -> None:
+        super().__init__(model, part_names)
+        self.sides = sides(part_names)
+        shape, device = (len(self.classes), NEAREST), self.classes.device
+        flags = torch.zeros(*shape, len(self.sides), dtype=torch.bool, device=device)
+        # Over ranks they are stacked and merged in `nearest`.
+        self.add_state("similarity", torch.full(shape, -torch.inf, device=device), dist_reduce_fx=None)
+        self.add_state("index", torch.full(shape, -1, device=device), dist_reduce_fx=None)
+        self.add_state("shown", flags, dist_reduce_fx=None)
+        self.add_state("inside", flags.clone(), dist_reduce_fx=None)
+
+    def update(self, model: PrototypeModel, found: Found) -> None:
+        """Keep those of a batch's images that are among the nearest."""
+        assert found.parts is not None
+        assert found.visible is not None
+        rows, columns = found.maps.shape[-2:]
+        similarity, cell = found.maps.float().flatten(2).max(dim=2)  # (B, P)
+        low, high = patch(cell // columns, rows, found.images.shape[-2])
+        left, right = patch(cell % columns, columns, found.images.shape[-1])
+        x, y = found.parts[:, None, :, 0], found.parts[:, None, :, 1]  # (B, 1, J)
+        inside = (x >= left[..., None]) & (x <= right[..., None]) & (y >= low[..., None]) & (y <= high[..., None])
+        inside &= found.visible[:, None]
+        shown = found.visible[:, None].expand_as(inside)
+        flags = [torch.stack([x[..., list(side)].any(dim=2) for side in self.sides], dim=2) for x in (shown, inside)]
+        batch = (similarity, found.number[:, None].expand_as(similarity), *flags)
+        old = (self.similarity, self.index, self.shown, self.inside)
+        joined = [torch.cat([mine, theirs.transpose(0, 1)], dim=1) for mine, theirs in zip(old, batch, strict=True)]
+        self.similarity, self.index, self.shown, self.inside = nearest(*joined)
+
+    def per_prototype(self) -> dict[str, Tensor]:
+        """The purity of every prototype; undefined if no part is visible in its nearest images."""
+        states = (self.similarity, self.index, self.shown, self.inside)
+        if self.similarity.dim() == 3:  # (ranks, P, 10)
+            states = nearest(*(torch.cat(list(state), dim=1) for state in states))
+        _, _, shown, inside = states
+        shares = undefined_without(inside.sum(dim=1), shown.sum(dim=1))  # (P, parts)
+        best = shares.nan_to_num(nan=-1.0).amax(dim=1)
+        return {self.keys[0]: self.in_use(torch.where(best < 0, torch.nan, best))}
+
+
+@PROTOTYPE_METRICS.register("purity")
+class Purity(_Purity):
+    """Of test images; see `_Purity`."""
+
+    __doc__ = _Purity.__doc__
+    keys = ("purity",)
+    better: ClassVar[dict[str, bool]] = {"purity": True}
+    percent = True
+    legend: ClassVar[dict[str, str]] = {
+        "purity": "The share of the 10 test images nearest to a prototype whose patch shows its most frequent part.",
+    }
+
+
+@PROTOTYPE_METRICS.register("purity_train")
+class PurityTrain(_Purity):
+    """Of training images; see `Purity`."""
+
+    split = "train"
+    keys = ("purity_train",)
+    better: ClassVar[dict[str, bool]] = {"purity_train": True}
+    percent = True
+    legend: ClassVar[dict[str, str]] = {
+        "purity_train": "The same of the 10 nearest training images, un-augmented.",
+    }
+
+
+def nearest(similarity: Tensor, index: Tensor, shown: Tensor, inside: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The nearest of each prototype's images, the first in the data where similarities are equal."""
+    by_index = index.argsort(dim=1, stable=True)
+    by_similarity = similarity.gather(1, by_index).argsort(dim=1, descending=True, stable=True)
+    order = by_index.gather(1, by_similarity)[:, :NEAREST]
+    rows = torch.arange(len(order), device=order.device)[:, None]
+    return similarity[rows, order], index[rows, order], shown[rows, order], inside[rows, order]
+
+
+def patch(cell: Tensor, cells: int, size: int) -> tuple[Tensor, Tensor]:
+    """The first and the last coordinate of the patch of a cell along an axis of `cells` cells and `size` pixels.
+
+    >>> patch(torch.tensor([0, 6]), 7, 224)
+    (tensor([  0., 192.]), tensor([ 32., 224.]))
+    """
+    side = size / 7
+    first = cell * ((size - side) / (cells - 1)) if cells > 1 else (cell + 0.5) * size - side / 2
+    return first, first + side
+
+
+def sides(part_names: Sequence[str]) -> list[tuple[int, ...]]:
+    """The numbers of parts that are one but for left and right.
+
+    >>> sides(["beak", "left eye", "right eye"])
+    [(0,), (1, 2)]
+    """
+    found: dict[str, list[int]] = {}
+    for number, name in enumerate(part_names):
+        found.setdefault(name.replace("left ", "").replace("right ", ""), []).append(number)
+    return [tuple(numbers) for numbers in found.values()]

@@ -1,0 +1,86 @@
+"""What the report page shows, as plain data."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One trained model.
+
+    `accuracy` is that of the training's own test, a fraction of `n` images, or None if unknown; `accuracy_judged` that
+    of the weights judged here, on the `n_judged` images whose maps were judged. `selection` says which weights these
+    are: "best validation epoch" or "last epoch".
+    """
+
+    name: str
+    model: str
+    dataset: str
+    accuracy: float | None
+    n: int
+    accuracy_judged: float
+    n_judged: int
+    seed: int
+    selection: str
+
+
+@dataclass(frozen=True)
+class MapView:
+    """One explainer's map of one image, on its native grid (h, w), signed or not, with its scores as fractions.
+
+    A score of None is undefined. A constant map and one with values that are not finite are shown with a remark.
+    """
+
+    run: str
+    explainer: str
+    heatmap: NDArray[np.floating]
+    scores: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture (H, W, 3) with a name above and a remark below."""
+
+    name: str
+    picture: NDArray[np.uint8]
+    remark: str
+
+
+@dataclass(frozen=True)
+class ImageView:
+    """One image (H, W, 3) with what each run made of it.
+
+    `predictions` holds, by run, the predicted label and its probability; it counts as right if it equals `label`.
+    `parts` holds, by run, two or three of a model's own maps (n, h, w), which make one picture in red, green and blue.
+    """
+
+    image: NDArray[np.uint8]
+    image_id: str
+    label: str
+    predictions: Mapping[str, tuple[str, float]]
+    maps: Sequence[MapView]
+    parts: Mapping[str, NDArray[np.floating]]
+    own: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+    """By run, the image as it saw it, if that is not `image`, such as a crop."""
+    reasons: Mapping[str, Sequence[Panel]] = field(default_factory=dict)
+    """By run, pictures that say why, such as the prototypes that a model found."""
+    totals: Mapping[str, str] = field(default_factory=dict)
+    """By run, what these reasons come to."""
+
+
+@dataclass(frozen=True)
+class PrototypeView:
+    """The prototypes of one run.
+
+    `rows` are means of prototype metrics with the keys metric, mean, n, percent, higher_is_better and legend.
+    `nearest` holds pictures of the images nearest to some prototypes, by their number, and `tree` an SVG or "".
+    """
+
+    run: str
+    rows: Sequence[Mapping[str, Any]]
+    nearest: Mapping[int, NDArray[np.uint8]]
+    tree: str = ""
