@@ -71,7 +71,7 @@ MODELS: dict[str, dict[str, Any]] = {
         ],
     },
     "prototree": {
-        "model": {"name": "prototree", "depth": 4, "channels": 16, "prune_factor": 1.2, **BACKBONE},
+        "model": {"name": "prototree", "depth": 4, "channels": 16, "prune_factor": 1.03, **BACKBONE},
         "phases": [
             {"name": "freeze", "epochs": EPOCHS, "lrs": {"add_on": LR, "prototypes": LR}, "select": "none"},
             {
@@ -200,12 +200,11 @@ def measure(kills: int, seed: int) -> list[Row]:
                 for moment in when:
                     arguments = [f"resume={run}"] if (run / "config.yaml").exists() else [str(file), f"out={run}"]
                     killed.append(kill_at([sys.executable, "-c", LAUNCHER, str(notes), *arguments], notes, moment))
+                    print(f"{name}, {target}: killed after {killed[-1][1]:.1f} s in {killed[-1][0]}", flush=True)
                 run_to_end([f"resume={run}"])
                 same = same_training(whole, run)
-                for hit, seconds in killed:
-                    hits[hit.split(", ")[0]] += 1
-                    rows.append(Value(f"{name}, killed in {hit}", seconds, "s"))
-                    print(f"{name}, {target}: killed after {seconds:.1f} s in {hit}", flush=True)
+                rows += [Value(f"{name}, killed in {hit}", seconds, "s") for hit, seconds in killed]
+                hits.update(hit.split(", ")[0] for hit, _ in killed)
                 print(f"{name}, {target}: {'the same as left alone' if same else 'DIFFERS'}", flush=True)
                 rows.append(Value(f"{name}, {len(killed)} kills in {target}: as left alone", float(same), "(1: yes)"))
             rows += [Value(f"{name}, kills in {phase}", count, "kills") for phase, count in hits.items()]

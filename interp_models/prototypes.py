@@ -38,6 +38,11 @@ def squared_distances(features: Tensor, prototypes: Tensor) -> Tensor:
         return (energy - 2 * product + norms[:, None, None]).relu()
 
 
+def root(squared: Tensor) -> Tensor:
+    """√(d² + 1e-14), whose derivative is finite at 0."""
+    return (squared + 1e-14).sqrt()
+
+
 class Patches(NamedTuple):
     """The k nearest patches of each of P prototypes, at most one per image, the nearest first.
 

@@ -50,10 +50,12 @@ def write_report(
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    template = environment.from_string(files("interp_models").joinpath("report.html.j2").read_text("utf-8"))
+    here = files("interp_models")
+    template = environment.from_string(here.joinpath("report.html.j2").read_text("utf-8"))
     directions: dict[str, bool] = {row["metric"]: bool(row["higher_is_better"]) for row in rows}
     page = template.generate(
         title=title,
+        style=Markup(here.joinpath("report.css").read_text("utf-8")),
         runs=[(run, _percent(run.accuracy), _percent(run.accuracy_judged)) for run in runs],
         tables=_tables(rows),
         legend=[_heading(metric, directions) | {"text": _legend(metric)} for metric in directions],

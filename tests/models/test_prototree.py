@@ -196,9 +196,9 @@ def test_the_path_of_an_image() -> None:
     net.leaf_kept.copy_(torch.tensor(KEPT[1]))
     output, p = net(images), answers(net, images)
     words = set()
-    for i, found in enumerate(net.matches(output, torch.zeros(6, dtype=torch.long), (64, 64))):
+    for i, found in enumerate(net.readings(output, torch.zeros(6, dtype=torch.long), (64, 64))):
         node = grown(KEPT[1])
-        for match in found:
+        for match in found.matches:
             assert node is not None
             assert match.prototype == node.number
             right = p[i, node.number] > 0.5

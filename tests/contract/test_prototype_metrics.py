@@ -1,0 +1,77 @@
+"""Every registered prototype metric keeps the contract; wrong ones do not."""
+
+import pytest
+import torch
+
+from interp_models import METRICS, PROTOTYPE_METRICS
+from interp_models.metrics.consistency import Consistency
+from interp_models.metrics.purity import Purity
+from tests.contract import prototype_metrics as contract
+
+
+@pytest.mark.parametrize("check", contract.CHECKS)
+@pytest.mark.parametrize("name", PROTOTYPE_METRICS.names())
+def test_contract(name, check):
+    check(PROTOTYPE_METRICS.get(name))
+
+
+def test_every_key_belongs_to_one_metric():
+    keys = [
+        key for registry in (METRICS, PROTOTYPE_METRICS) for name in registry.names() for key in registry.get(name).keys
+    ]
+    assert len(set(keys)) == len(keys) > 10
+
+
+class NoLegend(Consistency):
+    legend = {}  # noqa: RUF012
+
+
+class Percent(Consistency):
+    def per_prototype(self):
+        return {key: 100 * value for key, value in super().per_prototype().items()}
+
+
+class MeanOfBatches(Consistency):
+    def per_prototype(self):
+        return {key: value * self._update_count / 10 for key, value in super().per_prototype().items()}
+
+
+class FirstTen(Purity):
+    """Of equal similarities, those that come first."""
+
+    def update(self, model, found):
+        super().update(model, found._replace(number=torch.arange(len(found.number)) + 100 * self._update_count))
+
+
+class KeepsRemoved(Purity):
+    def in_use(self, values):
+        return values
+
+
+class Remembers(Purity):
+    def reset(self):
+        kept = self.similarity, self.index, self.shown, self.inside
+        super().reset()
+        self.similarity, self.index, self.shown, self.inside = kept
+
+
+class Inverted(Consistency):
+    better = {"consistency": False}  # noqa: RUF012
+
+
+WRONG = [
+    (NoLegend, contract.check_keys),
+    (Percent, contract.check_keys),
+    (MeanOfBatches, contract.check_batch),
+    (FirstTen, contract.check_batch),
+    (KeepsRemoved, contract.check_removed),
+    (Remembers, contract.check_reset),
+    (Inverted, contract.check_direction),
+]
+
+
+@pytest.mark.parametrize(("wrong", "check"), WRONG)
+def test_wrong_metrics_are_rejected(wrong, check):
+    check(wrong.__base__)
+    with pytest.raises(AssertionError):
+        check(wrong)
