@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol, TypeGuard
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from interp_models.data.module import DataModule
 from interp_models.errors import InputError
@@ -178,7 +179,9 @@ def project(
     allowed = None if allowed is None else allowed[which]
     # A prototype's patches may all be taken by others that may take them too.
     rivals = len(which) if allowed is None else int((allowed.int() @ allowed.T.int()).bool().sum(dim=1).max())
-    loader = data.loader("train", augment=False)
+    trainer = data.trainer
+    shown = trainer is None or (trainer.is_global_zero and trainer.progress_bar_callback is not None)
+    loader = tqdm(data.loader("train", augment=False), desc="patches", unit="batch", leave=False, disable=not shown)
     patches = nearest_patches(features, loader, prototypes[which], allowed, rivals if unique else 1)
     choice = without_duplicates(patches) if unique else torch.zeros_like(which)
     patches = Patches(*(x[torch.arange(len(which), device=which.device), choice] for x in patches))

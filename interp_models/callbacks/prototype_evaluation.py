@@ -57,7 +57,7 @@ class PrototypeEvaluation(pl.Callback):
             metrics = self._judge(model, data, trainer.is_global_zero)
             values = {key: value for metric in metrics for key, value in metric.of_all_ranks().items()}
             train, test = (
-                nearest_patches(model.features, data.loader(split, augment=False), model.prototypes, k=k)
+                nearest_patches(model.features, _watched(data, split, trainer.is_global_zero), model.prototypes, k=k)
                 for split, k in (("train", TRAIN_NEIGHBOURS), ("whole_test", TEST_NEIGHBOURS))
             )
             if trainer.is_global_zero:
@@ -74,16 +74,13 @@ class PrototypeEvaluation(pl.Callback):
             rank_zero_warn(f"{', '.join(left)} need key points of parts, which the data set has not; they are left out")
         device = module.prototypes.device
         for split, name in SPLITS.items():
-            looking = [metric.to(device) for metric in metrics if metric.split == split and metric.needs_parts]
+            looking = [metric.to(device) for metric in metrics if metric.split == split]
             if not looking:
                 continue
-            for batch in tqdm(
-                data.loader(name, augment=False), desc=f"prototypes, {split}", disable=not shown, leave=False
-            ):
-                images, label, index, parts, visible = (
-                    x.to(device) for x in (batch.image, batch.label, batch.index, batch.parts, batch.visible)
-                )
-                found = Found(images, module(images).maps, label, index, parts, visible)
+            for batch in _watched(data, name, shown):
+                images, label, number = (x.to(device) for x in (batch.image, batch.label, batch.index))
+                parts, visible = (None if x is None else x.to(device) for x in (batch.parts, batch.visible))
+                found = Found(images, module(images).maps, label, number, parts, visible)
                 for metric in looking:
                     metric.update(module, found)
         return metrics
@@ -118,3 +115,9 @@ class PrototypeEvaluation(pl.Callback):
                     }
                 )
         write_json(self.folder / "prototypes.json", {"work": self.work, "rows": rows})
+
+
+def _watched(data: DataModule, split: str, shown: bool) -> Any:
+    """This rank's un-augmented batches of a split, with a progress bar."""
+    loader = data.loader(split, augment=False)
+    return tqdm(loader, desc=f"prototypes, {split}", unit="batch", leave=False, disable=not shown)

@@ -56,8 +56,8 @@ class PrototypeMetric(Measure, ABC):
         part_names: of the key points, J of them.
     """
 
-    split: ClassVar[Literal["train", "test"]] = "test"
-    """Whose images it looks at."""
+    split: ClassVar[Literal["train", "test"] | None] = "test"
+    """Whose images it looks at; None if at none."""
     needs_parts: ClassVar[bool] = True
     """Whether it needs key points of parts."""
 

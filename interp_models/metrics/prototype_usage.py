@@ -30,7 +30,7 @@ class PrototypeUsage(PrototypeMetric):
         "duplicates": "The share of used prototypes that equal one before them.",
         "sparsity": "The share of the last layer's weights that are 0.",
     }
-    needs_parts = False
+    split, needs_parts = None, False
 
     def __init__(self, model: PrototypeModel, part_names: Sequence[str] = ()) -> None:
         super().__init__(model, part_names)
@@ -63,7 +63,7 @@ class PrototypeSpread(PrototypeMetric):
     better: ClassVar[dict[str, bool]] = {"spread": True}
     percent = False
     legend: ClassVar[dict[str, str]] = {"spread": "The mean squared distance between two prototypes."}
-    needs_parts = False
+    split, needs_parts = None, False
 
     def __init__(self, model: PrototypeModel, part_names: Sequence[str] = ()) -> None:
         super().__init__(model, part_names)

@@ -1,0 +1,137 @@
+"""What the ends of prototype models' trainings do to their accuracy: push, last layer, pruning, projection.
+
+python -m benchmarks.prototype_stages --name protopnet --runs RUN [RUN ...] --stages push fit_last_layer prune
+    [--reference RUN ...] [--save]
+
+The runs are of one model under several seeds, trained with `then: []` in their last phase. After each stage all test
+images are classified; per-image results are averaged over seeds before the bootstrap, whose differences are paired.
+`--save` keeps the finished models beside the runs, as `<run>-finished`, to be evaluated.
+"""
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pytorch_lightning import seed_everything
+
+from benchmarks.harness import RESULTS, Row, Value, write
+from benchmarks.trained import bootstrap
+from interp_models import InterpModule, load, runs
+from interp_models.config import save_yaml
+from interp_models.data.base import Sample
+from interp_models.files import write_json
+from interp_models.projection import has_prototypes
+
+PerImage = dict[str, NDArray[np.float64]]
+
+
+@torch.no_grad()
+def classified(model: InterpModule, batches: Sequence[Sample]) -> PerImage:
+    """Per image: 1 where the prediction is right, and the model's own statistics."""
+    found: dict[str, list[NDArray[np.float64]]] = {}
+    for batch in batches:
+        output = model(batch.image)
+        values = {"acc": (output.logits.argmax(dim=1) == batch.label).float(), **model.measure(output, batch.label)}
+        for name, value in values.items():
+            found.setdefault(name, []).append(value.double().numpy())
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def kept(model: InterpModule) -> int:
+    """Prototypes that are not removed."""
+    assert has_prototypes(model)
+    return int(model.prototype_classes.any(dim=1).sum())
+
+
+def stages_of(folder: Path, stages: Sequence[str], save: bool) -> tuple[list[PerImage], list[int]]:
+    """What each stage gives, the model as trained first, and how many prototypes are left."""
+    model, _ = load(folder, "last")
+    config = runs.run_config(folder)
+    seed_everything(config["seed"])
+    data = runs.build_data(config)
+    batches = list(data.test_dataloader())
+    results, prototypes = [classified(model, batches)], [kept(model)]
+    for stage in stages:
+        with torch.no_grad():
+            getattr(model, stage)(data)
+        results.append(classified(model.eval(), batches))
+        prototypes.append(kept(model))
+        print(f"{folder}, {stage}: {100 * results[-1]['acc'].mean():.2f} %, {prototypes[-1]} prototypes", flush=True)
+    if save:
+        out = folder.with_name(f"{folder.name}-finished")
+        shutil.copytree(folder, out)
+        config["phases"][-1]["then"] = list(stages)
+        save_yaml(out / "config.yaml", config)
+        checkpoint = runs.read_checkpoint(out / "checkpoints/last.ckpt")
+        checkpoint["state_dict"] = model.state_dict()
+        torch.save(checkpoint, out / "checkpoints/last.ckpt")
+        means = {f"test/{name}": float(value.mean()) for name, value in results[-1].items()}
+        write_json(out / "metrics.json", {**means, "test/n": len(results[-1]["acc"])})
+    return results, prototypes
+
+
+def measure(folders: Sequence[Path], stages: Sequence[str], reference: Sequence[Path], save: bool) -> list[Row]:
+    """All rows: each stage by seed, its mean, and paired differences to the stage before and to the reference."""
+    per_seed = [stages_of(folder, stages, save) for folder in folders]
+    rows: list[Row] = []
+    others = []
+    for folder in reference:
+        model, _ = load(folder)
+        others.append(classified(model, list(runs.build_data(runs.run_config(folder)).test_dataloader()))["acc"])
+        rows.append(Value(f"{runs.run_name(folder)}: accuracy", 100 * others[-1].mean(), "%"))
+    before: NDArray[np.float64] | None = None
+    for number, stage in enumerate(["as trained", *stages]):
+        name = stage if number == 0 else f"{number}. after {stage}"
+        for folder, (results, prototypes) in zip(folders, per_seed, strict=True):
+            where = f"{name}, {runs.run_name(folder)}"
+            rows.append(Value(f"{where}: prototypes", prototypes[number], ""))
+            for key, value in results[number].items():
+                share = key.startswith(("acc", "fidelity"))
+                rows.append(Value(f"{where}: {key}", (100 if share else 1) * float(value.mean()), "%" if share else ""))
+        mean = np.mean([results[number]["acc"] for results, _ in per_seed], axis=0)
+        rows += interval(f"{name}: accuracy", mean, "%")
+        for key in ("acc_sample_max", "acc_greedy"):
+            if key in per_seed[0][0][number]:
+                decided = np.mean([results[number][key] for results, _ in per_seed], axis=0)
+                rows += interval(f"{name}: {key} minus soft", decided - mean, "points")
+        if before is not None:
+            rows += interval(f"{name}: accuracy minus that before", mean - before, "points")
+        before = mean
+    if others and before is not None:
+        rows += interval("at the end: accuracy minus the reference's", before - np.mean(others, axis=0), "points")
+    return rows
+
+
+def interval(what: str, per_image: NDArray[np.float64], unit: str) -> list[Row]:
+    """Mean and 95 % interval."""
+    mean, low, high = bootstrap(per_image)
+    ends = ((what, mean), (f"{what}, lower end of 95 %", low), (f"{what}, upper end of 95 %", high))
+    return [Value(name, 100 * value, unit) for name, value in ends]
+
+
+def main(argv: Sequence[str] | None = None) -> Path:
+    """Measure and write `<name>.json`."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--runs", type=Path, nargs="+", required=True)
+    p.add_argument("--reference", type=Path, nargs="*", default=[])
+    p.add_argument("--stages", nargs="+", required=True)
+    p.add_argument("--save", action="store_true")
+    p.add_argument("--name", required=True, help="of the file of results")
+    p.add_argument("--threads", type=int, default=torch.get_num_threads())
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--out", type=Path, default=RESULTS)
+    args = p.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    args.command = (
+        f"python -m benchmarks.prototype_stages --name {args.name} --runs {' '.join(map(str, args.runs))} "
+        f"--stages {' '.join(args.stages)} --reference {' '.join(map(str, args.reference))}"
+    )
+    return write(args.name, args, "test images of the runs", measure(args.runs, args.stages, args.reference, args.save))
+
+
+if __name__ == "__main__":
+    print(main())
