@@ -52,7 +52,13 @@ def compare(evaluated: Sequence[Evaluated], out: Path, n_images: int) -> Path:
     for folder, _, _ in evaluated:
         rows += json.loads((folder / "evaluation" / "results.json").read_text())["rows"]
     if len(evaluated) > 1:
-        write_json(out / "results.json", {"schema_version": SCHEMA_VERSION, "rows": rows})
+        of_prototypes = [
+            {"run": runs.run_name(folder), **row}
+            for folder, _, _ in evaluated
+            for row in read_prototypes(folder / "evaluation").get("rows", [])
+        ]
+        results = {"schema_version": SCHEMA_VERSION, "rows": rows, "prototypes": of_prototypes}
+        write_json(out / "results.json", results)
     title = "Explanations of " + ", ".join(runs.run_name(folder) for folder, _, _ in evaluated)
     summaries = [_summary(folder) for folder, _, _ in evaluated]
     galleries = {run.folder: _patches(run) for run in evaluated}

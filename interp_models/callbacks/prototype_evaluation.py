@@ -30,8 +30,9 @@ SPLITS = {"test": "whole_test", "train": "train"}
 class PrototypeEvaluation(pl.Callback):
     """After the test of a model with prototypes, judges them by metrics, and draws the images nearest to each.
 
-    Writes `prototypes.json` (means), `prototypes.parquet` (a row per prototype) and `prototypes/<sheet>/<number>.jpg`
-    to a folder. Does nothing for other models, or if the folder holds the results of the same work.
+    Logs `test/<key>`. Writes to a folder `prototypes.json` (means), `prototypes.parquet` (a row per prototype) and
+    `prototypes/<sheet>/<number>.jpg`. Does nothing for other models, or if the folder holds the results of the same
+    work.
 
     Args:
         names: registered prototype metrics; with none, nothing is done.
@@ -56,6 +57,8 @@ class PrototypeEvaluation(pl.Callback):
         with torch.inference_mode(False), torch.no_grad(), evaluating(module):
             metrics = self._judge(model, data, trainer.is_global_zero)
             values = {key: value for metric in metrics for key, value in metric.of_all_ranks().items()}
+            for key, value in values.items():
+                module.log(f"test/{key}", value.float().nanmean())
             train, test = (
                 nearest_patches(model.features, _watched(data, split, trainer.is_global_zero), model.prototypes, k=k)
                 for split, k in (("train", TRAIN_NEIGHBOURS), ("whole_test", TEST_NEIGHBOURS))
