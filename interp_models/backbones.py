@@ -79,6 +79,8 @@ def _create(name: str, weights: str | None, output_stride: int | None) -> nn.Mod
     if weights not in ("timm", None):
         _load(model, bundled_weights(name) if weights == "bundled" else Path(str(weights)))
         model.reset_classifier(0, "")
+    if hasattr(model, "pre_logits"):
+        model.pre_logits = nn.Identity()  # of VGG: it turns the last map into a vector
     return cast(nn.Module, model)
 
 

@@ -1,5 +1,6 @@
 """The papers' train and test transforms, on images and ground truth together."""
 
+from math import ceil
 from typing import Literal
 
 import torch
@@ -105,7 +106,7 @@ def crop_to_box(sample: Sample) -> Sample:
     height, width = sample.image.shape[-2:]
     left, top, right, bottom = (float(edge) for edge in sample.box[0])
     x, y = min(max(int(left), 0), width - 1), min(max(int(top), 0), height - 1)
-    return cropped(sample, x, y, max(min(int(right + 1), width), x + 1), max(min(int(bottom + 1), height), y + 1))
+    return cropped(sample, x, y, max(min(ceil(right), width), x + 1), max(min(ceil(bottom), height), y + 1))
 
 
 def cropped(sample: Sample, left: int, top: int, right: int, bottom: int) -> Sample:

@@ -133,18 +133,19 @@ class ProtoPNet(InterpModule):
     def loss(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
         """Cross-entropy `ce`, `cluster`, `separation` (below 0) and `l1`."""
         own = self.class_identity[targets]  # (B, P)
-        distances = output.aux["distances"]
+        distances = output.aux["distances"].masked_fill(~self.kept, torch.inf)
         if not self.class_specific:
             terms = {"cluster": self.cluster * distances.min(dim=1).values.mean()}
         else:
             to_own = distances.masked_fill(~own, torch.inf).min(dim=1).values
+            to_own = to_own.masked_fill(to_own.isinf(), 0.0)  # of a class whose prototypes are all pruned
             to_other = distances.masked_fill(own, torch.inf).min(dim=1).values
             terms = {"cluster": self.cluster * to_own.mean(), "separation": -self.separation * to_other.mean()}
         return self._classification(output.logits, self.last_layer.weight, targets) | terms
 
     def _classification(self, logits: Tensor, weights: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """The terms that the last layer's weights (K, P) have a part in."""
-        penalised = weights.masked_fill(self.class_identity, 0.0) if self.class_specific else weights
+        penalised = weights * (self.kept & ~self.class_identity if self.class_specific else self.kept)
         return {"ce": F.cross_entropy(logits, targets), "l1": self.l1 * penalised.abs().sum()}
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -176,12 +177,18 @@ class ProtoPNet(InterpModule):
             return maps[:, self.kept].mean(dim=1)
         own = self.class_identity[targets] & self.kept
         best = self.evidence(output, targets).masked_fill(~own, -torch.inf).argmax(dim=1)
-        return maps[torch.arange(len(maps), device=maps.device), best]
+        chosen = maps[torch.arange(len(maps), device=maps.device), best]
+        return chosen * own.any(dim=1)[:, None, None]  # 0 for a class whose prototypes are all pruned
 
     def display(self, output: InterpOutput, targets: Tensor) -> Tensor:
         """The similarity maps of the three prototypes with the most evidence for the target."""
-        best = self.evidence(output, targets).topk(min(3, len(self.prototypes)), dim=1).indices
+        best = self._strongest(output, targets, 3)
         return output.maps[torch.arange(len(best), device=best.device)[:, None], best]
+
+    def _strongest(self, output: InterpOutput, targets: Tensor, n: int) -> Tensor:
+        """The n prototypes with the most evidence for the target, fewer if there are not so many left, (B, n)."""
+        evidence = self.evidence(output, targets).masked_fill(~self.kept, -torch.inf)
+        return evidence.topk(min(n, int(self.kept.sum())), dim=1).indices
 
     @torch.no_grad()
     def readings(self, output: InterpOutput, targets: Tensor, image_size: tuple[int, int], n: int = 5) -> list[Reading]:
@@ -189,8 +196,8 @@ class ProtoPNet(InterpModule):
 
         The boxes are around the upper 5 % of the image's pixels by activation. All prototypes' evidence is the logit.
         """
-        everything = self.evidence(output, targets)
-        evidence, best = everything.topk(min(n, len(self.prototypes)), dim=1)
+        everything, best = self.evidence(output, targets), self._strongest(output, targets, n)
+        evidence = everything.gather(1, best)
         found = []
         for i, (values, numbers) in enumerate(zip(evidence.tolist(), best.tolist(), strict=True)):
             boxes = activation_boxes(output.maps[i, numbers], image_size).tolist()
@@ -199,17 +206,15 @@ class ProtoPNet(InterpModule):
             texts = [f"{s:.2f} × {w:.2f} = {e:.2f}" for s, w, e in zip(similarities, weights, values, strict=True)]
             matches = [Match(p, tuple(box), text) for p, box, text in zip(numbers, boxes, texts, strict=True)]
             logit, rest = float(everything[i].sum()), int(self.kept.sum()) - len(matches)
-            total = f"These add {sum(values):.2f}, {rest} others {logit - sum(values):.2f}: the logit is {logit:.2f}."
+            total = f"These add {sum(values):.2f}, {rest} others {logit - sum(values):z.2f}: the logit is {logit:.2f}."
             found.append(Reading(matches, total))
         return found
 
     @property
     def prototype_classes(self) -> Tensor:
         """Each prototype's class (P, K): its own or, without `class_specific`, that of its largest weight."""
-        own = self.class_identity
-        if not self.class_specific:
-            own = F.one_hot(self.last_layer.weight.argmax(dim=0), self.num_classes).T.bool()
-        return own.T & self.kept[:, None]
+        heaviest = F.one_hot(self.last_layer.weight.argmax(dim=0), self.num_classes).bool()
+        return (self.class_identity.T if self.class_specific else heaviest) & self.kept[:, None]
 
     @property
     def class_weights(self) -> Tensor:
@@ -267,8 +272,8 @@ class ProtoPNet(InterpModule):
         Raises:
             InputError: if none would be left.
         """
-        loader = data.loader("train", augment=False)
-        patches = nearest_patches(self.features, loader, self.prototypes, k=self.prune_neighbours)
+        images = data.loader("train", augment=False)
+        patches = nearest_patches(self.features, images, self.prototypes, k=self.prune_neighbours)
         own = self.class_identity.int().argmax(dim=0)  # (P,)
         kept = self.kept & ((patches.label == own[:, None]).sum(dim=1) >= self.prune_least)
         if not bool(kept.any()):
