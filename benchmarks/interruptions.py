@@ -57,12 +57,17 @@ def kill_and_resume(first: list[str], again: list[str], ready: Path, moments: Se
     return lived
 
 
-def same_training(a: Path, b: Path) -> bool:
-    """Equal weights in both checkpoints, and equal rows in metrics.csv."""
+def same_weights(a: Path, b: Path) -> bool:
+    """Equal weights and buffers in both checkpoints."""
     for name in ("best", "last"):
         one, two = (torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True)["state_dict"] for run in (a, b))
         if one.keys() != two.keys() or not all(torch.equal(one[key], two[key]) for key in one):
             return False
+    return True
+
+
+def same_table(a: Path, b: Path) -> bool:
+    """Equal rows in metrics.csv."""
     return (a / "metrics.csv").read_text() == (b / "metrics.csv").read_text()
 
 
@@ -90,7 +95,7 @@ def measure(root: str, kills: int, seed: int) -> list[Row]:
         moments = [draw.uniform(0.3, 0.9) * left_alone for _ in range(kills)]
         first = [*train, *config, f"out={broken}"]
         lived = kill_and_resume(first, [*train, f"resume={broken}"], broken / "config.yaml", moments)
-        rows += _rows("training", left_alone, lived, same_training(whole, broken))
+        rows += _rows("training", left_alone, lived, same_weights(whole, broken) and same_table(whole, broken))
         (left_alone,) = kill_and_resume([*evaluate, str(whole), *EVALUATION], [], Path(folder, "none"), [])
         moments = [draw.uniform(0.3, 0.9) * left_alone for _ in range(kills)]
         command = [*evaluate, str(broken), *EVALUATION]

@@ -8,6 +8,7 @@ What is killed is `train.py` in a process that notes what it is about to do; wha
 """
 
 import argparse
+import multiprocessing
 import random
 import subprocess
 import sys
@@ -21,9 +22,10 @@ from typing import Any
 
 import torch
 import yaml
+from pytorch_lightning.loggers import CSVLogger
 
 from benchmarks.harness import RESULTS, Row, Value, write
-from benchmarks.interruptions import same_training
+from benchmarks.interruptions import same_table, same_weights
 from benchmarks.tables import show
 from interp_models import projection
 from interp_models.cli import run_script
@@ -85,9 +87,14 @@ MODELS: dict[str, dict[str, Any]] = {
         ],
     },
 }
-LAUNCHER = "import sys; from benchmarks.prototype_interruptions import launch; sys.exit(launch(*sys.argv[1:]))"
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["train"])
+"""What is killed is forked from a server that has imported it once."""
 SEARCH, SAVE = 0.2, 0.02
-"""Seconds that the launcher waits before and after the search for patches, and before and after a checkpoint."""
+"""Seconds that the launcher waits before and after the search for patches, and before and after a file is written."""
+
+START = -1
+"""Epoch of what happens before the first one of a process."""
 
 Moment = tuple[int, str, float]
 """Epoch, what is noted, and seconds after that."""
@@ -97,7 +104,7 @@ def launch(notes: str, *arguments: str) -> int:
     """`train.py`, adding lines `<epoch> <phase> <what>` to a file before, and where it matters after, what it does."""
     import train
 
-    where = ""
+    where = f"{START} start"
 
     def note(what: str) -> None:
         with Path(notes).open("a") as file:
@@ -126,6 +133,7 @@ def launch(notes: str, *arguments: str) -> int:
         *((ProtoPNet, name, lambda *_, name=name: name, 0.0) for name in ("push", "fit_last_layer")),
         *((ProtoTree, name, lambda *_, name=name: name, 0.0) for name in ("prune", "project")),
         (projection, "nearest_patches", lambda *_: "search for patches", SEARCH),
+        (CSVLogger, "save", lambda *_: "writing metrics.csv", SAVE),
         (WholeCheckpointIO, "save_checkpoint", lambda io, checkpoint, path, *_: f"saving {Path(path).name}", SAVE),
     ]
     for owner, name, what, seconds in changes:
@@ -143,28 +151,32 @@ def moments(phases: Sequence[dict[str, Any]], kills: int, draw: random.Random) -
         found[f"phase {phase['name']}"] = steps
         for action in phase.get("then", ()):
             if action in ("push", "project"):
-                found[action] = [(last, "search for patches", draw.uniform(0, 2 * SEARCH)) for _ in range(kills)]
+                sides = ("search for patches", "search for patches, done")
+                found[action] = [(last, draw.choice(sides), draw.uniform(0, 2 * SEARCH)) for _ in range(kills)]
             elif action == "fit_last_layer":
                 found[action] = [(last, action, draw.uniform(0, 0.1)) for _ in range(kills)]
     ends = ("saving last.ckpt", "saving last.ckpt, done")
     epochs = sorted(draw.sample(range(len(phases) * EPOCHS), k=min(kills, len(phases) * EPOCHS)))
     found["saving"] = [(epoch, draw.choice(ends), draw.uniform(0, 2 * SAVE)) for epoch in epochs]
+    again = [(START, "writing metrics.csv", draw.uniform(0, 2 * SAVE)) for _ in range(kills)]
+    found["resuming"] = [(EPOCHS, "step 0", 0.0), *again]
     return found
 
 
-def kill_at(command: list[str], notes: Path, moment: Moment) -> tuple[str, float]:
-    """Run a command and kill it; returns phase, epoch and the last thing that it noted, and the seconds it lived."""
+def kill_at(moment: Moment, notes: Path, arguments: Sequence[str]) -> tuple[str, float]:
+    """Launch a training and kill it; returns phase, epoch and the last thing that it noted, and how long it lived."""
     epoch, what, seconds = moment
     notes.unlink(missing_ok=True)
     begin = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = CONTEXT.Process(target=launch, args=(str(notes), *arguments))
+    process.start()
     while not _reached(notes, epoch, what):
-        if process.poll() is not None:
-            raise SystemExit(f"{' '.join(command)}: ended with {process.returncode} before {what} of epoch {epoch}")
+        if not process.is_alive():
+            raise SystemExit(f"train.py {' '.join(arguments)}: ended before {what} of epoch {epoch}")
         time.sleep(0.002)
     time.sleep(seconds)
     process.kill()
-    process.wait()
+    process.join()
     now, phase, did = _lines(notes)[-1]
     return f"phase {phase}, epoch {now}, {did}", time.monotonic() - begin
 
@@ -199,14 +211,15 @@ def measure(kills: int, seed: int) -> list[Row]:
                 killed: list[tuple[str, float]] = []
                 for moment in when:
                     arguments = [f"resume={run}"] if (run / "config.yaml").exists() else [str(file), f"out={run}"]
-                    killed.append(kill_at([sys.executable, "-c", LAUNCHER, str(notes), *arguments], notes, moment))
+                    killed.append(kill_at(moment, notes, arguments))
                     print(f"{name}, {target}: killed after {killed[-1][1]:.1f} s in {killed[-1][0]}", flush=True)
                 run_to_end([f"resume={run}"])
-                same = same_training(whole, run)
                 rows += [Value(f"{name}, killed in {hit}", seconds, "s") for hit, seconds in killed]
                 hits.update(hit.split(", ")[0] for hit, _ in killed)
-                print(f"{name}, {target}: {'the same as left alone' if same else 'DIFFERS'}", flush=True)
-                rows.append(Value(f"{name}, {len(killed)} kills in {target}: as left alone", float(same), "(1: yes)"))
+                for what, same in (("weights", same_weights(whole, run)), ("metrics.csv", same_table(whole, run))):
+                    print(f"{name}, {target}: {what} {'as' if same else 'NOT as'} left alone", flush=True)
+                    row = f"{name}, killed {len(killed)} times in {target}: {what} as left alone"
+                    rows.append(Value(row, float(same), "(1: yes)"))
             rows += [Value(f"{name}, kills in {phase}", count, "kills") for phase, count in hits.items()]
     return rows
 

@@ -1,4 +1,4 @@
-"""Prototype models: where their prototypes come from, ÷ one pass of the backbone; their heads; memory of all pairs.
+"""Prototype models: where their prototypes come from, ÷ one pass of the backbone; their heads; memory of statistics.
 
 `push` and `project` get a model in eval mode and training images, as many of every class, that are decoded and held in
 memory; the floor is one pass of the backbone over the same batches. With pictures, a sheet per class is drawn too, for
@@ -32,10 +32,10 @@ from benchmarks.harness import (
     write,
 )
 from benchmarks.tables import show
-from interp_models import prototypes
 from interp_models.data.base import Sample
 from interp_models.data.module import DataModule
 from interp_models.gallery import draw_sheets
+from interp_models.metrics.prototype_usage import PrototypeSpread, PrototypeUsage
 from interp_models.models.protopnet import ProtoPNet
 from interp_models.models.prototree import ProtoTree
 
@@ -133,10 +133,10 @@ def heads(data: Held, classes: int, depth: int, pairs: int, seconds: float, cloc
     return rows
 
 
-def all_pairs(count: int) -> Work:
-    """Distances between all pairs of prototypes of 128 channels."""
-    torch.manual_seed(0)
-    return partial(prototypes.pair_distances, torch.rand(count, 128, 1, 1))
+def statistics(count: int) -> Work:
+    """What is said of so many prototypes by themselves: repeats, and distances between all pairs."""
+    model = ProtoPNet(200, backbone="test_efficientnet", weights=None, prototypes_per_class=count // 200)
+    return lambda: [metric(model) for metric in (PrototypeUsage, PrototypeSpread)]
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
@@ -146,14 +146,14 @@ def main(argv: Sequence[str] | None = None) -> Path:
     p.add_argument("--depth", type=int, default=9, help="of the tree")
     p.add_argument("--classes", type=int, default=200, help="of the heads")
     p.add_argument("--pictures", type=int, help="number of images where prototypes are drawn too; all by default")
-    p.set_defaults(count=128)
+    p.set_defaults(count=256)
     args = parse(p, "prototypes", argv)
     dataset = {"name": "part_birds"} if args.images == "part_birds" else {"name": "cub", "root": args.images}
     few, whole = (Held(dataset, args.size, args.batch or 16, count) for count in (args.count, args.pictures))
     rows: list[Row] = [
         *sources(few, whole, args.prototypes, args.depth, args.pairs, args.clock),
         *heads(few, args.classes, args.depth, args.pairs, args.seconds, args.clock),
-        *(Memory("distances of all pairs", f"{n} prototypes", peak_memory(all_pairs, n)) for n in args.memory),
+        *(Memory("usage and spread", f"{n} prototypes", peak_memory(statistics, n)) for n in args.memory),
     ]
     described = f"{len(whole.train_indices)} training images of {args.source or dataset['name']}"
     return write("prototypes", args, described, rows)

@@ -1,6 +1,7 @@
 """The page and the table that put evaluated runs side by side."""
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,10 +64,12 @@ def compare(evaluated: Sequence[Evaluated], out: Path, n_images: int) -> Path:
     summaries = [_summary(folder) for folder, _, _ in evaluated]
     galleries = {run.folder: _patches(run) for run in evaluated}
     images = list(_views(evaluated, n_images, galleries))
-    prototypes = [_prototypes(run, images, galleries[run.folder]) for run in evaluated if has_prototypes(run.model)]
+    views = [_prototypes(run, images, galleries[run.folder]) for run in evaluated if has_prototypes(run.model)]
+    prototypes = [view for view in views if view.rows or view.nearest or view.tree]
     path = out / "report.html"
     write_report(path, title=title, runs=summaries, rows=rows, images=images, prototypes=prototypes)
     if len(evaluated) == 1:
+        shutil.rmtree(out / "local", ignore_errors=True)  # of other images or weights
         _write_local(images, out / "local")
     return path
 

@@ -103,9 +103,14 @@ def _tiles(
     return {number: [tile for key, tile in sorted(tiles.items()) if key[0] == number] for number in numbers}
 
 
+def of_these_images(sources: Sources, data: DataModule) -> bool:
+    """Whether the training images are those of the sources."""
+    return int(sources.images) < 0 or data.fingerprint("train") == int(sources.images)
+
+
 def _known(sources: Sources, data: DataModule) -> bool:
-    """Whether the training images are those of the sources; warns if not."""
-    known = int(sources.images) < 0 or data.fingerprint("train") == int(sources.images)
+    """As `of_these_images`; warns if not."""
+    known = of_these_images(sources, data)
     if not known:
         rank_zero_warn("prototypes are patches of other training images than these; they are not drawn")
     return known

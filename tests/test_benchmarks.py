@@ -260,8 +260,9 @@ def test_all_nodes_of_the_informed_tree_decide() -> None:
 def test_prototypes_are_interrupted_in_every_phase_and_action() -> None:
     config = prototype_interruptions.MODELS["protopnet"]
     found = prototype_interruptions.moments(config["phases"], 5, random.Random(0))
-    assert list(found) == ["phase warm", "phase joint", "push", "fit_last_layer", "phase last", "saving"]
+    assert list(found) == ["phase warm", "phase joint", "push", "fit_last_layer", "phase last", "saving", "resuming"]
     epochs = {what: [epoch for epoch, _, _ in when] for what, when in found.items()}
+    assert epochs.pop("resuming") == [3, *[prototype_interruptions.START] * 5]
     assert all(len(when) == 5 and when == sorted(when) for when in epochs.values())
     assert set(epochs["phase joint"]) <= {3, 4}
     assert set(epochs["push"] + epochs["fit_last_layer"]) == {5}

@@ -1,6 +1,7 @@
 """Judges the prototypes of a model on all test images, and draws what is nearest to each."""
 
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from interp_models.data.module import DataModule
 from interp_models.files import whole, write_json
-from interp_models.gallery import draw_nearest
+from interp_models.gallery import draw_nearest, of_these_images
 from interp_models.loggers import log_pictures
 from interp_models.metrics.prototype_base import PROTOTYPE_METRICS, Found, PrototypeMetric
 from interp_models.projection import Prototypical, has_prototypes
@@ -49,25 +50,31 @@ class PrototypeEvaluation(pl.Callback):
 
     def on_test_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Judge, on all ranks, and write, on rank 0."""
-        done = read_prototypes(self.folder).get("work") == self.work
         model: Any = module
-        if not self.metrics or not has_prototypes(model) or trainer.strategy.broadcast(done):
+        done = read_prototypes(self.folder).get("work") == self.work
+        if not has_prototypes(model) or trainer.strategy.broadcast(done):
+            return
+        if trainer.is_global_zero:  # what is there is of other work
+            for name in ("prototypes.json", "prototypes.parquet"):
+                (self.folder / name).unlink(missing_ok=True)
+            shutil.rmtree(self.folder / "prototypes", ignore_errors=True)
+        if not self.metrics:
             return
         data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
         with torch.inference_mode(False), torch.no_grad(), evaluating(module):
             metrics = self._judge(model, data, trainer.is_global_zero)
             values = {key: value for metric in metrics for key, value in metric.of_all_ranks().items()}
             for key, value in values.items():
-                module.log(f"test/{key}", value.float().nanmean())
+                module.log(f"test/{key}", value.float().nanmean(), sync_dist=True)
             train, test = (
                 nearest_patches(model.features, _watched(data, split, trainer.is_global_zero), model.prototypes, k=k)
                 for split, k in (("train", TRAIN_NEIGHBOURS), ("whole_test", TEST_NEIGHBOURS))
             )
             if trainer.is_global_zero:
-                self._write(model, data, {key: value.double().cpu() for key, value in values.items()}, metrics)
                 sheets = model.prototype_sheets(data.classes)
                 paths = draw_nearest(train, test, model.similarity, sheets, data, self.folder / "prototypes")
                 log_pictures(trainer.loggers, "prototypes/nearest", paths)
+                self._write(model, data, {key: value.double().cpu() for key, value in values.items()}, metrics)
         trainer.strategy.barrier()
 
     def _judge(self, module: Prototypical, data: DataModule, shown: bool) -> list[PrototypeMetric]:
@@ -91,8 +98,9 @@ class PrototypeEvaluation(pl.Callback):
     def _write(
         self, module: Prototypical, data: DataModule, values: dict[str, Any], metrics: Sequence[PrototypeMetric]
     ) -> None:
+        """The table, and at last `prototypes.json`, which says that all is there."""
         classes = module.prototype_classes.cpu()
-        sources = [int(image) for image in module.sources.image]
+        sources = module.sources.image.tolist() if of_these_images(module.sources, data) else [-1] * len(classes)
         table = pd.DataFrame(
             {
                 "prototype": range(len(classes)),

@@ -138,8 +138,9 @@ class ProtoPNet(InterpModule):
             terms = {"cluster": self.cluster * distances.min(dim=1).values.mean()}
         else:
             to_own = distances.masked_fill(~own, torch.inf).min(dim=1).values
-            to_own = to_own.masked_fill(to_own.isinf(), 0.0)  # of a class whose prototypes are all pruned
             to_other = distances.masked_fill(own, torch.inf).min(dim=1).values
+            # Infinite if all of them are pruned
+            to_own, to_other = (x.masked_fill(x.isinf(), 0.0) for x in (to_own, to_other))
             terms = {"cluster": self.cluster * to_own.mean(), "separation": -self.separation * to_other.mean()}
         return self._classification(output.logits, self.last_layer.weight, targets) | terms
 

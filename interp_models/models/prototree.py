@@ -235,7 +235,7 @@ class ProtoTree(InterpModule):
                     word = "present" if right else "absent"
                     text = f"{word}, p = {float(chances[i, number]):.2f}"
                     path.insert(0, Match(number, tuple(box) if right else None, text))
-            total = f"{len(path)} decisions lead to a leaf that gives this class {100 * of_target[i]:.0f} %."
+            total = f"{len(path)} decision(s) lead to a leaf that gives this class {100 * of_target[i]:.0f} %."
             found.append(Reading(path[:n], total))
         return found
 

@@ -13,10 +13,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from interp_models import METRICS
+from interp_models import METRICS, PROTOTYPE_METRICS
 from tests import processes
 from tests.conftest import BCNN_LRS, copy_run, fit, tiny_config, write_config
-from tests.data.make_cub import make_cub
+from tests.contract.prototype_metrics import case, equal, judge
+from tests.data.make_cub import PARTS, make_cub
 
 ROOT = Path(__file__).parents[2]
 TWO = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp_find_unused_parameters_true"]
@@ -221,3 +222,40 @@ def test_a_rank_that_saw_no_image(tmp_path: Path) -> None:
             assert found[name]["means"] == pytest.approx(expected)
             for key, numbers in of_keys.items():
                 np.testing.assert_allclose(found[name]["images"][key], numbers)
+
+
+SHARDS = [[range(0, 23, 2), range(1, 23, 2)], [range(23), range(0)]]
+"""Numbers of the images of two ranks: every second one each, or all and none."""
+
+
+def _judge(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    model, data = case()
+    found: dict[str, Any] = {}
+    for name in PROTOTYPE_METRICS.names():
+        found[name] = []
+        for shards in SHARDS:
+            metric = PROTOTYPE_METRICS.get(name)(model, PARTS)
+            judge(metric, model, data, 4, shards[rank])
+            found[name].append((metric.of_all_ranks(), metric.compute(), metric.of_all_ranks()))
+    torch.save(found, Path(folder, f"{rank}.pt"))
+    dist.destroy_process_group()
+
+
+def test_prototypes_are_judged_by_the_images_of_all_ranks(tmp_path: Path) -> None:
+    """To the last digit, though most images are equally similar to some prototypes."""
+    ranks = [processes.CONTEXT.Process(target=_judge, args=(rank, str(tmp_path))) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+        process.kill()
+    assert [process.exitcode for process in ranks] == [0, 0]
+    model, data = case()
+    for rank in range(2):
+        for name, found in torch.load(tmp_path / f"{rank}.pt").items():
+            expected = judge(PROTOTYPE_METRICS.get(name)(model, PARTS), model, data, 4, range(23))
+            for values, means, again in found:
+                equal(values, expected)
+                equal(again, expected)
+                equal(means, {key: value.nanmean() for key, value in expected.items()})

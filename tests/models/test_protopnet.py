@@ -135,6 +135,39 @@ def test_explanations_are_sums_over_prototypes() -> None:
         np.testing.assert_allclose(net.explain(net(images), targets, "best")[i].detach(), maps[i, best], rtol=1e-5)
 
 
+def check_readings(net: ProtoPNet, n: int) -> None:
+    """The texts are the numbers of loops, and what they add is the logit."""
+    images, targets = torch.rand(3, 3, 64, 96).double(), torch.tensor([2, 0, 1])
+    _, s, _ = numbers(net, images)
+    w, kept, output = net.last_layer.weight.detach().numpy(), net.kept.tolist(), net(images)
+    for i, found in enumerate(net.readings(output, targets, (64, 96), n)):
+        y = int(targets[i])
+        evidence = {j: s[i, j] * w[y, j] for j in range(6) if kept[j]}
+        best = sorted(evidence, key=lambda j: -evidence[j])[:n]
+        assert [match.prototype for match in found.matches] == best
+        for match, j in zip(found.matches, best, strict=True):
+            assert match.text == f"{s[i, j]:.2f} × {w[y, j]:.2f} = {evidence[j]:.2f}"
+            large = F.interpolate(output.maps[i, [j]][None].float(), (64, 96), mode="bicubic")[0, 0].detach().numpy()
+            rows, columns = np.nonzero(large >= np.percentile(large.astype(np.float64), 95))
+            assert match.box == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+        these, logit = sum(evidence[j] for j in best), output.logits[i, y].item()
+        others = f"{len(evidence) - len(best)} others {logit - these:z.2f}"
+        assert found.total == f"These add {these:.2f}, {others}: the logit is {logit:.2f}."
+
+
+@pytest.mark.parametrize("options", [{}, {"activation": "linear"}])
+@pytest.mark.parametrize("n", [2, 5])
+def test_readings_come_to_the_logit(options: dict[str, Any], n: int) -> None:
+    check_readings(model(**options), n)
+
+
+@pytest.mark.parametrize("n", [3, 5])
+def test_pruned_prototypes_are_not_read(n: int) -> None:
+    net = model()
+    net.kept[[1, 2, 4]] = False
+    check_readings(net, n)
+
+
 def data_of(root: Path, **options: Any) -> DataModule:
     options = {"image_size": 64, "batch_size": 4, "num_workers": 0, "val_fraction": 0.0, **options}
     return DataModule(dataset={"name": "cub", "root": str(root)}, **options)

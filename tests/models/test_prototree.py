@@ -18,6 +18,7 @@ from interp_models.data.module import DataModule
 from interp_models.errors import InputError
 from interp_models.models import prototree
 from interp_models.models.prototree import ProtoTree
+from interp_models.outputs import InterpOutput
 from interp_models.soft_tree import TreeNode, log1mexp
 from interp_models.tree_drawing import tree_svg
 from tests.conftest import TINY, Cub, fit, tiny_config
@@ -195,8 +196,10 @@ def test_the_path_of_an_image() -> None:
         net.prototypes[1::2] += 0.4
     net.leaf_kept.copy_(torch.tensor(KEPT[1]))
     output, p = net(images), answers(net, images)
+    targets, says = torch.tensor([0, 1, 2, 0, 1, 2]), softmax(net.leaves.numpy())
     words = set()
-    for i, found in enumerate(net.readings(output, torch.zeros(6, dtype=torch.long), (64, 64))):
+    readings = net.readings(output, targets, (64, 64))
+    for i, found in enumerate(readings):
         node = grown(KEPT[1])
         for match in found.matches:
             assert node is not None
@@ -208,7 +211,102 @@ def test_the_path_of_an_image() -> None:
             node = node.right if right else node.left
         assert node is not None
         assert node.leaf == int(net.decide(output)[i])
+        count, chance = len(found.matches), 100 * says[node.leaf, targets[i]]
+        assert found.total == f"{count} decision(s) lead to a leaf that gives this class {chance:.0f} %."
     assert words == {True, False}
+    for short, found in zip(net.readings(output, targets, (64, 64), n=1), readings, strict=True):
+        assert short == (found.matches[:1], found.total)  # the total is of all decisions
+
+
+def route_by_hand(p: tuple[float, ...], kept: tuple[int, ...]) -> list[float]:
+    """What the leaves of a tree of depth 2 get, by p of its root, its left and its right node."""
+    root, left, right = p
+    if not {0, 1} <= set(kept):
+        left = float(1 in kept)
+    if not {2, 3} <= set(kept):
+        right = float(3 in kept)
+    if not {0, 1} & set(kept):
+        root = 1.0
+    return [(1 - root) * (1 - left), (1 - root) * left, root * (1 - right), root * right]
+
+
+# Leaves say 0, 1, 2 and 0. What the leaves get, in %, with all of them, and without leaf 0:
+# image 0:  4   36   33  27    40 33 27     soft 1 (0 has 31); likeliest leaf 1; greedily right and left to leaf 2
+# image 1:  8   32   33  27    40 33 27     soft 0 (35), then 1; likeliest leaf 2, then 1; greedily leaf 2
+# image 2: 35.7 15.3 4.9 44.1  51 4.9 44.1  soft 0 (80), then 1; likeliest leaf 3, then 1; greedily leaf 0, then 1
+# image 3: 20   30   5   45    50 5 45      soft 0 (65), then 1; likeliest leaf 3, then 1; greedily leaf 1: 1/2 is left
+ANSWERED, TRUE = [(0.6, 0.9, 0.45), (0.6, 0.8, 0.45), (0.49, 0.3, 0.9), (0.5, 0.6, 0.9)], [1, 2, 0, 0]
+STATISTICS: dict[tuple[int, ...], dict[str, list[float]]] = {
+    (0, 1, 2, 3): {
+        "acc_sample_max": [1, 1, 1, 1],
+        "acc_greedy": [0, 1, 1, 0],
+        "fidelity_sample_max": [1, 0, 1, 1],
+        "fidelity_greedy": [0, 0, 1, 0],
+        "path_length_sample_max": [2, 2, 2, 2],
+        "path_length_greedy": [2, 2, 2, 2],
+        "leaves": [4] * 4,
+        "leaf_depth_mean": [2] * 4,
+        "leaf_depth_max": [2] * 4,
+    },
+    (1, 2, 3): {
+        "acc_sample_max": [1, 0, 0, 0],
+        "acc_greedy": [0, 1, 0, 0],
+        "fidelity_sample_max": [1, 1, 1, 1],
+        "fidelity_greedy": [0, 0, 1, 1],
+        "path_length_sample_max": [1, 1, 1, 1],
+        "path_length_greedy": [2, 2, 1, 1],
+        "leaves": [3] * 4,
+        "leaf_depth_mean": [5 / 3] * 4,
+        "leaf_depth_max": [2] * 4,
+    },
+    (3,): {
+        "acc_sample_max": [0, 0, 1, 1],
+        "acc_greedy": [0, 0, 1, 1],
+        "fidelity_sample_max": [1] * 4,
+        "fidelity_greedy": [1] * 4,
+        "path_length_sample_max": [0] * 4,
+        "path_length_greedy": [0] * 4,
+        "leaves": [1] * 4,
+        "leaf_depth_mean": [0] * 4,
+        "leaf_depth_max": [0] * 4,
+    },
+}
+
+
+def check_statistics(cls: type[ProtoTree] = ProtoTree) -> None:
+    net = cls(num_classes=3, backbone=TINY, weights=None, depth=2, channels=4).eval()
+    net.leaves.copy_(50 * torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]]))
+    for kept, values in STATISTICS.items():
+        net.leaf_kept.copy_(torch.tensor([leaf in kept for leaf in range(4)]))
+        paths = torch.tensor([route_by_hand(p, kept) for p in ANSWERED])
+        logits = torch.stack([paths[:, 0] + paths[:, 3], paths[:, 1], paths[:, 2]], dim=1).log()
+        aux = {"distances": -torch.tensor(ANSWERED, dtype=torch.float64).log(), "paths": paths}
+        found = net.measure(InterpOutput(logits, torch.zeros(4, 3, 2, 2), aux), torch.tensor(TRUE))
+        assert set(found) == set(net.statistics) == set(values)
+        for name, value in values.items():
+            assert found[name].tolist() == pytest.approx(value), f"{name} of leaves {kept}"
+
+
+def test_statistics_by_hand() -> None:
+    check_statistics()
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("(says[leaf] == targets).float()", "(says[leaf] == soft).float()"),
+        ("(says[leaf] == soft).float()", "(says[leaf] == targets).float()"),
+        ("depths[leaf].float()", "depths[leaf].float() + 1"),
+        ("depths[self.leaf_kept].float()", "depths.float()"),
+        ("left.mean()", "left.max()"),
+        (".exp() > 0.5\n        never", ".exp() >= 0.5\n        never"),
+        ("leaf = self.decide(output, decision)", 'leaf = self.decide(output, "greedy")'),
+        ("soft = output.logits.argmax(dim=1)", "soft = targets"),
+    ],
+)
+def test_mutations_of_the_statistics_are_rejected(right: str, wrong: str) -> None:
+    with pytest.raises(AssertionError):
+        check_statistics(mutated("interp_models.models.prototree", right, wrong).ProtoTree)
 
 
 def check_leaves(cls: type[ProtoTree] = ProtoTree) -> None:
