@@ -147,6 +147,8 @@ def main(positional: list[str], overrides: list[str]) -> Path:
     overrides = [o for o in overrides if not o.startswith("config=")]
     config: EvaluateConfig = check(EvaluateConfig, override(load_yaml(Path(source)), overrides))
     if given:
+        if not any(o.startswith("n_images=") for o in overrides):
+            config = dataclasses.replace(config, n_images=None)  # that of the yaml is for maps
         return ensemble([Path(run) for run in config.ensemble], config)
     return evaluate([Path(run) for run in positional], config)
 

@@ -13,8 +13,11 @@ from interp_models.errors import InputError
 from interp_models.outputs import InterpOutput
 from interp_models.prototypes import Patches, nearest_patches, without_duplicates
 
+Size = tuple[int, int]
+"""Height and width."""
 
-def activation_boxes(activations: Tensor, size: tuple[int, int], percentile: float = 95.0) -> Tensor:
+
+def activation_boxes(activations: Tensor, size: Size, percentile: float = 95.0) -> Tensor:
     """The smallest box around all pixels that activate as much as the upper `100 - percentile` % do.
 
     Args:
@@ -135,8 +138,8 @@ class Prototypical(Protocol):
     def __call__(self, images: Tensor) -> InterpOutput:
         """Images (B, 3, H, W) -> similarity maps among others."""
 
-    def readings(self, output: InterpOutput, targets: Tensor, image_size: tuple[int, int], n: int = 5) -> list[Reading]:
-        """Why each image is of its target class, by at most n prototypes."""
+    def readings(self, output: InterpOutput, targets: Tensor, image_size: Size, n: int | None = None) -> list[Reading]:
+        """Why each image is of its target class, by at most n prototypes, or as many as the model thinks fit."""
 
     def prototype_sheets(self, classes: Sequence[str]) -> dict[str, list[int]]:
         """Numbers of the prototypes that are shown together, by a name for a file."""
@@ -177,8 +180,9 @@ def project(
     """
     which = torch.arange(len(prototypes), device=prototypes.device) if which is None else which
     allowed = None if allowed is None else allowed[which]
-    # A prototype's patches may all be taken by others that may take them too.
-    rivals = len(which) if allowed is None else int((allowed.int() @ allowed.T.int()).bool().sum(dim=1).max())
+    rivals = len(which)
+    if unique and allowed is not None:  # a prototype's patches may all be taken by others that may take them too
+        rivals = int((allowed.float() @ allowed.float().T).bool().sum(dim=1).max())
     trainer = data.trainer
     shown = trainer is None or (trainer.is_global_zero and trainer.progress_bar_callback is not None)
     loader = tqdm(data.loader("train", augment=False), desc="patches", unit="batch", leave=False, disable=not shown)

@@ -29,13 +29,18 @@ def squared_distances(features: Tensor, prototypes: Tensor) -> Tensor:
         size = prototypes.shape[-2:]
         norms = prototypes.square().sum(dim=(1, 2, 3))  # (P,)
         energy = features.square().sum(dim=1, keepdim=True)  # (B, 1, h, w)
-        if size == (1, 1):
-            product = torch.einsum("pd,bdn->bpn", prototypes[:, :, 0, 0], features.flatten(2))
-            product = product.view(len(features), len(prototypes), *features.shape[-2:])
-        else:
-            energy = F.avg_pool2d(energy, size, stride=1, divisor_override=1)
-            product = F.conv2d(features, prototypes)
+        energy = F.avg_pool2d(energy, size, stride=1, divisor_override=1)
+        # No convolution: on GPUs its products would be of TF32.
+        patches = features.flatten(2) if size == (1, 1) else F.unfold(features, size)
+        product = torch.einsum("pd,bdn->bpn", prototypes.flatten(1), patches)
+        product = product.view(len(features), len(prototypes), *energy.shape[-2:])
         return (energy - 2 * product + norms[:, None, None]).relu()
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in the precision of `a`, also under autocast."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b.to(a.dtype)
 
 
 def root(squared: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from interp_models.loggers import log_pictures
 from interp_models.metrics.prototype_base import PROTOTYPE_METRICS, Found, PrototypeMetric
 from interp_models.projection import Prototypical, has_prototypes
 from interp_models.prototypes import nearest_patches
-from interp_models.results import read_prototypes
+from interp_models.results import METHOD_VERSION, read_prototypes
 from interp_models.scoring import evaluating
 
 TRAIN_NEIGHBOURS, TEST_NEIGHBOURS = 6, 5
@@ -46,12 +46,12 @@ class PrototypeEvaluation(pl.Callback):
 
     def __init__(self, names: Sequence[str], folder: Path, work: str) -> None:
         self.metrics = {name: PROTOTYPE_METRICS.get(name) for name in names}
-        self.folder, self.work = folder, f"{work} {' '.join(names)}"
+        self.folder, self.work = folder, f"{METHOD_VERSION} {work} {' '.join(names)}"
 
     def on_test_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Judge, on all ranks, and write, on rank 0."""
         model: Any = module
-        done = read_prototypes(self.folder).get("work") == self.work
+        done = trainer.is_global_zero and read_prototypes(self.folder).get("work") == self.work
         if not has_prototypes(model) or trainer.strategy.broadcast(done):
             return
         if trainer.is_global_zero:  # what is there is of other work

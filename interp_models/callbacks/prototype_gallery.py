@@ -1,5 +1,6 @@
 """Pictures of prototypes: the training image that each comes from, with the patch's box, and the patch."""
 
+import shutil
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -27,6 +28,7 @@ class PrototypeGallery(pl.Callback):
         if self.folder is None or not has_prototypes(module) or int(module.sources.images) < 0:
             return
         data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
-        self.folder.mkdir(exist_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)  # of a shorter training
+        self.folder.mkdir()
         paths = draw_sheets(module.sources, module.prototype_sheets(data.classes), data, self.folder)
         log_pictures(trainer.loggers, "prototypes", paths)

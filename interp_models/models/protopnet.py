@@ -19,8 +19,8 @@ from interp_models.backbones import BUNDLED, Backbone
 from interp_models.data.module import DataModule
 from interp_models.errors import InputError
 from interp_models.outputs import InterpOutput
-from interp_models.projection import Match, Reading, Sources, activation_boxes, project
-from interp_models.prototypes import nearest_patches, squared_distances
+from interp_models.projection import Match, Reading, Size, Sources, activation_boxes, project
+from interp_models.prototypes import nearest_patches, product, squared_distances
 from interp_models.training.distributed import gathered, in_order
 from interp_models.training.module import MODELS, InterpModule
 
@@ -127,7 +127,7 @@ class ProtoPNet(InterpModule):
         distances = squared_distances(self.features(images), self.prototypes)
         nearest = distances.flatten(2).min(dim=2).values
         similarities = self.similarity(nearest)
-        logits = self.last_layer(similarities * self.kept)
+        logits = product(similarities * self.kept, self.last_layer.weight.T)  # the sum of its evidence in any precision
         return InterpOutput(logits, self.similarity(distances), {"distances": nearest, "similarities": similarities})
 
     def loss(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
@@ -192,12 +192,12 @@ class ProtoPNet(InterpModule):
         return evidence.topk(min(n, int(self.kept.sum())), dim=1).indices
 
     @torch.no_grad()
-    def readings(self, output: InterpOutput, targets: Tensor, image_size: tuple[int, int], n: int = 5) -> list[Reading]:
-        """The prototypes with the most evidence for the target, each as similarity × weight = evidence, in order.
+    def readings(self, output: InterpOutput, targets: Tensor, image_size: Size, n: int | None = None) -> list[Reading]:
+        """The n (5) prototypes with the most evidence for the target, each as similarity × weight = evidence, in order.
 
         The boxes are around the upper 5 % of the image's pixels by activation. All prototypes' evidence is the logit.
         """
-        everything, best = self.evidence(output, targets), self._strongest(output, targets, n)
+        everything, best = self.evidence(output, targets), self._strongest(output, targets, n or 5)
         evidence = everything.gather(1, best)
         found = []
         for i, (values, numbers) in enumerate(zip(evidence.tolist(), best.tolist(), strict=True)):

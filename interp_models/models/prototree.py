@@ -17,8 +17,8 @@ from interp_models.backbones import BUNDLED, Backbone
 from interp_models.data.module import DataModule
 from interp_models.errors import InputError
 from interp_models.outputs import InterpOutput
-from interp_models.projection import Match, Reading, Sources, activation_boxes, project
-from interp_models.prototypes import root, squared_distances
+from interp_models.projection import Match, Reading, Size, Sources, activation_boxes, project
+from interp_models.prototypes import product, root, squared_distances
 from interp_models.registry import unknown
 from interp_models.soft_tree import TreeNode, check_memory, children_kept, grown, leaf_depths, log1mexp, route
 from interp_models.training.distributed import summed
@@ -50,7 +50,7 @@ class ProtoTree(InterpModule):
         channels: D, of features after the add-on layer and of prototypes.
         prototype_size: rows and columns of cells of a prototype.
         block: submodule of the timm model that is a group `block` of its own (paper: the last one).
-        prune_factor: leaves whose largest probability is not above this ÷ K are removed (paper: 0.01 for K = 200).
+        prune_factor: f; leaves go that know no class better than (1 + (f - 1)(1 - 1/K)) / K (paper: 0.01, K = 200).
     """
 
     actions: ClassVar[tuple[str, ...]] = ("reset_optimizer", "prune", "project")
@@ -118,7 +118,7 @@ class ProtoTree(InterpModule):
         squared = squared_distances(self.features(images), self.prototypes)
         distances = root(squared.flatten(2).min(dim=2).values)
         paths = route(-distances, log1mexp(distances), self.leaf_kept).exp()
-        chances = paths @ self.leaves.softmax(dim=1).to(paths.dtype)
+        chances = product(paths, self.leaves.softmax(dim=1))
         # A class that no likely leaf knows underflows; its logarithm must stay finite.
         logits = chances.clamp(min=torch.finfo(chances.dtype).tiny).log()
         return InterpOutput(logits, self.similarity(squared), {"distances": distances, "paths": paths})
@@ -140,8 +140,9 @@ class ProtoTree(InterpModule):
     def observe(self, output: InterpOutput, targets: Tensor) -> None:
         """Update the leaves by a batch, those of all ranks together."""
         paths, chances = (x.to(self.leaves.dtype) for x in (output.aux["paths"], output.logits.exp()))
-        shares = F.one_hot(targets, self.num_classes) / chances.gather(1, targets[:, None])  # (B, K)
-        update = self.leaves.softmax(dim=1) * (paths.T @ shares)
+        # Of each leaf in the chance of the image's class, (B, leaves), at most 1: nothing overflows.
+        shares = paths * self.leaves.softmax(dim=1)[:, targets].T / chances.gather(1, targets[:, None])
+        update = product(shares.T, F.one_hot(targets, self.num_classes))
         self.leaves.copy_((self.leaves - self._leaving).relu() + summed(update))
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -206,21 +207,19 @@ class ProtoTree(InterpModule):
         """
         kind, maps = self.check_kind(kind), output.maps.float()
         if kind == "mean":
-            return maps[:, self.nodes_kept].mean(dim=1)
+            return maps[:, self.nodes_kept].sum(dim=1) / max(1, int(self.nodes_kept.sum()))
         if kind == "path":
             leaf_weights = F.one_hot(self.decide(output), 2**self.depth).float()
         else:
             joint = output.aux["paths"].float() * self.leaves.float().softmax(dim=1)[:, targets].T  # (B, leaves)
-            leaf_weights = joint / joint.sum(dim=1, keepdim=True)
+            total = joint.sum(dim=1, keepdim=True)  # 0 if no leaf gives the class a chance that float32 holds
+            leaf_weights = torch.where(total > 0, joint / total, output.aux["paths"].float())
         weights = [leaf_weights.view(len(maps), 2**level, 2, -1)[:, :, 1].sum(dim=2) for level in range(self.depth)]
         return torch.einsum("bn,bnhw->bhw", torch.cat(weights, dim=1) * self.nodes_kept, maps)
 
     @torch.no_grad()
-    def readings(self, output: InterpOutput, targets: Tensor, image_size: tuple[int, int], n: int = 5) -> list[Reading]:
-        """The greedy path from the root, whatever the target; a box where the prototype is present (p > 1/2).
-
-        At most n decisions, the first ones.
-        """
+    def readings(self, output: InterpOutput, targets: Tensor, image_size: Size, n: int | None = None) -> list[Reading]:
+        """The greedy path from the root, or its first n decisions; a box where the prototype is present (p > 1/2)."""
         leaves, chances = self.decide(output), (-output.aux["distances"]).exp()
         of_target = self.leaves.softmax(dim=1)[leaves, targets].tolist()
         decides = self.nodes_kept.tolist()
@@ -272,12 +271,13 @@ class ProtoTree(InterpModule):
         return grown(self.leaf_kept, [f"{classes[label]} {100 * chance:.0f} %" for chance, label in pairs])
 
     def prune(self, data: DataModule) -> None:
-        """Remove leaves whose largest class probability is not above `prune_factor` / K.
+        """Remove leaves whose largest class probability is hardly above 1 / K, see `prune_factor`.
 
         Raises:
             InputError: if none would be left, as before any training.
         """
-        kept = self.leaf_kept & (self.leaves.softmax(dim=1).amax(dim=1) > self.prune_factor / self.num_classes)
+        threshold = (1 + (self.prune_factor - 1) * (1 - 1 / self.num_classes)) / self.num_classes
+        kept = self.leaf_kept & (self.leaves.softmax(dim=1).amax(dim=1) > threshold)
         if not bool(kept.any()):
             raise InputError("prune: no leaf knows a class yet; train first, or lower model.prune_factor")
         self.leaf_kept.copy_(kept)

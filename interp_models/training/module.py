@@ -231,15 +231,14 @@ class PhaseSchedule(pl.Callback):
         assert isinstance(module, InterpModule)
         phase, position = module.recipe.at(trainer.current_epoch)
         if position == phase.epochs - 1 and batch_idx == trainer.num_training_batches - 1:
+            _share_buffers(trainer, module)
             for action in phase.then:
                 with torch.no_grad(), evaluating(module):
                     getattr(module, action)(trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Give every rank the first one's buffers: after the last step batch-norm statistics differ between ranks."""
-        if trainer.world_size > 1:
-            for buffer in module.buffers():
-                torch.distributed.broadcast(buffer, src=0)
+        """Give every rank the first one's buffers."""
+        _share_buffers(trainer, module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Stop a training that has diverged, before its weights are saved."""
@@ -259,6 +258,13 @@ class PhaseSchedule(pl.Callback):
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = phase.lrs.get(group["name"], 0.0) * factor
             module.log(f"lr/{group['name']}", group["lr"], on_step=False, on_epoch=True, batch_size=1)
+
+
+def _share_buffers(trainer: pl.Trainer, module: nn.Module) -> None:
+    """Give every rank the first one's buffers: after the last step batch-norm statistics differ between ranks."""
+    if trainer.world_size > 1:
+        for buffer in module.buffers():
+            torch.distributed.broadcast(buffer, src=0)
 
 
 def check_fraction(**values: float) -> None:

@@ -299,3 +299,20 @@ def test_cached_last_layer_takes_the_steps_of_the_uncached(tiny_cub: Cub, tmp_pa
     assert float((a["last_layer.weight"] - start).detach().abs().max()) > 1e-2
     for key, tensor in a.items():
         torch.testing.assert_close(tensor, b[key], rtol=1e-5, atol=1e-6, msg=lambda m, k=key: k + m)
+
+
+def test_the_logit_is_its_evidence_under_autocast() -> None:
+    net, targets = model().float(), torch.tensor([2, 0, 1])
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        output = net(torch.rand(3, 3, 64, 64))
+        evidence = net.evidence(output, targets)
+    torch.testing.assert_close(
+        evidence.sum(dim=1), output.logits.gather(1, targets[:, None])[:, 0], rtol=1e-5, atol=1e-5
+    )
+
+
+def test_losses_are_finite_when_classes_lost_their_prototypes() -> None:
+    net, images = model(), torch.rand(3, 3, 64, 64).double()
+    net.kept[2:] = False  # those of class 0 are left
+    for targets in (torch.zeros(3, dtype=torch.long), torch.ones(3, dtype=torch.long)):
+        assert all(bool(torch.isfinite(term)) for term in net.loss(net(images), targets).values())

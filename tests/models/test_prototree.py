@@ -132,7 +132,7 @@ def test_tree_equals_recursion(kept: list[bool], options: dict[str, Any]) -> Non
     [
         ('(-output.aux["distances"]).exp() > 0.5', '(-output.aux["distances"]).exp() < 0.5'),
         ("distances = root(squared", "distances = (squared"),
-        ("self.leaves.softmax(dim=1).to(paths.dtype)", "self.leaves.to(paths.dtype)"),
+        ("product(paths, self.leaves.softmax(dim=1))", "product(paths, self.leaves)"),
     ],
 )
 def test_mutations_are_rejected(right: str, wrong: str) -> None:
@@ -413,7 +413,7 @@ def test_explanations() -> None:
 
 
 def test_pruning_takes_leaves_without_a_class() -> None:
-    net = model(prune_factor=1.2)  # above 0.4
+    net = model(prune_factor=1.3)  # above (1 + 0.3 * 2 / 3) / 3 = 0.4
     net.leaves.copy_(torch.tensor([[0.0, 0.0, x] for x in (0.0, 0.2, 0.28, 0.29, 1.0, 3.0, 0.1, 0.0)]))
     net.prune(None)  # type: ignore[arg-type]
     largest = softmax(net.leaves.numpy()).max(axis=1)
@@ -502,3 +502,40 @@ def test_training_prunes_projects_and_comes_back_from_its_checkpoint(tiny_cub: C
     assert float(net.leaves.max()) > 0.1
     assert int(net.nodes_kept.sum()) > 1
     assert bool((net.sources.image[net.nodes_kept] >= 0).all())
+
+
+def test_leaves_stay_finite() -> None:
+    """Also where an image's class is known to no leaf that it is likely to reach."""
+    net = model().float()
+    net.leaves.copy_(torch.tensor([[120.0, 0.0, 0.0]]).expand(8, 3))
+    net._leaving = torch.zeros_like(net.leaves)
+    images, targets = torch.rand(6, 3, 64, 64), torch.full((6,), 1)
+    with torch.no_grad():
+        net.observe(net(images), targets)
+    assert bool(torch.isfinite(net.leaves).all())
+
+
+def test_maps_of_a_class_that_no_leaf_knows() -> None:
+    net = model().float()
+    net.leaves.copy_(torch.tensor([[200.0, 0.0, 0.0]]).expand(8, 3))
+    images, targets = torch.rand(2, 3, 64, 64), torch.tensor([1, 2])
+    assert bool(torch.isfinite(net.explain(net(images), targets)).all())
+    net.leaf_kept[1:] = False  # one leaf: no node decides
+    assert bool((net.explain(net(images), targets, "mean") == 0).all())
+
+
+def test_two_classes_can_be_pruned() -> None:
+    net = ProtoTree(2, backbone=TINY, weights=None, depth=1, channels=4)
+    net.leaves.copy_(torch.tensor([[500.0, 0.0], [0.1, 0.0]]))
+    net.prune(None)  # type: ignore[arg-type]
+    assert net.leaf_kept.tolist() == [True, False]
+
+
+def test_probabilities_under_autocast() -> None:
+    net = model().float()
+    torch.nn.init.normal_(net.leaves)
+    images = torch.rand(4, 3, 64, 64)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        chances = net(images).logits.exp()
+    assert chances.dtype == torch.float32
+    torch.testing.assert_close(chances.sum(dim=1), torch.ones(4), rtol=1e-5, atol=1e-5)
