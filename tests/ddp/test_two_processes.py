@@ -13,7 +13,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from interp_models import METRICS, PROTOTYPE_METRICS
+from interp_models import METRICS, PROTOTYPE_METRICS, load
+from interp_models.runs import build_data, run_config
 from tests import processes
 from tests.conftest import BCNN_LRS, copy_run, fit, tiny_config, write_config
 from tests.contract.prototype_metrics import case, equal, judge
@@ -173,6 +174,28 @@ def test_prototypes(odd_cub: Path, tmp_path: Path, name: str) -> None:
     assert bool((state["sources.image"] >= 0).any())
     kept = state["kept" if name == "protopnet" else "leaf_kept"]
     assert 0 < int(kept.sum()) < len(kept)
+
+
+def test_prototypes_are_patches_of_the_saved_model(odd_cub: Path, tmp_path: Path) -> None:
+    """Also those that the second rank found: its batch-norm statistics were others after the last step."""
+    run = tmp_path / "tiny" / "run"
+    node = config_of(odd_cub, run, 2)
+    node["model"] = {**node["model"], "name": "protopnet", "prototypes_per_class": 8, "channels": 8}
+    node["phases"] = [{"epochs": 2, "lrs": SHORT, "then": ["push"]}]
+    command("train.py", write_config(tmp_path / "c.yaml", node), *TWO, cwd=tmp_path)
+    model, _ = load(run, "last")
+    images = build_data(run_config(run)).dataset("train", augment=False)
+    place = {int(index): position for position, index in enumerate(images.indices)}
+    sources = model.sources
+    ranks = set()
+    for number, prototype in enumerate(model.prototypes.detach()[:, :, 0, 0]):
+        position = place[int(sources.image[number])]
+        ranks.add(position % 2)
+        row, column = sources.cell[number].tolist()
+        with torch.no_grad():
+            z = model.features(images[0, position].image[None].as_subclass(torch.Tensor))
+        torch.testing.assert_close(prototype, z[0, :, row, column], rtol=0, atol=1e-5)
+    assert ranks == {0, 1}
 
 
 @pytest.mark.slow
