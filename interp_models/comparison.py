@@ -15,8 +15,8 @@ from interp_models import runs, visual
 from interp_models.data.base import collate
 from interp_models.data.module import DataModule
 from interp_models.errors import InputError
-from interp_models.files import whole, write_json
-from interp_models.gallery import patches
+from interp_models.files import write_json
+from interp_models.gallery import patches, save
 from interp_models.outputs import InterpOutput
 from interp_models.projection import has_prototypes
 from interp_models.report import write_report
@@ -83,9 +83,8 @@ def _write_local(images: Sequence[ImageView], folder: Path) -> None:
             folder.mkdir(exist_ok=True)
             predicted, probability = view.predictions[run]
             title = f"{view.image_id}: {predicted}, {100 * probability:.0f} %. {view.totals[run]}"
-            with whole(folder / f"{view.image_id.replace('/', '_').removesuffix('.jpg')}.jpg") as partial:
-                picture = visual.strip([(p.name, p.picture, p.remark) for p in panels], title)
-                Image.fromarray(picture).save(partial, format="JPEG", quality=90)
+            picture = visual.strip([(f"prototype {p.prototype}", p.picture, p.remark) for p in panels], title)
+            save(folder / f"{view.image_id.replace('/', '_').removesuffix('.jpg')}.jpg", picture)
 
 
 def check_same_images(folders: Sequence[Path], modules: Sequence[DataModule]) -> None:
@@ -172,14 +171,14 @@ def _reasons(
     for match in reading.matches:
         seen = image if match.box is None else visual.boxed(image, match.box)
         pair = [seen, visual.fitted(gallery[match.prototype], size)]
-        panels.append(Panel(f"prototype {match.prototype}", np.concatenate(pair, axis=1), match.text))
+        panels.append(Panel(match.prototype, np.concatenate(pair, axis=1), match.text))
     return panels, reading.total
 
 
 def _prototypes(run: Evaluated, images: Sequence[ImageView], gallery: Gallery) -> PrototypeView:
     """The prototypes of a run: how good they are, what is nearest to those that explain the images, and the tree."""
     name, folder = runs.run_name(run.folder), run.folder / "evaluation"
-    shown = {int(panel.name.split()[-1]) for view in images for panel in view.reasons.get(name, ())}
+    shown = {panel.prototype for view in images for panel in view.reasons.get(name, ())}
     nearest = {}
     for path in (folder / "prototypes").glob("*/*.jpg"):
         if int(path.stem) in shown:

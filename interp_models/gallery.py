@@ -48,7 +48,7 @@ def draw_sheets(sources: Sources, sheets: Mapping[str, Sequence[int]], data: Dat
             for number in of_image:
                 cells[number] = _cell(image, sources, number, data)
         if cells:
-            _save(folder / f"{name}.jpg", np.concatenate([cells[number] for number in sorted(cells)], axis=1))
+            save(folder / f"{name}.jpg", np.concatenate([cells[number] for number in sorted(cells)], axis=1))
             paths.append(folder / f"{name}.jpg")
     return paths
 
@@ -77,8 +77,8 @@ def draw_nearest(
         for number in numbers:
             gap = np.full((SIDE + 18, 24, 3), 255, np.uint8)
             rows.append(np.concatenate([*left[number], gap, *right[number]], axis=1))
-            _save(folder / name / f"{number}.jpg", rows[-1])
-        _save(folder / f"{name}.jpg", np.concatenate(rows))
+            save(folder / name / f"{number}.jpg", rows[-1])
+        save(folder / f"{name}.jpg", np.concatenate(rows))
         paths.append(folder / f"{name}.jpg")
     return paths
 
@@ -153,6 +153,7 @@ def _tile(image: visual.Picture, box: Sequence[int], title: str) -> visual.Pictu
     return np.asarray(tile)
 
 
-def _save(path: Path, picture: visual.Picture) -> None:
+def save(path: Path, picture: visual.Picture) -> None:
+    """Write a picture as a JPEG, whole or not at all."""
     with whole(path) as partial:
         Image.fromarray(picture).save(partial, format="JPEG", quality=90)

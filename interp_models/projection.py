@@ -12,6 +12,7 @@ from interp_models.data.module import DataModule
 from interp_models.errors import InputError
 from interp_models.outputs import InterpOutput
 from interp_models.prototypes import Patches, nearest_patches, without_duplicates
+from interp_models.scoring import PrototypeModel
 
 Size = tuple[int, int]
 """Height and width."""
@@ -115,28 +116,16 @@ class Reading(NamedTuple):
     """What they come to."""
 
 
-class Prototypical(Protocol):
+class Prototypical(PrototypeModel, Protocol):
     """A model whose prototypes can be shown and judged."""
 
     sources: Sources
-    prototypes: Tensor
-
-    @property
-    def prototype_classes(self) -> Tensor:
-        """(P, K) bool, the classes in whose images a prototype is to be found; none for one that is removed."""
-
-    @property
-    def class_weights(self) -> Tensor | None:
-        """(K, P), what a prototype counts for the classes; None if that is no matter of weights."""
 
     def features(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> what prototypes are compared with, (B, D, h, w)."""
 
     def similarity(self, distances: Tensor) -> Tensor:
         """Squared L2 distances -> similarities."""
-
-    def __call__(self, images: Tensor) -> InterpOutput:
-        """Images (B, 3, H, W) -> similarity maps among others."""
 
     def readings(self, output: InterpOutput, targets: Tensor, image_size: Size, n: int | None = None) -> list[Reading]:
         """Why each image is of its target class, by at most n prototypes, or as many as the model thinks fit."""
@@ -180,13 +169,13 @@ def project(
     """
     which = torch.arange(len(prototypes), device=prototypes.device) if which is None else which
     allowed = None if allowed is None else allowed[which]
-    rivals = len(which)
-    if unique and allowed is not None:  # a prototype's patches may all be taken by others that may take them too
-        rivals = int((allowed.float() @ allowed.float().T).bool().sum(dim=1).max())
+    k = 1
+    if unique:  # a prototype's patches may all be taken by others that may take them too
+        k = len(which) if allowed is None else int((allowed.float() @ allowed.float().T).bool().sum(dim=1).max())
     trainer = data.trainer
     shown = trainer is None or (trainer.is_global_zero and trainer.progress_bar_callback is not None)
     loader = tqdm(data.loader("train", augment=False), desc="patches", unit="batch", leave=False, disable=not shown)
-    patches = nearest_patches(features, loader, prototypes[which], allowed, rivals if unique else 1)
+    patches = nearest_patches(features, loader, prototypes[which], allowed, k)
     choice = without_duplicates(patches) if unique else torch.zeros_like(which)
     patches = Patches(*(x[torch.arange(len(which), device=which.device), choice] for x in patches))
     missing = ((choice < 0) | (patches.image < 0)).nonzero()[:, 0]

@@ -31,10 +31,14 @@ def squared_distances(features: Tensor, prototypes: Tensor) -> Tensor:
         energy = features.square().sum(dim=1, keepdim=True)  # (B, 1, h, w)
         energy = F.avg_pool2d(energy, size, stride=1, divisor_override=1)
         # No convolution: on GPUs its products would be of TF32.
-        patches = features.flatten(2) if size == (1, 1) else F.unfold(features, size)
-        product = torch.einsum("pd,bdn->bpn", prototypes.flatten(1), patches)
-        product = product.view(len(features), len(prototypes), *energy.shape[-2:])
-        return (energy - 2 * product + norms[:, None, None]).relu()
+        products = torch.einsum("pd,bdn->bpn", prototypes.flatten(1), unfolded(features, size))
+        products = products.view(len(features), len(prototypes), *energy.shape[-2:])
+        return (energy - 2 * products + norms[:, None, None]).relu()
+
+
+def unfolded(features: Tensor, size: torch.Size) -> Tensor:
+    """The patches of a cells × b cells of features (B, D, h, w), row by row: (B, D·a·b, h'·w')."""
+    return features.flatten(2) if size == (1, 1) else F.unfold(features, size)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -106,7 +110,7 @@ def nearest_patches(
         order = both.argsort(dim=1, stable=True)[:, :k]
         new, b = order >= k, (order - k).clamp(min=0)  # b: image of the batch
         at = cell.gather(1, b)
-        vectors = (F.unfold(z, size) if size != (1, 1) else z.flatten(2)).transpose(1, 2)  # (B, h'·w', D·a·b)
+        vectors = unfolded(z, size).transpose(1, 2)  # (B, h'·w', D·a·b)
         chosen = Patches(
             both.gather(1, order),
             indices[b],

@@ -157,10 +157,9 @@ def _image(view: ImageView, names: Sequence[str], directions: Mapping[str, bool]
             several = view.parts[run]
             picture = visual.jpeg_uri(visual.rgb(several, image))
             pictures.append({"name": "attention maps", "uri": picture, "remark": "red, green, blue"})
-        panels = view.reasons.get(run, ())
-        pictures += [
-            {"name": p.name, "uri": visual.jpeg_uri(visual.shrunk(p.picture, SIDE)), "remark": p.remark} for p in panels
-        ]
+        for panel in view.reasons.get(run, ()):
+            uri = visual.jpeg_uri(visual.shrunk(panel.picture, SIDE))
+            pictures.append({"name": f"prototype {panel.prototype}", "uri": uri, "remark": panel.remark})
         predicted, probability = view.predictions.get(run, (None, None))
         runs.append(
             {

@@ -43,9 +43,9 @@ class MapView:
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture (H, W, 3) with a name above and a remark below."""
+    """What one prototype found: a picture (H, W, 3), and a remark on it."""
 
-    name: str
+    prototype: int
     picture: NDArray[np.uint8]
     remark: str
 

@@ -39,6 +39,24 @@ def explains_itself(model: Any) -> TypeGuard[SelfExplaining]:
     return all(hasattr(model, name) for name in ("explanations", "feature_layer", "explain"))
 
 
+class PrototypeModel(Protocol):
+    """A model whose prototypes can be judged."""
+
+    prototypes: Tensor
+    """(P, D, a, b)."""
+
+    @property
+    def prototype_classes(self) -> Tensor:
+        """(P, K) bool, the classes in whose images a prototype is to be found; none for one that is removed."""
+
+    @property
+    def class_weights(self) -> Tensor | None:
+        """(K, P), what a prototype counts for the classes; None if that is no matter of weights."""
+
+    def __call__(self, images: Tensor) -> Any:
+        """An output with the similarity maps `maps` (B, P, h, w)."""
+
+
 def logits_of(output: Any) -> Tensor:
     """The logits (B, K) in what a model returned: the tensor itself or its field `logits`.
 

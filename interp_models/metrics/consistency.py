@@ -10,10 +10,10 @@ from interp_models.metrics.prototype_base import (
     PROTOTYPE_METRICS,
     Found,
     PrototypeMetric,
-    PrototypeModel,
     near_parts,
     undefined_without,
 )
+from interp_models.scoring import PrototypeModel
 
 ALWAYS = 0.8
 """A part is pointed at if it is near the peak in so large a share of the images that show it."""

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,24 +11,7 @@ from torch import Tensor
 
 from interp_models.metrics.base import Measure
 from interp_models.registry import Registry
-
-
-class PrototypeModel(Protocol):
-    """A model whose prototypes can be judged."""
-
-    prototypes: Tensor
-    """(P, D, a, b)."""
-
-    @property
-    def prototype_classes(self) -> Tensor:
-        """(P, K) bool, the classes in whose images a prototype is to be found; none for one that is removed."""
-
-    @property
-    def class_weights(self) -> Tensor | None:
-        """(K, P), what a prototype counts for the classes; None if that is no matter of weights."""
-
-    def __call__(self, images: Tensor) -> Any:
-        """An output with the similarity maps `maps` (B, P, h, w)."""
+from interp_models.scoring import PrototypeModel
 
 
 class Found(NamedTuple):
@@ -63,7 +46,6 @@ class PrototypeMetric(Measure, ABC):
 
     def __init__(self, model: PrototypeModel, part_names: Sequence[str] = ()) -> None:
         super().__init__()
-        self.part_names = tuple(part_names)
         self.classes = model.prototype_classes.clone()
 
     @abstractmethod

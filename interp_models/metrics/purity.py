@@ -11,9 +11,9 @@ from interp_models.metrics.prototype_base import (
     PROTOTYPE_METRICS,
     Found,
     PrototypeMetric,
-    PrototypeModel,
     undefined_without,
 )
+from interp_models.scoring import PrototypeModel
 
 NEAREST = 10
 """Images that are looked at for each prototype."""

@@ -10,11 +10,11 @@ from interp_models.metrics.prototype_base import (
     PROTOTYPE_METRICS,
     Found,
     PrototypeMetric,
-    PrototypeModel,
     near_parts,
     undefined_without,
 )
 from interp_models.rng import seed_of
+from interp_models.scoring import PrototypeModel
 
 SIGMA, MOST = 0.2, 0.25
 """Of the noise, in standard deviations of the pixels of ImageNet."""
