@@ -3,15 +3,15 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeGuard
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from interp_models.data.module import DataModule
 from interp_models.errors import InputError
 from interp_models.outputs import InterpOutput
-from interp_models.prototypes import Patches, nearest_patches, without_duplicates
+from interp_models.prototypes import Patches, nearest_patches, upsampled, without_duplicates
 from interp_models.scoring import PrototypeModel
 
 Size = tuple[int, int]
@@ -30,25 +30,25 @@ def activation_boxes(activations: Tensor, size: Size, percentile: float = 95.0) 
         (P, 4) int64, XYXY in pixels, the ends exclusive.
     """
     boxes = []
-    for part in torch.split(activations, 64):
-        large = F.interpolate(part[:, None].float(), size=size, mode="bicubic", align_corners=False)[:, 0]
-        flat = large.flatten(1)
-        # Pixels not below the interpolated percentile are those not below the next value above it.
-        position = min(int(percentile / 100 * (flat.shape[1] - 1) + 1 - 1e-9), flat.shape[1] - 1)
-        threshold = flat.kthvalue(position + 1, dim=1).values
-        high = large >= threshold[:, None, None]
+    # Pixels not below the interpolated percentile are those not below the next value above it.
+    count = size[0] * size[1]
+    position = min(int(percentile / 100 * (count - 1) + 1 - 1e-9), count - 1)
+    for large in upsampled(activations, size):
+        thresholds = np.partition(large.flatten(1).numpy(), position, axis=1)[:, position]
         spans = []
-        for axis in (high.any(dim=1), high.any(dim=2)):  # columns, rows
-            spans += [axis.int().argmax(dim=1), axis.shape[1] - axis.flip(1).int().argmax(dim=1)]
+        for axis in (large.amax(dim=1), large.amax(dim=2)):  # columns, rows
+            high = axis >= torch.from_numpy(thresholds)[:, None]
+            spans += [high.int().argmax(dim=1), high.shape[1] - high.flip(1).int().argmax(dim=1)]
         boxes.append(torch.stack([spans[0], spans[2], spans[1], spans[3]], dim=1))
-    return torch.cat(boxes)
+    return torch.cat(boxes).to(activations.device)
 
 
 def receptive_spans(features: Callable[[Tensor], Tensor], image: Tensor) -> tuple[Tensor, Tensor]:
     """The rows and columns of pixels that a cell of the features is made of.
 
     Found by the gradient, which is exact for any network whose activations do not all vanish: cells of one row share
-    their rows of pixels, and so on. A network that pools over the whole image gives the whole image.
+    their rows of pixels, and cells of one column their columns, so those on the diagonal tell all. A network that
+    pools over the whole image gives the whole image.
 
     Args:
         features: images -> (B, D, h, w).
@@ -60,15 +60,17 @@ def receptive_spans(features: Callable[[Tensor], Tensor], image: Tensor) -> tupl
     with torch.enable_grad():
         image = image.detach().requires_grad_(True)
         z = features(image)[0].abs().sum(dim=0)  # (h, w)
-        spans = []
-        for axis in (0, 1):
-            ends = []
-            for number in range(z.shape[axis]):
-                (gradient,) = torch.autograd.grad(z.select(axis, number).sum(), image, retain_graph=True)
-                seen = (gradient[0] != 0).any(dim=0).any(dim=1 - axis).nonzero()[:, 0]
-                ends.append([int(seen[0]), int(seen[-1]) + 1] if len(seen) else [0, 0])
-            spans.append(torch.tensor(ends, device=image.device))
-    return spans[0], spans[1]
+        count = [z.shape[0], z.shape[1]]
+        spans = [torch.zeros(n, 2, dtype=torch.int64) for n in count]
+        for number in range(max(count)):
+            cell = [min(number, n - 1) for n in count]
+            (gradient,) = torch.autograd.grad(z[cell[0], cell[1]], image, retain_graph=True)
+            seen = (gradient[0] != 0).any(dim=0).cpu()
+            for axis in (0, 1):
+                pixels = seen.any(dim=1 - axis).nonzero()[:, 0]
+                if len(pixels):
+                    spans[axis][cell[axis]] = torch.stack([pixels[0], pixels[-1] + 1])
+    return spans[0].to(image.device), spans[1].to(image.device)
 
 
 class Sources(nn.Module):
@@ -186,7 +188,8 @@ def project(
             "or features that are not finite"
         )
     size, (high, wide) = (data.image_size, data.image_size), prototypes.shape[2:]
-    row, column = patches.cell // patches.distances.shape[2], patches.cell % patches.distances.shape[2]
+    across = patches.distances.shape[2] - wide + 1
+    row, column = patches.cell // across, patches.cell % across
     noise = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0), dtype=prototypes.dtype)
     rows, columns = receptive_spans(features, noise.to(prototypes.device))
     receptive = [columns[column, 0], rows[row, 0], columns[column + wide - 1, 1], rows[row + high - 1, 1]]

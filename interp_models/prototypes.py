@@ -1,6 +1,6 @@
 """What prototype models share: distances to patches, and the search for a data set's nearest patches."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -41,6 +41,34 @@ def unfolded(features: Tensor, size: torch.Size) -> Tensor:
     return features.flatten(2) if size == (1, 1) else F.unfold(features, size)
 
 
+def over_cells(distances: Tensor, prototypes: torch.Size) -> Tensor:
+    """For each cell the smallest of the distances (..., h', w') of the patches that it is part of, (..., h, w).
+
+    Args:
+        distances: to all patches.
+        prototypes: shape of the prototypes, (P, D, a, b).
+    """
+    high, wide = prototypes[2:]
+    if (high, wide) == (1, 1):
+        return distances
+    padded = F.pad(-distances.flatten(0, -3), (wide - 1, wide - 1, high - 1, high - 1), value=-torch.inf)
+    cells = -F.max_pool2d(padded, (high, wide), stride=1)
+    return cells.view(*distances.shape[:-2], *cells.shape[-2:])
+
+
+def upsampled(maps: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
+    """Maps (n, h, w) stretched bicubically to `size`, as (up to 64, *size) float32 on the CPU at a time.
+
+    The same as `torch.nn.functional.interpolate` without its detours: rows and columns by a matrix each.
+    """
+    rows, columns = (
+        F.interpolate(torch.eye(cells)[None, None], size=(n, cells), mode="bicubic", align_corners=False)[0, 0]
+        for cells, n in zip(maps.shape[-2:], size, strict=True)
+    )
+    for some in torch.split(maps.detach().float().cpu(), 64):  # 64 maps of 224 x 224 pixels take 13 MB
+        yield rows @ some @ columns.T
+
+
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b in the precision of `a`, also under autocast."""
     with torch.autocast(a.device.type, enabled=False):
@@ -65,11 +93,11 @@ class Patches(NamedTuple):
     label: Tensor
     """(P, k) int64, class of the image; -1 where there is none."""
     cell: Tensor
-    """(P, k) int64, the patch's first cell, counted row by row over the distances."""
+    """(P, k) int64, number of the patch: of those in the image, row by row."""
     vector: Tensor
     """(P, k, D·a·b), the patch itself."""
     distances: Tensor
-    """(P, k, h', w') squared L2 to all patches of the image."""
+    """(P, k, h, w) squared L2, of each cell of the image, see `over_cells`."""
 
 
 @torch.no_grad()
@@ -125,7 +153,8 @@ def nearest_patches(
             pick = new.view(*new.shape, *[1] * (mine.dim() - 2))
             state[live] = torch.where(pick, theirs, mine[rows, kept])
     assert found is not None, "no images"
-    return _over_ranks(found, k)
+    found = _over_ranks(found, k)
+    return found._replace(distances=over_cells(found.distances, prototypes.shape))
 
 
 def _none(prototypes: int, k: int, values: int, distances: Tensor) -> Patches:

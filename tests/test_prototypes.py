@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from interp_models import prototypes
 from interp_models.data.base import Sample
 from interp_models.projection import activation_boxes, receptive_spans
-from interp_models.prototypes import Patches, nearest_patches, squared_distances, without_duplicates
+from interp_models.prototypes import Patches, nearest_patches, squared_distances, upsampled, without_duplicates
 from tests.mutation import mutated
 
 SIZES = [(1, 1), (2, 1), (2, 3)]
@@ -70,6 +70,16 @@ def batches_of(images: Tensor, labels: Tensor, size: int) -> list[Sample]:
     return [Sample(x, y, i) for x, y, i in parts]
 
 
+def of_cells(distances: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """For each cell the smallest distance of a patch that covers it, by loops."""
+    rows, columns = distances.shape
+    found = np.full((rows + size[0] - 1, columns + size[1] - 1), np.inf)
+    for y, x in np.ndindex(rows, columns):
+        covered = found[y : y + size[0], x : x + size[1]]
+        covered[:] = np.minimum(covered, distances[y, x])
+    return found
+
+
 def brute_force(z: Tensor, p: Tensor, labels: Tensor, allowed: Tensor | None, k: int) -> list[list[Any]]:
     """Per prototype: (distance, image, cell, label) of the best patch of each image, sorted."""
     d = loops(z, p)
@@ -107,7 +117,7 @@ def test_nearest_patches_equal_brute_force(size: tuple[int, int], batch: int, k:
             y, x = divmod(cell, 6 - size[1] + 1)
             patch = z[image - 10, :, y : y + size[0], x : x + size[1]]
             assert torch.equal(found.vector[j, i].view_as(patch), patch)
-            np.testing.assert_allclose(found.distances[j, i], loops(z[image - 10][None], p)[0, j], atol=1e-12)
+            np.testing.assert_allclose(found.distances[j, i], of_cells(loops(z[image - 10][None], p)[0, j], size), atol=1e-12)
 
 
 def test_patches_keep_no_memory_of_images() -> None:
@@ -129,6 +139,21 @@ def test_no_two_prototypes_take_one_patch() -> None:
     patches.distance[0, 1] = inf
     patches.image[0, 1] = -1
     assert without_duplicates(patches).tolist() == [-1, 1, 0, 0]  # type: ignore[arg-type]
+
+
+def check_upsampled(function: Callable[[Tensor, tuple[int, int]], Any] = upsampled) -> None:
+    maps = torch.randn(70, 4, 6, dtype=torch.float64)
+    expected = F.interpolate(maps[:, None], size=(30, 18), mode="bicubic", align_corners=False)[:, 0]
+    parts = list(function(maps, (30, 18)))
+    assert max(len(part) for part in parts) == 64
+    np.testing.assert_allclose(torch.cat(parts), expected, atol=1e-5)
+
+
+def test_upsampled_maps_are_torchs() -> None:
+    check_upsampled()
+    for right, wrong in (('mode="bicubic"', 'mode="bilinear"'), ("rows @ some", "rows.flip(0) @ some")):
+        with pytest.raises(AssertionError):
+            check_upsampled(mutated("interp_models.prototypes", right, wrong).upsampled)
 
 
 @pytest.mark.parametrize("size", [(20, 30), (33, 21)])  # 5 % falls between pixels and on one

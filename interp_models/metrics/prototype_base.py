@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from interp_models.metrics.base import Measure
+from interp_models.prototypes import upsampled
 from interp_models.registry import Registry
 from interp_models.scoring import PrototypeModel
 
@@ -83,11 +83,7 @@ def peaks(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
     The first pixel of equal ones, row by row.
     """
-    found = []
-    for some in torch.split(maps, 64):  # 64 maps of 224 x 224 pixels take 13 MB
-        large = F.interpolate(some[:, None].float(), size=size, mode="bicubic", align_corners=False)
-        found.append(large.flatten(1).argmax(dim=1))
-    pixel = torch.cat(found) if found else maps.new_zeros(0, dtype=torch.int64)
+    pixel = torch.cat([large.flatten(1).argmax(dim=1) for large in upsampled(maps, size)]).to(maps.device)
     return torch.stack([pixel % size[1], pixel // size[1]], dim=1)
 
 

@@ -20,7 +20,7 @@ from interp_models.data.module import DataModule
 from interp_models.errors import InputError
 from interp_models.outputs import InterpOutput
 from interp_models.projection import Match, Reading, Size, Sources, activation_boxes, project
-from interp_models.prototypes import nearest_patches, product, squared_distances
+from interp_models.prototypes import nearest_patches, over_cells, product, squared_distances
 from interp_models.training.distributed import gathered, in_order
 from interp_models.training.module import MODELS, InterpModule
 
@@ -128,7 +128,8 @@ class ProtoPNet(InterpModule):
         nearest = distances.flatten(2).min(dim=2).values
         similarities = self.similarity(nearest)
         logits = product(similarities * self.kept, self.last_layer.weight.T)  # the sum of its evidence in any precision
-        return InterpOutput(logits, self.similarity(distances), {"distances": nearest, "similarities": similarities})
+        maps = self.similarity(over_cells(distances, self.prototypes.shape))
+        return InterpOutput(logits, maps, {"distances": nearest, "similarities": similarities})
 
     def loss(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
         """Cross-entropy `ce`, `cluster`, `separation` (below 0) and `l1`."""

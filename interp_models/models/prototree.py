@@ -18,7 +18,7 @@ from interp_models.data.module import DataModule
 from interp_models.errors import InputError
 from interp_models.outputs import InterpOutput
 from interp_models.projection import Match, Reading, Size, Sources, activation_boxes, project
-from interp_models.prototypes import product, root, squared_distances
+from interp_models.prototypes import over_cells, product, root, squared_distances
 from interp_models.registry import unknown
 from interp_models.soft_tree import TreeNode, check_memory, children_kept, grown, leaf_depths, log1mexp, route
 from interp_models.training.distributed import summed
@@ -121,7 +121,8 @@ class ProtoTree(InterpModule):
         chances = product(paths, self.leaves.softmax(dim=1))
         # A class that no likely leaf knows underflows; its logarithm must stay finite.
         logits = chances.clamp(min=torch.finfo(chances.dtype).tiny).log()
-        return InterpOutput(logits, self.similarity(squared), {"distances": distances, "paths": paths})
+        maps = self.similarity(over_cells(squared, self.prototypes.shape))
+        return InterpOutput(logits, maps, {"distances": distances, "paths": paths})
 
     @property
     def nodes_kept(self) -> Tensor:

@@ -163,7 +163,6 @@ def test_the_loops_reject_mutations(which, right, wrong):
 
 
 BASE_MUTATIONS = [
-    ('mode="bicubic"', 'mode="bilinear"'),
     ("* 36 / 224", "* 32 / 224"),
     ("away <= reach", "away < reach"),
     (".all(dim=2) & visible", ".all(dim=2)"),

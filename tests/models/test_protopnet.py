@@ -81,7 +81,7 @@ def test_logits_and_losses(options: dict[str, Any]) -> None:
         ("self.cluster * to_own.mean()", "self.cluster * to_own.sum()"),
         ("-self.separation * to_other", "self.separation * to_other"),
         ("masked_fill(~own, torch.inf)", "masked_fill(own, torch.inf)"),
-        ("weights.masked_fill(self.class_identity, 0.0) if", "weights if"),
+        ("self.kept & ~self.class_identity if", "self.kept if"),
         ("(distances + 1) / (distances + EPSILON)", "(distances + EPSILON) / (distances + 1)"),
         ("EPSILON = 1e-4", "EPSILON = 1e-3"),
     ],

@@ -341,7 +341,7 @@ def test_leaf_updates_equal_loops() -> None:
     [
         ("(self.leaves - self._leaving).relu() + summed", "(self.leaves - self._leaving + 0).relu() - summed"),
         ("(self.leaves - self._leaving).relu()", "self.leaves"),
-        ("update = self.leaves.softmax(dim=1) *", "update = self.leaves *"),
+        ("paths * self.leaves.softmax(dim=1)[", "paths * self.leaves["),
         ("/ chances.gather(1, targets[:, None])", "* chances.gather(1, targets[:, None])"),
     ],
 )
