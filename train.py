@@ -50,7 +50,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     run = runs.run_folder(config, resume)
     last = None if resume is None else resume / "checkpoints" / "last.ckpt"
     resuming = last is not None and last.is_file()
-    done = runs.epochs_done(last, config) if last and resuming else None
+    done, row = runs.epochs_done(last, config) if last and resuming else (None, None)
 
     def keep_config(*_: object) -> None:
         if run is not None:
@@ -74,9 +74,14 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
         **{"log_every_n_steps": 1, "num_sanity_val_steps": 0, **options},
     )
     trainer.loggers = make_loggers(
-        config.logger, run, group=config.experiment, epochs=done, phases=[phase.name for phase in model.recipe.phases]
+        config.logger,
+        run,
+        group=config.experiment,
+        epochs=done,
+        last=row,
+        phases=[phase.name for phase in model.recipe.phases],
     )
-    for logger in trainer.loggers[1:]:  # the first writes metrics.csv, beside which config.yaml lies
+    for logger in trainer.loggers:
         logger.log_hyperparams(plain(config))
     if resume is None:
         keep_config()

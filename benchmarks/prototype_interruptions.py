@@ -22,12 +22,11 @@ from typing import Any
 
 import torch
 import yaml
-from pytorch_lightning.loggers import CSVLogger
 
 from benchmarks.harness import RESULTS, Row, Value, write
 from benchmarks.interruptions import same_table, same_weights
 from benchmarks.tables import show
-from interp_models import projection
+from interp_models import loggers, projection
 from interp_models.cli import run_script
 from interp_models.config import TrainConfig
 from interp_models.models.protopnet import ProtoPNet
@@ -133,7 +132,7 @@ def launch(notes: str, *arguments: str) -> int:
         *((ProtoPNet, name, lambda *_, name=name: name, 0.0) for name in ("push", "fit_last_layer")),
         *((ProtoTree, name, lambda *_, name=name: name, 0.0) for name in ("prune", "project")),
         (projection, "nearest_patches", lambda *_: "search for patches", SEARCH),
-        (CSVLogger, "save", lambda *_: "writing metrics.csv", SAVE),
+        (loggers, "write_whole", lambda *_: "writing metrics.csv", SAVE),
         (WholeCheckpointIO, "save_checkpoint", lambda io, checkpoint, path, *_: f"saving {Path(path).name}", SAVE),
     ]
     for owner, name, what, seconds in changes:

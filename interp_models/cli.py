@@ -127,8 +127,6 @@ def quiet() -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     # The number of loader processes is a choice (data.num_workers), and small data sets have few batches.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    # A run's config lies there, and rows of metrics.csv that a resumed run keeps are handed over.
-    warnings.filterwarnings("ignore", ".*Previous log files in this directory will be deleted.*")
     # A training without validation has an empty validation loader.
     warnings.filterwarnings("ignore", ".*Total length of `list` across ranks is zero.*")
     # Lightning's use of a class that torch is about to rename.

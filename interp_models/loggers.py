@@ -1,17 +1,19 @@
 """Where a run's numbers go: `metrics.csv` always, Weights & Biases and TensorBoard as asked."""
 
 import csv
+import io
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from interp_models.config import LoggerConfig
 from interp_models.errors import InputError
+from interp_models.files import write_whole
 
 
 def make_loggers(
@@ -21,6 +23,7 @@ def make_loggers(
     group: str,
     job: str = "train",
     epochs: int | None = None,
+    last: Mapping[str, float] | None = None,
     phases: Sequence[str] = (),
 ) -> list[Logger]:
     """The loggers of a run; none on ranks that know no run folder, as only rank 0 logs.
@@ -30,14 +33,15 @@ def make_loggers(
         run: the run folder, or None.
         group: group in Weights & Biases.
         job: kind of job, `train` or `evaluate`.
-        epochs: epochs already done by the run that goes on, whose rows of `metrics.csv` are kept.
+        epochs: epochs already done by the run that goes on, see `MetricsFile`.
+        last: see `MetricsFile`.
         phases: names of the phases on the timeline.
     """
     if run is None:
         return []
     loggers: list[Logger] = []
     if job == "train":
-        loggers.append(_csv(run, epochs, phases))
+        loggers.append(MetricsFile(run, phases, epochs, last))
     if config.wandb != "disabled":
         loggers.append(
             WandbLogger(
@@ -84,36 +88,46 @@ def close(loggers: Iterable[Logger]) -> None:
             logger.experiment.finish()
 
 
-class _PhaseNames(CSVLogger):
-    """Writes the name of the phase, which Lightning can only log as a number."""
+class MetricsFile(Logger):
+    """`metrics.csv`, written whole whenever a row is added, with the names of phases, which Lightning logs as numbers.
 
-    phases: Sequence[str] = ()
+    Args:
+        run: the run folder.
+        phases: names of the phases on the timeline.
+        epochs: epochs already done by the run that goes on, whose rows are kept; None begins anew.
+        last: the row that the last of them ends with, which is added if the run was stopped before it was written.
+    """
+
+    name, version = "metrics", ""
+
+    def __init__(
+        self, run: Path, phases: Sequence[str] = (), epochs: int | None = None, last: Mapping[str, float] | None = None
+    ) -> None:
+        super().__init__()
+        self.path, self.phases = run / "metrics.csv", phases
+        self.rows: list[dict[str, Any]] = []
+        if epochs is not None and self.path.is_file():
+            with self.path.open(newline="") as file:
+                rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < epochs]
+            self.rows = [{key: value for key, value in row.items() if value} for row in rows]
+        if last and not any(row["epoch"] == str(last["epoch"]) and row.get("train/loss") for row in self.rows):
+            self.log_metrics(last, int(last["step"]))
 
     @rank_zero_only
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        if "phase" in metrics:
-            metrics = {**metrics, "phase": self.phases[int(metrics["phase"])]}
-        super().log_metrics(metrics, step)
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add a row."""
+        row = {**metrics, "step": step}
+        if "phase" in row:
+            row["phase"] = self.phases[int(metrics["phase"])]
+        self.rows.append(row)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, sorted({key for row in self.rows for key in row}), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_whole(self.path, text.getvalue())
 
-
-def _csv(run: Path, epochs: int | None, phases: Sequence[str]) -> CSVLogger:
-    """`metrics.csv` in the run folder; a new CSVLogger deletes the file it finds, so kept rows are handed over."""
-    path, rows = run / "metrics.csv", []
-    if epochs is not None and path.is_file():
-        with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row.get("epoch") and int(row["epoch"]) < epochs]
-        path.unlink()
-    logger = _PhaseNames(save_dir=run, name="", version="")
-    logger.phases = phases
-    for row in rows:
-        kept: dict[str, Any] = {
-            key: value if key == "phase" else float(value) for key, value in row.items() if value not in ("", None)
-        }
-        kept["epoch"] = int(kept["epoch"])
-        logger.experiment.log_metrics(kept, int(kept.pop("step")))
-    if rows:
-        logger.save()
-    return logger
+    def log_hyperparams(self, params: Any) -> None:
+        """They are in `config.yaml`."""
 
 
 def _wandb_id(run: Path, job: str) -> str:

@@ -134,8 +134,8 @@ class WholeCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(Path(path), map_location)
 
 
-def epochs_done(last: Path, config: TrainConfig) -> int:
-    """The epochs that a run to go on with has behind it.
+def epochs_done(last: Path, config: TrainConfig) -> tuple[int, dict[str, float]]:
+    """The epochs that a run to go on with has behind it, and what the last of them logs at its end.
 
     Raises:
         InputError: if the config is of another training, or ends before.
@@ -148,7 +148,7 @@ def epochs_done(last: Path, config: TrainConfig) -> int:
     done = int(checkpoint["epoch"]) + 1
     if (wanted := sum(phase.epochs for phase in config.phases)) < done:
         raise InputError(f"{last}: {done} epochs are done, the phases have {wanted}")
-    return done
+    return done, checkpoint["interp_models"].get("metrics", {})
 
 
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:

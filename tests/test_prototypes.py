@@ -117,7 +117,9 @@ def test_nearest_patches_equal_brute_force(size: tuple[int, int], batch: int, k:
             y, x = divmod(cell, 6 - size[1] + 1)
             patch = z[image - 10, :, y : y + size[0], x : x + size[1]]
             assert torch.equal(found.vector[j, i].view_as(patch), patch)
-            np.testing.assert_allclose(found.distances[j, i], of_cells(loops(z[image - 10][None], p)[0, j], size), atol=1e-12)
+            np.testing.assert_allclose(
+                found.distances[j, i], of_cells(loops(z[image - 10][None], p)[0, j], size), atol=1e-12
+            )
 
 
 def test_patches_keep_no_memory_of_images() -> None:

@@ -184,12 +184,16 @@ class InterpModule(pl.LightningModule, ABC):
         return [PhaseSchedule()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the format version, the resolved config and the name of the phase, plain containers."""
+        """Add the format version, the resolved config, the name of the phase and the epoch's row of `metrics.csv`,
+        which Lightning logs after it has saved, plain containers."""
+        logged = self.trainer.callback_metrics.items()
+        row = {key: float(value) for key, value in logged if key.startswith(("train/", "lr/")) or key == "phase"}
         checkpoint["interp_models"] = {
             "format_version": FORMAT_VERSION,
             "num_classes": self.num_classes,
             "config": self.config,
             "phase": self.recipe.at(self.current_epoch)[0].name,
+            "metrics": {**row, "epoch": self.current_epoch, "step": self.global_step - 1},
         }
 
 

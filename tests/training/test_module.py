@@ -200,6 +200,9 @@ def leaves(value: Any) -> Iterator[Any]:
 def test_checkpoints_hold_plain_containers(bcnn_run: Path) -> None:
     for name in ("best", "last"):
         content = checkpoint(bcnn_run, name)  # weights_only=True refuses anything else
+        row = content["interp_models"].pop("metrics")
+        logged = pd.read_csv(bcnn_run / "metrics.csv").dropna(subset=["train/loss"]).set_index("epoch")
+        assert logged.loc[row.pop("epoch")].dropna().to_dict() == {**row, "phase": "train"}
         assert content["interp_models"] == {
             "format_version": FORMAT_VERSION,
             "num_classes": 3,

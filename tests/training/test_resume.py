@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from interp_models import runs
 from interp_models.callbacks.attention_logger import AttentionLogger
 from interp_models.data.base import Sample
 from interp_models.explainers.base import Explainer
@@ -449,3 +450,16 @@ def test_attention_logger_is_what_the_helpers_replace() -> None:
     import train
 
     assert train.AttentionLogger is AttentionLogger
+
+
+@pytest.mark.parametrize("lost", [1, 2, 3])
+def test_rows_lost_after_a_checkpoint_was_saved_are_written_again(whole_run: Path, tmp_path: Path, lost: int) -> None:
+    """The test's, that of the last training epoch, which is logged after the checkpoint; that before it is not: it was
+    written before the checkpoint."""
+    run = tmp_path / "run"
+    shutil.copytree(whole_run, run)
+    lines = (run / "metrics.csv").read_text().splitlines(keepends=True)
+    (run / "metrics.csv").write_text("".join(lines[:-lost]))
+    fit(runs.run_config(run), resume=run)
+    kept = lines if lost < 3 else [*lines[:-3], *lines[-2:]]
+    assert (run / "metrics.csv").read_text() == "".join(kept)
