@@ -16,6 +16,10 @@ from interp_models.prototypes import Patches
 
 SIDE = 128
 """Pixels of a picture on a sheet."""
+ROW = 16
+"""Prototypes in a row of a sheet."""
+LONGEST = 256
+"""Prototypes on a sheet: JPEG ends at 65,500 pixels."""
 
 
 def patches(sources: Sources, data: DataModule) -> dict[int, visual.Picture]:
@@ -34,7 +38,8 @@ def patches(sources: Sources, data: DataModule) -> dict[int, visual.Picture]:
 
 
 def draw_sheets(sources: Sources, sheets: Mapping[str, Sequence[int]], data: DataModule, folder: Path) -> list[Path]:
-    """Write a sheet `<name>.jpg` of the prototypes under each name, and return their paths.
+    """Write a sheet `<name>.jpg` of the prototypes under each name, and return their paths; if there are more than
+    256, the next ones are on `<name>-2.jpg`, and so on.
 
     Above each patch, cut out by its activation box, stands its image with that box in yellow and the receptive one in
     white. If the training images are not those of the sources, nothing is drawn, with a warning.
@@ -42,13 +47,13 @@ def draw_sheets(sources: Sources, sheets: Mapping[str, Sequence[int]], data: Dat
     paths: list[Path] = []
     if not _known(sources, data):
         return paths
-    for name, numbers in sheets.items():
+    for name, numbers in _pages(sheets):
         cells: dict[int, visual.Picture] = {}
         for image, of_image in _by_image(sources, numbers, data):
             for number in of_image:
                 cells[number] = _cell(image, sources, number, data)
         if cells:
-            save(folder / f"{name}.jpg", np.concatenate([cells[number] for number in sorted(cells)], axis=1))
+            save(folder / f"{name}.jpg", _in_rows([cells[number] for number in sorted(cells)]))
             paths.append(folder / f"{name}.jpg")
     return paths
 
@@ -67,9 +72,7 @@ def draw_nearest(
     make `<sheet>.jpg`; their paths are returned.
     """
     paths: list[Path] = []
-    for name, numbers in sheets.items():
-        if not numbers:
-            continue
+    for name, numbers in _pages(sheets):
         left = _tiles("train", train, numbers, similarity, data)
         right = _tiles("whole_test", test, numbers, similarity, data)
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -81,6 +84,24 @@ def draw_nearest(
         save(folder / f"{name}.jpg", np.concatenate(rows))
         paths.append(folder / f"{name}.jpg")
     return paths
+
+
+def _pages(sheets: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, Sequence[int]]]:
+    """The sheets that hold something, long ones in pieces."""
+    for name, numbers in sheets.items():
+        for first in range(0, len(numbers), LONGEST):
+            yield f"{name}-{first // LONGEST + 1}" if first else name, numbers[first : first + LONGEST]
+
+
+def _in_rows(cells: Sequence[visual.Picture]) -> visual.Picture:
+    """Pictures of one size side by side, in rows; white fills the last."""
+    rows = []
+    for first in range(0, len(cells), ROW):
+        row = [*cells[first : first + ROW]]
+        if len(cells) > ROW:
+            row += [np.full_like(cells[0], 255)] * (ROW - len(row))
+        rows.append(np.concatenate(row, axis=1))
+    return np.concatenate(rows)
 
 
 def _tiles(

@@ -116,7 +116,7 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add a row."""
-        row = {**metrics, "step": step}
+        row: dict[str, Any] = {**metrics, "step": step}
         if "phase" in row:
             row["phase"] = self.phases[int(metrics["phase"])]
         self.rows.append(row)

@@ -10,8 +10,9 @@ from tqdm import tqdm
 
 from interp_models.data.module import DataModule
 from interp_models.errors import InputError
+from interp_models.maps import upsampled
 from interp_models.outputs import InterpOutput
-from interp_models.prototypes import Patches, nearest_patches, upsampled, without_duplicates
+from interp_models.prototypes import Patches, nearest_patches, without_duplicates
 from interp_models.scoring import PrototypeModel
 
 Size = tuple[int, int]
@@ -174,10 +175,9 @@ def project(
     k = 1
     if unique:  # a prototype's patches may all be taken by others that may take them too
         k = len(which) if allowed is None else int((allowed.float() @ allowed.float().T).bool().sum(dim=1).max())
-    trainer = data.trainer
-    shown = trainer is None or (trainer.is_global_zero and trainer.progress_bar_callback is not None)
-    loader = tqdm(data.loader("train", augment=False), desc="patches", unit="batch", leave=False, disable=not shown)
-    patches = nearest_patches(features, loader, prototypes[which], allowed, k)
+    loader = data.loader("train", augment=False)
+    batches = tqdm(loader, desc="patches", unit="batch", leave=False, disable=not data.shows_progress)
+    patches = nearest_patches(features, batches, prototypes[which], allowed, k)
     choice = without_duplicates(patches) if unique else torch.zeros_like(which)
     patches = Patches(*(x[torch.arange(len(which), device=which.device), choice] for x in patches))
     missing = ((choice < 0) | (patches.image < 0)).nonzero()[:, 0]

@@ -1,6 +1,6 @@
 """What prototype models share: distances to patches, and the search for a data set's nearest patches."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from interp_models.data.base import Sample
+from interp_models.errors import InputError
 from interp_models.training.distributed import gathered
 
 
@@ -20,6 +21,9 @@ def squared_distances(features: Tensor, prototypes: Tensor) -> Tensor:
     Returns:
         (B, P, h - a + 1, w - b + 1).
 
+    Raises:
+        InputError: if prototypes are larger than the map.
+
     >>> squared_distances(torch.tensor([[[[1.0, 2.0]]]]), torch.tensor([[[[1.0]]], [[[4.0]]]])).tolist()
     [[[[0.0, 1.0]], [[9.0, 4.0]]]]
     """
@@ -27,6 +31,11 @@ def squared_distances(features: Tensor, prototypes: Tensor) -> Tensor:
         features = features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
         prototypes = prototypes.to(features.dtype)
         size = prototypes.shape[-2:]
+        if size[0] > features.shape[2] or size[1] > features.shape[3]:
+            raise InputError(
+                f"prototypes of {size[0]} × {size[1]} cells do not fit on a map of {features.shape[2]} × "
+                f"{features.shape[3]}; lower model.prototype_size, or raise data.image_size"
+            )
         norms = prototypes.square().sum(dim=(1, 2, 3))  # (P,)
         energy = features.square().sum(dim=1, keepdim=True)  # (B, 1, h, w)
         energy = F.avg_pool2d(energy, size, stride=1, divisor_override=1)
@@ -54,19 +63,6 @@ def over_cells(distances: Tensor, prototypes: torch.Size) -> Tensor:
     padded = F.pad(-distances.flatten(0, -3), (wide - 1, wide - 1, high - 1, high - 1), value=-torch.inf)
     cells = -F.max_pool2d(padded, (high, wide), stride=1)
     return cells.view(*distances.shape[:-2], *cells.shape[-2:])
-
-
-def upsampled(maps: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
-    """Maps (n, h, w) stretched bicubically to `size`, as (up to 64, *size) float32 on the CPU at a time.
-
-    The same as `torch.nn.functional.interpolate` without its detours: rows and columns by a matrix each.
-    """
-    rows, columns = (
-        F.interpolate(torch.eye(cells)[None, None], size=(n, cells), mode="bicubic", align_corners=False)[0, 0]
-        for cells, n in zip(maps.shape[-2:], size, strict=True)
-    )
-    for some in torch.split(maps.detach().float().cpu(), 64):  # 64 maps of 224 x 224 pixels take 13 MB
-        yield rows @ some @ columns.T
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

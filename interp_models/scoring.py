@@ -42,8 +42,9 @@ def explains_itself(model: Any) -> TypeGuard[SelfExplaining]:
 class PrototypeModel(Protocol):
     """A model whose prototypes can be judged."""
 
-    prototypes: Tensor
-    """(P, D, a, b)."""
+    @property
+    def prototypes(self) -> Tensor:
+        """(P, D, a, b)."""
 
     @property
     def prototype_classes(self) -> Tensor:

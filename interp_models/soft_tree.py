@@ -98,7 +98,7 @@ def log1mexp(x: Tensor) -> Tensor:
 
 def check_memory(depth: int, values: int, classes: int) -> None:
     """Raise `InputError` if prototypes with Adam's moments and gradients, and leaves, exceed the machine's memory."""
-    needed = 4 * 2**depth * (4 * values + 2 * classes)
+    needed = 4 * 2 ** min(depth, 99) * (4 * values + 2 * classes)
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > there:
         raise InputError(

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from interp_models import prototypes
 from interp_models.data.base import Sample
+from interp_models.errors import InputError
+from interp_models.maps import upsampled
 from interp_models.projection import activation_boxes, receptive_spans
-from interp_models.prototypes import Patches, nearest_patches, squared_distances, upsampled, without_duplicates
+from interp_models.prototypes import Patches, nearest_patches, squared_distances, without_duplicates
 from tests.mutation import mutated
 
 SIZES = [(1, 1), (2, 1), (2, 3)]
@@ -51,6 +53,11 @@ def test_distances_equal_loops() -> None:
 def test_mutations_are_rejected(right: str, wrong: str) -> None:
     with pytest.raises(AssertionError):
         check_distances(mutated("interp_models.prototypes", right, wrong).squared_distances)
+
+
+def test_prototypes_larger_than_the_map() -> None:
+    with pytest.raises(InputError, match="prototypes of 1 × 5 cells do not fit on a map of 4 × 4"):
+        squared_distances(torch.rand(1, 2, 4, 4), torch.rand(3, 2, 1, 5))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -155,7 +162,7 @@ def test_upsampled_maps_are_torchs() -> None:
     check_upsampled()
     for right, wrong in (('mode="bicubic"', 'mode="bilinear"'), ("rows @ some", "rows.flip(0) @ some")):
         with pytest.raises(AssertionError):
-            check_upsampled(mutated("interp_models.prototypes", right, wrong).upsampled)
+            check_upsampled(mutated("interp_models.maps", right, wrong).upsampled)
 
 
 @pytest.mark.parametrize("size", [(20, 30), (33, 21)])  # 5 % falls between pixels and on one

@@ -165,6 +165,12 @@ class DataModule(pl.LightningDataModule):
         """Class names by label."""
         return list(self.train_images.classes)
 
+    @property
+    def shows_progress(self) -> bool:
+        """Whether work on these data is to show a bar: on one rank, unless its trainer shows none."""
+        trainer = self.trainer
+        return trainer is None or (trainer.is_global_zero and trainer.progress_bar_callback is not None)
+
     def _readable(self, images: ImageDataset) -> Indices:
         kept = []
         for index in range(len(images)):

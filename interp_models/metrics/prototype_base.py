@@ -8,8 +8,8 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from interp_models.maps import upsampled
 from interp_models.metrics.base import Measure
-from interp_models.prototypes import upsampled
 from interp_models.registry import Registry
 from interp_models.scoring import PrototypeModel
 

@@ -21,8 +21,9 @@ from interp_models.errors import InputError
 from interp_models.outputs import InterpOutput
 from interp_models.projection import Match, Reading, Size, Sources, activation_boxes, project
 from interp_models.prototypes import nearest_patches, over_cells, product, squared_distances
-from interp_models.training.distributed import gathered, in_order
+from interp_models.training.distributed import in_order
 from interp_models.training.module import MODELS, InterpModule
+from interp_models.training.stored import fit_stored
 
 EPSILON = 1e-4
 """Of the log activation, whose largest value is ln(1 / EPSILON) = 9.21."""
@@ -52,13 +53,12 @@ class ProtoPNet(InterpModule):
         add_on: `regular` has two layers, `bottleneck` halves the channels step by step; both end in a sigmoid.
         activation: `log` is ln((d + 1) / (d + 1e-4)), `linear` is -d.
         class_specific: without it, patches of any class attract a prototype, and nothing repels it.
-        wrong_weight: of W at the start, for prototypes of other classes (NP-ProtoPNet: -1, and `last_layer` not
-            among the `lrs` of any phase).
+        wrong_weight: of W at the start, for prototypes of other classes (NP-ProtoPNet: -1, `last_layer` in no `lrs`).
         cluster: see the loss.
         separation: see the loss.
         l1: see the loss.
         unique: `push` gives no patch to two prototypes.
-        last_layer_epochs: of `fit_last_layer`.
+        last_layer_epochs: of `fit_last_layer` (paper: 20, of 30 augmented copies of every image).
         last_layer_lr: of `fit_last_layer`.
         prune_neighbours: `prune` looks at so many nearest training patches (paper: 6) ...
         prune_least: ... and removes prototypes with fewer than so many of their class among them (paper: 3).
@@ -66,6 +66,7 @@ class ProtoPNet(InterpModule):
 
     additive = True
     actions: ClassVar[tuple[str, ...]] = ("reset_optimizer", "push", "fit_last_layer", "prune")
+    pushed_by, after_push = "push", ("last_layer",)
     explanations: ClassVar[tuple[str, ...]] = ("class", "best", "mean")
     class_identity: Tensor
     kept: Tensor
@@ -88,7 +89,7 @@ class ProtoPNet(InterpModule):
         separation: float = 0.08,
         l1: float = 1e-4,
         unique: bool = False,
-        last_layer_epochs: int = 20,
+        last_layer_epochs: int = 600,
         last_layer_lr: float = 1e-4,
         prune_neighbours: int = 6,
         prune_least: int = 3,
@@ -96,6 +97,10 @@ class ProtoPNet(InterpModule):
         super().__init__(num_classes)
         if min(prototypes_per_class, channels, *prototype_size) < 1:
             raise InputError("model.prototypes_per_class, model.channels and model.prototype_size must be at least 1")
+        if not 0 <= prune_least <= prune_neighbours:
+            raise InputError(f"model.prune_least={prune_least} must be from 0 to prune_neighbours={prune_neighbours}")
+        if last_layer_epochs < 0 or last_layer_lr < 0:
+            raise InputError("model.last_layer_epochs and model.last_layer_lr must be 0 or more")
         self.backbone = Backbone(backbone, weights=weights, output_stride=output_stride)
         self.add_on = add_on_layers(self.backbone.channels, channels, add_on)
         p = num_classes * prototypes_per_class
@@ -230,9 +235,7 @@ class ProtoPNet(InterpModule):
 
     @torch.no_grad()
     def push(self, data: DataModule) -> None:
-        """Replace each prototype by the nearest patch of an un-augmented training image of its class.
-
-        Where it comes from is in `sources`.
+        """Replace each prototype by the nearest patch of an un-augmented training image of its class, see `sources`.
 
         Raises:
             InputError: if a class has no training image, or with `unique` too few.
@@ -246,25 +249,21 @@ class ProtoPNet(InterpModule):
         The steps are those of a phase without augmentation in which W alone is trained and everything is in eval
         mode, from a new Adam: the same batches in the same order.
         """
-        loader = data.loader("train", augment=False)
         found = []
         with torch.no_grad():
-            for batch in loader:
+            for batch in data.loader("train", augment=False):
                 nearest = squared_distances(self.features(batch.image.to(self.device)), self.prototypes)
                 found.append(self.similarity(nearest.flatten(2).amin(dim=2)) * self.kept)
         similarities = in_order(torch.cat(found), len(data.train_indices))
         labels = torch.as_tensor(data.train_images.labels, device=self.device)[data.train_indices]
-        weights = self.last_layer.weight.detach().clone().requires_grad_()
-        optimizer = torch.optim.Adam([weights], lr=self.last_layer_lr)
-        for epoch in range(self.last_layer_epochs):
-            for batch in data.batches(self.current_epoch + 1 + epoch):
-                with torch.enable_grad():
-                    terms = self._classification(F.linear(similarities[batch], weights), weights, labels[batch])
-                    # Not backward(): DDP listens to the gradients of parameters.
-                    (weights.grad,) = torch.autograd.grad(torch.stack(list(terms.values())).sum(), weights)
-                optimizer.step()
-        with torch.no_grad():
-            self.last_layer.weight.copy_(gathered(weights.detach())[0])
+
+        def loss(weights: Tensor, batch: list[int]) -> Tensor:
+            terms = self._classification(F.linear(similarities[batch], weights), weights, labels[batch])
+            return torch.stack(list(terms.values())).sum()
+
+        epochs, lr = self.last_layer_epochs, self.last_layer_lr
+        weights = fit_stored(self.last_layer.weight, loss, data, self.current_epoch + 1, epochs, lr)
+        self.last_layer.weight.data.copy_(weights)
 
     @torch.no_grad()
     def prune(self, data: DataModule) -> None:

@@ -54,6 +54,7 @@ class ProtoTree(InterpModule):
     """
 
     actions: ClassVar[tuple[str, ...]] = ("reset_optimizer", "prune", "project")
+    pushed_by = "project"
     explanations: ClassVar[tuple[str, ...]] = ("posterior", "path", "mean")
     statistics: ClassVar[tuple[str, ...]] = (
         "acc_sample_max",

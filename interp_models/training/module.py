@@ -1,13 +1,14 @@
 """The abstract LightningModule of every architecture, and the callback that walks it through its phases."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, cast
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -17,7 +18,7 @@ from interp_models.outputs import InterpOutput
 from interp_models.registry import Registry, unknown
 from interp_models.rng import seed_of
 from interp_models.scoring import evaluating
-from interp_models.training.recipe import Recipe
+from interp_models.training.recipe import Recipe, check_groups
 
 FORMAT_VERSION = 1
 """Version of what checkpoints hold beside Lightning's own keys."""
@@ -41,6 +42,10 @@ class InterpModule(pl.LightningModule, ABC):
     """Whether logits are sums over the maps, and `evidence` says what each adds."""
     actions: ClassVar[tuple[str, ...]] = ("reset_optimizer",)
     """Methods that a phase may call when it ends, each with the data module, on all ranks."""
+    pushed_by: ClassVar[str | None] = None
+    """The action that makes prototypes patches of training images, without which no epoch is to be selected."""
+    after_push: ClassVar[tuple[str, ...]] = ()
+    """Parameter groups that can be trained after that."""
     explanations: ClassVar[tuple[str, ...]]
     """The kinds of map that `explain` gives, the default first."""
     statistics: ClassVar[tuple[str, ...]] = ()
@@ -116,6 +121,9 @@ class InterpModule(pl.LightningModule, ABC):
         groups = self.parameter_groups()
         check_groups(self, groups)
         self.recipe.check(list(groups), [name for name, _ in self.named_modules() if name], self.actions)
+        if self.pushed_by is not None:
+            norms = [name for name, part in self.named_modules() if isinstance(part, _BatchNorm)]
+            self.recipe.check_pushed(self.pushed_by, self.after_push, norms)
 
     def check_kind(self, kind: str | None) -> str:
         """The kind of explanation asked for; an unknown one raises `InputError`."""
@@ -276,22 +284,6 @@ def check_fraction(**values: float) -> None:
     for name, value in values.items():
         if not 0 <= value < 1:
             raise InputError(f"model.{name} must be in [0, 1); got {value}")
-
-
-def check_groups(module: nn.Module, groups: Mapping[str, Sequence[nn.Parameter]]) -> None:
-    """Raise `InputError` unless the groups hold every parameter of the module exactly once."""
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
-    seen: dict[int, str] = {}
-    for group, parameters in groups.items():
-        for parameter in parameters:
-            if id(parameter) in seen:
-                raise InputError(
-                    f"parameter {names[id(parameter)]!r} is in groups {seen[id(parameter)]!r} and {group!r}"
-                )
-            seen[id(parameter)] = group
-    left = [name for key, name in names.items() if key not in seen]
-    if left:
-        raise InputError(f"parameter {left[0]!r} is in no parameter group")
 
 
 MODELS: Registry[InterpModule] = Registry("model")

@@ -1,9 +1,11 @@
 """How a model is trained: phases on a timeline and one optimizer, both pure data."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
+
+from torch import nn
 
 from interp_models.errors import InputError
 from interp_models.registry import unknown
@@ -142,3 +144,45 @@ class Recipe:
             for module in phase.eval_modules:
                 if module not in modules:
                     raise unknown(f"module in {where}.eval_modules:", module, modules)
+
+    def check_pushed(self, action: str, harmless: Sequence[str], norms: Sequence[str]) -> None:
+        """Raise `InputError` if an epoch could be selected whose prototypes are no patches, unless none ever are.
+
+        Args:
+            action: what makes prototypes patches.
+            harmless: parameter groups that can be trained after that.
+            norms: names of the batch norms, whose running statistics move unless a phase keeps them in eval mode.
+        """
+        if not any(action in phase.then for phase in self.phases):
+            return
+        pushed = False
+        for number, phase in enumerate(self.phases):
+            if not phase.epochs:
+                continue
+            held = tuple(f"{name}." for name in phase.eval_modules)
+            moved = [group for group in phase.lrs if group not in harmless]
+            moved += [name for name in norms if not f"{name}.".startswith(held)]
+            before = pushed and not moved
+            pushed = before or action in phase.then
+            if phase.select != "none" and not (pushed and (before or phase.select == "last" or phase.epochs == 1)):
+                why = f" ({moved[0]!r} moves)" if moved else ""
+                raise InputError(
+                    f"phases[{number}].select={phase.select}: an epoch could be selected whose prototypes are no "
+                    f"patches{why}; expected select: none, or select: last with {action!r} in then"
+                )
+
+
+def check_groups(module: nn.Module, groups: Mapping[str, Sequence[nn.Parameter]]) -> None:
+    """Raise `InputError` unless the groups hold every parameter of the module exactly once."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    seen: dict[int, str] = {}
+    for group, parameters in groups.items():
+        for parameter in parameters:
+            if id(parameter) in seen:
+                raise InputError(
+                    f"parameter {names[id(parameter)]!r} is in groups {seen[id(parameter)]!r} and {group!r}"
+                )
+            seen[id(parameter)] = group
+    left = [name for key, name in names.items() if key not in seen]
+    if left:
+        raise InputError(f"parameter {left[0]!r} is in no parameter group")

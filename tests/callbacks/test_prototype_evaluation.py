@@ -328,3 +328,15 @@ def test_scores_of_other_weights_are_not_shown(runs: dict[str, Path], tmp_path: 
     torch.save(state, run / "checkpoints/best.ckpt")
     page = Page(evaluated(run, plan=("prototype_metrics=[]", "report_images=0")))
     assert "Means over prototypes" not in page.text
+
+
+def test_long_sheets_break_into_rows_and_pages(tmp_path: Path) -> None:
+    pages = list(gallery._pages({"few": range(3), "none": [], "many": range(600)}))
+    assert [(name, len(numbers)) for name, numbers in pages] == [
+        ("few", 3), ("many", 256), ("many-2", 256), ("many-3", 88)
+    ]  # fmt: skip
+    assert [number for _, numbers in pages[1:] for number in numbers] == list(range(600))
+    cells = [np.full((4, 2, 3), number, np.uint8) for number in range(18)]
+    sheet = gallery._in_rows(cells)
+    assert sheet[::4, ::2, 0].tolist() == [list(range(16)), [16, 17] + 14 * [255]]
+    assert gallery._in_rows(cells[:3])[::4, ::2, 0].tolist() == [[0, 1, 2]]

@@ -316,3 +316,28 @@ def test_losses_are_finite_when_classes_lost_their_prototypes() -> None:
     net.kept[2:] = False  # those of class 0 are left
     for targets in (torch.zeros(3, dtype=torch.long), torch.ones(3, dtype=torch.long)):
         assert all(bool(torch.isfinite(term)) for term in net.loss(net(images), targets).values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prune_least": 7}, "model.prune_least=7 must be from 0 to prune_neighbours=6"),
+        ({"prune_least": -1}, "model.prune_least=-1 must be"),
+        ({"last_layer_epochs": -1}, "must be 0 or more"),
+        ({"last_layer_lr": -1e-3}, "must be 0 or more"),
+    ],
+)
+def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        model(**options)
+
+
+def test_maps_of_larger_prototypes_lie_where_their_patches_are() -> None:
+    """A prototype that is the patch of 2 x 3 cells at row 1 and column 2 has its highest similarity in all of them."""
+    net, images = model(prototype_size=(2, 3)), torch.rand(1, 3, 64, 96).double()
+    with torch.no_grad():
+        net.prototypes[4] = net.features(images)[0, :, 1:3, 2:5]
+        output = net(images)
+    highest = output.maps[0, 4] > output.maps[0, 4].max() - 1e-6
+    assert output.maps.shape[2:] == net.features(images).shape[2:]
+    assert highest.nonzero().tolist() == [[r, c] for r in (1, 2) for c in (2, 3, 4)]

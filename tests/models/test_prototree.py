@@ -475,6 +475,8 @@ def test_untrained_trees_are_refused(tiny_cub: Cub) -> None:
 
 
 def test_bad_options() -> None:
+    with pytest.raises(InputError, match=r"model.depth=2000: .* need \d+ GiB"):
+        model(depth=2000)
     with pytest.raises(InputError, match=r"model.depth=40: .* need \d+ GiB"):
         ProtoTree(200, depth=40, backbone=TINY, weights=None)
     with pytest.raises(InputError, match=r"model\.block"):

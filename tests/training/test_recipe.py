@@ -1,6 +1,7 @@
 """The timeline of a training and the learning rates on it."""
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,3 +100,39 @@ def test_every_step_has_its_rate(tiny_cub: Cub, tmp_path: Path, inject: Callable
     assert [group["head"] for group in rates.seen] == pytest.approx([0, 0.15, 0.3, 0.15, 0.03, 0.03])
     assert [group["backbone"] for group in rates.seen] == [0, 0, 0, 0, 0.01, 0.01]
     assert [group["attention"] for group in rates.seen] == [0, 0, 0, 0, 0.02, 0.02]
+
+
+ALL, LAST = {"trunk": 1.0, "last": 1.0}, {"last": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("phases", "message"),
+    [
+        ([Phase("a", 2, ALL)], None),  # nothing is ever a patch
+        ([Phase("a", 2, ALL, select="last", then=["push"])], None),
+        ([Phase("a", 1, ALL, then=["push"])], None),  # its one epoch ends with the push
+        ([Phase("a", 2, ALL, select="none"), Phase("b", 1, ALL, select="last", then=["push"])], None),
+        ([Phase("a", 2, ALL, select="last", then=["push"]), Phase("b", 3, LAST, eval_modules=["net"])], None),
+        ([Phase("a", 2, ALL, select="last", then=["push"]), Phase("none", 0, ALL)], None),
+        ([Phase("a", 2, ALL, then=["push"])], "phases[0].select=every"),
+        ([Phase("a", 1, ALL), Phase("b", 1, ALL, then=["push"])], "phases[0].select=every"),
+        ([Phase("a", 2, ALL, select="last", then=["push"]), Phase("b", 2, ALL, select="last")], "('trunk' moves)"),
+        ([Phase("a", 2, ALL, select="last", then=["push"]), Phase("b", 3, LAST)], "('net.norm' moves)"),
+        ([Phase("a", 2, ALL, select="last", then=["push"]), Phase("b", 3, LAST, eval_modules=["ne"])], "'net.norm'"),
+    ],
+)
+def test_only_epochs_whose_prototypes_are_patches_can_be_selected(phases: list[Phase], message: str | None) -> None:
+    recipe = Recipe(phases)
+    if message is None:
+        recipe.check_pushed("push", ["last"], ["net.norm"])
+        # What is allowed, by the definition: at the end of every selectable epoch nothing has moved since a push
+        if any(phase.then for phase in phases):
+            patches = False
+            for epoch in range(recipe.epochs):
+                phase, position = recipe.at(epoch)
+                patches = patches and phase.lrs == LAST
+                patches = patches or (position == phase.epochs - 1 and "push" in phase.then)
+                assert patches or not recipe.selectable(epoch)
+        return
+    with pytest.raises(InputError, match=re.escape(message)):
+        recipe.check_pushed("push", ["last"], ["net.norm"])

@@ -1,0 +1,35 @@
+"""Training of weights on what a frozen network gives, computed once."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from interp_models.data.module import DataModule
+from interp_models.training.distributed import gathered
+
+
+def fit_stored(
+    weights: Tensor, loss: Callable[[Tensor, list[int]], Tensor], data: DataModule, first: int, epochs: int, lr: float
+) -> Tensor:
+    """Weights after epochs of Adam, which begins anew; the same on all ranks.
+
+    Args:
+        weights: to begin with.
+        loss: of weights and a batch, by positions among the training images of all ranks.
+        data: whose batches, in whose order, are taken.
+        first: number of the first epoch.
+        epochs: how many.
+        lr: learning rate.
+    """
+    weights = weights.detach().clone().requires_grad_()
+    optimizer = torch.optim.Adam([weights], lr=lr)
+    bar = tqdm(range(first, first + epochs), desc="last layer", leave=False, disable=not data.shows_progress)
+    for epoch in bar:
+        for batch in data.batches(epoch):
+            with torch.enable_grad():
+                # Not backward(): DDP listens to the gradients of parameters.
+                (weights.grad,) = torch.autograd.grad(loss(weights, batch), weights)
+            optimizer.step()
+    return gathered(weights.detach())[0]
