@@ -1,0 +1,86 @@
+"""Benchmarks of trained prototype models: stages end as a training does that has them, sources are looked for anew."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import prototype_sources, prototype_stages
+from benchmarks.harness import Value
+from interp_models import load, runs
+from tests.conftest import TINY, Cub, fit, tiny_config
+
+LRS = dict.fromkeys(("backbone", "add_on", "prototypes"), 3e-3)
+PROTOPNET = {"name": "protopnet", "backbone": TINY, "weights": None, "prototypes_per_class": 2, "channels": 8}
+PROTOTREE = {"name": "prototree", "backbone": TINY, "weights": None, "depth": 2, "channels": 8, "prune_factor": 1.001}
+
+
+def trained(cub: Cub, out: Path, model: dict[str, Any], then: list[str]) -> Path:
+    phases = [{"epochs": 2, "lrs": LRS, "then": then, "select": "last"}]
+    config = tiny_config(cub.root, out=str(out), phases=phases, model=model)
+    config["data"] |= {"val_fraction": 0.0, "augment": False}
+    return fit(config)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_cub: Cub, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run of each model whose prototypes are patches, by the stages."""
+    folder = tmp_path_factory.mktemp("finished")
+    found = {}
+    for model, stages in ((PROTOPNET, ["push"]), (PROTOTREE, ["prune", "project"])):
+        run = trained(tiny_cub, folder / str(model["name"]), model, [])
+        argv = ["--runs", run, "--name", f"of_{model['name']}", "--stages", *stages, "--reference", run, "--save"]
+        path = prototype_stages.main([*map(str, argv), "--out", str(folder)])
+        values = {row["what"]: row["value"] for row in json.loads(path.read_text())["values"]}
+        name = str(model["name"])
+        found[name] = run.with_name(f"{name}-finished")
+        for stage, where in (("as trained", run), (f"{len(stages)}. after {stages[-1]}", found[name])):
+            metrics = json.loads((where / "metrics.json").read_text())
+            assert values[f"{stage}: accuracy"] == pytest.approx(100 * metrics["test/acc"], rel=1e-4)
+            assert values[f"{stage}, {runs.run_name(run)}: acc"] == pytest.approx(100 * metrics["test/acc"], rel=1e-4)
+    return found
+
+
+@pytest.mark.parametrize("model", [PROTOPNET, PROTOTREE], ids=["protopnet", "prototree"])
+def test_stages_end_as_a_training_that_has_them(
+    tiny_cub: Cub, tmp_path: Path, finished: dict[str, Path], model: dict[str, Any]
+) -> None:
+    then = ["push"] if model is PROTOPNET else ["prune", "project"]
+    run = trained(tiny_cub, tmp_path / "run", model, then)
+    a, b = (load(r)[0].state_dict() for r in (run, finished[str(model["name"])]))
+    for key, tensor in a.items():
+        assert torch.equal(tensor, b[key]), key
+
+
+@pytest.mark.parametrize("name", ["protopnet", "prototree"])
+def test_sources_are_found(finished: dict[str, Path], tmp_path: Path, name: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished[name], run)
+
+    def values() -> dict[str, float]:
+        rows = prototype_sources.measure(run)
+        return {row.what.split(": ")[1]: row.value for row in rows if isinstance(row, Value)}
+
+    found = values()
+    left = found["prototypes that are left"]
+    assert left >= 2
+    whats = ("found at their image and cell", "of an image of their class", "receptive box holds the patch's cells")
+    assert [found[what] for what in whats] == [left] * 3
+    assert found["largest difference to the patch there"] < 1e-5
+    assert found["lowest correlation of picture and pixels in the box"] > 0.8
+    # Sources that lie are found out
+    path = run / "checkpoints/last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    state = checkpoint["state_dict"]
+    state["sources.cell"] = (state["sources.cell"] + 1) % 2
+    train = torch.as_tensor(runs.build_data(runs.run_config(run)).train_indices)
+    other = dict(zip(train.tolist(), train.flip(0).tolist(), strict=True))  # the last class's for the first's
+    state["sources.image"].apply_(lambda image: other.get(image, image))
+    torch.save(checkpoint, path)
+    found = values()
+    assert found["largest difference to the patch there"] > 1e-3
+    if name == "protopnet":  # the nodes of a tree may take many classes
+        assert found["of an image of their class"] < left
