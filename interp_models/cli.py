@@ -17,6 +17,7 @@ from interp_models.data.module import DataModule
 from interp_models.errors import InputError
 from interp_models.explainers.base import EXPLAINERS
 from interp_models.metrics.base import METRICS
+from interp_models.metrics.prototype_base import PROTOTYPE_METRICS
 from interp_models.registry import Registry, schema_of, unknown
 from interp_models.training.module import MODELS
 
@@ -66,8 +67,10 @@ def help_text(usage: str, schema: type) -> str:
     for title, registry, given in registries:
         for name in registry.names():
             parts += [f"\n{title}: {name}", describe(schema_of(registry.get(name), given))]
+    parts.append("\nphases[i].then")
+    parts += [f"  of {name}: {', '.join(MODELS.get(name).actions)}" for name in MODELS.names()]
     keys = ", ".join(key for name in METRICS.names() for key in METRICS.get(name).keys)
-    return "\n".join([*parts, f"\nmetrics: {keys}"])
+    return "\n".join([*parts, f"\nmetrics: {keys}", f"\nprototype_metrics: {', '.join(PROTOTYPE_METRICS.names())}"])
 
 
 SET_BY_SCRIPTS = {"logger", "callbacks", "max_epochs", "default_root_dir", "use_distributed_sampler", "plugins"}

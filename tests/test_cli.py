@@ -17,6 +17,7 @@ from PIL import Image
 from interp_models import DATASETS, EXPLAINERS, METRICS, MODELS
 from interp_models.config import EvaluateConfig, TrainConfig, load_yaml
 from interp_models.data.module import DataModule
+from interp_models.metrics.prototype_base import PROTOTYPE_METRICS
 from interp_models.registry import schema_of
 from tests.conftest import QUICK_EVALUATION, TINY_CNN, Cub, Outcome, Script, copy_run, tiny_config, write_config
 from tests.data.make_cub import make_cub
@@ -583,8 +584,10 @@ def test_help_lists_every_key(script: Script, name: str, schema: type, flag: str
             expected[f"{title}: {entry}"] = schema_of(registry.get(entry), given)
     for title, options in expected.items():
         assert [line.split(":")[0].strip() for line in by_title[title]] == keys_of(options)
-    metrics = outcome.out.rsplit("metrics: ", 1)[1].strip().split(", ")
-    assert metrics == [key for metric in METRICS.names() for key in METRICS.get(metric).keys]
+    assert by_title["phases[i].then"] == [f"  of {m}: {', '.join(MODELS.get(m).actions)}" for m in MODELS.names()]
+    keys = [key for metric in METRICS.names() for key in METRICS.get(metric).keys]
+    assert f"metrics: {', '.join(keys)}" in by_title
+    assert f"prototype_metrics: {', '.join(PROTOTYPE_METRICS.names())}" in by_title
 
 
 @pytest.mark.parametrize(
