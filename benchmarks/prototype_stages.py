@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pytorch_lightning import seed_everything
+from torch import Tensor
 
 from benchmarks.harness import RESULTS, Row, Value, write
 from benchmarks.trained import bootstrap
@@ -24,8 +25,12 @@ from interp_models import InterpModule, load, runs
 from interp_models.config import save_yaml
 from interp_models.data.base import Sample
 from interp_models.files import write_json
+from interp_models.models.prototree import ProtoTree
+from interp_models.outputs import InterpOutput
 from interp_models.projection import has_prototypes
 
+CLOSE = 0.1
+"""A decision so close to 1/2 could have gone the other way."""
 PerImage = dict[str, NDArray[np.float64]]
 
 
@@ -36,9 +41,22 @@ def classified(model: InterpModule, batches: Sequence[Sample]) -> PerImage:
     for batch in batches:
         output = model(batch.image)
         values = {"acc": (output.logits.argmax(dim=1) == batch.label).float(), **model.measure(output, batch.label)}
+        if isinstance(model, ProtoTree):
+            values |= {"margin": margin(model, output), "likeliest_leaf": output.aux["paths"].amax(dim=1)}
         for name, value in values.items():
             found.setdefault(name, []).append(value.double().numpy())
     return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def margin(model: ProtoTree, output: InterpOutput) -> Tensor:
+    """How far the closest decision on each image's greedy path is from 1/2, (B,)."""
+    away = ((-output.aux["distances"]).exp() - 0.5).abs().masked_fill(~model.nodes_kept, torch.inf)
+    node = model.decide(output) + len(away[0])
+    closest = torch.full_like(away[:, 0], torch.inf)
+    while bool(node.any()):
+        node = (node - 1) // 2
+        closest = closest.minimum(away.gather(1, node[:, None])[:, 0])
+    return closest
 
 
 def kept(model: InterpModule) -> int:
@@ -101,6 +119,16 @@ def measure(folders: Sequence[Path], stages: Sequence[str], reference: Sequence[
         if before is not None:
             rows += interval(f"{name}: accuracy minus that before", mean - before, "points")
         before = mean
+        if "margin" in per_seed[0][0][number]:
+            margins, agree = (
+                np.concatenate([results[number][key] for results, _ in per_seed])
+                for key in ("margin", "fidelity_greedy")
+            )
+            close = margins < CLOSE
+            rows.append(Value(f"{name}: images with a decision within {CLOSE} of 1/2", 100 * close.mean(), "%"))
+            for which, these in (("of them", close), ("of the others", ~close)):
+                if these.any():
+                    rows.append(Value(f"{name}: fidelity_greedy {which}", 100 * agree[these].mean(), "%"))
     if others and before is not None:
         rows += interval("at the end: accuracy minus the reference's", before - np.mean(others, axis=0), "points")
     return rows

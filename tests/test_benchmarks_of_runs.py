@@ -11,6 +11,8 @@ import torch
 from benchmarks import prototype_sources, prototype_stages
 from benchmarks.harness import Value
 from interp_models import load, runs
+from interp_models.models.prototree import ProtoTree
+from interp_models.outputs import InterpOutput
 from tests.conftest import TINY, Cub, fit, tiny_config
 
 LRS = dict.fromkeys(("backbone", "add_on", "prototypes"), 3e-3)
@@ -84,3 +86,15 @@ def test_sources_are_found(finished: dict[str, Path], tmp_path: Path, name: str)
     assert found["largest difference to the patch there"] > 1e-3
     if name == "protopnet":  # the nodes of a tree may take many classes
         assert found["of an image of their class"] < left
+
+
+def test_margin_is_that_of_the_closest_decision_on_the_path() -> None:
+    """Depth 2, node 2 removed: leaf 3 alone is left below it."""
+    net = ProtoTree(3, backbone=TINY, weights=None, depth=2, channels=4)
+    net.leaf_kept[2] = False
+    p = torch.tensor([[0.9, 0.45, 0.5], [0.2, 0.7, 0.5], [0.45, 0.2, 0.5]])
+    output = InterpOutput(
+        torch.zeros(3, 3), torch.zeros(3, 3, 1, 1), {"distances": -p.log(), "paths": torch.ones(3, 4)}
+    )
+    assert net.decide(output).tolist() == [3, 1, 0]
+    torch.testing.assert_close(prototype_stages.margin(net, output), torch.tensor([0.4, 0.2, 0.05]))
