@@ -17,6 +17,8 @@ from interp_models.scoring import PrototypeModel
 
 Size = tuple[int, int]
 """Height and width."""
+FEW = 10
+"""Patches that are kept for each prototype at first, where no two may take the same one."""
 
 
 def activation_boxes(activations: Tensor, size: Size, percentile: float = 95.0) -> Tensor:
@@ -172,13 +174,16 @@ def project(
     """
     which = torch.arange(len(prototypes), device=prototypes.device) if which is None else which
     allowed = None if allowed is None else allowed[which]
-    k = 1
+    most = 1
     if unique:  # a prototype's patches may all be taken by others that may take them too
-        k = len(which) if allowed is None else int((allowed.float() @ allowed.float().T).bool().sum(dim=1).max())
-    loader = data.loader("train", augment=False)
-    batches = tqdm(loader, desc="patches", unit="batch", leave=False, disable=not data.shows_progress)
-    patches = nearest_patches(features, batches, prototypes[which], allowed, k)
-    choice = without_duplicates(patches) if unique else torch.zeros_like(which)
+        most = len(which) if allowed is None else int((allowed.float() @ allowed.float().T).bool().sum(dim=1).max())
+    k, choice = 0, torch.full_like(which, -1)
+    while k < most and bool((choice < 0).any()):  # the few that suffice nearly always, then more
+        k = min(2 * k or FEW, most)
+        loader = data.loader("train", augment=False)
+        batches = tqdm(loader, desc="patches", unit="batch", leave=False, disable=not data.shows_progress)
+        patches = nearest_patches(features, batches, prototypes[which], allowed, k)
+        choice = without_duplicates(patches) if unique else torch.zeros_like(which)
     patches = Patches(*(x[torch.arange(len(which), device=which.device), choice] for x in patches))
     missing = ((choice < 0) | (patches.image < 0)).nonzero()[:, 0]
     if len(missing):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from interp_models import load
+from interp_models import load, projection
 from interp_models.data.module import DataModule
 from interp_models.errors import InputError
 from interp_models.models.protopnet import ProtoPNet, add_on_layers
@@ -232,6 +232,21 @@ def test_the_activation_box_surrounds_the_upper_twentieth(tiny_cub: Cub) -> None
         large = F.interpolate(maps.float(), size=(64, 64), mode="bicubic", align_corners=False)[0, 0].numpy()
         y, x = np.nonzero(large >= np.percentile(large.astype(np.float64), 95))
         assert box == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+
+
+def test_unique_prototypes_of_no_class(tiny_cub: Cub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many patches are kept at first, the same ones are taken."""
+    pushed = []
+    for few in (1, 2, 100):
+        monkeypatch.setattr(projection, "FEW", few)
+        net = model(unique=True, class_specific=False)
+        with torch.no_grad():
+            net.prototypes[:5] = net.prototypes[0]  # five want the same patches
+        net.push(data_of(tiny_cub.root))
+        pushed.append(torch.cat([net.sources.image[:, None], net.sources.cell], dim=1))
+    assert len(pushed[0].unique(dim=0)) == 6
+    assert torch.equal(pushed[0], pushed[1])
+    assert torch.equal(pushed[0], pushed[2])
 
 
 def test_unique_prototypes(tiny_cub: Cub) -> None:
