@@ -1,0 +1,148 @@
+"""Copies of models that are faster at many passes: the same scores, checked."""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from interp_models.scoring import evaluating, logits_of
+
+Preparation = Literal["exact", "compiled", "bfloat16", "off"]
+"""How a model is made ready for many passes: `exact` keeps scores to 1e-5, `compiled` (torch.compile, on top of it) as
+well; `bfloat16` (autocast, on top of `exact`) does not; `off` takes the model as it is."""
+TOLERANCE = 1e-5
+"""Of logits, in units of the largest where that is above 1, and of probabilities."""
+
+_prepared: "WeakKeyDictionary[nn.Module, dict[Preparation, tuple[Any, nn.Module | None]]]" = WeakKeyDictionary()
+
+
+class Prepared(nn.Module):
+    """A model's copy in eval mode: batch norm is folded into convolutions, channels come last, and derivatives go to
+    the images alone.
+
+    Args:
+        model: the copy.
+        bfloat16: whether to pass it under autocast.
+    """
+
+    def __init__(self, model: nn.Module, *, bfloat16: bool = False) -> None:
+        super().__init__()
+        self.model, self.autocasts = model, bfloat16
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> logits (B, K), float32 or better."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocasts):
+            logits = logits_of(self.model(images))
+        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def prepare(model: nn.Module, images: Tensor, how: Preparation = "exact") -> nn.Module:
+    """What gives a model's logits faster, for work of many passes; made once, and again when its weights have changed.
+
+    If the copy's scores of the images differ, or the model cannot be copied, that is the model itself, with a warning.
+
+    Args:
+        model: any module that returns logits, in eval mode or not; wrapped by DDP or compiled or not.
+        images: some of those that it is to pass, (B, C, H, W).
+        how: see `Preparation`.
+    """
+    if how == "off" or isinstance(model, Prepared):
+        return model
+    state = [(id(x), 0 if x.is_inference() else x._version) for x in chain(model.parameters(), model.buffers())]
+    known = _prepared.setdefault(model, {})
+    if how not in known or known[how][0] != state:
+        with torch.inference_mode(False), evaluating(model):
+            known[how] = (state, _prepare(model, images[:2].detach().clone(), how))
+    return known[how][1] or model
+
+
+def _prepare(model: nn.Module, images: Tensor, how: Preparation) -> nn.Module | None:
+    """The copy, or None with a warning."""
+    try:
+        with torch.no_grad():
+            expected = logits_of(model(images))
+            made = _copied(_unwrapped(model)).eval().requires_grad_(False)
+            _fold(made, images[:1])
+            made = Prepared(made.to(memory_format=torch.channels_last), bfloat16=how == "bfloat16")  # type: ignore[call-overload]
+            found = made(images)
+        why = None if how == "bfloat16" else _difference(found, expected)
+    except Exception as error:  # whatever a foreign model does not stand
+        why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    if why is not None:
+        warnings.warn(f"{type(model).__name__} is passed as it is, many-pass work takes longer: {why}", stacklevel=4)
+        return None
+    return torch.compile(made) if how == "compiled" else made  # type: ignore[return-value]
+
+
+def _difference(found: Tensor, expected: Tensor) -> str | None:
+    """What is wrong with logits, if anything."""
+    apart = float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
+    chances = float((found.softmax(dim=1) - expected.softmax(dim=1)).abs().max())
+    if apart <= TOLERANCE and chances <= TOLERANCE:  # False for NaN
+        return None
+    return f"logits of its folded copy are {apart:.1g} of the largest away, probabilities {chances:.1g}"
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Without DDP's or torch.compile's wrapper."""
+    inner = getattr(model, "_orig_mod", None)
+    if inner is None and isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        inner = model.module
+    return _unwrapped(inner) if isinstance(inner, nn.Module) else model
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A deep copy, without the trainer that a LightningModule knows."""
+    trainers = (getattr(part, "_trainer", None) for part in model.modules())
+    return copy.deepcopy(model, {id(trainer): None for trainer in trainers if trainer is not None})
+
+
+def _fold(model: nn.Module, image: Tensor) -> None:
+    """Fold every batch norm, in place, into the convolution whose output it alone is known to take."""
+    for norm_name, norm, convolution in list(_pairs(model, image)):
+        scale = (norm.running_var.double() + norm.eps).rsqrt()
+        scale = scale if norm.weight is None else scale * norm.weight.double()
+        shift = -norm.running_mean.double() * scale
+        shift = shift if norm.bias is None else shift + norm.bias.double()
+        weight = convolution.weight.double()
+        bias = shift if convolution.bias is None else shift + convolution.bias.double() * scale
+        convolution.weight = nn.Parameter((weight * scale.view(-1, 1, 1, 1)).to(norm.running_mean.dtype), False)
+        convolution.bias = nn.Parameter(bias.to(norm.running_mean.dtype), False)
+        # timm's batch norms go on with an activation
+        rest = nn.Sequential(norm.drop, norm.act) if type(norm) is not nn.BatchNorm2d else nn.Identity()
+        parent, _, child = norm_name.rpartition(".")
+        setattr(model.get_submodule(parent), child, rest)
+
+
+def _pairs(model: nn.Module, image: Tensor) -> Iterator[tuple[str, Any, Any]]:
+    """Name and module of each batch norm with its convolution, both used once in a pass, one after the other."""
+    made: dict[int, tuple[Tensor, nn.Module]] = {}  # tensors are held, so that no two have one number
+    taken: list[tuple[nn.Module, nn.Module | None]] = []
+    used: list[nn.Module] = []
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        used.append(module)
+        if isinstance(module, nn.Conv2d):
+            made[id(output)] = (output, module)
+        elif isinstance(module, nn.BatchNorm2d):
+            taken.append((module, made.get(id(args[0]), (None, None))[1]))
+
+    kinds = (nn.Conv2d, nn.BatchNorm2d)
+    handles = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, kinds)]
+    try:
+        model(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    names = {module: name for name, module in model.named_modules()}
+    for norm, convolution in taken:
+        known = type(norm) is nn.BatchNorm2d or (hasattr(norm, "drop") and hasattr(norm, "act"))
+        tracked = getattr(norm, "running_mean", None) is not None
+        if convolution is not None and known and tracked and used.count(norm) == used.count(convolution) == 1:
+            yield names[norm], norm, convolution
