@@ -45,6 +45,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     data = runs.build_data(plain(config))
     tell_skipped(data)
     model = runs.build_model(plain(config), len(data.classes))
+    model.check_selection(selecting=len(data.val_indices) > 0)
     if not model.recipe.epochs:
         raise InputError("phases: at least one epoch is needed")
     run = runs.run_folder(config, resume)

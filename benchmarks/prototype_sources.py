@@ -28,7 +28,7 @@ from interp_models.models.prototree import ProtoTree
 def classes_of(model: ProtoPNet | ProtoTree) -> Tensor:
     """The classes whose images each prototype may come from, (P, K) bool; none for removed ones."""
     if isinstance(model, ProtoPNet):
-        return model.prototype_classes
+        return model.prototype_classes if model.class_specific else model.kept[:, None].expand(-1, model.num_classes)
     says = F.one_hot(model.leaves.argmax(dim=1), model.num_classes).bool() & model.leaf_kept[:, None]
     below = []
     for number in range(len(model.prototypes)):
@@ -43,7 +43,8 @@ def classes_of(model: ProtoPNet | ProtoTree) -> Tensor:
 def measure(run: Path) -> list[Row]:
     """All rows of a run."""
     model, _ = load(run, "last")
-    assert isinstance(model, ProtoPNet | ProtoTree)
+    if not isinstance(model, ProtoPNet | ProtoTree) or bool((model.sources.image < 0).all()):
+        raise SystemExit(f"{run}: has no prototypes that are patches of training images")
     data = runs.build_data(runs.run_config(run))
     allowed, sources = classes_of(model), model.sources
     left = allowed.any(dim=1).nonzero()[:, 0].tolist()

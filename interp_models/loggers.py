@@ -23,7 +23,7 @@ def make_loggers(
     group: str,
     job: str = "train",
     epochs: int | None = None,
-    last: Mapping[str, float] | None = None,
+    last: Mapping[str, Any] | None = None,
     phases: Sequence[str] = (),
 ) -> list[Logger]:
     """The loggers of a run; none on ranks that know no run folder, as only rank 0 logs.
@@ -101,24 +101,30 @@ class MetricsFile(Logger):
     name, version = "metrics", ""
 
     def __init__(
-        self, run: Path, phases: Sequence[str] = (), epochs: int | None = None, last: Mapping[str, float] | None = None
+        self, run: Path, phases: Sequence[str] = (), epochs: int | None = None, last: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__()
         self.path, self.phases = run / "metrics.csv", phases
         self.rows: list[dict[str, Any]] = []
         if epochs is not None and self.path.is_file():
-            with self.path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < epochs]
+            with self.path.open(newline="", encoding="utf-8") as file:
+                rows = [row for row in csv.DictReader(file) if None not in row.values()]  # a cut one lacks cells
+            rows = [row for row in rows if row.get("epoch", "").isdecimal() and int(row["epoch"]) < epochs]
             self.rows = [{key: value for key, value in row.items() if value} for row in rows]
         if last and not any(row["epoch"] == str(last["epoch"]) and row.get("train/loss") for row in self.rows):
             self.log_metrics(last, int(last["step"]))
 
+    @property
+    def save_dir(self) -> str:
+        """The run folder, where Lightning's profilers write too."""
+        return str(self.path.parent)
+
     @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Add a row."""
         row: dict[str, Any] = {**metrics, "step": step}
-        if "phase" in row:
-            row["phase"] = self.phases[int(metrics["phase"])]
+        if isinstance(row.get("phase"), float):
+            row["phase"] = self.phases[int(row["phase"])]
         self.rows.append(row)
         text = io.StringIO()
         writer = csv.DictWriter(text, sorted({key for row in self.rows for key in row}), lineterminator="\n")

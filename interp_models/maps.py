@@ -12,9 +12,12 @@ def upsampled(maps: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
 
     The same as `torch.nn.functional.interpolate` without its detours: rows and columns by a matrix each.
     """
+    units = (torch.eye(cells, dtype=torch.float32)[None, None] for cells in maps.shape[-2:])
     rows, columns = (
-        F.interpolate(torch.eye(cells)[None, None], size=(n, cells), mode="bicubic", align_corners=False)[0, 0]
-        for cells, n in zip(maps.shape[-2:], size, strict=True)
+        F.interpolate(unit, size=(n, unit.shape[-1]), mode="bicubic", align_corners=False)[0, 0]
+        for unit, n in zip(units, size, strict=True)
     )
     for some in torch.split(maps.detach().float().cpu(), 64):  # 64 maps of 224 x 224 pixels take 13 MB
-        yield rows @ some @ columns.T
+        with torch.autocast("cpu", enabled=False):
+            large = rows @ some @ columns.T
+        yield large

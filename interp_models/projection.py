@@ -177,13 +177,15 @@ def project(
     most = 1
     if unique:  # a prototype's patches may all be taken by others that may take them too
         most = len(which) if allowed is None else int((allowed.float() @ allowed.float().T).bool().sum(dim=1).max())
-    k, choice = 0, torch.full_like(which, -1)
-    while k < most and bool((choice < 0).any()):  # the few that suffice nearly always, then more
-        k = min(2 * k or FEW, most)
+    k, searching = 0, True
+    while searching:  # the few that suffice nearly always, then more
+        k = min(4 * k or FEW, most)
         loader = data.loader("train", augment=False)
         batches = tqdm(loader, desc="patches", unit="batch", leave=False, disable=not data.shows_progress)
         patches = nearest_patches(features, batches, prototypes[which], allowed, k)
         choice = without_duplicates(patches) if unique else torch.zeros_like(which)
+        left = choice < 0
+        searching = k < most and bool(left.any()) and not bool((left & (patches.image[:, -1] < 0)).any())
     patches = Patches(*(x[torch.arange(len(which), device=which.device), choice] for x in patches))
     missing = ((choice < 0) | (patches.image < 0)).nonzero()[:, 0]
     if len(missing):

@@ -160,6 +160,8 @@ def check_upsampled(function: Callable[[Tensor, tuple[int, int]], Any] = upsampl
 
 def test_upsampled_maps_are_torchs() -> None:
     check_upsampled()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        check_upsampled()
     for right, wrong in (('mode="bicubic"', 'mode="bilinear"'), ("rows @ some", "rows.flip(0) @ some")):
         with pytest.raises(AssertionError):
             check_upsampled(mutated("interp_models.maps", right, wrong).upsampled)

@@ -81,7 +81,7 @@ PROTOTYPE_METRICS: Registry[PrototypeMetric] = Registry("prototype metric")
 def peaks(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Where maps (n, h, w) are highest once they are upsampled bicubically to an image: (n, 2), x and y in pixels.
 
-    The first pixel of equal ones, row by row.
+    One of equal pixels, as rounding has it.
     """
     pixel = torch.cat([large.flatten(1).argmax(dim=1) for large in upsampled(maps, size)]).to(maps.device)
     return torch.stack([pixel % size[1], pixel // size[1]], dim=1)

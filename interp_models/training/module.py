@@ -121,9 +121,12 @@ class InterpModule(pl.LightningModule, ABC):
         groups = self.parameter_groups()
         check_groups(self, groups)
         self.recipe.check(list(groups), [name for name, _ in self.named_modules() if name], self.actions)
+
+    def check_selection(self, *, selecting: bool) -> None:
+        """Raise `InputError` if an epoch could be selected (or, without validation, is the last) that should not."""
         if self.pushed_by is not None:
             norms = [name for name, part in self.named_modules() if isinstance(part, _BatchNorm)]
-            self.recipe.check_pushed(self.pushed_by, self.after_push, norms)
+            self.recipe.check_pushed(self.pushed_by, self.after_push, norms, selecting=selecting)
 
     def check_kind(self, kind: str | None) -> str:
         """The kind of explanation asked for; an unknown one raises `InputError`."""
@@ -195,13 +198,14 @@ class InterpModule(pl.LightningModule, ABC):
         """Add the format version, the resolved config, the name of the phase and the epoch's row of `metrics.csv`,
         which Lightning logs after it has saved, plain containers."""
         logged = self.trainer.callback_metrics.items()
-        row = {key: float(value) for key, value in logged if key.startswith(("train/", "lr/")) or key == "phase"}
+        row = {key: float(value) for key, value in logged if key.startswith(("train/", "lr/"))}
+        phase = self.recipe.at(self.current_epoch)[0].name
         checkpoint["interp_models"] = {
             "format_version": FORMAT_VERSION,
             "num_classes": self.num_classes,
             "config": self.config,
-            "phase": self.recipe.at(self.current_epoch)[0].name,
-            "metrics": {**row, "epoch": self.current_epoch, "step": self.global_step - 1},
+            "phase": phase,
+            "metrics": {**row, "phase": phase, "epoch": self.current_epoch, "step": self.global_step - 1},
         }
 
 

@@ -145,26 +145,28 @@ class Recipe:
                 if module not in modules:
                     raise unknown(f"module in {where}.eval_modules:", module, modules)
 
-    def check_pushed(self, action: str, harmless: Sequence[str], norms: Sequence[str]) -> None:
+    def check_pushed(self, action: str, harmless: Sequence[str], norms: Sequence[str], *, selecting: bool) -> None:
         """Raise `InputError` if an epoch could be selected whose prototypes are no patches, unless none ever are.
 
         Args:
             action: what makes prototypes patches.
             harmless: parameter groups that can be trained after that.
             norms: names of the batch norms, whose running statistics move unless a phase keeps them in eval mode.
+            selecting: whether there is a validation; without one, the last epoch of all is taken.
         """
-        if not any(action in phase.then for phase in self.phases):
+        phases = [(number, phase) for number, phase in enumerate(self.phases) if phase.epochs]
+        if not any(action in phase.then for _, phase in phases):
             return
         pushed = False
-        for number, phase in enumerate(self.phases):
-            if not phase.epochs:
-                continue
+        for number, phase in phases:
             held = tuple(f"{name}." for name in phase.eval_modules)
-            moved = [group for group in phase.lrs if group not in harmless]
+            moved = [group for group, lr in phase.lrs.items() if lr and group not in harmless]
             moved += [name for name in norms if not f"{name}.".startswith(held)]
             before = pushed and not moved
             pushed = before or action in phase.then
-            if phase.select != "none" and not (pushed and (before or phase.select == "last" or phase.epochs == 1)):
+            at_end = phase.select == "last" or phase.epochs == 1 or not selecting
+            wanted = phase.select != "none" if selecting else number == phases[-1][0]
+            if wanted and not (before or (pushed and at_end)):
                 why = f" ({moved[0]!r} moves)" if moved else ""
                 raise InputError(
                     f"phases[{number}].select={phase.select}: an epoch could be selected whose prototypes are no "

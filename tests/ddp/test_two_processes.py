@@ -134,7 +134,7 @@ def test_evaluation(bcnn_run: Path, odd_cub: Path, tmp_path: Path) -> None:
 SHORT = {"backbone": 0.01, "add_on": 0.1, "prototypes": 0.1}
 PROTOTYPES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "protopnet": (
-        {"prototypes_per_class": 3, "channels": 6, "unique": True, "last_layer_epochs": 2}
+        {"prototypes_per_class": 3, "channels": 6, "unique": True, "last_layer_steps": 5}
         | {"prune_neighbours": 4, "prune_least": 2},
         [
             {"name": "warm", "epochs": 1, "lrs": {"add_on": 0.1, "prototypes": 0.1}, "select": "none"},

@@ -307,8 +307,9 @@ def test_cached_last_layer_takes_the_steps_of_the_uncached(tiny_cub: Cub, tmp_pa
     first = {"epochs": 1, "lrs": LRS, "then": ["push"]}
     last = {"name": "last", "epochs": 3, "lrs": LAST, "eval_modules": ["backbone", "add_on"]}
     uncached = fit(config_of(tiny_cub.root, tmp_path / "a", [first, last]))
+    steps = torch.load(uncached / "checkpoints/last.ckpt", weights_only=True)["global_step"] * 3 // 4
     first = {"epochs": 1, "lrs": LRS, "then": ["push", "fit_last_layer"]}
-    cached = fit(config_of(tiny_cub.root, tmp_path / "b", [first], last_layer_epochs=3))
+    cached = fit(config_of(tiny_cub.root, tmp_path / "b", [first], last_layer_steps=steps))
     a, b = (load(run)[0].state_dict() for run in (uncached, cached))
     start = ProtoPNet(3, backbone=TINY, weights=None, prototypes_per_class=2).last_layer.weight
     assert float((a["last_layer.weight"] - start).detach().abs().max()) > 1e-2
@@ -338,7 +339,9 @@ def test_losses_are_finite_when_classes_lost_their_prototypes() -> None:
     [
         ({"prune_least": 7}, "model.prune_least=7 must be from 0 to prune_neighbours=6"),
         ({"prune_least": -1}, "model.prune_least=-1 must be"),
-        ({"last_layer_epochs": -1}, "must be 0 or more"),
+        ({"last_layer_steps": -1}, "must be 0 or more"),
+        ({"last_layer_lr": float("nan")}, "must be 0 or more"),
+        ({"prune_least": 0, "prune_neighbours": 0}, "must be from 0 to prune_neighbours=0"),
         ({"last_layer_lr": -1e-3}, "must be 0 or more"),
     ],
 )
@@ -356,3 +359,26 @@ def test_maps_of_larger_prototypes_lie_where_their_patches_are() -> None:
     highest = output.maps[0, 4] > output.maps[0, 4].max() - 1e-6
     assert output.maps.shape[2:] == net.features(images).shape[2:]
     assert highest.nonzero().tolist() == [[r, c] for r in (1, 2) for c in (2, 3, 4)]
+
+
+@pytest.mark.parametrize(("name", "action"), [("protopnet", "push"), ("prototree", "project")])
+@pytest.mark.parametrize("select", ["every", "last"])
+def test_training_refuses_to_select_epochs_without_a_push(
+    tiny_cub: Cub, tmp_path: Path, name: str, action: str, select: str
+) -> None:
+    phases: list[dict[str, Any]] = [{"epochs": 2, "lrs": LRS, "then": [action], "select": select}]
+    config = tiny_config(tiny_cub.root, out=str(tmp_path / "run"), phases=phases)
+    config["model"] = {"name": name, "backbone": TINY, "weights": None, "channels": 4}
+    if name == "prototree":
+        config["model"]["depth"] = 1
+    if select == "last":
+        fit(config)
+    else:
+        with pytest.raises(InputError, match=r"phases\[0\].select=every"):
+            fit(config)
+        assert not (tmp_path / "run").exists()
+    if name == "protopnet" and select == "last":  # the last layer can go on, if the trunk's statistics stay
+        last = {"name": "last", "epochs": 1, "lrs": LAST}
+        with pytest.raises(InputError, match=r"phases\[1\].select=every: .*'backbone.trunk.*' moves"):
+            fit(config | {"phases": [*phases, last], "out": str(tmp_path / "b")})
+        fit(config | {"phases": [*phases, {**last, "eval_modules": ["backbone"]}], "out": str(tmp_path / "c")})

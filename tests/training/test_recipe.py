@@ -114,6 +114,8 @@ ALL, LAST = {"trunk": 1.0, "last": 1.0}, {"last": 1.0}
         ([Phase("a", 2, ALL, select="none"), Phase("b", 1, ALL, select="last", then=["push"])], None),
         ([Phase("a", 2, ALL, select="last", then=["push"]), Phase("b", 3, LAST, eval_modules=["net"])], None),
         ([Phase("a", 2, ALL, select="last", then=["push"]), Phase("none", 0, ALL)], None),
+        ([Phase("a", 2, ALL), Phase("none", 0, ALL, then=["push"])], None),  # that never happens
+        ([Phase("a", 2, ALL, select="last", then=["push"]), Phase("b", 3, {"trunk": 0.0, **LAST})], "'net.norm'"),
         ([Phase("a", 2, ALL, then=["push"])], "phases[0].select=every"),
         ([Phase("a", 1, ALL), Phase("b", 1, ALL, then=["push"])], "phases[0].select=every"),
         ([Phase("a", 2, ALL, select="last", then=["push"]), Phase("b", 2, ALL, select="last")], "('trunk' moves)"),
@@ -124,15 +126,22 @@ ALL, LAST = {"trunk": 1.0, "last": 1.0}, {"last": 1.0}
 def test_only_epochs_whose_prototypes_are_patches_can_be_selected(phases: list[Phase], message: str | None) -> None:
     recipe = Recipe(phases)
     if message is None:
-        recipe.check_pushed("push", ["last"], ["net.norm"])
-        # What is allowed, by the definition: at the end of every selectable epoch nothing has moved since a push
-        if any(phase.then for phase in phases):
-            patches = False
-            for epoch in range(recipe.epochs):
-                phase, position = recipe.at(epoch)
-                patches = patches and phase.lrs == LAST
-                patches = patches or (position == phase.epochs - 1 and "push" in phase.then)
-                assert patches or not recipe.selectable(epoch)
-        return
-    with pytest.raises(InputError, match=re.escape(message)):
-        recipe.check_pushed("push", ["last"], ["net.norm"])
+        recipe.check_pushed("push", ["last"], ["net.norm"], selecting=True)
+    else:
+        with pytest.raises(InputError, match=re.escape(message)):
+            recipe.check_pushed("push", ["last"], ["net.norm"], selecting=True)
+    # The definition: at the end of every epoch that can be selected nothing has moved since a push
+    patches, good, last = False, True, True
+    for epoch in range(recipe.epochs):
+        phase, position = recipe.at(epoch)
+        patches = patches and set(phase.lrs) == {"last"} and phase.eval_modules == ["net"]
+        patches = patches or (position == phase.epochs - 1 and "push" in phase.then)
+        good = good and (patches or not recipe.selectable(epoch))
+        last = patches
+    pushes = any(phase.then for phase in phases if phase.epochs)
+    assert (good or not pushes) == (message is None)
+    if last or not pushes:  # without validation the last epoch alone counts
+        recipe.check_pushed("push", ["last"], ["net.norm"], selecting=False)
+    else:
+        with pytest.raises(InputError, match="no patches"):
+            recipe.check_pushed("push", ["last"], ["net.norm"], selecting=False)

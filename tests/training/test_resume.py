@@ -20,6 +20,7 @@ from torch import Tensor
 from interp_models import runs
 from interp_models.callbacks.attention_logger import AttentionLogger
 from interp_models.data.base import Sample
+from interp_models.errors import InputError
 from interp_models.explainers.base import Explainer
 from interp_models.explainers.cam import GradCAM
 from interp_models.models.cnn import CNN
@@ -463,3 +464,25 @@ def test_rows_lost_after_a_checkpoint_was_saved_are_written_again(whole_run: Pat
     fit(runs.run_config(run), resume=run)
     kept = lines if lost < 3 else [*lines[:-3], *lines[-2:]]
     assert (run / "metrics.csv").read_text() == "".join(kept)
+
+
+def test_the_last_row_is_written_before_further_epochs(tiny_cub: Cub, tmp_path: Path) -> None:
+    """Also where phases were renamed, and the file was cut while it was written."""
+    config = config_of(tiny_cub, tmp_path / "run")
+    config["phases"] = [{"name": "a", "epochs": 2, "lrs": {"head": 0.01}}]
+    run = fit(config)
+    text = (run / "metrics.csv").read_text()
+    lines = text.splitlines(keepends=True)
+    (run / "metrics.csv").write_text("".join(lines[:-2]) + "1,")
+    config["phases"] += [{"name": "b", "epochs": 1, "lrs": {"head": 0.01}}]
+    fit(config, resume=run)
+    resumed = (run / "metrics.csv").read_text()
+    assert resumed.startswith("".join(lines[:-1]))
+    table = pd.read_csv(run / "metrics.csv")
+    assert table["phase"].dropna().tolist() == ["a", "a", "b"]
+    assert table["test/acc"].notna().sum() == 1
+    with pytest.raises(InputError, match=r"epoch 0 was number 0 of phase 'a', phases say 0 of 'c'"):
+        fit(config | {"phases": [{"name": "c", "epochs": 3, "lrs": {"head": 0.01}}]}, resume=run)
+    config["phases"][0]["epochs"], config["phases"][1]["epochs"] = 1, 2
+    with pytest.raises(InputError, match=r"epoch 1 was number 1 of phase 'a', phases say 0 of 'b'"):
+        fit(config, resume=run)
