@@ -2,8 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from interp_models.errors import InputError
-from interp_models.registry import Registry, unknown
+from interp_models.registry import Registry
 from interp_models.scoring import (
     Score,
     Target,
     default_batch,
     evaluating,
-    explains_itself,
     per_image,
     resolve_target,
     scores_of,
@@ -86,73 +84,6 @@ class Explainer(ABC):
         """The explained scores (B, K) of images, without gradient."""
         with torch.no_grad():
             return scores_of(self.model(inputs), self.score)
-
-
-@contextmanager
-def captured(layer: nn.Module, *, gradient: bool) -> Iterator[list[Tensor]]:
-    """While open, the outputs (B, C, h, w) of a layer are appended to the list that is given.
-
-    With `gradient` the layer's output becomes the start of the graph: whatever comes before it runs without one (open
-    this inside `torch.no_grad()`), so that a gradient to the layer costs a plain forward pass and the tail's backward.
-    """
-    outputs: list[Tensor] = []
-
-    def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        if not isinstance(output, Tensor) or output.dim() != 4:
-            found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise InputError(f"layer {type(module).__name__} gives no map of features (B, C, h, w) but {found}")
-        if not gradient:
-            outputs.append(output.detach().clone())  # the next layer may work in place
-            return None
-        start = output.detach().requires_grad_(True)
-        outputs.append(start)
-        torch.set_grad_enabled(True)
-        return start.clone()  # for the same reason, which a leaf of the graph does not allow
-
-    handle = layer.register_forward_hook(hook)
-    try:
-        yield outputs
-    finally:
-        handle.remove()
-
-
-def target_layer(model: nn.Module, layer: str | None, inputs: Tensor) -> nn.Module:
-    """The layer that class activation maps read: as named, as the model declares, or the last that gives a spatial map.
-
-    Args:
-        model: the model.
-        layer: dotted name of a submodule; None finds it.
-        inputs: images (B, C, H, W); one is passed through the model if the layer has to be found.
-
-    Raises:
-        InputError: if there is no such layer.
-    """
-    if layer is not None:
-        names = [name for name, _ in model.named_modules() if name]
-        if layer not in names:
-            raise unknown("layer", layer, names)
-        return model.get_submodule(layer)
-    if explains_itself(model):
-        found: nn.Module = model.feature_layer
-        return found
-    spatial: list[nn.Module] = []
-
-    def note(module: nn.Module, args: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.dim() == 4 and output.shape[-1] * output.shape[-2] > 1:
-            spatial.append(module)
-
-    handles = [module.register_forward_hook(note) for module in model.modules()]
-    try:
-        with torch.no_grad():
-            model(inputs[:1])
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not spatial:
-        raise InputError(
-            f"no layer of {type(model).__name__} gives a map of features (B, C, h, w); name one with layer="
-        )
-    return spatial[-1]
 
 
 def target_scores(output: Any, score: Score, target: Target) -> Tensor:

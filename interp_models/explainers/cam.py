@@ -1,11 +1,13 @@
 """Class activation maps of one layer. A are its feature maps (C, h, w), y the target's score, g = ∂y/∂A."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
-from interp_models.errors import InputError
-from interp_models.explainers.base import EXPLAINERS, Explainer, captured, target_layer, target_scores
-from interp_models.scoring import Score, Target, logits_of, resolve_target
+from interp_models.explainers.base import EXPLAINERS, Explainer
+from interp_models.explainers.features import activations, activations_and_gradients, linear_head
+from interp_models.scoring import Score, Target
 
 
 @EXPLAINERS.register("activation_map")
@@ -22,13 +24,88 @@ class ActivationMap(Explainer):
         self.layer = layer
 
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
-        with torch.no_grad(), captured(target_layer(self.model, self.layer, inputs), gradient=False) as outputs:
-            resolve_target(target, logits_of(self.model(inputs)))  # unused, but a class that does not exist is refused
-        return _last(outputs).mean(dim=1)
+        return activations(self, self.layer, inputs, target).mean(dim=1)
+
+
+@EXPLAINERS.register("eigencam")
+class EigenCAM(Explainer):
+    """The projection of each cell's features on the first right singular vector v of A as a matrix (h·w, C): A v.
+
+    The same for every class (Muhammad and Yeasin, IJCNN 2020, equation 4). A singular vector has no sign: v is turned
+    so that the map correlates with the activation map.
+
+    Args:
+        model: any module that returns logits.
+        layer: dotted name of the layer; None takes the last that gives a spatial map.
+        centred: subtract each channel's mean over the cells first (as in pytorch-grad-cam).
+    """
+
+    def __init__(self, model: nn.Module, *, layer: str | None = None, centred: bool = False) -> None:
+        super().__init__(model)
+        self.layer, self.centred = layer, centred
+
+    def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
+        a = activations(self, self.layer, inputs, target)
+        cells = a.flatten(2).transpose(1, 2)  # (B, h·w, C)
+        mean = cells.mean(dim=2) - cells.mean(dim=(1, 2))[:, None]
+        if self.centred:
+            cells = cells - cells.mean(dim=1, keepdim=True)
+        # A v = σ u: the left singular vector is an eigenvector of the cells' products, of which there are fewer.
+        values, vectors = torch.linalg.eigh((cells @ cells.transpose(1, 2)).double())
+        projection = vectors[:, :, -1] * values[:, -1:].clamp(min=0).sqrt()
+        alike = (projection * mean.double()).sum(dim=1, keepdim=True)
+        return torch.where(alike < 0, -projection, projection).float().view(-1, *a.shape[-2:])
+
+
+@EXPLAINERS.register("cam")
+class CAM(Explainer):
+    """CAM = Σ_k w_ck A_k for a network that ends in a mean over cells and a linear layer w (Zhou et al., CVPR 2016,
+    equation 2).
+
+    Refuses other networks, as there are no such weights: the input of the linear layer that gives the logits must be
+    the mean of A over the cells.
+
+    Args:
+        model: any module that returns logits.
+        layer: dotted name of the layer; None takes the last that gives a spatial map.
+    """
+
+    def __init__(self, model: nn.Module, *, layer: str | None = None) -> None:
+        super().__init__(model)
+        self.layer = layer
+
+    def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
+        a, weights, _ = linear_head(self, self.layer, inputs, target)
+        return torch.einsum("bc,bchw->bhw", weights, a)
+
+
+class _OfGradient(Explainer, ABC):
+    """Abstract: a map from A and g.
+
+    Args:
+        model: any module that returns logits.
+        layer: dotted name of the layer; None takes the last that gives a spatial map.
+        relu: keep positive evidence alone.
+        score: what is explained.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, layer: str | None = None, relu: bool = True, score: Score = "logit"
+    ) -> None:
+        super().__init__(model, score=score)
+        self.layer, self.relu = layer, relu
+
+    def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
+        maps = self._combine(*activations_and_gradients(self, self.layer, inputs, target))
+        return maps.relu() if self.relu else maps
+
+    @abstractmethod
+    def _combine(self, a: Tensor, g: Tensor) -> Tensor:
+        """A and g, float32 (B, C, h, w) -> (B, h, w)."""
 
 
 @EXPLAINERS.register("gradcam")
-class GradCAM(Explainer):
+class GradCAM(_OfGradient):
     """Grad-CAM = ReLU(Σ_k w_k A_k) with w_k = mean over cells of g_k (Selvaraju et al., ICCV 2017, equations 1 and 2).
 
     Args:
@@ -38,41 +115,97 @@ class GradCAM(Explainer):
         score: what is explained.
     """
 
-    def __init__(
-        self, model: nn.Module, *, layer: str | None = None, relu: bool = True, score: Score = "logit"
-    ) -> None:
-        super().__init__(model, score=score)
-        self.layer = layer
-        self.relu = relu
-
-    def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
-        activations, gradients = activations_and_gradients(self, self.layer, inputs, target)
-        weights = gradients.mean(dim=(2, 3), keepdim=True)
-        maps = (weights * activations).sum(dim=1)
-        return maps.relu() if self.relu else maps
+    def _combine(self, a: Tensor, g: Tensor) -> Tensor:
+        return (g.mean(dim=(2, 3), keepdim=True) * a).sum(dim=1)
 
 
-def activations_and_gradients(
-    explainer: Explainer, layer: str | None, inputs: Tensor, target: Target
-) -> tuple[Tensor, Tensor]:
-    """A and g = ∂y/∂A of the target layer, both float32 (B, C, h, w): one forward pass, and the tail's backward.
+@EXPLAINERS.register("gradcam_pp")
+class GradCAMPlusPlus(_OfGradient):
+    """Grad-CAM++ = ReLU(Σ_k w_k A_k) with w_k = Σ_ij α ReLU(g) and α = g² / (2 g² + g³ Σ_ab A), 0 where g is 0.
 
-    Raises:
-        InputError: if the score does not depend on the layer through differentiable operations.
+    Chattopadhay et al., WACV 2018, equations 5, 10 and 19, with a score exp(y), whose factor exp(y) of all weights is
+    left out.
+
+    Args:
+        model: any module that returns logits.
+        layer: dotted name of the layer; None takes the last that gives a spatial map.
+        relu: keep positive evidence alone, as in the paper.
+        score: what is explained.
     """
-    module = target_layer(explainer.model, layer, inputs)
-    with torch.no_grad(), captured(module, gradient=True) as outputs:
-        score = target_scores(explainer.model(inputs), explainer.score, target).sum()
-    activations = _last(outputs)
-    gradients = None
-    if score.requires_grad:
-        (gradients,) = torch.autograd.grad(score, activations, allow_unused=True)
-    if gradients is None:
-        raise InputError(f"no gradient path from the score back to layer {layer or type(module).__name__}")
-    return activations.detach().float(), gradients.float()
+
+    def _combine(self, a: Tensor, g: Tensor) -> Tensor:
+        denominator = 2 + g * a.sum(dim=(2, 3), keepdim=True)  # of α = 1 / (2 + g Σ A), after g² is cancelled
+        alpha = torch.where((g == 0) | (denominator == 0), 0.0, 1 / denominator)
+        return ((alpha * g.relu()).sum(dim=(2, 3), keepdim=True) * a).sum(dim=1)
 
 
-def _last(outputs: list[Tensor]) -> Tensor:
-    if not outputs:
-        raise InputError("the layer was not used in the forward pass")
-    return outputs[-1]
+@EXPLAINERS.register("hirescam")
+class HiResCAM(_OfGradient):
+    """HiResCAM = Σ_k g_k ⊙ A_k (Draelos and Carin 2020, equation 5).
+
+    Args:
+        model: any module that returns logits.
+        layer: dotted name of the layer; None takes the last that gives a spatial map.
+        relu: keep positive evidence alone; the paper keeps all.
+        score: what is explained.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, layer: str | None = None, relu: bool = False, score: Score = "logit"
+    ) -> None:
+        super().__init__(model, layer=layer, relu=relu, score=score)
+
+    def _combine(self, a: Tensor, g: Tensor) -> Tensor:
+        return (g * a).sum(dim=1)
+
+
+@EXPLAINERS.register("xgradcam")
+class XGradCAM(_OfGradient):
+    """XGrad-CAM = ReLU(Σ_k w_k A_k) with w_k = Σ_ij g ⊙ A / Σ_ij A, 0 where a channel's sum is 0 (Fu et al., BMVC 2020,
+    equation 7).
+
+    Args:
+        model: any module that returns logits.
+        layer: dotted name of the layer; None takes the last that gives a spatial map.
+        relu: keep positive evidence alone.
+        score: what is explained.
+    """
+
+    def _combine(self, a: Tensor, g: Tensor) -> Tensor:
+        total = a.sum(dim=(2, 3), keepdim=True)
+        weights = torch.where(total == 0, 0.0, (g * a).sum(dim=(2, 3), keepdim=True) / total)
+        return (weights * a).sum(dim=1)
+
+
+@EXPLAINERS.register("layercam")
+class LayerCAM(_OfGradient):
+    """LayerCAM = ReLU(Σ_k ReLU(g_k) ⊙ A_k) (Jiang et al., TIP 2021, equations 5 to 7).
+
+    Args:
+        model: any module that returns logits.
+        layer: dotted name of the layer; None takes the last that gives a spatial map.
+        relu: keep positive evidence alone, as in the paper.
+        score: what is explained.
+    """
+
+    def _combine(self, a: Tensor, g: Tensor) -> Tensor:
+        return (g.relu() * a).sum(dim=1)
+
+
+@EXPLAINERS.register("guidancecam")
+class GuidanceCAM(_OfGradient):
+    """ReLU(Σ_k λ_k GM ⊙ A_k) with GM = ReLU(Σ_k g_k ⊙ A_k) and λ_k = mean over cells of g_k, without smoothing.
+
+    Source: "Rethinking Gradient Weight's Influence over Saliency Map Estimation", Sensors 2022, equations 5 and 6. On a
+    network that ends in a mean and a linear layer it is the square of Grad-CAM's map.
+
+    Args:
+        model: any module that returns logits.
+        layer: dotted name of the layer; None takes the last that gives a spatial map.
+        relu: keep positive evidence alone, as in the paper.
+        score: what is explained.
+    """
+
+    def _combine(self, a: Tensor, g: Tensor) -> Tensor:
+        guidance = (g * a).sum(dim=1).relu()
+        return guidance * (g.mean(dim=(2, 3), keepdim=True) * a).sum(dim=1)

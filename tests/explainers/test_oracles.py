@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from interp_models.explainers import cam
 from interp_models.explainers.cam import ActivationMap, GradCAM
 from interp_models.explainers.intrinsic import Intrinsic
 from interp_models.explainers.random import Random
@@ -64,21 +65,28 @@ def test_activation_map():
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("gradients.mean(dim=(2, 3), keepdim=True)", "-gradients.mean(dim=(2, 3), keepdim=True)"),
-        ("gradients.mean(dim=(2, 3), keepdim=True)", "gradients.sum(dim=(2, 3), keepdim=True)"),
-        ("maps.relu() if self.relu", "maps.abs() if self.relu"),
         ("explainer.score, target).sum()", "explainer.score, None).sum()"),
         ("explainer.score, target).sum()", '"probability", target).sum()'),
+        ("return start.clone()", "return start * 2"),
     ],
 )
-def test_mutations_of_gradcam_are_rejected(right, wrong):
+def test_mutations_of_what_gradcam_reads_are_rejected(right, wrong, monkeypatch):
+    copy = mutated("interp_models.explainers.features", right, wrong)
+    monkeypatch.setattr(cam, "activations_and_gradients", copy.activations_and_gradients)
     with pytest.raises(AssertionError):
-        check_gradcam(mutated(CAM, right, wrong).GradCAM)
+        check_gradcam()
 
 
-def test_mutations_of_activation_map_are_rejected():
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("inputs, target).mean(dim=1)", "inputs, target).amax(dim=1)"),
+        ("inputs, target).mean(dim=1)", "inputs, target).sum(dim=1)"),
+    ],
+)
+def test_mutations_of_activation_map_are_rejected(right, wrong):
     with pytest.raises(AssertionError):
-        check_activation_map(mutated(CAM, "_last(outputs).mean(dim=1)", "_last(outputs).amax(dim=1)").ActivationMap)
+        check_activation_map(mutated(CAM, right, wrong).ActivationMap)
 
 
 def test_gradcam_of_probability_follows_the_chain_rule():
