@@ -33,6 +33,7 @@ class Prepared(nn.Module):
     def __init__(self, model: nn.Module, *, bfloat16: bool = False) -> None:
         super().__init__()
         self.model, self.autocasts = model, bfloat16
+        self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) -> logits (B, K), float32 or better."""
@@ -141,8 +142,11 @@ def _pairs(model: nn.Module, image: Tensor) -> Iterator[tuple[str, Any, Any]]:
         for handle in handles:
             handle.remove()
     names = {module: name for name, module in model.named_modules()}
+    takers = [convolution for _, convolution in taken]
     for norm, convolution in taken:
         known = type(norm) is nn.BatchNorm2d or (hasattr(norm, "drop") and hasattr(norm, "act"))
         tracked = getattr(norm, "running_mean", None) is not None
-        if convolution is not None and known and tracked and used.count(norm) == used.count(convolution) == 1:
+        if convolution is None or not (known and tracked):
+            continue
+        if used.count(norm) == used.count(convolution) == takers.count(convolution) == 1:
             yield names[norm], norm, convolution

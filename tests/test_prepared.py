@@ -1,0 +1,172 @@
+"""Prepared copies give the same scores, follow the weights, and give way where they cannot be had."""
+
+import warnings
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from interp_models import MODELS
+from interp_models.prepared import Prepared, prepare
+from interp_models.scoring import logits_of
+from tests.conftest import TINY
+
+
+def trained(net: nn.Module) -> nn.Module:
+    """Statistics of batch norm as after some training."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
+            if module.weight is not None:
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, 0, 0.2)
+    return net
+
+
+def ours(name: str) -> nn.Module:
+    options = {"backbone": TINY, "weights": None, "output_stride": 16}
+    return MODELS.build(name, options | ({"depth": 2} if name == "prototree" else {}), num_classes=4)
+
+
+NETS: dict[str, Any] = {
+    "resnet18": lambda: torchvision.models.resnet18(weights=None, num_classes=4),
+    "mobilenet": lambda: torchvision.models.mobilenet_v3_small(weights=None, num_classes=4),
+    "densenet": lambda: timm.create_model("densenet121", num_classes=4),
+    "efficientnet": lambda: timm.create_model(TINY, num_classes=4),
+    "vit": lambda: timm.create_model("test_vit", num_classes=4, img_size=64),
+    **{name: lambda name=name: ours(name) for name in MODELS.names()},
+}
+FOLDED = {"resnet18", "mobilenet", "efficientnet", *MODELS.names()}
+"""Without any batch norm left."""
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_scores_are_the_models(name: str) -> None:
+    torch.manual_seed(0)
+    net, images = trained(NETS[name]()), torch.rand(3, 3, 64, 64)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = prepare(net, images)
+    assert isinstance(made, Prepared)
+    left = sum(isinstance(part, nn.BatchNorm2d) for part in made.modules())
+    assert (left == 0) == (name in FOLDED | {"vit"})
+    assert net.training
+    assert not made.training
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, before[key])
+    assert not any(parameter.requires_grad for parameter in made.parameters())
+    net.eval()
+    other = torch.rand(4, 3, 64, 64)  # not those that it was checked with
+    with torch.no_grad():
+        torch.testing.assert_close(made(other), logits_of(net(other)), rtol=1e-4, atol=1e-5)
+    assert prepare(net, other) is made
+
+
+def test_gradients_to_the_images_are_the_models() -> None:
+    net = trained(NETS["resnet18"]()).eval()
+    images = torch.rand(2, 3, 64, 64, requires_grad=True)
+    (expected,) = torch.autograd.grad(net(images)[:, 1].sum(), images)
+    (found,) = torch.autograd.grad(prepare(net, images)(images)[:, 1].sum(), images)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in net.parameters())
+
+
+def test_a_copy_follows_the_weights() -> None:
+    net, images = trained(NETS["efficientnet"]()).eval(), torch.rand(2, 3, 64, 64)
+    first = prepare(net, images)
+    with torch.no_grad():
+        net.conv_stem.weight.mul_(1.5)
+    second = prepare(net, images)
+    assert second is not first
+    with torch.no_grad():
+        torch.testing.assert_close(second(images), net(images), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(first(images), net(images), atol=1e-3)
+    net.load_state_dict(NETS["efficientnet"]().state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(prepare(net, images)(images), net(images), rtol=1e-4, atol=1e-5)
+
+
+class Twice(nn.Module):
+    """One batch norm after two convolutions, and one convolution before two batch norms: nothing can be folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+        self.norm, self.other = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.a(x), self.b(x)
+        return (self.norm(a) + self.norm(b) + self.other(a)).relu().mean(dim=(2, 3))
+
+
+def test_what_is_used_twice_is_not_folded() -> None:
+    net, images = trained(Twice()).eval(), torch.rand(2, 3, 16, 16)
+    made = prepare(net, images)
+    with torch.no_grad():
+        torch.testing.assert_close(made(images), net(images), rtol=1e-4, atol=1e-5)
+
+
+class Skip(nn.Module):
+    """A convolution whose output goes on beside the batch norm, unseen by hooks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.conv(x)
+        return (self.norm(z) + z).mean(dim=(2, 3))
+
+
+def test_a_copy_with_other_scores_gives_way_with_one_warning() -> None:
+    net, images = trained(Skip()).eval(), torch.rand(2, 3, 16, 16)
+    with pytest.warns(UserWarning, match="Skip is passed as it is, .* folded copy are .* of the largest away"):
+        assert prepare(net, images) is net
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert prepare(net, images) is net
+
+
+def test_a_model_that_cannot_be_copied_gives_way() -> None:
+    net, images = NETS["efficientnet"]().eval(), torch.rand(2, 3, 64, 64)
+    net.held = net.conv_stem.weight * 2  # no leaf of a graph: deepcopy refuses
+    with pytest.warns(UserWarning, match="EfficientNet is passed as it is"):
+        assert prepare(net, images) is net
+
+
+def test_wrapped_models_and_trainers() -> None:
+    class Wrapper(nn.Module):
+        """As torch.compile does it."""
+
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__()
+            self._orig_mod = module
+
+        def forward(self, x: Tensor) -> Any:
+            return self._orig_mod(x)
+
+    model, images = trained(ours("cnn")).eval(), torch.rand(2, 3, 64, 64)
+    trainer = object()
+    model._trainer = trainer  # type: ignore[assignment]
+    made = prepare(Wrapper(model), images)
+    assert isinstance(made, Prepared)
+    assert type(made.model) is type(model)
+    assert made.model._trainer is None
+    assert model._trainer is trainer
+    model._trainer = None  # type: ignore[assignment]
+    assert prepare(made, images) is made
+    assert prepare(model, images, "off") is model
+
+
+def test_bfloat16_is_near() -> None:
+    net, images = trained(NETS["resnet18"]()).eval(), torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        found, expected = prepare(net, images, "bfloat16")(images), net(images)
+    assert found.dtype == torch.float32
+    assert not torch.allclose(found, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1 * float(expected.abs().max()))
