@@ -52,7 +52,7 @@ EPOCHS, STEPS = 3, 6
 LR = 3e-3
 MODELS: dict[str, dict[str, Any]] = {
     "protopnet": {
-        "model": {"name": "protopnet", "prototypes_per_class": 2, "channels": 16, **BACKBONE},
+        "model": {"name": "protopnet", "prototypes_per_class": 2, "channels": 16, "last_layer_steps": 500, **BACKBONE},
         "phases": [
             {
                 "name": "warm",
@@ -68,7 +68,7 @@ MODELS: dict[str, dict[str, Any]] = {
                 "then": ["push", "fit_last_layer"],
                 "select": "last",
             },
-            {"name": "last", "epochs": EPOCHS, "lrs": {"last_layer": LR}},
+            {"name": "last", "epochs": EPOCHS, "lrs": {"last_layer": LR}, "eval_modules": ["backbone"]},
         ],
     },
     "prototree": {

@@ -181,7 +181,7 @@ def test_prototypes_are_patches_of_the_saved_model(odd_cub: Path, tmp_path: Path
     run = tmp_path / "tiny" / "run"
     node = config_of(odd_cub, run, 2)
     node["model"] = {**node["model"], "name": "protopnet", "prototypes_per_class": 8, "channels": 8}
-    node["phases"] = [{"epochs": 2, "lrs": SHORT, "then": ["push"]}]
+    node["phases"] = [{"epochs": 2, "lrs": SHORT, "then": ["push"], "select": "last"}]
     command("train.py", write_config(tmp_path / "c.yaml", node), *TWO, cwd=tmp_path)
     model, _ = load(run, "last")
     images = build_data(run_config(run)).dataset("train", augment=False)
