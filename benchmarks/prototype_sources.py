@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     p.add_argument("--out", type=Path, default=RESULTS)
     args = p.parse_args(argv)
     torch.set_num_threads(args.threads)
-    args.command = f"python -m benchmarks.prototype_sources --runs {' '.join(map(str, args.runs))}"
+    args.command = f"python -m benchmarks.prototype_sources --runs {' '.join(map(runs.run_name, args.runs))}"
     rows = [row for run in args.runs for row in measure(run)]
     return write("prototype_sources", args, "training images of the runs", rows)
 

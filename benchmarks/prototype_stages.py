@@ -154,9 +154,10 @@ def main(argv: Sequence[str] | None = None) -> Path:
     p.add_argument("--out", type=Path, default=RESULTS)
     args = p.parse_args(argv)
     torch.set_num_threads(args.threads)
+    runs_, reference = (" ".join(map(runs.run_name, folders)) for folders in (args.runs, args.reference))
     args.command = (
-        f"python -m benchmarks.prototype_stages --name {args.name} --runs {' '.join(map(str, args.runs))} "
-        f"--stages {' '.join(args.stages)} --reference {' '.join(map(str, args.reference))}"
+        f"python -m benchmarks.prototype_stages --name {args.name} --runs {runs_} --stages {' '.join(args.stages)}"
+        + (f" --reference {reference}" if reference else "")
     )
     return write(args.name, args, "test images of the runs", measure(args.runs, args.stages, args.reference, args.save))
 
