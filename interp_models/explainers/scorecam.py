@@ -1,0 +1,68 @@
+"""Score-CAM: feature maps weighted by the score of the image that they let through."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from interp_models.errors import InputError
+from interp_models.explainers.base import EXPLAINERS, Explainer
+from interp_models.explainers.features import activations
+from interp_models.scoring import Score, Target, default_batch, resolve_target
+
+
+@EXPLAINERS.register("scorecam")
+class ScoreCAM(Explainer):
+    """Score-CAM = ReLU(Σ_k w_k A_k), with u_k the score of x ⊙ H_k and H_k = A_k, upsampled bilinearly, stretched to
+    [0, 1] (Wang et al., CVPR Workshops 2020, algorithm 1).
+
+    Channels that are constant let nothing through and weigh 0. One pass per channel; masked images are made a few at
+    a time, so memory does not grow with the channels. The map has the layer's own resolution.
+
+    Args:
+        model: any module that returns logits.
+        layer: dotted name of the layer; None takes the last that gives a spatial map.
+        weights: `softmax` is w = softmax over the channels of u (the paper's algorithm, of logits); `increase` is u_k
+            less the score of a black image (with `score: probability` nearly the authors' code, which subtracts none).
+        score: what u is.
+        batch: masked images per pass; None chooses by the device.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        layer: str | None = None,
+        weights: Literal["softmax", "increase"] = "softmax",
+        score: Score = "logit",
+        batch: int | None = None,
+    ) -> None:
+        super().__init__(model, score=score)
+        if batch is not None and batch < 1:
+            raise InputError(f"scorecam needs batch >= 1; got {batch}")
+        self.layer, self.weights, self.batch = layer, weights, batch
+
+    @torch.no_grad()
+    def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
+        targets = resolve_target(target, self.scores(inputs))
+        a = activations(self, self.layer, inputs, targets)  # (B, C, h, w)
+        channels, size = a.shape[1], inputs.shape[-2:]
+        u = a.new_zeros(len(a) * channels)
+        jobs = torch.arange(len(u), device=a.device)
+        for chunk in torch.split(jobs, self.batch or default_batch(inputs)):
+            b = chunk // channels
+            masks = F.interpolate(a.flatten(0, 1)[chunk][:, None], size=size, mode="bilinear", align_corners=False)
+            masks = masks - masks.amin(dim=(2, 3), keepdim=True)
+            masks = masks / masks.amax(dim=(2, 3), keepdim=True).clamp(min=torch.finfo(masks.dtype).tiny)
+            found = self.scores(inputs[b] * masks.to(inputs.dtype))
+            u[chunk] = found.gather(1, targets[b][:, None])[:, 0].to(u.dtype)
+        u = u.view(len(a), channels)
+        constant = a.amin(dim=(2, 3)) == a.amax(dim=(2, 3))
+        if self.weights == "softmax":
+            u = u.masked_fill(constant, -torch.inf)
+            weights = u.softmax(dim=1).nan_to_num(nan=0.0)  # NaN if all are constant
+        else:
+            black = self.scores(torch.zeros_like(inputs[:1])).expand(len(a), -1)
+            weights = (u - black.gather(1, targets[:, None])).masked_fill(constant, 0.0)
+        return torch.einsum("bc,bchw->bhw", weights, a).relu()
