@@ -74,15 +74,21 @@ SUBJECTS = {"sequential": bare, "resnet18": resnet, "vgg": vgg} | {
 
 ALL = ("cnn", "bcnn", "protopnet", "prototree", "resnet18", "vgg", "sequential")
 OURS = ALL[:4]
+RELU = ("resnet18", "vgg", "sequential")
+"""Our models here stand on a trunk of SiLU; prototypes have a sigmoid before them, too."""
 MEAN_AND_LINEAR = ("cnn", "resnet18", "sequential")
 APPLIES = {
     "ablationcam": ALL,
     "activation_map": ALL,
     "cam": MEAN_AND_LINEAR,
+    "deconvnet": RELU,
     "eigencam": ALL,
+    "grad_x_input": ALL,
     "gradcam": ALL,
     "gradcam_pp": ALL,
+    "gradient": ALL,
     "guidancecam": ALL,
+    "guided_backprop": RELU,
     "hirescam": ALL,
     "intrinsic": OURS,
     "layercam": ALL,
