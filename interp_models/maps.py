@@ -21,3 +21,10 @@ def upsampled(maps: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
         with torch.autocast("cpu", enabled=False):
             large = rows @ some @ columns.T
         yield large
+
+
+def stretched(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps (B, h, w) upsampled bilinearly, each stretched to [0, 1], (B, 1, H, W); constant ones become 0."""
+    large = F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)
+    low, high = large.amin(dim=(2, 3), keepdim=True), large.amax(dim=(2, 3), keepdim=True)
+    return (large - low) / torch.where(high > low, high - low, 1.0)

@@ -43,6 +43,11 @@ class Prepared(nn.Module):
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
+def class_name(model: nn.Module) -> str:
+    """The class of a model; of a copy, that of its original."""
+    return type(model.model if isinstance(model, Prepared) else model).__name__
+
+
 def prepare(model: nn.Module, images: Tensor, how: Preparation = "exact") -> nn.Module:
     """What gives a model's logits faster, for work of many passes; made once, and again when its weights have changed.
 
@@ -55,12 +60,19 @@ def prepare(model: nn.Module, images: Tensor, how: Preparation = "exact") -> nn.
     """
     if how == "off" or isinstance(model, Prepared):
         return model
-    state = [(id(x), 0 if x.is_inference() else x._version) for x in chain(model.parameters(), model.buffers())]
-    known = _prepared.setdefault(model, {})
+    known, state = _prepared.setdefault(model, {}), _state(model)
     if how not in known or known[how][0] != state:
         with torch.inference_mode(False), evaluating(model):
             known[how] = (state, _prepare(model, images[:2].detach().clone(), how))
     return known[how][1] or model
+
+
+def _state(model: nn.Module) -> list[tuple[int, int, float]]:
+    """By which it is seen that weights have changed; their sums, as what is written to `.data` counts no version."""
+    tensors = [x.detach() for x in chain(model.parameters(), model.buffers())]
+    sums = torch.stack([x.sum(dtype=torch.float32).cpu() for x in tensors]).tolist() if tensors else []
+    versions = (0 if x.is_inference() else x._version for x in tensors)
+    return [(x.data_ptr(), version, total) for x, version, total in zip(tensors, versions, sums, strict=True)]
 
 
 def _prepare(model: nn.Module, images: Tensor, how: Preparation) -> nn.Module | None:

@@ -86,6 +86,9 @@ def test_a_copy_follows_the_weights() -> None:
     with torch.no_grad():
         torch.testing.assert_close(second(images), net(images), rtol=1e-4, atol=1e-5)
         assert not torch.allclose(first(images), net(images), atol=1e-3)
+    net.conv_stem.weight.data.mul_(1.5)  # counts no version
+    with torch.no_grad():
+        torch.testing.assert_close(prepare(net, images)(images), net(images), rtol=1e-4, atol=1e-5)
     net.load_state_dict(NETS["efficientnet"]().state_dict())
     with torch.no_grad():
         torch.testing.assert_close(prepare(net, images)(images), net(images), rtol=1e-4, atol=1e-5)

@@ -9,42 +9,26 @@ import torch
 from torch import Tensor, nn
 
 from interp_models.errors import InputError
-from interp_models.explainers.base import EXPLAINERS, Explainer, target_scores
-from interp_models.explainers.features import activations, linear_head, target_layer
-from interp_models.scoring import Score, Target, resolve_target, scores_of
+from interp_models.explainers.base import EXPLAINERS, target_scores
+from interp_models.explainers.features import LayerExplainer, activations, linear_head, target_layer
+from interp_models.scoring import Target, scores_of
 
 VALUES = 2**21
 """Activations per pass of the tail, 8 MiB: it is cheap, and a pass has its price."""
 
 
-class _OfTail(Explainer, ABC):
-    """Abstract: a map Σ_k w_k A_k whose weights need the part of the model after the layer alone.
+class _OfTail(LayerExplainer, ABC):
+    """Abstract: a map Σ_k w_k A_k whose weights need the part of the model after the layer alone."""
 
-    Args:
-        model: any module that returns logits.
-        layer: dotted name of the layer; None takes the last that gives a spatial map.
-        relu: keep positive evidence alone, as in the papers.
-        score: what is explained.
-    """
-
-    def __init__(
-        self, model: nn.Module, *, layer: str | None = None, relu: bool = True, score: Score = "logit"
-    ) -> None:
-        super().__init__(model, score=score)
-        self.layer, self.relu = layer, relu
-
-    def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
-        targets = resolve_target(target, self.scores(inputs))
-        try:
-            if self.score != "logit":
-                raise InputError("the closed form is of logits")
-            a, w, y = linear_head(self, self.layer, inputs, targets)
+    def _signed(self, inputs: Tensor, target: Target) -> Tensor:
+        head = linear_head(self, self.layer, inputs, target) if self.score == "logit" else None
+        if head is not None:
+            a, w, y = head
             weights = self._closed(a, w, y)
-        except InputError:
-            a = activations(self, self.layer, inputs, targets)
+        else:
+            a, targets = activations(self, self.layer, inputs, target)
             weights = self._general(inputs, a, targets)
-        maps = torch.einsum("bc,bchw->bhw", weights, a)
-        return maps.relu() if self.relu else maps
+        return torch.einsum("bc,bchw->bhw", weights, a)
 
     @abstractmethod
     def _closed(self, a: Tensor, w: Tensor, y: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from interp_models.errors import InputError
+from interp_models.prepared import Preparation, prepare
 from interp_models.registry import Registry
 from interp_models.scoring import (
     Score,
@@ -34,6 +35,9 @@ class Explainer(ABC):
         model: any module that returns logits, or an object with a field `logits`.
         score: what is explained, the target's `logit` or its `probability`.
     """
+
+    preparation: Preparation = "exact"
+    """How methods that pass many images make the model ready for that."""
 
     def __init__(self, model: nn.Module, *, score: Score = "logit") -> None:
         self.model = model
@@ -80,10 +84,9 @@ class Explainer(ABC):
     ) -> None:
         self._stack.close()
 
-    def scores(self, inputs: Tensor) -> Tensor:
-        """The explained scores (B, K) of images, without gradient."""
-        with torch.no_grad():
-            return scores_of(self.model(inputs), self.score)
+    def scorer(self, images: Tensor) -> nn.Module:
+        """The model, made ready to pass many images like these; to be asked for once in many passes."""
+        return prepare(self.model, images, self.preparation)
 
 
 def target_scores(output: Any, score: Score, target: Target) -> Tensor:

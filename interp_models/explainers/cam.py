@@ -5,8 +5,14 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from interp_models.errors import InputError
 from interp_models.explainers.base import EXPLAINERS, Explainer
-from interp_models.explainers.features import activations, activations_and_gradients, linear_head
+from interp_models.explainers.features import (
+    LayerExplainer,
+    activations,
+    activations_and_gradients,
+    linear_head,
+)
 from interp_models.scoring import Score, Target
 
 
@@ -24,7 +30,8 @@ class ActivationMap(Explainer):
         self.layer = layer
 
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
-        return activations(self, self.layer, inputs, target).mean(dim=1)
+        a, _ = activations(self, self.layer, inputs, target)
+        return a.mean(dim=1)
 
 
 @EXPLAINERS.register("eigencam")
@@ -45,7 +52,7 @@ class EigenCAM(Explainer):
         self.layer, self.centred = layer, centred
 
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
-        a = activations(self, self.layer, inputs, target)
+        a, _ = activations(self, self.layer, inputs, target)
         cells = a.flatten(2).transpose(1, 2)  # (B, h·w, C)
         mean = cells.mean(dim=2) - cells.mean(dim=(1, 2))[:, None]
         if self.centred:
@@ -75,29 +82,21 @@ class CAM(Explainer):
         self.layer = layer
 
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
-        a, weights, _ = linear_head(self, self.layer, inputs, target)
+        head = linear_head(self, self.layer, inputs, target)
+        if head is None:
+            raise InputError(
+                f"{type(self.model).__name__} does not end, after the layer, in the mean over cells and one linear "
+                "layer that gives the logits, so that its feature maps have no weights of classes"
+            )
+        a, weights, _ = head
         return torch.einsum("bc,bchw->bhw", weights, a)
 
 
-class _OfGradient(Explainer, ABC):
-    """Abstract: a map from A and g.
+class _OfGradient(LayerExplainer, ABC):
+    """Abstract: a map from A and g."""
 
-    Args:
-        model: any module that returns logits.
-        layer: dotted name of the layer; None takes the last that gives a spatial map.
-        relu: keep positive evidence alone.
-        score: what is explained.
-    """
-
-    def __init__(
-        self, model: nn.Module, *, layer: str | None = None, relu: bool = True, score: Score = "logit"
-    ) -> None:
-        super().__init__(model, score=score)
-        self.layer, self.relu = layer, relu
-
-    def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
-        maps = self._combine(*activations_and_gradients(self, self.layer, inputs, target))
-        return maps.relu() if self.relu else maps
+    def _signed(self, inputs: Tensor, target: Target) -> Tensor:
+        return self._combine(*activations_and_gradients(self, self.layer, inputs, target))
 
     @abstractmethod
     def _combine(self, a: Tensor, g: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """What class activation maps read of a model: a layer's activations, gradients and what comes after it."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,10 +13,35 @@ from torch import Tensor, nn
 from interp_models.errors import InputError
 from interp_models.explainers.base import Explainer, target_scores
 from interp_models.registry import unknown
-from interp_models.scoring import Target, explains_itself, logits_of, resolve_target
+from interp_models.scoring import Score, Target, explains_itself, logits_of, resolve_target
 
 _shared: ContextVar[dict[Any, tuple[Tensor, Tensor, Tensor]] | None] = ContextVar("shared_passes", default=None)
 _found: "WeakKeyDictionary[nn.Module, dict[tuple[int, ...], str]]" = WeakKeyDictionary()
+
+
+class LayerExplainer(Explainer, ABC):
+    """Abstract: a signed map of a layer's features, of which by default the positive part is kept.
+
+    Args:
+        model: any module that returns logits.
+        layer: dotted name of the layer; None takes the last that gives a spatial map.
+        relu: keep positive evidence alone.
+        score: what is explained.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, layer: str | None = None, relu: bool = True, score: Score = "logit"
+    ) -> None:
+        super().__init__(model, score=score)
+        self.layer, self.relu = layer, relu
+
+    def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
+        maps = self._signed(inputs, target)
+        return maps.relu() if self.relu else maps
+
+    @abstractmethod
+    def _signed(self, inputs: Tensor, target: Target) -> Tensor:
+        """(B, h, w)."""
 
 
 @contextmanager
@@ -104,12 +130,14 @@ def target_layer(model: nn.Module, layer: str | None, inputs: Tensor) -> nn.Modu
     return model.get_submodule(spatial[-1])
 
 
-def activations(explainer: Explainer, layer: str | None, inputs: Tensor, target: Target) -> Tensor:
-    """A of the target layer, float32 (B, C, h, w), by one pass; a target that does not exist is refused."""
+def activations(
+    explainer: Explainer, layer: str | None, inputs: Tensor, target: Target
+) -> tuple[Tensor, Tensor]:
+    """A of the target layer, float32 (B, C, h, w), and the classes of the images (B,), by one pass."""
     module = target_layer(explainer.model, layer, inputs)
     with torch.no_grad(), captured(module, gradient=False) as outputs:
-        resolve_target(target, logits_of(explainer.model(inputs)))
-    return last(outputs).float()
+        targets = resolve_target(target, logits_of(explainer.model(inputs)))
+    return last(outputs).float(), targets
 
 
 def activations_and_gradients(
@@ -143,13 +171,9 @@ def activations_and_gradients(
 
 def linear_head(
     explainer: Explainer, layer: str | None, inputs: Tensor, target: Target
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor] | None:
     """A (B, C, h, w), the weights w_c (B, C) of the targets and their logits (B,), of a network whose logits are
-    w · mean over cells of A + b; all float32, by one pass.
-
-    Raises:
-        InputError: if the network does not end like that after the layer.
-    """
+    w · mean over cells of A + b; all float32, by one pass. None if the network does not end like that."""
     model, seen = explainer.model, list[tuple[nn.Linear, Tensor, Tensor]]()
 
     def note(module: Any, args: Any, output: Any) -> None:
@@ -170,10 +194,7 @@ def linear_head(
                 weights = head.weight.detach().float()[targets]
                 return a, weights, logits.float().gather(1, targets[:, None])[:, 0]
             break
-    raise InputError(
-        f"{type(model).__name__} does not end, after the layer, in the mean over cells and one linear layer that "
-        "gives the logits, so that its feature maps have no weights of classes"
-    )
+    return None
 
 
 def last(outputs: list[Tensor]) -> Tensor:

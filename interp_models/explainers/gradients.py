@@ -43,14 +43,14 @@ class PixelExplainer(Explainer, ABC):
         self.channels: Channels = channels
 
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
-        return reduced(self.raw(inputs, target), self.channels)
+        return reduced(self.raw(self.model, inputs, target), self.channels)
 
     @abstractmethod
-    def raw(self, inputs: Tensor, target: Target) -> Tensor:
-        """(B, C, H, W)."""
+    def raw(self, model: nn.Module, inputs: Tensor, target: Target) -> Tensor:
+        """(B, C, H, W), of the explained model or of a copy that passes images faster."""
 
 
-def input_gradient(explainer: Explainer, inputs: Tensor, target: Target) -> Tensor:
+def input_gradient(model: nn.Module, inputs: Tensor, target: Target, score: Score) -> Tensor:
     """∂y/∂x (B, C, H, W) by one forward and backward pass.
 
     Raises:
@@ -58,10 +58,10 @@ def input_gradient(explainer: Explainer, inputs: Tensor, target: Target) -> Tens
     """
     x = inputs.detach().clone().requires_grad_(True)
     with torch.enable_grad():
-        score = target_scores(explainer.model(x), explainer.score, target).sum()
+        total = target_scores(model(x), score, target).sum()
     gradient = None
-    if score.requires_grad:
-        (gradient,) = torch.autograd.grad(score, x, allow_unused=True)
+    if total.requires_grad:
+        (gradient,) = torch.autograd.grad(total, x, allow_unused=True)
     if gradient is None:
         raise InputError("no gradient path from the score back to the images")
     return gradient
@@ -80,9 +80,9 @@ class Gradient(PixelExplainer):
     def __init__(self, model: nn.Module, *, channels: Channels = "max_abs", score: Score = "logit") -> None:
         super().__init__(model, channels=channels, score=score)
 
-    def raw(self, inputs: Tensor, target: Target) -> Tensor:
+    def raw(self, model: nn.Module, inputs: Tensor, target: Target) -> Tensor:
         """The gradient."""
-        return input_gradient(self, inputs, target)
+        return input_gradient(model, inputs, target, self.score)
 
 
 @EXPLAINERS.register("grad_x_input")
@@ -100,9 +100,9 @@ class GradXInput(PixelExplainer):
     def __init__(self, model: nn.Module, *, channels: Channels = "sum", score: Score = "logit") -> None:
         super().__init__(model, channels=channels, score=score)
 
-    def raw(self, inputs: Tensor, target: Target) -> Tensor:
+    def raw(self, model: nn.Module, inputs: Tensor, target: Target) -> Tensor:
         """The gradient times the images."""
-        return input_gradient(self, inputs, target) * inputs
+        return input_gradient(model, inputs, target, self.score) * inputs
 
 
 class _OfRule(PixelExplainer, ABC):
@@ -128,10 +128,10 @@ class _OfRule(PixelExplainer, ABC):
         super().__init__(model, channels=channels, score=score)
         self.activations = tuple(activations or ())
 
-    def raw(self, inputs: Tensor, target: Target) -> Tensor:
+    def raw(self, model: nn.Module, inputs: Tensor, target: Target) -> Tensor:
         """The gradient by the rule."""
-        with backward_rule(self.model, self.rule, self.activations) as check:
-            found = input_gradient(self, inputs, target)
+        with backward_rule(model, self.rule, self.activations) as check:
+            found = input_gradient(model, inputs, target, self.score)
             check()
         return found
 

@@ -1,13 +1,13 @@
 """Opti-CAM: the mixture of feature maps that, laid over the image, keeps the score highest."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from interp_models.errors import InputError
 from interp_models.explainers.base import EXPLAINERS, Explainer, target_scores
 from interp_models.explainers.features import activations
-from interp_models.scoring import Score, Target, resolve_target
+from interp_models.maps import stretched
+from interp_models.scoring import Score, Target
 
 
 @EXPLAINERS.register("opticam")
@@ -44,8 +44,8 @@ class OptiCAM(Explainer):
         self.layer, self.steps, self.lr, self.patience = layer, steps, lr, patience
 
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
-        targets = resolve_target(target, self.scores(inputs))
-        a = activations(self, self.layer, inputs, targets).relu()
+        a, targets = activations(self, self.layer, inputs, target)
+        a, model = a.relu(), self.scorer(inputs)
         u = torch.full(a.shape[:2], 0.5, device=a.device, requires_grad=True)
         optimizer = torch.optim.Adam([u], lr=self.lr)
         best, best_u = a.new_full((len(a),), -torch.inf), u.detach().clone()
@@ -54,7 +54,7 @@ class OptiCAM(Explainer):
         for _ in range(self.steps):
             with torch.enable_grad():
                 masks = stretched(_mixed(u[live], a[live]), (inputs.shape[-2], inputs.shape[-1]))
-                found = target_scores(self.model(inputs[live] * masks.to(inputs.dtype)), self.score, targets[live])
+                found = target_scores(model(inputs[live] * masks.to(inputs.dtype)), self.score, targets[live])
                 (gradient,) = torch.autograd.grad(-found.sum(), u)
             found = found.detach().to(best.dtype)
             better = found > best[live]
@@ -73,10 +73,3 @@ class OptiCAM(Explainer):
 def _mixed(u: Tensor, a: Tensor) -> Tensor:
     """Σ_k softmax(u)_k A_k, (B, h, w)."""
     return torch.einsum("bc,bchw->bhw", u.softmax(dim=1), a)
-
-
-def stretched(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps (B, h, w) upsampled bilinearly, each stretched to [0, 1], (B, 1, H, W); constant ones become 0."""
-    large = F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)
-    low, high = large.amin(dim=(2, 3), keepdim=True), large.amax(dim=(2, 3), keepdim=True)
-    return (large - low) / torch.where(high > low, high - low, 1.0)

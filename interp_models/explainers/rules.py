@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from interp_models.errors import InputError
+from interp_models.prepared import class_name
 from interp_models.registry import unknown
 
 Rule = Literal["deconvnet", "guided"]
@@ -84,11 +85,11 @@ def backward_rule(model: nn.Module, rule: Rule, activations: Sequence[str] = ())
     kinds = {type(part).__name__ for part in model.modules()}
     for name in activations:
         if name not in kinds:
-            raise unknown(f"activation of {type(model).__name__}:", name, sorted(kinds))
+            raise unknown(f"activation of {class_name(model)}:", name, sorted(kinds))
     left = sorted({type(part).__name__ for part in model.modules() if isinstance(part, OTHERS)} - set(activations))
     if left:
         raise InputError(
-            f"{type(model).__name__} has activations {', '.join(left)}, which {rule} has no rule for; "
+            f"{class_name(model)} has activations {', '.join(left)}, which {rule} has no rule for; "
             f"name them with activations=[{', '.join(left)}] to let through what is above 0"
         )
     mode = _Rules(rule)
@@ -101,7 +102,7 @@ def backward_rule(model: nn.Module, rule: Rule, activations: Sequence[str] = ())
 
     def check() -> None:
         if not mode.count + met:
-            raise InputError(f"{type(model).__name__} has no ReLU, which {rule} is about; name its activations")
+            raise InputError(f"{class_name(model)} has no ReLU, which {rule} is about; name its activations")
 
     named = [part for part in model.modules() if type(part).__name__ in activations]
     handles = [part.register_forward_hook(after) for part in named]

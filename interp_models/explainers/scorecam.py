@@ -3,13 +3,13 @@
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from interp_models.errors import InputError
 from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.explainers.features import activations
-from interp_models.scoring import Score, Target, default_batch, resolve_target
+from interp_models.maps import stretched
+from interp_models.scoring import Score, Target, default_batch, scores_of
 
 
 @EXPLAINERS.register("scorecam")
@@ -45,17 +45,14 @@ class ScoreCAM(Explainer):
 
     @torch.no_grad()
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
-        targets = resolve_target(target, self.scores(inputs))
-        a = activations(self, self.layer, inputs, targets)  # (B, C, h, w)
-        channels, size = a.shape[1], inputs.shape[-2:]
+        a, targets = activations(self, self.layer, inputs, target)  # (B, C, h, w)
+        model, channels, size = self.scorer(inputs), a.shape[1], (inputs.shape[-2], inputs.shape[-1])
         u = a.new_zeros(len(a) * channels)
         jobs = torch.arange(len(u), device=a.device)
         for chunk in torch.split(jobs, self.batch or default_batch(inputs)):
             b = chunk // channels
-            masks = F.interpolate(a.flatten(0, 1)[chunk][:, None], size=size, mode="bilinear", align_corners=False)
-            masks = masks - masks.amin(dim=(2, 3), keepdim=True)
-            masks = masks / masks.amax(dim=(2, 3), keepdim=True).clamp(min=torch.finfo(masks.dtype).tiny)
-            found = self.scores(inputs[b] * masks.to(inputs.dtype))
+            masks = stretched(a.flatten(0, 1)[chunk], size)
+            found = scores_of(model(inputs[b] * masks.to(inputs.dtype)), self.score)
             u[chunk] = found.gather(1, targets[b][:, None])[:, 0].to(u.dtype)
         u = u.view(len(a), channels)
         constant = a.amin(dim=(2, 3)) == a.amax(dim=(2, 3))
@@ -63,6 +60,6 @@ class ScoreCAM(Explainer):
             u = u.masked_fill(constant, -torch.inf)
             weights = u.softmax(dim=1).nan_to_num(nan=0.0)  # NaN if all are constant
         else:
-            black = self.scores(torch.zeros_like(inputs[:1])).expand(len(a), -1)
+            black = scores_of(model(torch.zeros_like(inputs[:1])), self.score).expand(len(a), -1)
             weights = (u - black.gather(1, targets[:, None])).masked_fill(constant, 0.0)
         return torch.einsum("bc,bchw->bhw", weights, a).relu()

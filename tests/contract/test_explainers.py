@@ -14,7 +14,18 @@ from tests.conftest import TINY
 from tests.contract import explainers as contract
 
 # Options that make a method fast enough for a test.
-OPTIONS = {"rise": {"masks": 12, "batch": 5}, "opticam": {"steps": 4}}
+OPTIONS = {
+    "rise": {"masks": 12, "batch": 5},
+    "opticam": {"steps": 4},
+    "integrated_gradients": {"steps": 3, "batch": 2},
+    "smoothgrad": {"samples": 3},
+    "smoothgrad_squared": {"samples": 3},
+    "vargrad": {"samples": 3, "batch": 5},
+    "smoothed_integrated_gradients": {"samples": 2, "steps": 3},
+    "smoothed_guided_backprop": {"samples": 3},
+    "integrated_smoothgrad": {"samples": 2, "steps": 3},
+    "integrated_guided_backprop": {"steps": 3},
+}
 OPTIONS_OF = {("scorecam", "resnet18"): {"layer": "layer1"}}  # 64 channels instead of 512
 
 
@@ -90,6 +101,9 @@ APPLIES = {
     "guidancecam": ALL,
     "guided_backprop": RELU,
     "hirescam": ALL,
+    "integrated_gradients": ALL,
+    "integrated_guided_backprop": RELU,
+    "integrated_smoothgrad": ALL,
     "intrinsic": OURS,
     "layercam": ALL,
     "liftcam": ("cnn", "resnet18", "vgg", "sequential"),
@@ -97,6 +111,11 @@ APPLIES = {
     "random": ALL,
     "rise": ALL,
     "scorecam": ALL,
+    "smoothed_guided_backprop": RELU,
+    "smoothed_integrated_gradients": ALL,
+    "smoothgrad": ALL,
+    "smoothgrad_squared": ALL,
+    "vargrad": ALL,
     "xgradcam": ALL,
 }
 """Written by hand: which explainer applies to which model. Everywhere else it refuses, and says why."""

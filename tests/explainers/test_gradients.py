@@ -60,11 +60,11 @@ def test_gradients_are_finite_differences():
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("target) * inputs", "target)"),
+        ("self.score) * inputs", "self.score)"),
         ("return raw.mean(dim=1)", "return raw.amax(dim=1)"),
         ("raw.abs().sum(dim=1) if", "raw.sum(dim=1) if"),
         ("else raw.abs().amax(dim=1)", "else raw.amax(dim=1)"),
-        ("explainer.score, target).sum()", "explainer.score, 0).sum()"),
+        ("score, target).sum()", "score, 0).sum()"),
     ],
 )  # fmt: skip
 def test_mutations_are_rejected(right, wrong):

@@ -80,8 +80,8 @@ def test_mutations_of_what_gradcam_reads_are_rejected(right, wrong, monkeypatch)
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("inputs, target).mean(dim=1)", "inputs, target).amax(dim=1)"),
-        ("inputs, target).mean(dim=1)", "inputs, target).sum(dim=1)"),
+        ("return a.mean(dim=1)", "return a.amax(dim=1)"),
+        ("return a.mean(dim=1)", "return a.sum(dim=1)"),
     ],
 )
 def test_mutations_of_activation_map_are_rejected(right, wrong):

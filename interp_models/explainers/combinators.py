@@ -1,0 +1,181 @@
+"""Means of another method's maps: over noisy copies of an image, and along a path to it."""
+
+from abc import ABC
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from interp_models.errors import InputError
+from interp_models.explainers.base import Explainer
+from interp_models.explainers.gradients import Channels, PixelExplainer, reduced
+from interp_models.rng import seed_of
+from interp_models.scoring import Target, default_batch, logits_of, resolve_target
+
+Average = Literal["mean", "square", "variance"]
+"""Of the maps of noisy copies: their mean, the mean of their squares, or their variance (divided by their number)."""
+NoiseScale = Literal["range", "absolute"]
+"""The noise's unit: each image's highest less its lowest value, or 1."""
+Quadrature = Literal["riemann", "gauss_legendre"]
+"""Points of a path: k / steps for k = 1 to steps, each of the same weight, or Gauss-Legendre's."""
+
+
+class Combinator(PixelExplainer, ABC):
+    """Abstract: a mean of another explainer's maps of many images, which are made and passed a few at a time.
+
+    Args:
+        base: any explainer; what it gives per colour is averaged per colour.
+        channels: how colours become one value; None as in the base, of a base without colours nothing.
+        batch: images that the base is given at a time; None chooses by the device.
+    """
+
+    def __init__(self, base: Explainer, *, channels: Channels | None, batch: int | None) -> None:
+        own = base.channels if isinstance(base, PixelExplainer) else "sum"
+        super().__init__(base.model, channels=channels or own, score=base.score)
+        if batch is not None and batch < 1:
+            raise InputError(f"batch must be at least 1; got {batch}")
+        self.base, self.batch = base, batch
+
+    def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
+        return reduced(self.raw(self.scorer(inputs), inputs, target), self.channels)
+
+    def _raw_of_base(self, model: nn.Module, inputs: Tensor, target: Target) -> Tensor:
+        if isinstance(self.base, PixelExplainer):
+            found = self.base.raw(model, inputs, target)
+        else:
+            self.base.preparation = self.preparation
+            found = self.base._attribute(inputs, target)[:, None]
+        return found.detach().to(torch.promote_types(found.dtype, torch.float32))
+
+    def _jobs(self, inputs: Tensor, each: int) -> tuple[Tensor, ...]:
+        """Numbers of (sample, image) pairs, in chunks; an image's samples follow one another in order."""
+        return torch.split(torch.arange(each * len(inputs), device=inputs.device), self.batch or default_batch(inputs))
+
+
+def resolved(model: nn.Module, inputs: Tensor, target: Target) -> Tensor:
+    """The class of each image (B,), settled on the image itself, not on its copies."""
+    if isinstance(target, Tensor):
+        return target.to(inputs.device)
+    with torch.no_grad():
+        return resolve_target(target, logits_of(model(inputs)))
+
+
+class Smooth(Combinator):
+    """(1/n) Σ_i M(x + ε_i) with ε_i ~ N(0, σ²), of the maps M of any explainer (Smilkov et al. 2017, section 3).
+
+    Noise i is a function of the seed and i, the same for all images, so the result does not depend on the batch.
+    Noisy copies are not clamped. The class is that of the image without noise.
+
+    Args:
+        base: any explainer.
+        samples: n.
+        noise: σ, in units of `noise_scale`.
+        noise_scale: see `NoiseScale`.
+        average: see `Average`.
+        channels: how colours become one value; None as in the base.
+        seed: of the noise.
+        batch: images that the base is given at a time; None chooses by the device.
+    """
+
+    def __init__(
+        self,
+        base: Explainer,
+        *,
+        samples: int = 15,
+        noise: float = 0.15,
+        noise_scale: NoiseScale = "range",
+        average: Average = "mean",
+        channels: Channels | None = None,
+        seed: int = 0,
+        batch: int | None = None,
+    ) -> None:
+        super().__init__(base, channels=channels, batch=batch)
+        if samples < 1 or not noise >= 0:
+            raise InputError(f"samples must be at least 1 and noise not below 0; got {samples}, {noise}")
+        self.samples, self.noise, self.noise_scale = samples, noise, noise_scale
+        self.average, self.seed = average, seed
+
+    def raw(self, model: nn.Module, inputs: Tensor, target: Target) -> Tensor:
+        """The average, (B, C, H, W) as the base's own."""
+        targets = resolved(model, inputs, target)
+        sigma = torch.full_like(inputs[:, :1, :1, :1], self.noise)
+        if self.noise_scale == "range":
+            sigma = sigma * (inputs.amax(dim=(1, 2, 3), keepdim=True) - inputs.amin(dim=(1, 2, 3), keepdim=True))
+        for chunk in self._jobs(inputs, self.samples):
+            i, b = chunk // len(inputs), chunk % len(inputs)
+            drawn = {n: self._noise(n, inputs) for n in i.unique().tolist()}
+            noisy = inputs[b] + sigma[b] * torch.stack([drawn[n] for n in i.tolist()])
+            found = self._raw_of_base(model, noisy, targets[b])
+            if not chunk[0]:
+                total, squares, first = (found.new_zeros(len(inputs), *found.shape[1:]) for _ in range(3))
+            if self.average == "variance":  # of differences from the first, else little would be left of large numbers
+                first[b[i == 0]] = found[i == 0]
+                found = found - first[b]
+            total.index_add_(0, b, found)
+            if self.average != "mean":
+                squares.index_add_(0, b, found.square())
+        if self.average == "mean":
+            return total / self.samples
+        squares = squares / self.samples
+        return squares if self.average == "square" else (squares - (total / self.samples).square()).clamp(min=0)
+
+    def _noise(self, number: int, inputs: Tensor) -> Tensor:
+        """N(0, 1), (C, H, W), drawn on the CPU, so that it is the same for every device."""
+        generator = torch.Generator().manual_seed(seed_of(self.seed, number))
+        return torch.randn(inputs.shape[1:], generator=generator).to(inputs)
+
+
+class Integrate(Combinator):
+    """(x - x') ⊙ ∫ M(x' + α (x - x')) dα over α from 0 to 1, of the maps M of any explainer.
+
+    Of gradients it is integrated gradients (Sundararajan et al., ICML 2017, equation 1). Maps that are not of the
+    image's size are averaged along the path, and not multiplied. The class is that of x.
+
+    Args:
+        base: any explainer.
+        steps: points of the path.
+        quadrature: see `Quadrature`; the paper's (equation 3) is `riemann`.
+        baseline: x', the value of all its pixels; 0 is black.
+        channels: how colours become one value; None as in the base.
+        batch: images that the base is given at a time; None chooses by the device.
+    """
+
+    def __init__(
+        self,
+        base: Explainer,
+        *,
+        steps: int = 50,
+        quadrature: Quadrature = "riemann",
+        baseline: float = 0.0,
+        channels: Channels | None = None,
+        batch: int | None = None,
+    ) -> None:
+        super().__init__(base, channels=channels, batch=batch)
+        if steps < 1:
+            raise InputError(f"steps must be at least 1; got {steps}")
+        self.steps, self.quadrature, self.baseline = steps, quadrature, baseline
+
+    def raw(self, model: nn.Module, inputs: Tensor, target: Target) -> Tensor:
+        """The integral, (B, C, H, W) as the base's own."""
+        targets, change = resolved(model, inputs, target), inputs - self.baseline
+        alphas, weights = (torch.as_tensor(x).to(inputs) for x in points(self.steps, self.quadrature))
+        for chunk in self._jobs(inputs, self.steps):
+            t, b = chunk // len(inputs), chunk % len(inputs)
+            found = self._raw_of_base(model, self.baseline + alphas[t].view(-1, 1, 1, 1) * change[b], targets[b])
+            if not chunk[0]:
+                total = found.new_zeros(len(inputs), *found.shape[1:])
+            total.index_add_(0, b, weights[t].view(-1, 1, 1, 1).to(found) * found)
+        return total * change if total.shape == change.shape else total
+
+
+def points(steps: int, quadrature: Quadrature) -> tuple[np.ndarray, np.ndarray]:
+    """Points in [0, 1] and their weights, which add up to 1.
+
+    >>> [x.tolist() for x in points(2, "riemann")]
+    [[0.5, 1.0], [0.5, 0.5]]
+    """
+    if quadrature == "riemann":
+        return np.arange(1, steps + 1) / steps, np.full(steps, 1 / steps)
+    x, weights = np.polynomial.legendre.leggauss(steps)
+    return (x + 1) / 2, weights / 2
