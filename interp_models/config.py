@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from interp_models.errors import InputError
 from interp_models.files import write_whole
+from interp_models.prepared import Preparation
 from interp_models.registry import parse
 from interp_models.training.recipe import Optimizer, Phase
 
@@ -59,6 +60,8 @@ class ExplanationConfig:
     """Class that is explained: `prediction`, `label`, or a class number."""
     batch: int | None = None
     """Images per pass of the metrics; null chooses by the device. Explainers have an option of their own."""
+    scorer: Preparation = "exact"
+    """How the model is made ready for many passes: `exact`, `compiled`, `bfloat16`, or `off`: passed as it is."""
     n_images: int | None = None
     """Images that are judged, drawn by seed; null takes all."""
 

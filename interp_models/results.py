@@ -17,7 +17,7 @@ from interp_models.files import whole, write_json, write_whole
 
 SCHEMA_VERSION = 1
 """Of `results.json`."""
-METHOD_VERSION = 1
+METHOD_VERSION = 2
 """Raised when an explainer or metric gives other numbers than before, which are not to be mixed."""
 
 Part = dict[str, Any]

@@ -16,7 +16,9 @@ from interp_models.data.base import Sample
 from interp_models.data.module import DataModule, draw
 from interp_models.errors import InputError
 from interp_models.explainers.base import EXPLAINERS, Explainer
+from interp_models.explainers.features import shared_passes
 from interp_models.metrics.base import METRICS, FaithfulnessMetric, Grid, metrics_of
+from interp_models.prepared import prepare
 from interp_models.results import PartialResults, Protocol, Provenance, write_results
 from interp_models.scoring import all_scores, evaluating, probabilities, resolve_target
 from interp_models.training.module import InterpModule
@@ -118,7 +120,7 @@ class ExplanationEvaluation(pl.Callback):
         data = _data(trainer)
         images = [data.test_images.image_id(int(index)) for index in data.test_indices]
         batches = [data.batch_size, trainer.world_size]
-        protocol = [plan.preset, self._grid, plan.max_steps, plan.target]
+        protocol = [plan.preset, self._grid, plan.max_steps, plan.target, plan.scorer]
         assert self.provenance is not None
         run = asdict(self.provenance)  # a run that was copied or renamed has rows of another name
         work = [run, self.weights_and_data, self.specs, list(self.keys), protocol, batches, images]
@@ -180,6 +182,8 @@ class ExplanationEvaluation(pl.Callback):
             self._explainers = {
                 label: EXPLAINERS.build(name, options, model=module) for label, name, options in self.specs
             }
+            for explainer in self._explainers.values():
+                explainer.preparation = self.plan.scorer
             self._grid = resolve_grid(self.plan.grid, module, image_size)
             plan = self.plan
             self._metrics = {
@@ -196,13 +200,13 @@ class ExplanationEvaluation(pl.Callback):
         """All explainers and metrics on one batch; an explainer's values and maps are kept once they are there."""
         # Lightning evaluates in inference mode, whose tensors must end neither in states nor in graphs. Its mixed
         # precision ends before callbacks: clean scores must not come from its pass, where masked ones are of float32.
-        with torch.inference_mode(False), torch.no_grad(), evaluating(module):
+        with torch.inference_mode(False), torch.no_grad(), evaluating(module), shared_passes():
             rows = [i for i, n in enumerate(batch.index.tolist()) if self._drawn is None or n in self._drawn]
             if not rows:
                 self._bar.update(len(self._explainers))
                 return
             images, label, index = (x.clone()[rows] for x in (batch.image, batch.label, batch.index))
-            score_fn = probabilities(module)
+            score_fn = probabilities(prepare(module, images, self.plan.scorer))
             chances = all_scores(score_fn, images, self.plan.batch)
             target = self._target(chances, label)
             clean = chances.gather(1, target[:, None])[:, 0]

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,7 +16,7 @@ from interp_models.explainers.base import Explainer, target_scores
 from interp_models.registry import unknown
 from interp_models.scoring import Score, Target, explains_itself, logits_of, resolve_target
 
-_shared: ContextVar[dict[Any, tuple[Tensor, Tensor, Tensor]] | None] = ContextVar("shared_passes", default=None)
+_shared: "ContextVar[dict[Any, _Pass] | None]" = ContextVar("shared_passes", default=None)
 _found: "WeakKeyDictionary[nn.Module, dict[tuple[int, ...], str]]" = WeakKeyDictionary()
 
 
@@ -46,8 +47,8 @@ class LayerExplainer(Explainer, ABC):
 
 @contextmanager
 def shared_passes() -> Iterator[None]:
-    """While open, methods that read the same layer's activations and gradients, for the same score of the same images,
-    share one forward pass and the tail's backward. The model's weights must not change."""
+    """While open, methods that read the same layer of the same images share one forward pass and, for the same score,
+    the tail's backward. Neither weights nor images must change."""
     token = _shared.set({})
     try:
         yield
@@ -130,14 +131,50 @@ def target_layer(model: nn.Module, layer: str | None, inputs: Tensor) -> nn.Modu
     return model.get_submodule(spatial[-1])
 
 
+@dataclass
+class _Pass:
+    """What one forward pass of some images left."""
+
+    inputs: Tensor
+    """Held, so that no other images come to lie at their place."""
+    a: Tensor
+    output: Any
+    linear: list[tuple[nn.Linear, Tensor, Tensor]]
+    """Layers with what they were given and what they gave."""
+    gradients: dict[Any, Tensor] = field(default_factory=dict)
+    """g by score and classes."""
+
+
+def _passed(explainer: Explainer, layer: str | None, inputs: Tensor, *, gradient: bool) -> _Pass:
+    """A forward pass up to the layer without a graph and, if a gradient is asked for, from there on with one."""
+    model, module, shared = explainer.model, target_layer(explainer.model, layer, inputs), _shared.get()
+    key = (id(model), id(module), inputs.data_ptr(), tuple(inputs.shape), inputs._version)
+    if shared is not None and key in shared:
+        return shared[key]
+    linear: list[tuple[nn.Linear, Tensor, Tensor]] = []
+
+    def note(part: Any, args: Any, output: Any) -> None:
+        linear.append((part, args[0].detach(), output.detach()))
+
+    handles = [part.register_forward_hook(note) for part in model.modules() if isinstance(part, nn.Linear)]
+    try:
+        with torch.no_grad(), captured(module, gradient=gradient or shared is not None) as outputs:
+            output = model(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    made = _Pass(inputs, last(outputs), output, linear)
+    if shared is not None:
+        shared[key] = made
+    return made
+
+
 def activations(
     explainer: Explainer, layer: str | None, inputs: Tensor, target: Target
 ) -> tuple[Tensor, Tensor]:
     """A of the target layer, float32 (B, C, h, w), and the classes of the images (B,), by one pass."""
-    module = target_layer(explainer.model, layer, inputs)
-    with torch.no_grad(), captured(module, gradient=False) as outputs:
-        targets = resolve_target(target, logits_of(explainer.model(inputs)))
-    return last(outputs).float(), targets
+    made = _passed(explainer, layer, inputs, gradient=False)
+    return made.a.detach().float(), resolve_target(target, logits_of(made.output).detach())
 
 
 def activations_and_gradients(
@@ -148,25 +185,20 @@ def activations_and_gradients(
     Raises:
         InputError: if the score does not depend on the layer through differentiable operations.
     """
-    module = target_layer(explainer.model, layer, inputs)
-    shared = _shared.get()
+    made = _passed(explainer, layer, inputs, gradient=True)
     classes = None if target is None else tuple(torch.as_tensor(target).flatten().tolist())
-    place = (inputs.data_ptr(), tuple(inputs.shape), inputs._version)
-    key = (id(explainer.model), id(module), explainer.score, classes, place)
-    if shared is not None and key in shared:
-        return shared[key][1:]
-    with torch.no_grad(), captured(module, gradient=True) as outputs:
-        score = target_scores(explainer.model(inputs), explainer.score, target).sum()
-    a = last(outputs)
-    g = None
-    if score.requires_grad:
-        (g,) = torch.autograd.grad(score, a, allow_unused=True)
-    if g is None:
-        raise InputError(f"no gradient path from the score back to layer {layer or type(module).__name__}")
-    found = (a.detach().float(), g.float())
-    if shared is not None:
-        shared[key] = (inputs, *found)  # the images are held, so that no others come to lie at their place
-    return found
+    key = (explainer.score, classes)
+    if key not in made.gradients:
+        with torch.enable_grad():
+            score = target_scores(made.output, explainer.score, target).sum()
+        g = None
+        if score.requires_grad:
+            (g,) = torch.autograd.grad(score, made.a, allow_unused=True, retain_graph=_shared.get() is not None)
+        if g is None:
+            module = type(target_layer(explainer.model, layer, inputs)).__name__
+            raise InputError(f"no gradient path from the score back to layer {layer or module}")
+        made.gradients[key] = g.float()
+    return made.a.detach().float(), made.gradients[key]
 
 
 def linear_head(
@@ -174,21 +206,10 @@ def linear_head(
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """A (B, C, h, w), the weights w_c (B, C) of the targets and their logits (B,), of a network whose logits are
     w · mean over cells of A + b; all float32, by one pass. None if the network does not end like that."""
-    model, seen = explainer.model, list[tuple[nn.Linear, Tensor, Tensor]]()
-
-    def note(module: Any, args: Any, output: Any) -> None:
-        seen.append((module, args[0].detach(), output.detach()))
-
-    handles = [part.register_forward_hook(note) for part in model.modules() if isinstance(part, nn.Linear)]
-    try:
-        with torch.no_grad(), captured(target_layer(model, layer, inputs), gradient=False) as outputs:
-            logits = logits_of(model(inputs))
-    finally:
-        for handle in handles:
-            handle.remove()
-    a, targets = last(outputs).float(), resolve_target(target, logits)
-    mean = a.mean(dim=(2, 3))
-    for head, pooled, output in reversed(seen):
+    made = _passed(explainer, layer, inputs, gradient=False)
+    a, logits = made.a.detach().float(), logits_of(made.output).detach()
+    targets, mean = resolve_target(target, logits), a.mean(dim=(2, 3))
+    for head, pooled, output in reversed(made.linear):
         if output.shape == logits.shape and torch.equal(output, logits):
             if pooled.shape == mean.shape and torch.allclose(pooled.float(), mean, rtol=1e-3, atol=1e-5):
                 weights = head.weight.detach().float()[targets]
