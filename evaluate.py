@@ -16,7 +16,8 @@ from typing import Any
 from pytorch_lightning.utilities import rank_zero_only
 
 from interp_models import runs
-from interp_models.callbacks.explanation_evaluation import ExplanationEvaluation, resolve_grid
+from interp_models.callbacks.explanation_evaluation import ExplanationEvaluation
+from interp_models.callbacks.plan import resolve_grid
 from interp_models.callbacks.prototype_evaluation import PrototypeEvaluation
 from interp_models.cli import check_trainer, make_trainer, quiet, run_script, seed_everything, tell_skipped
 from interp_models.comparison import Evaluated, check_same_images, compare

@@ -74,8 +74,9 @@ def logits_of(output: Any) -> Tensor:
 
 
 def scores_of(output: Any, score: Score) -> Tensor:
-    """Scores (B, K) in float32: logits as they are, or their softmax."""
-    logits = logits_of(output).float()
+    """Scores (B, K) in float32 or better: logits as they are, or their softmax."""
+    logits = logits_of(output)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits if score == "logit" else logits.softmax(dim=1)
 
 

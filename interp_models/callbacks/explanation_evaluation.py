@@ -1,7 +1,6 @@
 """Where models, explainers and metrics meet: every explainer's maps through every metric, on the same images."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from interp_models.callbacks.plan import explainer_specs, resolve_grid
 from interp_models.config import ExplanationConfig, ValidationConfig
 from interp_models.data.base import Sample
 from interp_models.data.module import DataModule, draw
 from interp_models.errors import InputError
 from interp_models.explainers.base import EXPLAINERS, Explainer
+from interp_models.explainers.controls import GroundTruth
 from interp_models.explainers.features import shared_passes
 from interp_models.metrics.base import METRICS, FaithfulnessMetric, Grid, metrics_of
 from interp_models.prepared import prepare
@@ -82,7 +83,7 @@ class ExplanationEvaluation(pl.Callback):
         if self._due(trainer):
             data = _data(trainer)
             self._drawn = set(draw(data.val_indices, self.plan.n_images, self.seed).tolist())
-            self._prepare(module, data.image_size)
+            self._prepare(module, data)
             self._bar = self._progress(
                 int(trainer.num_val_batches[0]), trainer.is_global_zero and trainer.progress_bar_callback is not None
             )
@@ -115,7 +116,7 @@ class ExplanationEvaluation(pl.Callback):
         if self.folder is None:
             return
         self._drawn = None
-        self._prepare(module, _data(trainer).image_size)
+        self._prepare(module, _data(trainer))
         plan = self.plan
         data = _data(trainer)
         images = [data.test_images.image_id(int(index)) for index in data.test_indices]
@@ -176,7 +177,7 @@ class ExplanationEvaluation(pl.Callback):
         total = batches * len(self._explainers)
         return tqdm(total=total, disable=not shown, desc="explanations", unit="batch", leave=False)
 
-    def _prepare(self, module: pl.LightningModule, image_size: int) -> None:
+    def _prepare(self, module: pl.LightningModule, data: DataModule) -> None:
         assert isinstance(module, InterpModule)
         with torch.inference_mode(False):
             self._explainers = {
@@ -184,7 +185,7 @@ class ExplanationEvaluation(pl.Callback):
             }
             for explainer in self._explainers.values():
                 explainer.preparation = self.plan.scorer
-            self._grid = resolve_grid(self.plan.grid, module, image_size)
+            self._grid = resolve_grid(self.plan.grid, module, data.image_size)
             plan = self.plan
             self._metrics = {
                 label: {
@@ -206,6 +207,10 @@ class ExplanationEvaluation(pl.Callback):
                 self._bar.update(len(self._explainers))
                 return
             images, label, index = (x.clone()[rows] for x in (batch.image, batch.label, batch.index))
+            boxes = None if batch.box is None else batch.box.clone()[rows]
+            shown = [name for name, explainer in self._explainers.items() if isinstance(explainer, GroundTruth)]
+            if shown and boxes is None:
+                raise InputError(f"{', '.join(shown)}: the data set has no boxes, which are the ground truth shown")
             score_fn = probabilities(prepare(module, images, self.plan.scorer))
             chances = all_scores(score_fn, images, self.plan.batch)
             target = self._target(chances, label)
@@ -216,7 +221,10 @@ class ExplanationEvaluation(pl.Callback):
             for name, explainer in self._explainers.items():
                 part = self._partial.find(name, index) if self._partial else None
                 if part is None:
-                    maps = explainer.attribute(images, target)
+                    if isinstance(explainer, GroundTruth):
+                        maps = explainer.attribute(images, target, boxes)
+                    else:
+                        maps = explainer.attribute(images, target)
                     values: dict[str, Tensor] = {}
                     for metric in self._metrics[name].values():
                         values |= metric.score(score_fn, images, maps, target, clean)
@@ -256,42 +264,3 @@ class ExplanationEvaluation(pl.Callback):
 def _data(trainer: pl.Trainer) -> DataModule:
     data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
     return data
-
-
-def explainer_specs(items: Sequence[Any]) -> list[tuple[str, str, dict[str, Any]]]:
-    """Label, name and all options, defaults included, of the explainers of a config.
-
-    Raises:
-        InputError: for an unknown explainer, one that is no name or mapping, or a label that is taken.
-    """
-    specs: list[tuple[str, str, dict[str, Any]]] = []
-    for item in items:
-        node = {"name": item} if isinstance(item, str) else item
-        if not isinstance(node, dict) or not isinstance(node.get("name"), str):
-            raise InputError(f"an explainer is a name, or a mapping with 'name' and options; got {item!r}")
-        options = {key: value for key, value in node.items() if key not in ("name", "label")}
-        options = EXPLAINERS.options(node["name"], options, given=("model",))
-        label = str(node.get("label", node["name"]))
-        if "/" in label or label.startswith(".") or not label:
-            raise InputError(f"explainer label {label!r} becomes a file's name; it must not hold '/' or begin with '.'")
-        if any(label == other for other, _, _ in specs):
-            raise InputError(f"explainer {label!r} is listed twice; give one of them another label")
-        specs.append((label, node["name"], options))
-    return specs
-
-
-def resolve_grid(grid: Any, model: InterpModule, image_size: int) -> Grid | None:
-    """Cells that maps are brought to: as given, None for `native`, or by default the model's last feature grid.
-
-    Raises:
-        InputError: unless it is [rows, columns], `native` or null.
-    """
-    if grid == "native":
-        return None
-    if grid is None:
-        with torch.no_grad(), evaluating(model):
-            maps = model(torch.zeros(1, 3, image_size, image_size, device=model.device)).maps
-        return int(maps.shape[-2]), int(maps.shape[-1])
-    if isinstance(grid, list | tuple) and len(grid) == 2 and all(isinstance(side, int) and side > 0 for side in grid):
-        return int(grid[0]), int(grid[1])
-    raise InputError(f"grid must be [rows, columns], 'native' or null; got {grid!r}")

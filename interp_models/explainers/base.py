@@ -54,12 +54,7 @@ class Explainer(ABC):
         Raises:
             InputError: for images that are not (B, C, H, W), hold NaN, or a class that does not exist.
         """
-        if inputs.dim() != 4 or not inputs.is_floating_point():
-            found = f"{inputs.dtype} {tuple(inputs.shape)}"
-            raise InputError(f"inputs must be float images (batch, channels, height, width); got {found}")
-        low, high = torch.aminmax(inputs) if inputs.numel() else (torch.zeros(()), torch.zeros(()))
-        if not (math.isfinite(low) and math.isfinite(high)):  # far cheaper than isfinite of every pixel
-            raise InputError("inputs hold NaN or infinite pixels")
+        check_images(inputs)
         # Lightning evaluates in inference mode, whose tensors autograd refuses.
         with torch.inference_mode(False), evaluating(self.model):
             images = inputs.clone() if inputs.is_inference() else inputs.detach()
@@ -87,6 +82,16 @@ class Explainer(ABC):
     def scorer(self, images: Tensor) -> nn.Module:
         """The model, made ready to pass many images like these; to be asked for once in many passes."""
         return prepare(self.model, images, self.preparation)
+
+
+def check_images(inputs: Tensor) -> None:
+    """Raise `InputError` unless inputs are float images (B, C, H, W) of finite pixels."""
+    if inputs.dim() != 4 or not inputs.is_floating_point():
+        found = f"{inputs.dtype} {tuple(inputs.shape)}"
+        raise InputError(f"inputs must be float images (batch, channels, height, width); got {found}")
+    low, high = torch.aminmax(inputs) if inputs.numel() else (torch.zeros(()), torch.zeros(()))
+    if not (math.isfinite(low) and math.isfinite(high)):  # far cheaper than isfinite of every pixel
+        raise InputError("inputs hold NaN or infinite pixels")
 
 
 def target_scores(output: Any, score: Score, target: Target) -> Tensor:

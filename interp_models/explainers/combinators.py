@@ -104,7 +104,7 @@ class Smooth(Combinator):
             sigma = sigma * (inputs.amax(dim=(1, 2, 3), keepdim=True) - inputs.amin(dim=(1, 2, 3), keepdim=True))
         for chunk in self._jobs(inputs, self.samples):
             i, b = chunk // len(inputs), chunk % len(inputs)
-            drawn = {n: self._noise(n, inputs) for n in i.unique().tolist()}
+            drawn = {n: self._noise(n, inputs) for n in set(i.tolist())}
             noisy = inputs[b] + sigma[b] * torch.stack([drawn[n] for n in i.tolist()])
             found = self._raw_of_base(model, noisy, targets[b])
             if not chunk[0]:

@@ -169,9 +169,7 @@ def _passed(explainer: Explainer, layer: str | None, inputs: Tensor, *, gradient
     return made
 
 
-def activations(
-    explainer: Explainer, layer: str | None, inputs: Tensor, target: Target
-) -> tuple[Tensor, Tensor]:
+def activations(explainer: Explainer, layer: str | None, inputs: Tensor, target: Target) -> tuple[Tensor, Tensor]:
     """A of the target layer, float32 (B, C, h, w), and the classes of the images (B,), by one pass."""
     made = _passed(explainer, layer, inputs, gradient=False)
     return made.a.detach().float(), resolve_target(target, logits_of(made.output).detach())

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ class RISE(Explainer):
         masks: number of masks N (paper: 4000 for VGG16, 8000 for ResNet-50).
         cells: side s of the grid.
         p1: probability that a cell is kept.
+        upsampling: `bilinear`, with shifts, as above; `nearest` cells have hard borders and lie still (with 14 cells
+            the masks of BenchmarkReliability, the code of Gomez et al. 2023).
         seed: of the masks.
         score: the paper weights masks by the class probability.
         batch: masked images per pass; None chooses by the device.
@@ -40,6 +43,7 @@ class RISE(Explainer):
         masks: int = 8000,
         cells: int = 7,
         p1: float = 0.5,
+        upsampling: Literal["bilinear", "nearest"] = "bilinear",
         seed: int = 0,
         score: Score = "probability",
         batch: int | None = None,
@@ -48,6 +52,7 @@ class RISE(Explainer):
         if masks < 1 or cells < 1 or not 0 < p1 < 1 or (batch is not None and batch < 1):
             raise InputError(f"rise needs masks, cells, batch >= 1 and 0 < p1 < 1; got {masks}, {cells}, {batch}, {p1}")
         self.masks, self.cells, self.p1, self.seed, self.batch = masks, cells, p1, seed, batch
+        self.upsampling = upsampling
 
     @torch.no_grad()
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
@@ -74,6 +79,10 @@ class RISE(Explainer):
             draws = uniform(self.seed, numbers, np.arange(self.cells**2 + 2))  # grid, then the two shifts
             grids = torch.as_tensor(draws[:, :-2] < self.p1, dtype=torch.float32, device=inputs.device)
             grids = grids.view(-1, 1, self.cells, self.cells)
+            if self.upsampling == "nearest":
+                y, x = (torch.arange(n, device=inputs.device) * self.cells // n for n in (height, width))
+                yield grids[:, 0, y][:, :, x]
+                continue
             shifts = (draws[:, -2:] * cell).astype(int)
             large = F.interpolate(grids, size=size, mode="bilinear", align_corners=False)[:, 0]
             yield torch.stack([m[y : y + height, x : x + width] for m, (y, x) in zip(large, shifts, strict=True)])

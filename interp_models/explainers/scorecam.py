@@ -61,5 +61,5 @@ class ScoreCAM(Explainer):
             weights = u.softmax(dim=1).nan_to_num(nan=0.0)  # NaN if all are constant
         else:
             black = scores_of(model(torch.zeros_like(inputs[:1])), self.score).expand(len(a), -1)
-            weights = (u - black.gather(1, targets[:, None])).masked_fill(constant, 0.0)
+            weights = (u - black.gather(1, targets[:, None]).to(u.dtype)).masked_fill(constant, 0.0)
         return torch.einsum("bc,bchw->bhw", weights, a).relu()

@@ -10,8 +10,8 @@ from torch import nn
 
 from interp_models.explainers import cam
 from interp_models.explainers.cam import ActivationMap, GradCAM
+from interp_models.explainers.controls import Random
 from interp_models.explainers.intrinsic import Intrinsic
-from interp_models.explainers.random import Random
 from interp_models.explainers.rise import RISE
 from tests.conftest import PoolLinear
 from tests.mutation import mutated

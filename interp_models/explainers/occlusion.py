@@ -1,0 +1,67 @@
+"""Occlusion: what the score loses where a square hides the image."""
+
+import torch
+from torch import Tensor, nn
+
+from interp_models.errors import InputError
+from interp_models.explainers.base import EXPLAINERS, Explainer
+from interp_models.scoring import Score, Target, default_batch, resolve_target, scores_of
+
+
+@EXPLAINERS.register("occlusion")
+class Occlusion(Explainer):
+    """S(p) = the mean of y(x) - y(x with a square hidden) over the squares that hide p (Zeiler and Fergus, ECCV 2014,
+    section 4.2).
+
+    Squares begin every `stride` pixels from the upper left corner on, until they reach the other borders, which cut
+    them. One pass per square; hidden images are made a few at a time. The map has the resolution of the input.
+
+    Args:
+        model: any module that returns logits.
+        window: side of the square in pixels.
+        stride: distance of squares in pixels.
+        fill: value of its pixels; 0.5 is grey, as in the paper.
+        score: what is lost; the paper's is the probability.
+        batch: images per pass; None chooses by the device.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        window: int = 32,
+        stride: int = 16,
+        fill: float = 0.5,
+        score: Score = "probability",
+        batch: int | None = None,
+    ) -> None:
+        super().__init__(model, score=score)
+        if not 1 <= stride <= window or (batch is not None and batch < 1):
+            raise InputError(
+                f"occlusion needs 1 <= stride <= window, for squares to hide all, and batch >= 1; got stride {stride}, "
+                f"window {window}, batch {batch}"
+            )
+        self.window, self.stride, self.fill, self.batch = window, stride, fill, batch
+
+    @torch.no_grad()
+    def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
+        model = self.scorer(inputs)
+        whole = scores_of(model(inputs), self.score)
+        targets = resolve_target(target, whole)
+        rows, columns = (self._bands(n, inputs.device) for n in inputs.shape[-2:])
+        jobs = torch.arange(len(inputs) * len(rows) * len(columns), device=inputs.device)
+        scores = whole.new_empty(len(jobs))
+        for chunk in torch.split(jobs, self.batch or default_batch(inputs)):
+            b, square = chunk // (len(rows) * len(columns)), chunk % (len(rows) * len(columns))
+            hidden = rows[square // len(columns)][:, :, None] & columns[square % len(columns)][:, None, :]
+            found = scores_of(model(inputs[b].masked_fill(hidden[:, None], self.fill)), self.score)
+            scores[chunk] = found.gather(1, targets[b][:, None])[:, 0].to(scores.dtype)
+        lost = whole.gather(1, targets[:, None])[:, :, None] - scores.view(len(inputs), len(rows), len(columns))
+        up, across = rows.to(lost.dtype), columns.to(lost.dtype)
+        return (up.T @ lost @ across) / (up.sum(dim=0)[:, None] * across.sum(dim=0))
+
+    def _bands(self, side: int, device: torch.device) -> Tensor:
+        """(n, side) bool, the pixels along one axis of each of n squares."""
+        starts = torch.arange(0, max(1, side - self.window + self.stride), self.stride, device=device)[:, None]
+        pixels = torch.arange(side, device=device)
+        return (pixels >= starts) & (pixels < starts + self.window)
