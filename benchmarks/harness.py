@@ -33,6 +33,7 @@ from interp_models.data.base import decode_image
 from interp_models.data.part_birds import PartBirds
 from interp_models.data.transforms import plain_transform
 from interp_models.files import write_json
+from interp_models.scoring import logits_of
 
 RESULTS = Path(__file__).parent / "results"
 BATCHES = (2, 4, 8, 16, 32)
@@ -145,15 +146,21 @@ def flops(work: Work) -> int:
     return int(counter.get_total_flops())
 
 
-def chain(model: nn.Module, images: Tensor, passes: int, batch: int) -> tuple[Work, float]:
-    """At least `passes` plain passes in whole batches; and passes ÷ those made, by which its time is multiplied."""
+def chain(model: nn.Module, images: Tensor, passes: int, batch: int, *, gradient: bool = False) -> tuple[Work, float]:
+    """At least `passes` plain passes in whole batches; and passes ÷ those made, by which its time is multiplied.
+
+    With `gradient` a pass goes there and, from the first class's score, back to the images.
+    """
     made = -(-passes // batch) * batch
     inputs = images[torch.arange(batch) % len(images)].contiguous()
 
     def run() -> None:
-        with torch.no_grad():
+        with torch.set_grad_enabled(gradient):
             for _ in range(made // batch):
-                model(inputs)
+                x = inputs.clone().requires_grad_(gradient)
+                output = model(x)
+                if gradient:
+                    torch.autograd.grad(logits_of(output)[:, 0].sum(), x)
 
     return run, passes / made
 
@@ -164,9 +171,11 @@ def batch_times(
     sizes: Sequence[int] = BATCHES,
     rounds: int = 5,
     clock: Callable[[], float] = time.perf_counter,
+    *,
+    gradient: bool = False,
 ) -> dict[int, float]:
     """Seconds of one plain pass per image at each batch size, the median of rounds of equally many images each."""
-    chains = {size: chain(model, images, max(sizes), size) for size in sizes}
+    chains = {size: chain(model, images, max(sizes), size, gradient=gradient) for size in sizes}
     seconds: dict[int, list[float]] = {size: [] for size in sizes}
     for number in range(rounds + 1):
         for size, (run, scale) in chains.items():
@@ -187,6 +196,8 @@ class Bench:
         pairs: measurements of work and floor.
         seconds: work is repeated until a measurement takes about this long.
         clock: wall clock or the process's own time.
+        sizes: batch sizes among which the best is looked for.
+        gradient: passes of the floor go back to the images, too.
     """
 
     model: nn.Module
@@ -195,12 +206,14 @@ class Bench:
     seconds: float = 1.0
     clock: Callable[[], float] = time.perf_counter
     sizes: Sequence[int] = BATCHES
+    gradient: bool = False
     times: dict[int, float] = field(init=False)
     """Seconds of a pass by batch size."""
 
     def __post_init__(self) -> None:
         self.model.eval()
-        self.times = batch_times(self.model, self.images, self.sizes, max(1, min(5, self.pairs)), self.clock)
+        rounds = max(1, min(5, self.pairs))
+        self.times = batch_times(self.model, self.images, self.sizes, rounds, self.clock, gradient=self.gradient)
 
     @property
     def batch(self) -> int:
@@ -216,19 +229,22 @@ class Bench:
             work: the work; is called once before, to count its passes and FLOPs, and warm.
             scale_passes: passes of the floor, for a work that makes none.
         """
+        work_flops = None
         with count_passes(self.model) as passes:
-            work_flops = flops(work)
+            if self.gradient:  # torch's counter does not stand gradients of inputs alone
+                work()
+            else:
+                work_flops = flops(work)
         count = scale_passes or passes.images
-        floor_flops = count * self.pass_flops()
         repeats = max(1, round(self.seconds / (count * self.times[self.batch])))
-        chained, scale = chain(self.model, self.images, repeats * count, self.batch)
+        chained, scale = chain(self.model, self.images, repeats * count, self.batch, gradient=self.gradient)
         seconds = interleaved(repeated(work, repeats), chained, self.pairs, self.clock)
         seconds = [(a, b * scale) for a, b in seconds]
         return Timing(
             what,
             floor,
             passes=passes.images / len(self.images),
-            flops=work_flops / floor_flops,
+            flops=None if work_flops is None else work_flops / (count * self.pass_flops()),
             ratio=summary(seconds),
             repeats=repeats,
             pairs=seconds,

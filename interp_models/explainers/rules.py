@@ -40,6 +40,27 @@ class _Ruled(torch.autograd.Function):
         return relevance if ctx.passes is None else relevance * ctx.passes, None, None
 
 
+class _Clamped(torch.autograd.Function):
+    """A ReLU or ReLU6; backwards by the rule."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, high: float, rule: Rule, in_place: bool) -> Tensor:
+        y = x.clamp_(0.0, high) if in_place else x.clamp(0.0, high)
+        if in_place:
+            ctx.mark_dirty(x)
+        if rule == "guided":
+            ctx.save_for_backward(y)
+        ctx.high = high
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        relevance = gradients[0].clamp(min=0)
+        for y in ctx.saved_tensors:
+            relevance = torch.ops.aten.hardtanh_backward(relevance, y, 0.0, ctx.high)
+        return relevance, None, None, None
+
+
 class _Rules(TorchFunctionMode):
     """Applies a rule to every ReLU and ReLU6, of modules and of functions alike, and counts them."""
 
@@ -59,10 +80,10 @@ class _Rules(TorchFunctionMode):
             return func(*args, **kwargs)
         self.count += 1
         x = args[0] if args else kwargs["input"]
-        before = x.clone()
-        made = ruled(before, before.detach().clamp(low, high), self.rule, (before > low) & (before < high))
-        in_place = func in IN_PLACE or kwargs.get("inplace") or any(value is True for value in args[1:])
-        return x.copy_(made) if in_place else made  # the caller may go on with x
+        in_place = bool(func in IN_PLACE or kwargs.get("inplace") or any(value is True for value in args[1:]))
+        if in_place and x._is_view():  # of which torch lets no function of ours change a part
+            return x.copy_(_Clamped.apply(x.clone(), high, self.rule, False))  # type: ignore[no-untyped-call]
+        return _Clamped.apply(x, high, self.rule, in_place)  # type: ignore[no-untyped-call]
 
 
 def ruled(x: Tensor, y: Tensor, rule: Rule, passes: Tensor) -> Tensor:

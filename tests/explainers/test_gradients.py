@@ -112,7 +112,15 @@ def functional_in_place(x):
     return x
 
 
+def views_in_place(x):
+    x = x * 1
+    for part in (x[:, :3], x[:, 3:]):
+        part.relu_()
+    return x
+
+
 ACTIVATIONS = {
+    "a view in place": (lambda: views_in_place, np.inf),
     "nn.ReLU": (lambda: nn.ReLU(), np.inf),
     "nn.ReLU in place": (lambda: nn.ReLU(inplace=True), np.inf),
     "nn.ReLU6": (lambda: nn.ReLU6(), 6.0),
@@ -158,11 +166,12 @@ def test_rules_at_modules_and_functions(name):
 @pytest.mark.parametrize(
     ("right", "wrong", "name"),
     [
-        ("gradients[0].clamp(min=0)", "gradients[0]", "nn.ReLU"),
-        ("relevance * ctx.passes", "relevance", "nn.ReLU"),
-        ("(before > low) & (before < high)", "before > low", "nn.ReLU6"),
-        ("(before > low) & (before < high)", "before < high", "F.relu"),
-        ("return x.copy_(made) if in_place else made", "return made", "x.relu_ as a statement"),
+        ("clamp(min=0)\n        for y", "clone()\n        for y", "nn.ReLU"),
+        ("relevance = torch.ops.aten.hardtanh_backward(relevance, y, 0.0, ctx.high)", "pass", "nn.ReLU"),
+        ("relevance, y, 0.0, ctx.high", "relevance, y, 0.0, torch.inf", "nn.ReLU6"),
+        ("relevance, y, 0.0, ctx.high", "relevance, y, -1.0, ctx.high", "F.relu"),
+        ("bool(func in IN_PLACE or", "bool(", "x.relu_ as a statement"),
+        ("return x.copy_(_Clamped.apply(x.clone(), high, self.rule, False))", "x.clamp_(0.0)", "a view in place"),
     ],
 )
 def test_mutations_of_rules_are_rejected(right, wrong, name, monkeypatch):

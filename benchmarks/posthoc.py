@@ -1,0 +1,276 @@
+"""Post-hoc explainers on EfficientNet-Lite0 with its ImageNet weights, ÷ the passes that their definition needs.
+
+Methods of many passes are measured by the model as it is (`plain`) and by its prepared copy (`prepared`); both are
+divided by the same passes of the model as it is. captum, grad-cam and torchcam, where they are installed, run beside
+them on the same images. Passes of gradients go back to the images, in floor and work.
+"""
+
+import importlib.util
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.harness import (
+    CLOCKS,
+    Bench,
+    Memory,
+    Row,
+    Timing,
+    Work,
+    load_images,
+    parse,
+    parser,
+    peak_memory,
+    write,
+)
+from benchmarks.tables import show
+from interp_models.explainers import EXPLAINERS
+from interp_models.explainers.base import Explainer
+from interp_models.explainers.features import shared_passes
+from interp_models.models.cnn import CNN
+
+FAMILY = (
+    "activation_map", "cam", "gradcam", "gradcam_pp", "hirescam", "xgradcam", "layercam", "eigencam", "guidancecam",
+    "ablationcam", "liftcam",
+)  # fmt: skip
+"""One pass serves them all on pool + linear."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method as it is measured."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    count: int | None = None
+    """Images; None takes all."""
+    gradient: bool = False
+    many: bool = False
+
+
+def cases(scale: int) -> list[Case]:
+    """All methods; those of many passes with about 100 · scale of them."""
+    n, layer = 100 * scale, "backbone.trunk.blocks.6"  # of 320 channels
+    few = max(2, n // 25)
+    return [
+        *(Case(name) for name in FAMILY),
+        *(Case(name, gradient=True) for name in ("gradient", "grad_x_input", "deconvnet", "guided_backprop")),
+        Case("rise", {"masks": n}, 2, many=True),
+        Case("occlusion", {}, 2, many=True),
+        Case("lime", {"samples": n}, 2, many=True),
+        Case("kernelshap", {"samples": n}, 2, many=True),
+        Case("scorecam", {"layer": layer}, 1, many=True),
+        Case("opticam", {"steps": few}, 4, gradient=True, many=True),
+        Case("integrated_gradients", {"steps": few * 5}, 4, gradient=True, many=True),
+        *(Case(name, {}, 4, gradient=True, many=True) for name in ("smoothgrad", "smoothgrad_squared", "vargrad")),
+        Case("smoothed_guided_backprop", {}, 4, gradient=True, many=True),
+        Case("integrated_guided_backprop", {"steps": few * 5}, 4, gradient=True, many=True),
+        Case("smoothed_integrated_gradients", {"samples": 3, "steps": few}, 4, gradient=True, many=True),
+        Case("integrated_smoothgrad", {"samples": 3, "steps": few}, 4, gradient=True, many=True),
+    ]
+
+
+class Benches:
+    """A bench per number of images and kind of pass."""
+
+    def __init__(self, model: nn.Module, images: Tensor, pairs: int, seconds: float, clock: str) -> None:
+        self.model, self.images, self.settings = model, images, (pairs, seconds, CLOCKS[clock])
+        self.made: dict[bool, Bench] = {}
+
+    def of(self, count: int | None, gradient: bool) -> Bench:
+        """The floor's best batch is found once for a kind of pass."""
+        if gradient not in self.made:
+            self.made[gradient] = Bench(self.model, self.images, *self.settings, (2, 4, 8, 16), gradient)
+        bench = replace(self.made[gradient], sizes=(self.made[gradient].batch,))
+        bench.images = self.images[:count]
+        return bench
+
+
+def timings(benches: Benches, scale: int) -> list[Timing]:
+    """Every method."""
+    rows = []
+    for case in cases(scale):
+        bench = benches.of(case.count, case.gradient)
+        target = torch.zeros(len(bench.images), dtype=torch.long)
+        explainer: Explainer = EXPLAINERS.build(case.name, case.options, model=bench.model)
+        explainer.preparation = "off"
+        work = partial(explainer.attribute, bench.images, target)
+        what = ", ".join([case.name, *(f"{key} {value}" for key, value in case.options.items() if key != "layer")])
+        floor = "passes there and back" if case.gradient else "passes"
+        row = bench.compare(f"{what}, plain" if case.many else what, floor, work)
+        rows.append(row)
+        if case.many:
+            explainer.preparation = "exact"
+            prepared = bench.compare(f"{what}, prepared", floor, work, round(row.passes * len(bench.images)))
+            rows.append(replace(prepared, passes=row.passes))
+    rows.append(family(benches))
+    return rows
+
+
+def family(benches: Benches) -> Timing:
+    """All class activation maps together, beside one pass."""
+    bench = benches.of(None, False)
+    methods = [EXPLAINERS.build(name, {}, model=bench.model) for name in FAMILY]
+    target = torch.zeros(len(bench.images), dtype=torch.long)
+
+    def together() -> None:
+        with shared_passes():
+            for method in methods:
+                method.attribute(bench.images, target)
+
+    return bench.compare(f"{len(FAMILY)} class activation maps together", "passes", together)
+
+
+class Logits(nn.Module):
+    """Peers want a tensor."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        logits: Tensor = self.model(images).logits
+        return logits
+
+
+def captums(benches: Benches, scale: int) -> list[Timing]:
+    """captum's methods, with the chunks that serve them best."""
+    from captum import attr
+
+    n, model = 100 * scale, Logits(benches.model)
+    side, steps = benches.images.shape[-1], max(2, n // 25) * 5
+    cells = torch.arange(side) * 7 // side
+    grid = (cells[:, None] * 7 + cells).expand(1, 3, -1, -1)
+    works: list[tuple[str, int | None, bool, Any]] = [
+        ("captum Saliency", None, True, lambda x, t: attr.Saliency(model).attribute(x, t)),
+        ("captum InputXGradient", None, True, lambda x, t: attr.InputXGradient(model).attribute(x, t)),
+        ("captum GuidedBackprop", None, True, lambda x, t: attr.GuidedBackprop(model).attribute(x, t)),
+        (
+            f"captum IntegratedGradients, {steps} steps, internal_batch_size 4", 4, True,
+            lambda x, t: attr.IntegratedGradients(model).attribute(x, target=t, n_steps=steps, internal_batch_size=4),
+        ),
+        (
+            "captum SmoothGrad, 15 samples, nt_samples_batch_size 1", 4, True,
+            lambda x, t: attr.NoiseTunnel(attr.Saliency(model)).attribute(
+                x, nt_samples=15, nt_samples_batch_size=1, stdevs=0.15, target=t, abs=False
+            ),
+        ),
+        (
+            "captum Occlusion 32/16, perturbations_per_eval 4", 2, False,
+            lambda x, t: attr.Occlusion(model).attribute(
+                x, (3, 32, 32), (3, 16, 16), target=t, perturbations_per_eval=4
+            ),
+        ),
+        (
+            f"captum Lime, {n} samples, 7 × 7 grid, perturbations_per_eval 8", 1, False,
+            lambda x, t: attr.Lime(model).attribute(
+                x, target=t, feature_mask=grid, n_samples=n, perturbations_per_eval=8
+            ),
+        ),
+        (
+            f"captum KernelShap, {n} samples, 7 × 7 grid, perturbations_per_eval 8", 1, False,
+            lambda x, t: attr.KernelShap(model).attribute(
+                x, target=t, feature_mask=grid, n_samples=n, perturbations_per_eval=8
+            ),
+        ),
+    ]  # fmt: skip
+    rows = []
+    for what, count, gradient, call in works:
+        bench = benches.of(count, gradient)
+        target = torch.zeros(len(bench.images), dtype=torch.long)
+        floor = "passes there and back" if gradient else "passes"
+        rows.append(bench.compare(what, floor, partial(_detached, call, bench.images, target)))
+    return rows
+
+
+def _detached(call: Any, images: Tensor, target: Tensor) -> None:
+    call(images.clone(), target)
+
+
+def grad_cams(benches: Benches) -> list[Timing]:
+    """grad-cam's methods."""
+    import pytorch_grad_cam as peer
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    model, rows = Logits(benches.model), []
+    last, narrow = benches.model.feature_layer, benches.model.get_submodule("backbone.trunk.blocks.6")
+    for name, count, layer in (
+        *((name, None, last) for name in ("GradCAM", "GradCAMPlusPlus", "XGradCAM", "LayerCAM", "EigenCAM")),
+        ("ScoreCAM", 1, narrow),
+    ):
+        bench = benches.of(count, False)
+        targets = [ClassifierOutputTarget(0)] * len(bench.images)
+        with getattr(peer, name)(model, [layer]) as method:
+            rows.append(bench.compare(f"grad-cam {name}", "passes", partial(method, bench.images, targets)))
+    return rows
+
+
+def torchcams(benches: Benches) -> list[Timing]:
+    """torchcam's methods."""
+    from torchcam import methods as peer
+
+    model, rows = Logits(benches.model), []
+    last, narrow = benches.model.feature_layer, benches.model.get_submodule("backbone.trunk.blocks.6")
+    for name, count, layer, options in (
+        *((name, None, last, {}) for name in ("GradCAM", "XGradCAM", "LayerCAM")),
+        ("ScoreCAM", 1, narrow, {"batch_size": 8}),
+    ):
+        bench = benches.of(count, False)
+        with getattr(peer, name)(model, layer, **options) as method:
+            work = partial(_torchcam, model, method, bench.images)
+            rows.append(bench.compare(f"torchcam {name}", "passes", work))
+    return rows
+
+
+def _torchcam(model: nn.Module, method: Any, images: Tensor) -> None:
+    method([0] * len(images), model(images))
+
+
+def wide_model(channels: int) -> nn.Module:
+    """A network of one layer with so many channels, on 7 × 7 cells, for memory."""
+    return nn.Sequential(
+        nn.Conv2d(3, channels, 32, stride=32), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10)
+    ).eval()
+
+
+def work_of_size(name: str, amount: int) -> Work:
+    """A method of so many passes for each of two images."""
+    torch.manual_seed(0)
+    key = {"rise": "masks", "integrated_gradients": "steps", "smoothgrad": "samples"}.get(name)
+    options = {key: amount} if key else {}
+    explainer: Explainer = EXPLAINERS.build(name, options, model=wide_model(8 if key else amount))
+    return partial(explainer.attribute, torch.rand(2, 3, 224, 224), torch.zeros(2, dtype=torch.long))
+
+
+def main(argv: Sequence[str] | None = None) -> Path:
+    """Measure and write the results."""
+    p = parser(__doc__, memory=(100, 1000, 8000))
+    p.add_argument("--scale", type=int, default=1, help="methods of many passes make about 100 times so many")
+    args = parse(p, "posthoc", argv)
+    warnings.simplefilter("ignore")  # captum warns at every call
+    images, described = load_images(args)
+    benches = Benches(CNN(1000, weights="bundled"), images, args.pairs, args.seconds, args.clock)
+    rows: list[Row] = [*timings(benches, args.scale)]
+    peers = {"captum": partial(captums, benches, args.scale), "pytorch_grad_cam": partial(grad_cams, benches)}
+    for module, measure in (peers | {"torchcam": partial(torchcams, benches)}).items():
+        if importlib.util.find_spec(module):
+            rows += measure()
+    for name, what in (
+        ("rise", "masks"),
+        ("scorecam", "channels"),
+        ("integrated_gradients", "steps"),
+        ("smoothgrad", "samples"),
+    ):
+        rows += [Memory(name, f"{n} {what}", peak_memory(work_of_size, name, n)) for n in args.memory]
+    return write("posthoc", args, described, [*rows, *benches.of(None, False).values()])
+
+
+if __name__ == "__main__":
+    print(show(main()))
