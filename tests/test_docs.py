@@ -30,6 +30,13 @@ def test_readme_examples(bcnn_run, tmp_path):
     assert bool(torch.isfinite(names["maps"]).all())
 
 
+def test_the_example_of_averages():
+    (block,) = BLOCK.findall((ROOT / "docs" / "explainers.md").read_text())
+    names = {}
+    exec(block, names)
+    assert names["smooth"].shape == names["integrated"].shape == (2, 62, 62)
+
+
 def test_the_examples_of_new_files_keep_the_contracts(tmp_path):
     """In a copy of the package the three complete examples need no edit elsewhere, and pass contracts and own tests."""
     for folder in ("interp_models", "tests"):

@@ -1,6 +1,7 @@
 """Every registered explainer keeps the contract, on our models and on anybody's; wrong ones do not."""
 
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from interp_models.errors import InputError
 from interp_models.explainers.base import Explainer
 from tests.conftest import TINY
 from tests.contract import explainers as contract
+from tests.contract.applicability import ALL, APPLIES, PASSES, table
 
 # Options that make a method fast enough for a test.
 OPTIONS = {
@@ -43,6 +45,7 @@ NEEDS_EXPLAIN = {"intrinsic"}
 TRUTH = {"gt_background", "gt_box"}
 BLIND = {"center_gaussian", "edges", "fakecam", "random", *TRUTH}
 """Pass no image through the model, so they know of no classes."""
+LAYERS = {name for name in EXPLAINERS.names() if "layer" in EXPLAINERS.options(name, {}, given=("model",))}
 CLASS_AGNOSTIC = {"activation_map", "eigencam", *BLIND}
 
 
@@ -113,52 +116,6 @@ SUBJECTS = {"sequential": bare, "resnet18": resnet, "vgg": vgg} | {
 }
 
 
-ALL = ("cnn", "bcnn", "protopnet", "prototree", "resnet18", "vgg", "sequential")
-OURS = ALL[:4]
-RELU = ("resnet18", "vgg", "sequential")
-"""Our models here stand on a trunk of SiLU; prototypes have a sigmoid before them, too."""
-MEAN_AND_LINEAR = ("cnn", "resnet18", "sequential")
-APPLIES = {
-    "ablationcam": ALL,
-    "activation_map": ALL,
-    "cam": MEAN_AND_LINEAR,
-    "center_gaussian": ALL,
-    "deconvnet": RELU,
-    "edges": ALL,
-    "eigencam": ALL,
-    "fakecam": ALL,
-    "grad_x_input": ALL,
-    "gradcam": ALL,
-    "gradcam_pp": ALL,
-    "gradient": ALL,
-    "gt_background": ALL,
-    "gt_box": ALL,
-    "guidancecam": ALL,
-    "guided_backprop": RELU,
-    "hirescam": ALL,
-    "integrated_gradients": ALL,
-    "integrated_guided_backprop": RELU,
-    "integrated_smoothgrad": ALL,
-    "intrinsic": OURS,
-    "kernelshap": ALL,
-    "layercam": ALL,
-    "liftcam": ("cnn", "resnet18", "vgg", "sequential"),
-    "lime": ALL,
-    "occlusion": ALL,
-    "opticam": ALL,
-    "random": ALL,
-    "rise": ALL,
-    "scorecam": ALL,
-    "smoothed_guided_backprop": RELU,
-    "smoothed_integrated_gradients": ALL,
-    "smoothgrad": ALL,
-    "smoothgrad_squared": ALL,
-    "vargrad": ALL,
-    "xgradcam": ALL,
-}
-"""Written by hand: which explainer applies to which model. Everywhere else it refuses, and says why."""
-
-
 def cases():
     return [pytest.param(e, s, id=f"{e}-{s}") for e in EXPLAINERS.names() for s in APPLIES.get(e, ALL)]
 
@@ -166,6 +123,27 @@ def cases():
 def test_the_table_knows_everything_that_is_registered():
     assert list(APPLIES) == EXPLAINERS.names()
     assert set(ALL) == set(SUBJECTS)
+
+
+def test_the_page_shows_the_table():
+    """python -m tests.contract.applicability prints it."""
+    page = Path(__file__).parents[2] / "docs" / "explainers.md"
+    assert table() in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("explainer", PASSES)
+def test_passes_are_those_of_the_table(explainer):
+    model, images = prepare("sequential")
+    made = EXPLAINERS.build(explainer, options(explainer, "sequential"), model=model)
+    made.preparation = "off"
+    known = {"channels": 8, "windows": 4, **vars(made), **vars(getattr(made, "base", made))}
+    passes = []
+    handle = model.register_forward_pre_hook(lambda module, args: passes.append(len(args[0])))
+    (Shown(made) if explainer in TRUTH else made).attribute(images, torch.tensor([0, 1, 2]))
+    handle.remove()
+    if explainer in LAYERS:
+        passes.remove(1)  # one image, by which the layer was found
+    assert sum(passes) == eval(PASSES[explainer], known) * len(images)
 
 
 @pytest.mark.parametrize("explainer", EXPLAINERS.names())
