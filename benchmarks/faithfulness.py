@@ -4,10 +4,12 @@ Curves and masked confidence are given the clean score, as an evaluation has it;
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from benchmarks.harness import (
     CLOCKS,
@@ -26,12 +28,25 @@ from benchmarks.tables import show
 from interp_models.metrics.base import METRICS
 from interp_models.metrics.perturbation import curve, gaussian, ranks, score_all
 from interp_models.models.cnn import CNN
-from interp_models.scoring import probabilities
+from interp_models.prepared import prepare
+from interp_models.scoring import ScoreFn, probabilities
 
 
 def timings(bench: Bench, grid: int, batch: int | None = None) -> list[Timing]:
-    """Every metric on random maps of grid × grid cells."""
-    images, score_fn = bench.images, probabilities(bench.model)
+    """Every metric on random maps of grid × grid cells, and all of them by the model's prepared copy."""
+    plain = works(bench.images, probabilities(bench.model), grid, batch)
+    rows = [bench.compare(what, f"{floor}, T = {grid**2}", work) for what, (floor, work) in plain.items()]
+    prepared = works(bench.images, probabilities(prepare(bench.model, bench.images)), grid, batch)
+    for row, (floor, work) in zip(list(rows), prepared.values(), strict=True):
+        assert row.passes is not None
+        passes = round(row.passes * len(bench.images))
+        copy = bench.compare(f"{row.what}, prepared", f"{floor}, T = {grid**2}", work, passes)
+        rows.append(replace(copy, passes=row.passes))
+    return rows
+
+
+def works(images: Tensor, score_fn: ScoreFn, grid: int, batch: int | None) -> dict[str, tuple[str, Work]]:
+    """What the floor counts, and the work, by name."""
     maps = torch.rand(len(images), grid, grid)
     target = score_fn(images).argmax(dim=1)
     clean = score_all(score_fn, images, target)
@@ -44,7 +59,7 @@ def timings(bench: Bench, grid: int, batch: int | None = None) -> list[Timing]:
         curves.score(score_fn, images, maps, target, known)
         masked.score(score_fn, images, maps, target, known)
 
-    works: dict[str, tuple[str, Work]] = {
+    return {
         "deletion curve": (
             "T passes",
             lambda: curve(score_fn, images, torch.zeros_like(images), ranks(maps), counts[1:], target, batch),
@@ -57,7 +72,6 @@ def timings(bench: Bench, grid: int, batch: int | None = None) -> list[Timing]:
         "masked confidence": ("2 passes", partial(masked.score, score_fn, images, maps, target, clean)),
         "all metrics": ("2 T + 3 passes", everything),
     }
-    return [bench.compare(what, f"{floor}, T = {grid**2}", work) for what, (floor, work) in works.items()]
 
 
 def curves_of_size(grid: int) -> Work:

@@ -58,7 +58,7 @@ def prepare(model: nn.Module, images: Tensor, how: Preparation = "exact") -> nn.
         images: some of those that it is to pass, (B, C, H, W).
         how: see `Preparation`.
     """
-    if how == "off" or isinstance(model, Prepared):
+    if how == "off" or isinstance(getattr(model, "_orig_mod", model), Prepared):
         return model
     known, state = _prepared.setdefault(model, {}), _state(model)
     if how not in known or known[how][0] != state:
@@ -80,7 +80,7 @@ def _prepare(model: nn.Module, images: Tensor, how: Preparation) -> nn.Module | 
     try:
         with torch.no_grad():
             expected = logits_of(model(images))
-            made = _copied(_unwrapped(model)).eval().requires_grad_(False)
+            made = _copied(unwrapped(model)).eval().requires_grad_(False)
             _fold(made, images[:1])
             made = Prepared(made.to(memory_format=torch.channels_last), bfloat16=how == "bfloat16")  # type: ignore[call-overload]
             found = made(images)
@@ -102,12 +102,12 @@ def _difference(found: Tensor, expected: Tensor) -> str | None:
     return f"logits of its folded copy are {apart:.1g} of the largest away, probabilities {chances:.1g}"
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """Without DDP's or torch.compile's wrapper."""
+def unwrapped(model: nn.Module) -> nn.Module:
+    """A model without DDP's or torch.compile's wrapper; a copy that was prepared and compiled stays as it is."""
     inner = getattr(model, "_orig_mod", None)
     if inner is None and isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
         inner = model.module
-    return _unwrapped(inner) if isinstance(inner, nn.Module) else model
+    return unwrapped(inner) if isinstance(inner, nn.Module) and not isinstance(inner, Prepared) else model
 
 
 def _copied(model: nn.Module) -> nn.Module:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from interp_models.errors import InputError
-from interp_models.prepared import Preparation, prepare
+from interp_models.prepared import Preparation, prepare, unwrapped
 from interp_models.registry import Registry
 from interp_models.scoring import (
     Score,
@@ -40,7 +40,7 @@ class Explainer(ABC):
     """How methods that pass many images make the model ready for that."""
 
     def __init__(self, model: nn.Module, *, score: Score = "logit") -> None:
-        self.model = model
+        self.model = unwrapped(model)  # hooks on its layers would not be called, or once per device
         self.score: Score = score
         self._stack = ExitStack()
 

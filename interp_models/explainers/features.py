@@ -209,7 +209,9 @@ def linear_head(
     targets, mean = resolve_target(target, logits), a.mean(dim=(2, 3))
     for head, pooled, output in reversed(made.linear):
         if output.shape == logits.shape and torch.equal(output, logits):
-            if pooled.shape == mean.shape and torch.allclose(pooled.float(), mean, rtol=1e-3, atol=1e-5):
+            coarse = max(torch.finfo(x.dtype).eps for x in (made.a, pooled))  # under autocast
+            rtol, atol = max(1e-3, 2 * coarse), max(1e-5, coarse * float(mean.abs().max()))
+            if pooled.shape == mean.shape and torch.allclose(pooled.float(), mean, rtol=rtol, atol=atol):
                 weights = head.weight.detach().float()[targets]
                 return a, weights, logits.float().gather(1, targets[:, None])[:, 0]
             break

@@ -185,6 +185,31 @@ def test_target(explainer, subject):
     contract.check_target(maker(explainer, subject), model, images, uses_target=uses)
 
 
+WRAPPERS = {"parallel": nn.DataParallel, "compiled": lambda model: torch.compile(model, backend="eager")}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+@pytest.mark.parametrize("explainer", ["gradcam", "scorecam", "guided_backprop", "integrated_gradients", "rise"])
+def test_wrapped_models(explainer, wrap):
+    model, images = prepare("sequential")
+    expected = maker(explainer, "sequential")(model).attribute(images, 1)
+    wrapped = wrap(model)
+    wrapped(images)
+    torch.testing.assert_close(maker(explainer, "sequential")(wrapped).attribute(images, 1), expected)
+
+
+@pytest.mark.parametrize("explainer", sorted(set(APPLIES) - NEEDS_EXPLAIN - TRUTH))
+def test_autocast(explainer):
+    """Passes in bfloat16, sums in float32: near the map of float32, as far as bfloat16's eight bits go."""
+    model, images = prepare("sequential")
+    expected = maker(explainer, "sequential")(model).attribute(images, 1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        maps = maker(explainer, "sequential")(model).attribute(images, 1)
+    assert maps.dtype == torch.float32
+    alike = torch.nn.functional.cosine_similarity(maps.flatten(1), expected.flatten(1))
+    assert float(alike.min()) > 0.9
+
+
 def test_intrinsic_refuses_a_model_that_does_not_explain_itself():
     with pytest.raises(ValueError, match="needs a model with explain"):
         EXPLAINERS.build("intrinsic", model=bare())
