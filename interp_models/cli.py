@@ -66,7 +66,7 @@ def help_text(usage: str, schema: type) -> str:
     ]
     for title, registry, given in registries:
         for name in registry.names():
-            parts += [f"\n{title}: {name}", describe(schema_of(registry.get(name), given))]
+            parts += [f"\n{title}: {name}", *filter(None, [describe(schema_of(registry.get(name), given))])]
     parts.append("\nphases[i].then")
     parts += [f"  of {name}: {', '.join(MODELS.get(name).actions)}" for name in MODELS.names()]
     keys = ", ".join(key for name in METRICS.names() for key in METRICS.get(name).keys)

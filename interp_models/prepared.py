@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from interp_models.scoring import evaluating, logits_of
 
-Preparation = Literal["exact", "compiled", "bfloat16", "off"]
+Preparation = Literal["exact", "compiled", "bfloat16", "plain"]
 """How a model is made ready for many passes: `exact` keeps scores to 1e-5, `compiled` (torch.compile, on top of it) as
-well; `bfloat16` (autocast, on top of `exact`) does not; `off` takes the model as it is."""
+well; `bfloat16` (autocast, on top of `exact`) does not; `plain` takes the model as it is."""
 TOLERANCE = 1e-5
 """Of logits, in units of the largest where that is above 1, and of probabilities."""
 
@@ -58,13 +58,14 @@ def prepare(model: nn.Module, images: Tensor, how: Preparation = "exact") -> nn.
         images: some of those that it is to pass, (B, C, H, W).
         how: see `Preparation`.
     """
-    if how == "off" or isinstance(getattr(model, "_orig_mod", model), Prepared):
+    if how == "plain" or isinstance(getattr(model, "_orig_mod", model), Prepared):
         return model
     known, state = _prepared.setdefault(model, {}), _state(model)
     if how not in known or known[how][0] != state:
         with torch.inference_mode(False), evaluating(model):
             known[how] = (state, _prepare(model, images[:2].detach().clone(), how))
-    return known[how][1] or model
+    made = known[how][1]
+    return model if made is None else made
 
 
 def _state(model: nn.Module) -> list[tuple[int, int, float]]:

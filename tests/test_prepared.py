@@ -163,7 +163,7 @@ def test_wrapped_models_and_trainers() -> None:
     assert model._trainer is trainer
     model._trainer = None  # type: ignore[assignment]
     assert prepare(made, images) is made
-    assert prepare(model, images, "off") is model
+    assert prepare(model, images, "plain") is model
 
 
 def test_bfloat16_is_near() -> None:

@@ -136,7 +136,7 @@ def test_passes_are_those_of_the_table(explainer):
     subject = "cnn" if explainer in NEEDS_EXPLAIN else "sequential"
     model, images = prepare(subject)
     made = EXPLAINERS.build(explainer, options(explainer, subject), model=model)
-    made.preparation = "off"
+    made.preparation = "plain"
     known = {"channels": 8, "windows": 4, **vars(made), **vars(getattr(made, "base", made))}
     passes = []
     handle = model.register_forward_pre_hook(lambda module, args: passes.append(len(args[0])))
