@@ -52,6 +52,8 @@ def imagenet_network() -> nn.Module:
 def images_of_folder(folder: Path, count: int) -> tuple[Tensor, list[str], None]:
     """Images (n, 3, 224, 224) spread over the folder, and their names."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    if len(paths) < count:
+        raise SystemExit(f"--images: {count} jpg files are needed, the folder holds {len(paths)}")
     chosen = [paths[i * len(paths) // count] for i in range(count)]
     images = [plain_transform(224).forward(decode_image(path)).as_subclass(Tensor) for path in chosen]
     return torch.stack(images), [path.stem for path in chosen], None
@@ -120,7 +122,7 @@ def page(title: str, images: Sequence[Picture], names: Sequence[str], drawn: Seq
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
-    """Write `gallery.html` and `gallery.png`."""
+    """Write `gallery.html`, `gallery-0.png` and `gallery-1.png`."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = p.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", type=Path)

@@ -34,6 +34,7 @@ from interp_models.explainers import EXPLAINERS
 from interp_models.explainers.base import Explainer
 from interp_models.explainers.features import shared_passes
 from interp_models.models.cnn import CNN
+from interp_models.prepared import Prepared
 
 FAMILY = (
     "activation_map", "cam", "gradcam", "gradcam_pp", "hirescam", "xgradcam", "layercam", "eigencam", "guidancecam",
@@ -107,6 +108,7 @@ def timings(benches: Benches, scale: int) -> list[Timing]:
         rows.append(row)
         if case.many:
             explainer.preparation = "exact"
+            assert isinstance(explainer.scorer(bench.images), Prepared)
             prepared = bench.compare(f"{what}, prepared", floor, work, round(row.passes * len(bench.images)))
             rows.append(replace(prepared, passes=row.passes))
     rows.append(family(benches))
@@ -254,7 +256,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     p = parser(__doc__, memory=(100, 1000, 8000))
     p.add_argument("--scale", type=int, default=1, help="methods of many passes make about 100 times so many")
     args = parse(p, "posthoc", argv)
-    warnings.simplefilter("ignore")  # captum warns at every call
+    warnings.filterwarnings("ignore", module="captum")  # which warns at every call
     images, described = load_images(args)
     benches = Benches(CNN(1000, weights="bundled"), images, args.pairs, args.seconds, args.clock)
     rows: list[Row] = [*timings(benches, args.scale)]

@@ -28,3 +28,17 @@ def stretched(maps: Tensor, size: tuple[int, int]) -> Tensor:
     large = F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)
     low, high = large.amin(dim=(2, 3), keepdim=True), large.amax(dim=(2, 3), keepdim=True)
     return (large - low) / torch.where(high > low, high - low, 1.0)
+
+
+def weighted(weights: Tensor, maps: Tensor) -> Tensor:
+    """Σ_k w_k A_k, (B, h, w), of weights (B, C) and maps (B, C, h, w), in their own precision, also under autocast.
+
+    >>> weighted(torch.tensor([[2.0, 3.0]]), torch.ones(1, 2, 1, 1)).tolist()
+    [[[5.0]]]
+    """
+    return (weights[:, :, None, None] * maps).sum(dim=1)
+
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """Switches autocast off, for small sums."""
+    return torch.autocast(x.device.type, enabled=False)

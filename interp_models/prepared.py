@@ -3,8 +3,9 @@
 import copy
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -38,7 +39,7 @@ class Prepared(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) -> logits (B, K), float32 or better."""
         images = images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocasts):
+        with torch.autocast(images.device.type, torch.bfloat16) if self.autocasts else nullcontext():
             logits = logits_of(self.model(images))
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
@@ -58,49 +59,81 @@ def prepare(model: nn.Module, images: Tensor, how: Preparation = "exact") -> nn.
         images: some of those that it is to pass, (B, C, H, W).
         how: see `Preparation`.
     """
-    if how == "plain" or isinstance(getattr(model, "_orig_mod", model), Prepared):
+    if how == "plain" or not len(images) or isinstance(getattr(model, "_orig_mod", model), Prepared):
         return model
     known, state = _prepared.setdefault(model, {}), _state(model)
     if how not in known or known[how][0] != state:
-        with torch.inference_mode(False), evaluating(model):
+        # not under the caller's autocast, which ends before the copy does
+        with torch.inference_mode(False), torch.autocast(images.device.type, enabled=False), evaluating(model):
             known[how] = (state, _prepare(model, images[:2].detach().clone(), how))
     made = known[how][1]
     return model if made is None else made
 
 
-def _state(model: nn.Module) -> list[tuple[int, int, float]]:
-    """By which it is seen that weights have changed; their sums, as what is written to `.data` counts no version."""
+def release(model: nn.Module) -> None:
+    """Let go of a model's copies."""
+    _prepared.pop(model, None)
+
+
+def _state(model: nn.Module) -> list[object]:
+    """By which it is seen that a model has changed: modules, hooks, weights; of these also the sums, as what is written
+    to `.data` counts no version."""
+    parts = [(id(m), m.extra_repr(), tuple(m._forward_hooks), tuple(m._forward_pre_hooks)) for m in model.modules()]
     tensors = [x.detach() for x in chain(model.parameters(), model.buffers())]
-    sums = torch.stack([x.sum(dtype=torch.float32).cpu() for x in tensors]).tolist() if tensors else []
-    versions = (0 if x.is_inference() else x._version for x in tensors)
-    return [(x.data_ptr(), version, total) for x, version, total in zip(tensors, versions, sums, strict=True)]
+    versions = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors]
+    sums: dict[torch.device, list[Tensor]] = {}
+    for x in tensors:
+        sums.setdefault(x.device, []).append(x.sum(dtype=torch.float32))
+    # as bits, in which NaN is equal to itself; once for a device, as each reading waits for it
+    return [parts, versions, *(torch.stack(some).view(torch.int32).tolist() for some in sums.values())]
 
 
 def _prepare(model: nn.Module, images: Tensor, how: Preparation) -> nn.Module | None:
     """The copy, or None with a warning."""
+    # Pixels beyond those of the images, too: what is found equal here is taken for equal everywhere.
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+    images = torch.cat([images, images.mean() + noise * images.std().clamp(min=0.25)])
+    made: Any
     try:
-        with torch.no_grad():
-            expected = logits_of(model(images))
+        with torch.no_grad(), _full_precision(images):
+            expected, again = (logits_of(model(images.clone())) for _ in range(2))
             made = _copied(unwrapped(model)).eval().requires_grad_(False)
             _fold(made, images[:1])
-            made = Prepared(made.to(memory_format=torch.channels_last), bfloat16=how == "bfloat16")  # type: ignore[call-overload]
+            made = Prepared(made.to(memory_format=torch.channels_last), bfloat16=how == "bfloat16")
+            made = torch.compile(made) if how == "compiled" else made
             found = made(images)
-        why = None if how == "bfloat16" else _difference(found, expected)
+        if _apart(again, expected):
+            why: str | None = "its own scores are others from pass to pass"
+        elif how != "bfloat16" and (apart := _apart(found, expected)):
+            why = f"logits of its copy are {apart[0]:.1g} of the largest away, probabilities {apart[1]:.1g}"
+        else:
+            why = None
     except Exception as error:  # whatever a foreign model does not stand
         why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     if why is not None:
         warnings.warn(f"{type(model).__name__} is passed as it is, many-pass work takes longer: {why}", stacklevel=4)
         return None
-    return torch.compile(made) if how == "compiled" else made  # type: ignore[return-value]
+    return cast(nn.Module, made)
 
 
-def _difference(found: Tensor, expected: Tensor) -> str | None:
-    """What is wrong with logits, if anything."""
+@contextmanager
+def _full_precision(images: Tensor) -> Iterator[None]:
+    """Convolutions without TF32, whose rounding differs between folded and other weights by more than is asked for."""
+    was = torch.backends.cudnn.allow_tf32
+    if images.is_cuda:
+        torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        if images.is_cuda:
+            torch.backends.cudnn.allow_tf32 = was
+
+
+def _apart(found: Tensor, expected: Tensor) -> tuple[float, float] | None:
+    """How far logits, in units of the largest, and probabilities are apart, if by more than the tolerance."""
     apart = float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
     chances = float((found.softmax(dim=1) - expected.softmax(dim=1)).abs().max())
-    if apart <= TOLERANCE and chances <= TOLERANCE:  # False for NaN
-        return None
-    return f"logits of its folded copy are {apart:.1g} of the largest away, probabilities {chances:.1g}"
+    return None if apart <= TOLERANCE and chances <= TOLERANCE else (apart, chances)  # not None for NaN
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 from interp_models import MODELS
-from interp_models.prepared import Prepared, prepare
+from interp_models.prepared import Prepared, prepare, release
 from interp_models.scoring import logits_of
 from tests.conftest import TINY
 
@@ -89,6 +89,15 @@ def test_a_copy_follows_the_weights() -> None:
     net.conv_stem.weight.data.mul_(1.5)  # counts no version
     with torch.no_grad():
         torch.testing.assert_close(prepare(net, images)(images), net(images), rtol=1e-4, atol=1e-5)
+    made = prepare(net, images)
+    net.classifier = nn.Identity()  # another module, and a hook that intervenes
+    assert prepare(net, images) is not made
+    made = prepare(net, images)
+    handle = net.conv_stem.register_forward_hook(lambda module, args, output: output * 0.5)
+    with pytest.warns(UserWarning, match="EfficientNet is passed as it is"):  # it comes between what is folded
+        assert prepare(net, images) is net
+    handle.remove()
+    net.classifier = NETS["efficientnet"]().classifier
     net.load_state_dict(NETS["efficientnet"]().state_dict())
     with torch.no_grad():
         torch.testing.assert_close(prepare(net, images)(images), net(images), rtol=1e-4, atol=1e-5)
@@ -128,7 +137,7 @@ class Skip(nn.Module):
 
 def test_a_copy_with_other_scores_gives_way_with_one_warning() -> None:
     net, images = trained(Skip()).eval(), torch.rand(2, 3, 16, 16)
-    with pytest.warns(UserWarning, match="Skip is passed as it is, .* folded copy are .* of the largest away"):
+    with pytest.warns(UserWarning, match="Skip is passed as it is, .* copy are .* of the largest away"):
         assert prepare(net, images) is net
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -164,6 +173,72 @@ def test_wrapped_models_and_trainers() -> None:
     model._trainer = None  # type: ignore[assignment]
     assert prepare(made, images) is made
     assert prepare(model, images, "plain") is model
+
+
+def test_a_compiled_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: compile_(model, backend="eager"))
+    net, images = trained(NETS["resnet18"]()).eval(), torch.rand(2, 3, 64, 64)
+    made = prepare(net, images, "compiled")
+    assert isinstance(made, torch._dynamo.OptimizedModule)
+    with torch.no_grad():
+        torch.testing.assert_close(made(images), net(images), rtol=1e-4, atol=1e-5)
+    assert prepare(made, images) is made
+    monkeypatch.setattr(torch, "compile", lambda model: 1 / 0)
+    other = NETS["resnet18"]().eval()
+    with pytest.warns(UserWarning, match="ResNet is passed as it is.*ZeroDivisionError"):
+        assert prepare(other, images, "compiled") is other
+
+
+class Late(nn.Module):
+    """A convolution whose output is read where it is bright, beside its batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.conv(x)
+        return (self.norm(z) + (z - 0.3).relu()).mean(dim=(2, 3))
+
+
+class Drawing(nn.Module):
+    """Drops out in eval mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x).mean(dim=(2, 3))
+
+
+def test_what_a_few_dark_images_do_not_show_is_looked_for() -> None:
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="Late is passed as it is"):
+        prepare(trained(Late()).eval(), 0.01 * torch.rand(2, 3, 16, 16))
+
+
+def test_a_model_that_draws_is_told_so() -> None:
+    with pytest.warns(UserWarning, match="Drawing is passed as it is.*others from pass to pass"):
+        prepare(Drawing().eval(), torch.rand(2, 3, 16, 16))
+
+
+def test_autocast_is_the_callers() -> None:
+    """A copy made under autocast is the copy made outside, and passes in the caller's precision."""
+    net, images = trained(NETS["resnet18"]()).eval(), torch.rand(2, 3, 64, 64)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = prepare(net, images)
+        coarse = made(images)
+    assert isinstance(made, Prepared)
+    assert prepare(net, images) is made
+    with torch.no_grad():
+        torch.testing.assert_close(made(images), net(images), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(coarse, made(images), rtol=1e-6, atol=1e-6)
+
+
+def test_released_copies_are_made_anew() -> None:
+    net, images = NETS["resnet18"]().eval(), torch.rand(2, 3, 64, 64)
+    made = prepare(net, images)
+    release(net)
+    assert prepare(net, images) is not made
 
 
 def test_bfloat16_is_near() -> None:

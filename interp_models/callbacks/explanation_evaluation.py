@@ -19,7 +19,7 @@ from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.explainers.controls import GroundTruth
 from interp_models.explainers.features import shared_passes
 from interp_models.metrics.base import METRICS, FaithfulnessMetric, Grid, metrics_of
-from interp_models.prepared import prepare
+from interp_models.prepared import prepare, release
 from interp_models.results import PartialResults, Protocol, Provenance, write_results
 from interp_models.scoring import all_scores, evaluating, probabilities, resolve_target
 from interp_models.training.module import InterpModule
@@ -247,6 +247,7 @@ class ExplanationEvaluation(pl.Callback):
                 means = {key: value for metric in metrics.values() for key, value in metric.compute().items()}
                 for key in self.keys:
                     module.log(f"{stage}/{key}/{explainer}", means[key])
+        release(module)  # a training goes on, and has better use for the memory
 
     def _protocols(self, grid: Grid) -> dict[str, Protocol]:
         """The protocol of every key, for maps whose own grid is `grid`."""

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from interp_models.errors import InputError
 from interp_models.explainers.base import EXPLAINERS, target_scores
 from interp_models.explainers.features import LayerExplainer, activations, linear_head, target_layer
-from interp_models.scoring import Target, scores_of
+from interp_models.maps import weighted
+from interp_models.scoring import Target, logits_of, scores_of
 
 VALUES = 2**21
 """Activations per pass of the tail, 8 MiB: it is cheap, and a pass has its price."""
@@ -28,7 +29,7 @@ class _OfTail(LayerExplainer, ABC):
         else:
             a, targets = activations(self, self.layer, inputs, target)
             weights = self._general(inputs, a, targets)
-        return torch.einsum("bc,bchw->bhw", weights, a)
+        return weighted(weights, a)
 
     @abstractmethod
     def _closed(self, a: Tensor, w: Tensor, y: Tensor) -> Tensor:
@@ -45,11 +46,18 @@ class _OfTail(LayerExplainer, ABC):
         handle = module.register_forward_hook(lambda *_: variants.clone())
         try:
             try:
-                return self.model(image)
-            except RuntimeError:
-                return self.model(image.expand(len(variants), -1, -1, -1))
+                output = self.model(image)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:  # shapes do not fit together
+                output = None
+            if output is None or len(logits_of(output)) != len(variants):  # the number of images was read before
+                output = self.model(image.expand(len(variants), -1, -1, -1))
         finally:
             handle.remove()
+        if len(logits_of(output)) != len(variants):
+            raise InputError(f"{type(self.model).__name__} gives no logits for each of the layer's activations")
+        return output
 
 
 @EXPLAINERS.register("ablationcam")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from interp_models.errors import InputError
-from interp_models.prepared import Preparation, prepare, unwrapped
+from interp_models.prepared import Preparation, class_name, prepare, unwrapped
 from interp_models.registry import Registry
 from interp_models.scoring import (
     Score,
@@ -59,11 +59,16 @@ class Explainer(ABC):
         with torch.inference_mode(False), evaluating(self.model):
             images = inputs.clone() if inputs.is_inference() else inputs.detach()
             targets = None if target is None else per_image(target, len(images))
-            size = default_batch(images)
+            size, untouched, version = default_batch(images), images.clone(), images._version
             parts = [
                 self._attribute(part, None if targets is None else targets[first : first + size]).detach().float()
-                for first, part in zip(range(0, max(len(images), 1), size), torch.split(images, size), strict=True)
+                for first, part in zip(range(0, len(images), size), torch.split(images, size), strict=True)
             ]
+            if images._version != version:
+                images.copy_(untouched)
+                raise InputError(
+                    f"{class_name(self.model)} changes its images in place: let it work on a clone of them"
+                )
         return torch.cat(parts)
 
     @abstractmethod
@@ -85,11 +90,11 @@ class Explainer(ABC):
 
 
 def check_images(inputs: Tensor) -> None:
-    """Raise `InputError` unless inputs are float images (B, C, H, W) of finite pixels."""
-    if inputs.dim() != 4 or not inputs.is_floating_point():
+    """Raise `InputError` unless inputs are float images (B, C, H, W), one at least, of finite pixels."""
+    if inputs.dim() != 4 or not inputs.is_floating_point() or not inputs.numel():
         found = f"{inputs.dtype} {tuple(inputs.shape)}"
         raise InputError(f"inputs must be float images (batch, channels, height, width); got {found}")
-    low, high = torch.aminmax(inputs) if inputs.numel() else (torch.zeros(()), torch.zeros(()))
+    low, high = torch.aminmax(inputs)
     if not (math.isfinite(low) and math.isfinite(high)):  # far cheaper than isfinite of every pixel
         raise InputError("inputs hold NaN or infinite pixels")
 

@@ -13,6 +13,7 @@ from interp_models.explainers.features import (
     activations_and_gradients,
     linear_head,
 )
+from interp_models.maps import full_precision, weighted
 from interp_models.scoring import Score, Target
 
 
@@ -58,7 +59,8 @@ class EigenCAM(Explainer):
         if self.centred:
             cells = cells - cells.mean(dim=1, keepdim=True)
         # A v = σ u: the left singular vector is an eigenvector of the cells' products, of which there are fewer.
-        values, vectors = torch.linalg.eigh((cells @ cells.transpose(1, 2)).double())
+        with full_precision(cells):
+            values, vectors = torch.linalg.eigh((cells @ cells.transpose(1, 2)).double())
         projection = vectors[:, :, -1] * values[:, -1:].clamp(min=0).sqrt()
         alike = (projection * mean.double()).sum(dim=1, keepdim=True)
         return torch.where(alike < 0, -projection, projection).float().view(-1, *a.shape[-2:])
@@ -89,7 +91,7 @@ class CAM(Explainer):
                 "layer that gives the logits, so that its feature maps have no weights of classes"
             )
         a, weights, _ = head
-        return torch.einsum("bc,bchw->bhw", weights, a)
+        return weighted(weights, a)
 
 
 class _OfGradient(LayerExplainer, ABC):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from interp_models.errors import InputError
 from interp_models.explainers.base import Explainer
+from interp_models.explainers.features import shared_passes
 from interp_models.explainers.gradients import Channels, PixelExplainer, reduced
 from interp_models.rng import seed_of
 from interp_models.scoring import Target, default_batch, logits_of, resolve_target
@@ -37,6 +38,11 @@ class Combinator(PixelExplainer, ABC):
             raise InputError(f"batch must be at least 1; got {batch}")
         self.base, self.batch = base, batch
 
+    @property
+    def coloured(self) -> bool:
+        """Whether the base has a value for every colour of every pixel."""
+        return isinstance(self.base, PixelExplainer) and self.base.coloured
+
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
         return reduced(self.raw(self.scorer(inputs), inputs, target), self.channels)
 
@@ -44,12 +50,16 @@ class Combinator(PixelExplainer, ABC):
         if isinstance(self.base, PixelExplainer):
             found = self.base.raw(model, inputs, target)
         else:
-            self.base.preparation = self.preparation
-            found = self.base._attribute(inputs, target)[:, None]
+            asked, self.base.preparation = self.base.preparation, self.preparation
+            try:
+                with shared_passes():  # of these images alone: they do not come again
+                    found = self.base._attribute(inputs, target)[:, None]
+            finally:
+                self.base.preparation = asked
         return found.detach().to(torch.promote_types(found.dtype, torch.float32))
 
     def _jobs(self, inputs: Tensor, each: int) -> tuple[Tensor, ...]:
-        """Numbers of (sample, image) pairs, in chunks; an image's samples follow one another in order."""
+        """Numbers of (sample, image) pairs, in chunks: the first samples of all images, the second ones, ..."""
         return torch.split(torch.arange(each * len(inputs), device=inputs.device), self.batch or default_batch(inputs))
 
 
@@ -129,8 +139,8 @@ class Smooth(Combinator):
 class Integrate(Combinator):
     """(x - x') ⊙ ∫ M(x' + α (x - x')) dα over α from 0 to 1, of the maps M of any explainer.
 
-    Of gradients it is integrated gradients (Sundararajan et al., ICML 2017, equation 1). Maps that are not of the
-    image's size are averaged along the path, and not multiplied. The class is that of x.
+    Of gradients it is integrated gradients (Sundararajan et al., ICML 2017, equation 1). Maps without a value for every
+    colour are averaged along the path, and not multiplied. The class is that of x.
 
     Args:
         base: any explainer.
@@ -166,7 +176,7 @@ class Integrate(Combinator):
             if not chunk[0]:
                 total = found.new_zeros(len(inputs), *found.shape[1:])
             total.index_add_(0, b, weights[t].view(-1, 1, 1, 1).to(found) * found)
-        return total * change if total.shape == change.shape else total
+        return total * change if self.coloured else total
 
 
 def points(steps: int, quadrature: Quadrature) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from interp_models.errors import InputError
 from interp_models.explainers.base import EXPLAINERS, Explainer, check_images
+from interp_models.maps import full_precision
 from interp_models.rng import uniform
 from interp_models.scoring import Target
 
@@ -92,7 +93,8 @@ class Edges(Explainer):
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
         grey = F.pad(inputs.float().mean(dim=1, keepdim=True), (1, 1, 1, 1), mode="replicate")
         across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], device=inputs.device) / 8
-        slopes = F.conv2d(grey, torch.stack([across, across.T])[:, None])
+        with full_precision(grey):
+            slopes = F.conv2d(grey, torch.stack([across, across.T])[:, None])
         return slopes.square().sum(dim=1).sqrt()
 
 

@@ -148,7 +148,8 @@ class _Pass:
 def _passed(explainer: Explainer, layer: str | None, inputs: Tensor, *, gradient: bool) -> _Pass:
     """A forward pass up to the layer without a graph and, if a gradient is asked for, from there on with one."""
     model, module, shared = explainer.model, target_layer(explainer.model, layer, inputs), _shared.get()
-    key = (id(model), id(module), inputs.data_ptr(), tuple(inputs.shape), inputs._version)
+    place = (inputs.data_ptr(), tuple(inputs.shape), inputs.stride(), inputs.dtype, inputs._version)
+    key = (id(model), id(module), *place, torch.is_autocast_enabled(inputs.device.type))
     if shared is not None and key in shared:
         return shared[key]
     linear: list[tuple[nn.Linear, Tensor, Tensor]] = []

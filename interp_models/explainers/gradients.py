@@ -42,6 +42,11 @@ class PixelExplainer(Explainer, ABC):
         super().__init__(model, score=score)
         self.channels: Channels = channels
 
+    @property
+    def coloured(self) -> bool:
+        """Whether there is a value for every colour of every pixel."""
+        return True
+
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
         return reduced(self.raw(self.model, inputs, target), self.channels)
 

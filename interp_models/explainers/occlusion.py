@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from interp_models.errors import InputError
 from interp_models.explainers.base import EXPLAINERS, Explainer
+from interp_models.maps import full_precision
 from interp_models.scoring import Score, Target, default_batch, resolve_target, scores_of
 
 
@@ -45,6 +46,8 @@ class Occlusion(Explainer):
 
     @torch.no_grad()
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
+        if self.window >= max(inputs.shape[-2:]):
+            raise InputError(f"occlusion: a window of {self.window} pixels hides all of {tuple(inputs.shape[-2:])}")
         model = self.scorer(inputs)
         whole = scores_of(model(inputs), self.score)
         targets = resolve_target(target, whole)
@@ -58,7 +61,8 @@ class Occlusion(Explainer):
             scores[chunk] = found.gather(1, targets[b][:, None])[:, 0].to(scores.dtype)
         lost = whole.gather(1, targets[:, None])[:, :, None] - scores.view(len(inputs), len(rows), len(columns))
         up, across = rows.to(lost.dtype), columns.to(lost.dtype)
-        return (up.T @ lost @ across) / (up.sum(dim=0)[:, None] * across.sum(dim=0))
+        with full_precision(lost):
+            return (up.T @ lost @ across) / (up.sum(dim=0)[:, None] * across.sum(dim=0))
 
     def _bands(self, side: int, device: torch.device) -> Tensor:
         """(n, side) bool, the pixels along one axis of each of n squares."""

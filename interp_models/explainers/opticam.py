@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from interp_models.errors import InputError
 from interp_models.explainers.base import EXPLAINERS, Explainer, target_scores
 from interp_models.explainers.features import activations
-from interp_models.maps import stretched
+from interp_models.maps import stretched, weighted
 from interp_models.scoring import Score, Target
 
 
@@ -72,4 +72,4 @@ class OptiCAM(Explainer):
 
 def _mixed(u: Tensor, a: Tensor) -> Tensor:
     """Σ_k softmax(u)_k A_k, (B, h, w)."""
-    return torch.einsum("bc,bchw->bhw", u.softmax(dim=1), a)
+    return weighted(u.softmax(dim=1), a)

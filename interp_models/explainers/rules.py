@@ -1,5 +1,6 @@
 """Rules for the way back through activations: deconvolution and guided backpropagation."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -18,12 +19,20 @@ Rule = Literal["deconvnet", "guided"]
 RELU = (F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
 HARDTANH = (F.hardtanh, F.hardtanh_)
 """By which ReLU6 is made."""
-IN_PLACE = (F.relu_, torch.relu_, Tensor.relu_, F.hardtanh_)
+IN_PLACE = (F.relu_, torch.relu_, Tensor.relu_, F.hardtanh_, torch.clamp_, Tensor.clamp_)
+CLAMP = (torch.clamp, torch.clamp_, Tensor.clamp, Tensor.clamp_, torch.clamp_min, Tensor.clamp_min)
+"""By which some write a ReLU."""
 OTHERS = (
     nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid,
-    nn.LeakyReLU, nn.PReLU, nn.LogSigmoid, nn.Softsign, nn.RReLU,
+    nn.LeakyReLU, nn.PReLU, nn.LogSigmoid, nn.Softsign, nn.RReLU, nn.Threshold,
 )  # fmt: skip
 """Activations that no paper has a rule for."""
+OTHER_FUNCTIONS = (
+    F.elu, F.elu_, F.celu, F.selu, F.gelu, F.silu, F.mish, F.softplus, F.sigmoid, F.tanh, F.hardswish, F.hardsigmoid,
+    F.leaky_relu, F.leaky_relu_, F.prelu, F.logsigmoid, F.softsign, F.rrelu, F.threshold, torch.sigmoid, torch.tanh,
+    torch.selu, torch.celu, torch.prelu, Tensor.sigmoid, Tensor.sigmoid_, Tensor.tanh, Tensor.tanh_,
+)  # fmt: skip
+"""Likewise."""
 
 
 class _Ruled(torch.autograd.Function):
@@ -67,6 +76,8 @@ class _Rules(TorchFunctionMode):
     def __init__(self, rule: Rule) -> None:
         super().__init__()
         self.rule, self.count = rule, 0
+        self.named = 0
+        """Activations that were named, and are being passed."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -74,9 +85,15 @@ class _Rules(TorchFunctionMode):
         if func in HARDTANH:
             low = float(args[1] if len(args) > 1 else kwargs.get("min_val", -1.0))
             high = float(args[2] if len(args) > 2 else kwargs.get("max_val", 1.0))
-        elif func not in RELU and func is not F.relu6:
-            return func(*args, **kwargs)
-        if low != 0.0:
+        if not self.named and (func in OTHER_FUNCTIONS or (func in HARDTANH and low != 0.0)):
+            raise InputError(
+                f"the function {func.__name__} is an activation, which {self.rule} has no rule for; as a module it can "
+                "be named"
+            )
+        if func in CLAMP:
+            low, high = (_number(args, kwargs, at, name) for at, name in ((1, "min"), (2, "max")))
+            high = torch.inf if math.isnan(high) else high
+        if self.named or low != 0.0 or high <= 0.0 or (func not in (*RELU, *HARDTANH, *CLAMP) and func is not F.relu6):
             return func(*args, **kwargs)
         self.count += 1
         x = args[0] if args else kwargs["input"]
@@ -86,10 +103,20 @@ class _Rules(TorchFunctionMode):
         return _Clamped.apply(x, high, self.rule, in_place)  # type: ignore[no-untyped-call]
 
 
+def _number(args: Any, kwargs: Any, at: int, name: str) -> float:
+    """An argument that is a number; NaN if it is not given, and -inf if it is a tensor."""
+    value = args[at] if len(args) > at else kwargs.get(name)
+    return math.nan if value is None else float(value) if isinstance(value, int | float) else -math.inf
+
+
 def ruled(x: Tensor, y: Tensor, rule: Rule, passes: Tensor) -> Tensor:
     """y, which is not differentiated but by the rule."""
     made: Tensor = _Ruled.apply(x, y, passes.to(y.dtype) if rule == "guided" else None)  # type: ignore[no-untyped-call]
     return made
+
+
+def _unruled(part: nn.Module) -> bool:
+    return isinstance(part, OTHERS) or (isinstance(part, nn.Hardtanh) and part.min_val != 0)
 
 
 @contextmanager
@@ -107,26 +134,33 @@ def backward_rule(model: nn.Module, rule: Rule, activations: Sequence[str] = ())
     for name in activations:
         if name not in kinds:
             raise unknown(f"activation of {class_name(model)}:", name, sorted(kinds))
-    left = sorted({type(part).__name__ for part in model.modules() if isinstance(part, OTHERS)} - set(activations))
+    left = sorted({type(part).__name__ for part in model.modules() if _unruled(part)} - set(activations))
     if left:
         raise InputError(
             f"{class_name(model)} has activations {', '.join(left)}, which {rule} has no rule for; "
             f"name them with activations=[{', '.join(left)}] to let through what is above 0"
         )
     mode = _Rules(rule)
-    met = 0
+    given: dict[nn.Module, Tensor] = {}
+
+    def before(module: nn.Module, args: Any) -> Any:
+        mode.named += 1
+        given[module] = args[0]
+        return (args[0].clone(), *args[1:])  # it may work in place
 
     def after(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        nonlocal met
-        met += 1
-        return ruled(args[0], output.detach(), rule, output > 0)
+        mode.named -= 1
+        mode.count += 1
+        return ruled(given.pop(module), output.detach(), rule, output > 0)
 
     def check() -> None:
-        if not mode.count + met:
+        if not mode.count:
             raise InputError(f"{class_name(model)} has no ReLU, which {rule} is about; name its activations")
 
-    named = [part for part in model.modules() if type(part).__name__ in activations]
-    handles = [part.register_forward_hook(after) for part in named]
+    kept = (nn.ReLU, nn.ReLU6)  # these have their rule, named or not
+    named = [part for part in model.modules() if type(part).__name__ in activations and not isinstance(part, kept)]
+    handles = [part.register_forward_pre_hook(before) for part in named]
+    handles += [part.register_forward_hook(after) for part in named]
     try:
         with mode:
             yield check

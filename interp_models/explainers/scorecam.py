@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from interp_models.errors import InputError
 from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.explainers.features import activations
-from interp_models.maps import stretched
+from interp_models.maps import stretched, weighted
 from interp_models.scoring import Score, Target, default_batch, scores_of
 
 
@@ -62,4 +62,4 @@ class ScoreCAM(Explainer):
         else:
             black = scores_of(model(torch.zeros_like(inputs[:1])), self.score).expand(len(a), -1)
             weights = (u - black.gather(1, targets[:, None]).to(u.dtype)).masked_fill(constant, 0.0)
-        return torch.einsum("bc,bchw->bhw", weights, a).relu()
+        return weighted(weights, a).relu()

@@ -30,8 +30,8 @@ def superpixels(images: Tensor, cells: int, *, compactness: float = 10.0, iterat
     """SLIC: k-means of pixels by colour (CIELAB) and place, from the cells of a grid, each pixel among the nine cells
     around it (Achanta et al., TPAMI 2012).
 
-    Images of a batch together, without a loop over pixels. The paper's last step, which gives islands of a segment to
-    a neighbour, is left out: a segment need not be connected.
+    Images of a batch together, without a loop over pixels. Left out are the paper's first step, which moves centres off
+    edges, and its last, which gives islands of a segment to a neighbour: a segment need not be connected.
 
     Args:
         images: (B, C, H, W) in [0, 1]; where they are not of three channels colours are taken as they are.
@@ -50,8 +50,11 @@ def superpixels(images: Tensor, cells: int, *, compactness: float = 10.0, iterat
     rows, columns = ((x + shift).clamp(0, cells - 1) for x, shift in ((row, shifts[:, :1]), (column, shifts[:, 1:])))
     candidates = (rows * cells + columns).expand(len(images), -1, -1)  # (B, 9, HW)
     found = start.flatten(1)
-    for _ in range(iterations):
-        centres = means(pixels, found, cells**2)  # (B, D, P)
+    centres = means(pixels, found, cells**2)  # (B, D, P)
+    for number in range(iterations):
+        if number:
+            empty = means(torch.ones_like(pixels[:, :1]), found, cells**2) == 0
+            centres = torch.where(empty, centres, means(pixels, found, cells**2))
         distances = torch.stack(
             [
                 (pixels - centres.gather(2, some[:, None].expand(-1, pixels.shape[1], -1))).square().sum(dim=1)
@@ -83,6 +86,6 @@ def _lab(images: Tensor) -> Tensor:
         device=images.device,
     )
     white = to_xyz.sum(dim=1).view(3, 1, 1)
-    xyz = torch.einsum("ij,bjhw->bihw", to_xyz, linear) / white
+    xyz = torch.stack([(row.view(3, 1, 1) * linear).sum(dim=1) for row in to_xyz], dim=1) / white
     f = torch.where(xyz > (6 / 29) ** 3, xyz.clamp(min=1e-6) ** (1 / 3), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
     return torch.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], dim=1)

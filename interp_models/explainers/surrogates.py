@@ -38,6 +38,10 @@ class _Surrogate(Explainer, ABC):
 
     @torch.no_grad()
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
+        if self.cells > min(inputs.shape[-2:]):
+            raise InputError(
+                f"{self.cells} cells a side are more than images of {tuple(inputs.shape[-2:])} pixels have"
+            )
         model = self.scorer(inputs)
         whole = scores_of(model(inputs), self.score)
         targets = resolve_target(target, whole)
@@ -135,7 +139,8 @@ class KernelSHAP(_Surrogate):
     π(z) = (P - 1) / (C(P, |z|) |z| (P - |z|)) (Lundberg and Lee, NeurIPS 2017, theorem 2).
 
     All z are taken, so that φ are exact, if they are no more than the samples. Else they are drawn by π, each followed
-    by what it lacks, which all images share; the regression is solved for all at once. One pass per sample.
+    by what it lacks (so an odd sample is left out); all images share them, and the regression is solved for all at
+    once. One pass per sample.
 
     Args:
         model: any module that returns logits.

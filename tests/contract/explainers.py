@@ -127,6 +127,8 @@ def check_refusals(make: Make, model: nn.Module, images: Tensor) -> None:
     explainer = make(model)
     with pytest.raises(ValueError, match=r"float images \(batch, channels, height, width\)"):
         explainer.attribute(images[0])
+    with pytest.raises(ValueError, match="float images"):
+        explainer.attribute(images[:0])
     with pytest.raises(ValueError, match="NaN"):
         explainer.attribute(torch.full_like(images, torch.nan))
     with pytest.raises(ValueError, match="target 99 is out of range: the model has classes 0 to"):

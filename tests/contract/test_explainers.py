@@ -1,5 +1,6 @@
 """Every registered explainer keeps the contract, on our models and on anybody's; wrong ones do not."""
 
+import copy
 import inspect
 from pathlib import Path
 
@@ -147,12 +148,34 @@ def test_passes_are_those_of_the_table(explainer):
     assert sum(passes) == eval(PASSES[explainer], known) * len(images)
 
 
-@pytest.mark.parametrize("explainer", EXPLAINERS.names())
-def test_refusals_outside_the_table(explainer):
-    for subject in set(ALL) - set(APPLIES.get(explainer, ALL)):
-        model, images = prepare(subject)
-        with pytest.raises(InputError, match=type(model).__name__):
-            EXPLAINERS.build(explainer, options(explainer, subject), model=model).attribute(images)
+REFUSED = [(e, s) for e in EXPLAINERS.names() for s in ALL if s not in APPLIES.get(e, ALL)]
+
+
+@pytest.mark.parametrize(("explainer", "subject"), REFUSED)
+def test_refusals_outside_the_table(explainer, subject):
+    model, images = prepare(subject)
+    with pytest.raises(InputError, match=type(model).__name__):
+        EXPLAINERS.build(explainer, options(explainer, subject), model=model).attribute(images)
+
+
+class InPlace(nn.Module):
+    """Normalises the images that it is given, and not a copy of them."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return self.model(images.sub_(0.5).div_(0.25))
+
+
+@pytest.mark.parametrize("explainer", ["gradcam", "rise", "occlusion", "lime"])
+def test_models_that_change_their_images_are_refused(explainer):
+    model, images = prepare("sequential")
+    before = images.clone()
+    with pytest.raises(InputError, match="InPlace changes its images in place"):
+        maker(explainer, "sequential")(InPlace(model)).attribute(images)
+    assert torch.equal(images, before)
 
 
 def prepare(subject: str):
@@ -202,7 +225,7 @@ def test_wrapped_models(explainer, wrap):
 def test_autocast(explainer):
     """Passes in bfloat16, sums in float32: near the map of float32, as far as bfloat16's eight bits go."""
     model, images = prepare("sequential")
-    expected = maker(explainer, "sequential")(model).attribute(images, 1)
+    expected = maker(explainer, "sequential")(copy.deepcopy(model)).attribute(images, 1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         maps = maker(explainer, "sequential")(model).attribute(images, 1)
     assert maps.dtype == torch.float32

@@ -178,10 +178,13 @@ def test_the_family_shares_one_pass():
         together = {name: cls(net).attribute(images, 2) for name, cls in reversed(family.items())}
         other = cam.GradCAM(net).attribute(images, 1)
         changed = cam.GradCAM(net).attribute(images * 0.5, 2)
+        turned = cam.GradCAM(net, layer="features").attribute(images[..., :8].transpose(2, 3), 2)
+        upright = cam.GradCAM(net, layer="features").attribute(images[..., :8], 2)
         probability = cam.GradCAM(net, score="probability").attribute(images, 2)
     cam.GradCAM(net).attribute(images, 2)
     handle.remove()
-    assert passes == [3] * 3  # together with those of another class and of probabilities, other images, and alone
+    assert not torch.equal(turned, upright)
+    assert passes == [3] * 5  # together with those of another class and of probabilities, other images, and alone
     for name, maps in alone.items():
         assert torch.equal(maps, together[name])
     for maps in (other, changed, probability):

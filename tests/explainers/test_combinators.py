@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from interp_models.errors import InputError
+from interp_models.explainers import features
 from interp_models.explainers.cam import GradCAM
 from interp_models.explainers.combinators import Integrate, Smooth, points
+from interp_models.explainers.features import shared_passes
 from interp_models.explainers.gradients import Gradient, GradXInput, GuidedBackprop
 from interp_models.explainers.mixtures import (
     IntegratedGradients,
@@ -20,6 +22,7 @@ from interp_models.explainers.mixtures import (
     SmoothGradSquared,
     VarGrad,
 )
+from interp_models.explainers.occlusion import Occlusion
 from interp_models.explainers.scorecam import ScoreCAM
 from tests.conftest import PoolLinear
 from tests.mutation import mutated
@@ -210,6 +213,29 @@ def test_maps_of_layers_are_averaged_along_the_path():
     points_ = [k / 4 * x for k in (1, 2, 3, 4)]
     expected = sum(GradCAM(model).attribute(p, 1) for p in points_) / 4
     torch.testing.assert_close(Integrate(GradCAM(model), steps=4, batch=3).attribute(x, 1), expected)
+
+
+def test_a_map_of_one_channel_is_not_taken_for_colours():
+    """Occlusion along the path, of grey images: not multiplied, as it is not for three colours."""
+    grey, rgb = (nn.Sequential(nn.Flatten(), nn.Linear(n * 64, 2)).double() for n in (1, 3))
+    rgb[1].weight.data = grey[1].weight.data.repeat(1, 3) / 3
+    rgb[1].bias.data = grey[1].bias.data
+    x = images(2, 8)[:, :1]
+    found, expected = (
+        Integrate(Occlusion(model, window=4, stride=2, score="logit"), steps=3).attribute(some, 1)
+        for model, some in ((grey, x), (rgb, x.repeat(1, 3, 1, 1)))
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_bases_keep_their_own_settings_and_no_passes():
+    model, x = relu_net(), images(2, 8)
+    base = ScoreCAM(model)
+    base.preparation = "plain"
+    with shared_passes():
+        Smooth(base, samples=3).attribute(x)
+        assert not features._shared.get()
+    assert base.preparation == "plain"
 
 
 def test_points_are_those_of_their_rules():

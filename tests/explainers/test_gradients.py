@@ -120,6 +120,8 @@ def views_in_place(x):
 
 
 ACTIVATIONS = {
+    "x.clamp": (lambda: lambda x: x.clamp(min=0), np.inf),
+    "torch.clamp to 6": (lambda: lambda x: torch.clamp(x, 0, 6), 6.0),
     "a view in place": (lambda: views_in_place, np.inf),
     "nn.ReLU": (lambda: nn.ReLU(), np.inf),
     "nn.ReLU in place": (lambda: nn.ReLU(inplace=True), np.inf),

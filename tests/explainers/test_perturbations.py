@@ -35,7 +35,7 @@ def net():
 
 def check_occlusion(cls=Occlusion):
     model, x = net(), images()
-    for score, window, stride, fill in (("logit", 5, 3, 0.2), ("probability", 4, 4, 0.5), ("logit", 40, 7, 0.0)):
+    for score, window, stride, fill in (("logit", 5, 3, 0.2), ("probability", 4, 4, 0.5), ("logit", 14, 7, 0.0)):
         found = cls(model, window=window, stride=stride, fill=fill, score=score, batch=3).attribute(x, 1)
         for image, map_ in zip(x, found, strict=True):
 
@@ -92,6 +92,8 @@ def test_occlusion_of_a_linear_model():
     torch.testing.assert_close(map_, light.repeat_interleave(4, 0).repeat_interleave(4, 1).float())
     with pytest.raises(InputError, match="1 <= stride <= window"):
         Occlusion(model, window=4, stride=5)
+    with pytest.raises(InputError, match="a window of 16 pixels hides all of"):
+        Occlusion(model, window=16).attribute(x)
 
 
 # --- Segments ---
@@ -119,15 +121,15 @@ def slic(image, cells, compactness, iterations):
     home = {(y, x): (y * cells // height, x * cells // width) for y in range(height) for x in range(width)}
     label = dict(home)
     feature = {(y, x): np.array([*lab[:, y, x], compactness / side * y, compactness / side * x]) for y, x in home}
+    centre = {}
     for _ in range(iterations):
-        centre = {}
-        for c in set(label.values()):
+        for c in set(label.values()):  # one that is empty stays where it was
             centre[c] = np.mean([feature[p] for p in home if label[p] == c], axis=0)
         moved = {}
         for p, (r, s) in home.items():
             around = [(r + i, s + j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
             around = [c for c in around if 0 <= c[0] < cells and 0 <= c[1] < cells]
-            apart = [np.square(feature[p] - centre.get(c, np.zeros(5))).sum() for c in around]
+            apart = [np.square(feature[p] - centre[c]).sum() for c in around]
             moved[p] = around[int(np.argmin(apart))]
         label = moved
     return np.array([[label[y, x][0] * cells + label[y, x][1] for x in range(width)] for y in range(height)])
@@ -364,6 +366,8 @@ def test_bad_options():
     ):
         with pytest.raises(InputError, match=message.replace("²", ".")):
             make()
+    with pytest.raises(InputError, match="13 cells a side are more than images of"):
+        LIME(net(), cells=13).attribute(images())
 
 
 # --- RISE's other masks ---
