@@ -93,15 +93,16 @@ def _prepare(model: nn.Module, images: Tensor, how: Preparation) -> nn.Module | 
     # Pixels beyond those of the images, too: what is found equal here is taken for equal everywhere.
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
     images = torch.cat([images, images.mean() + noise * images.std().clamp(min=0.25)])
+    with torch.no_grad(), _full_precision(images):  # where the model itself fails that is no matter of copies
+        expected, again = (logits_of(model(images.clone())) for _ in range(2))
     made: Any
     try:
         with torch.no_grad(), _full_precision(images):
-            expected, again = (logits_of(model(images.clone())) for _ in range(2))
             made = _copied(unwrapped(model)).eval().requires_grad_(False)
-            _fold(made, images[:1])
+            _fold(made, images[:1].clone())
             made = Prepared(made.to(memory_format=torch.channels_last), bfloat16=how == "bfloat16")
             made = torch.compile(made) if how == "compiled" else made
-            found = made(images)
+            found = made(images.clone())
         if _apart(again, expected):
             why: str | None = "its own scores are others from pass to pass"
         elif how != "bfloat16" and (apart := _apart(found, expected)):

@@ -38,8 +38,8 @@ def write_report(
 
     Args:
         rows: mean scores, one per run, explainer and metric, with the keys run, explainer, metric, mean, std, n,
-            n_undefined, preset, grid, steps, fill, target and higher_is_better. `mean` and `std` are fractions, or
-            None or NaN where undefined. Each preset gets a table; runs, explainers and metrics keep their order.
+            n_undefined, preset, grid, steps, fill, target, scorer and higher_is_better. `mean` and `std` are fractions,
+            or None or NaN where undefined. Each preset gets a table; runs, explainers and metrics keep their order.
         images: taken, encoded and written one by one, so an iterator need not hold them all.
         prototypes: of the runs that have them.
 
@@ -125,7 +125,7 @@ def _protocols(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     covered: dict[tuple[str, ...], dict[str, list[str]]] = {}
     for row in rows:
         settings = tuple(
-            f"{name} {_plain(row[name])}" for name in ("grid", "steps", "fill", "target") if _set(row[name])
+            f"{name} {_plain(row[name])}" for name in ("grid", "steps", "fill", "target", "scorer") if _set(row[name])
         )
         metrics = covered.setdefault(settings, {}).setdefault(row["run"], [])
         if row["metric"] not in metrics:

@@ -44,6 +44,7 @@ class Protocol:
     steps: int | None
     fill: str
     target: str
+    scorer: str
     higher_is_better: bool
 
 

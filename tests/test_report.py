@@ -72,7 +72,7 @@ class Page(HTMLParser):
 
 def row(explainer: str, metric: str, mean: float | None, std: float | None = 0.1, **other: Any) -> dict[str, Any]:
     base = {"run": "one", "n": 90, "n_undefined": 0, "preset": "standard", "grid": (14, 14), "steps": None}
-    base |= {"fill": "zero", "target": "predicted", "higher_is_better": metric not in ("ad", "dauc")}
+    base |= {"fill": "zero", "target": "predicted", "scorer": "exact", "higher_is_better": metric not in ("ad", "dauc")}
     return {"explainer": explainer, "metric": metric, "mean": mean, "std": std, **base, **other}
 
 
@@ -142,14 +142,14 @@ def test_undefined_and_missing_scores_are_dashes_that_say_why(tmp_path: Path) ->
 
 def test_protocols_are_told_apart_only_where_they_differ(tmp_path: Path) -> None:
     assert [element["text"] for element in write(tmp_path, [row("cam", "ad", 0.5)]).all("li")] == [
-        "preset standard · grid 14×14 · fill zero · target predicted"
+        "preset standard · grid 14×14 · fill zero · target predicted · scorer exact"
     ]
     rows = [row("cam", "ad", 0.5, steps=float("nan")), row("cam", "dc", 0.5, steps=196.0)]
     rows += [row("cam", "ad", 0.5, run="two"), row("cam", "dc", 0.5, run="two", steps=49.0, grid=7)]
     assert [element["text"] for element in write(tmp_path, rows).all("li")] == [
-        "one, two (AD): preset standard · grid 14×14 · fill zero · target predicted",
-        "one (DC): preset standard · grid 14×14 · steps 196 · fill zero · target predicted",
-        "two (DC): preset standard · grid 7 · steps 49 · fill zero · target predicted",
+        "one, two (AD): preset standard · grid 14×14 · fill zero · target predicted · scorer exact",
+        "one (DC): preset standard · grid 14×14 · steps 196 · fill zero · target predicted · scorer exact",
+        "two (DC): preset standard · grid 7 · steps 49 · fill zero · target predicted · scorer exact",
     ]
 
 

@@ -257,7 +257,13 @@ class ExplanationEvaluation(pl.Callback):
             metric = next(iter(self._metrics.values()))[name]
             steps, fill = metric.protocol(key, grid)
             protocols[key] = Protocol(
-                self.plan.preset, f"{grid[0]}x{grid[1]}", steps, fill, str(self.plan.target), metric.better[key]
+                self.plan.preset,
+                f"{grid[0]}x{grid[1]}",
+                steps,
+                fill,
+                str(self.plan.target),
+                self.plan.scorer,
+                metric.better[key],
             )
         return protocols
 
