@@ -183,9 +183,11 @@ def test_mutations_of_rules_are_rejected(right, wrong, name, monkeypatch):
         check_rules(name)
 
 
-def test_the_combination_papers_rule_at_any_named_activation():
+@pytest.mark.parametrize("in_place", [False, True])
+def test_the_combination_papers_rule_at_any_named_activation(in_place):
     """R where R > 0 and f > 0, without the activation's own slope (Nielsen et al., equation 4), at SELU."""
     net = ByHand(nn.SELU()).double()
+    net.a.inplace = net.b.inplace = in_place
     maps = GuidedBackprop(net, activations=["SELU"], channels="sum").attribute(images(), 1)
     for i, image in enumerate(images()):
         with torch.no_grad():
@@ -197,7 +199,24 @@ def test_the_combination_papers_rule_at_any_named_activation():
         np.testing.assert_allclose(maps[i], r.reshape(3, 8, 8).sum(0), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "other", [F.gelu, F.silu, torch.sigmoid, F.leaky_relu, lambda x: x.tanh(), lambda x: F.hardtanh(x, -1.0, 1.0)]
+)
+def test_functions_without_a_rule_are_refused_beside_a_relu(other):
+    net = ByHand(lambda x: other(x).relu()).double()
+    with pytest.raises(InputError, match="is an activation, which guided has no rule for"):
+        GuidedBackprop(net).attribute(images(), 1)
+
+
+def test_a_named_relu_keeps_its_rule():
+    net = ByHand(nn.ReLU6()).double()
+    named = GuidedBackprop(net, activations=["ReLU6"]).attribute(images(), 1)
+    assert torch.equal(named, GuidedBackprop(net).attribute(images(), 1))
+
+
 def test_refusals():
+    with pytest.raises(InputError, match="Sequential has activations Hardtanh, which guided has no rule for"):
+        GuidedBackprop(nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Hardtanh(), nn.Linear(192, 3))).attribute(images())
     with pytest.raises(InputError, match=r"Sequential has activations Softplus, which guided has no rule for"):
         GuidedBackprop(smooth_net()).attribute(images())
     with pytest.raises(InputError, match="unknown activation of Sequential: 'SELU'"):

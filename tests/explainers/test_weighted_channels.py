@@ -158,6 +158,29 @@ def refuse(*_):
     return None
 
 
+@pytest.mark.parametrize("cls", [AblationCAM, LIFTCAM])
+def test_a_tail_that_knows_the_number_of_images_from_before(cls):
+    """It would fold one image's variants into one."""
+
+    class Reader(nn.Module):
+        def __init__(self, reads):
+            super().__init__()
+            torch.manual_seed(0)
+            self.reads, self.features, self.head = reads, nn.Conv2d(3, 4, 3), nn.Sequential(nn.Linear(4, 5), nn.ReLU())
+            self.last = nn.Linear(5, 3)
+
+        def forward(self, x):
+            n = x.shape[0]
+            a = self.features(x).relu()
+            pooled = a.reshape(n if self.reads else a.shape[0], 4, -1).mean(dim=2)
+            return self.last(self.head(pooled))
+
+    x = torch.rand(2, 3, 6, 6, dtype=torch.float64)
+    found, expected = (cls(Reader(reads).double(), layer="features").attribute(x, 1) for reads in (True, False))
+    assert float(expected.max()) > 0
+    torch.testing.assert_close(found, expected)
+
+
 def test_a_tail_that_joins_with_what_came_before():
     """A residual sum and a concatenation around the layer."""
 
