@@ -62,16 +62,16 @@ def cases(scale: int) -> list[Case]:
     return [
         *(Case(name) for name in FAMILY),
         *(Case(name, gradient=True) for name in ("gradient", "grad_x_input", "deconvnet", "guided_backprop")),
-        Case("rise", {"masks": n}, 2, many=True),
-        Case("occlusion", {}, 2, many=True),
-        Case("lime", {"samples": n}, 2, many=True),
-        Case("kernelshap", {"samples": n}, 2, many=True),
+        Case("rise", {"masks": n}, 1, many=True),
+        Case("occlusion", {}, 1, many=True),
+        Case("lime", {"samples": n}, 1, many=True),
+        Case("kernelshap", {"samples": n}, 1, many=True),
         Case("scorecam", {"layer": layer}, 1, many=True),
         Case("opticam", {"steps": few}, 4, gradient=True, many=True),
-        Case("integrated_gradients", {"steps": few * 5}, 4, gradient=True, many=True),
-        *(Case(name, {}, 4, gradient=True, many=True) for name in ("smoothgrad", "smoothgrad_squared", "vargrad")),
+        Case("integrated_gradients", {"steps": few * 3}, 4, gradient=True, many=True),
+        *(Case(name, {}, 4, gradient=True, many=True) for name in ("smoothgrad", "vargrad")),
         Case("smoothed_guided_backprop", {}, 4, gradient=True, many=True),
-        Case("integrated_guided_backprop", {"steps": few * 5}, 4, gradient=True, many=True),
+        Case("integrated_guided_backprop", {"steps": few * 3}, 4, gradient=True, many=True),
         Case("smoothed_integrated_gradients", {"samples": 3, "steps": few}, 4, gradient=True, many=True),
         Case("integrated_smoothgrad", {"samples": 3, "steps": few}, 4, gradient=True, many=True),
     ]
@@ -147,7 +147,7 @@ def captums(benches: Benches, scale: int) -> list[Timing]:
     from captum import attr
 
     n, model = 100 * scale, Logits(benches.model)
-    side, steps = benches.images.shape[-1], max(2, n // 25) * 5
+    side, steps = benches.images.shape[-1], max(2, n // 25) * 3
     cells = torch.arange(side) * 7 // side
     grid = (cells[:, None] * 7 + cells).expand(1, 3, -1, -1)
     works: list[tuple[str, int | None, bool, Any]] = [
@@ -165,7 +165,7 @@ def captums(benches: Benches, scale: int) -> list[Timing]:
             ),
         ),
         (
-            "captum Occlusion 32/16, perturbations_per_eval 4", 2, False,
+            "captum Occlusion 32/16, perturbations_per_eval 4", 1, False,
             lambda x, t: attr.Occlusion(model).attribute(
                 x, (3, 32, 32), (3, 16, 16), target=t, perturbations_per_eval=4
             ),
