@@ -32,6 +32,8 @@ from interp_models.visual import Picture, contact_sheet, jpeg_uri, overlay, to_u
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "rise": {"masks": 1000},
+    "lime": {"samples": 500},
+    "kernelshap": {"samples": 500},
     "smoothed_integrated_gradients": {"samples": 5, "steps": 20},
     "integrated_smoothgrad": {"samples": 5, "steps": 20},
 }
