@@ -206,8 +206,11 @@ def grad_cams(benches: Benches) -> list[Timing]:
     for name, count, layer in (
         *((name, None, last) for name in ("GradCAM", "GradCAMPlusPlus", "XGradCAM", "LayerCAM", "EigenCAM")),
         ("ScoreCAM", 1, narrow),
+        ("AblationCAM", 1, last),
     ):
         bench = benches.of(count, False)
+        if name == "AblationCAM":  # of a minute
+            bench.pairs = 1
         targets = [ClassifierOutputTarget(0)] * len(bench.images)
         with getattr(peer, name)(model, [layer]) as method:
             rows.append(bench.compare(f"grad-cam {name}", "passes", partial(method, bench.images, targets)))
@@ -260,10 +263,12 @@ def main(argv: Sequence[str] | None = None) -> Path:
     images, described = load_images(args)
     benches = Benches(CNN(1000, weights="bundled"), images, args.pairs, args.seconds, args.clock)
     rows: list[Row] = [*timings(benches, args.scale)]
+    write("posthoc", args, described, rows)  # what is measured is kept if the rest does not come to its end
     peers = {"captum": partial(captums, benches, args.scale), "pytorch_grad_cam": partial(grad_cams, benches)}
     for module, measure in (peers | {"torchcam": partial(torchcams, benches)}).items():
         if importlib.util.find_spec(module):
             rows += measure()
+            write("posthoc", args, described, rows)
     for name, what in (
         ("rise", "masks"),
         ("scorecam", "channels"),
