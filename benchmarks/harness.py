@@ -334,6 +334,16 @@ def parser(description: str | None, *, model: bool = True, memory: Sequence[int]
     if memory:
         p.add_argument("--memory", type=int, nargs="*", default=list(memory), help="amounts to measure memory at")
         p.add_argument("--batch", type=int, help="images per pass of the work, instead of what the package chooses")
+    return _with_common(p)
+
+
+def plain_parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that all benchmarks share, under a description that is printed as it is."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    return _with_common(argparse.ArgumentParser(description=description, formatter_class=formatter))
+
+
+def _with_common(p: argparse.ArgumentParser) -> argparse.ArgumentParser:
     p.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")

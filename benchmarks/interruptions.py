@@ -6,7 +6,6 @@ A short training of B-CNN on CUB, then an evaluation of it, each once whole and 
 are the weights, metrics.csv, results.json, per_image.parquet and the maps, exactly.
 """
 
-import argparse
 import json
 import random
 import subprocess
@@ -20,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.harness import RESULTS, Row, Value, write
+from benchmarks.harness import Row, Value, plain_parser, write
 
 TRAINING = [
     "phases[0].epochs=3",
@@ -116,12 +115,9 @@ def _rows(what: str, left_alone: float, lived: Sequence[float], same: bool) -> l
 
 def main(argv: Sequence[str] | None = None) -> Path:
     """Measure and write `interruptions.json`."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = plain_parser(__doc__)
     p.add_argument("--root", required=True, help="CUB-200-2011, or a part of it")
     p.add_argument("--kills", type=int, default=3)
-    p.add_argument("--threads", type=int, default=torch.get_num_threads())
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--out", type=Path, default=RESULTS)
     args = p.parse_args(argv)
     args.command = f"python -m benchmarks.interruptions --root FOLDER --kills {args.kills}"
     return write("interruptions", args, "CUB-200-2011", measure(args.root, args.kills, args.seed))

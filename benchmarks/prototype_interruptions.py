@@ -7,7 +7,6 @@ with, and while epochs are saved; compared are all weights and buffers of both c
 What is killed is `train.py` in a process that notes what it is about to do; what goes on to the end is `train.py`.
 """
 
-import argparse
 import multiprocessing
 import random
 import subprocess
@@ -20,10 +19,9 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-from benchmarks.harness import RESULTS, Row, Value, write
+from benchmarks.harness import Row, Value, plain_parser, write
 from benchmarks.interruptions import same_table, same_weights
 from benchmarks.tables import show
 from interp_models import loggers, projection
@@ -225,11 +223,8 @@ def measure(kills: int, seed: int) -> list[Row]:
 
 def main(argv: Sequence[str] | None = None) -> Path:
     """Measure and write `prototype_interruptions.json`."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = plain_parser(__doc__)
     p.add_argument("--kills", type=int, default=5, help="at each kind of moment")
-    p.add_argument("--threads", type=int, default=torch.get_num_threads())
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--out", type=Path, default=RESULTS)
     args = p.parse_args(argv)
     args.command = f"python -m benchmarks.prototype_interruptions --kills {args.kills}"
     return write("prototype_interruptions", args, "drawn images (part_birds)", measure(args.kills, args.seed))

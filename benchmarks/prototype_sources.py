@@ -7,7 +7,6 @@ patch at the cell that is recorded. Its picture is read back from the sheet, and
 recorded box.
 """
 
-import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.harness import RESULTS, Row, Value, write
+from benchmarks.harness import Row, Value, plain_parser, write
 from benchmarks.tables import show
 from interp_models import gallery, load, runs
 from interp_models.models.protopnet import ProtoPNet
@@ -106,11 +105,8 @@ def alike(tile: Image.Image, image: Tensor, box: Sequence[int]) -> float:
 
 def main(argv: Sequence[str] | None = None) -> Path:
     """Measure and write `prototype_sources.json`."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = plain_parser(__doc__)
     p.add_argument("--runs", type=Path, nargs="+", required=True)
-    p.add_argument("--threads", type=int, default=torch.get_num_threads())
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--out", type=Path, default=RESULTS)
     args = p.parse_args(argv)
     torch.set_num_threads(args.threads)
     args.command = f"python -m benchmarks.prototype_sources --runs {' '.join(map(runs.run_name, args.runs))}"

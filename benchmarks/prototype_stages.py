@@ -8,7 +8,6 @@ images are classified; per-image results are averaged over seeds before the boot
 `--save` keeps the finished models beside the runs, as `<run>-finished`, to be evaluated.
 """
 
-import argparse
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from pytorch_lightning import seed_everything
 from torch import Tensor
 
-from benchmarks.harness import RESULTS, Row, Value, write
+from benchmarks.harness import Row, Value, plain_parser, write
 from benchmarks.trained import bootstrap
 from interp_models import InterpModule, load, runs
 from interp_models.config import save_yaml
@@ -143,15 +142,12 @@ def interval(what: str, per_image: NDArray[np.float64], unit: str) -> list[Row]:
 
 def main(argv: Sequence[str] | None = None) -> Path:
     """Measure and write `<name>.json`."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = plain_parser(__doc__)
     p.add_argument("--runs", type=Path, nargs="+", required=True)
     p.add_argument("--reference", type=Path, nargs="*", default=[])
     p.add_argument("--stages", nargs="+", required=True)
     p.add_argument("--save", action="store_true")
     p.add_argument("--name", required=True, help="of the file of results")
-    p.add_argument("--threads", type=int, default=torch.get_num_threads())
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--out", type=Path, default=RESULTS)
     args = p.parse_args(argv)
     torch.set_num_threads(args.threads)
     runs_, reference = (" ".join(map(runs.run_name, folders)) for folders in (args.runs, args.reference))

@@ -6,7 +6,6 @@ The first run's model is the one that the others are compared with; runs of one 
 per image before the bootstrap.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,10 +15,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.harness import RESULTS, Row, Value, write
+from benchmarks.harness import Row, Value, plain_parser, write
 from interp_models import InterpModule, load, runs
 from interp_models.data.base import Sample
 from interp_models.explainers.cam import GradCAM
+from interp_models.explainers.controls import CenterGaussian
 from interp_models.explainers.rise import RISE
 
 RESAMPLES = 10_000
@@ -46,12 +46,6 @@ def hits(maps: Tensor, boxes: Tensor, size: tuple[int, int]) -> NDArray[np.float
     return inside.double().numpy()
 
 
-def centre_gaussian(n: int, size: tuple[int, int]) -> Tensor:
-    """The control that always points to the middle, (n, H, W)."""
-    y, x = (torch.linspace(-1, 1, side) for side in size)
-    return torch.exp(-(y[:, None] ** 2 + x**2)).expand(n, *size)
-
-
 def pairwise_cosine(maps: Tensor) -> Tensor:
     """Mean cosine between pairs of an image's maps (B, N, h, w): (B,); 0 for a map that is 0."""
     unit = F.normalize(maps.flatten(2), dim=2)
@@ -73,7 +67,7 @@ def attention(model: InterpModule, batches: Sequence[Sample]) -> dict[str, NDArr
         values = {"correct": (predicted == batch.label).double().numpy()}
         if batch.box is not None:
             own, gradcam = model.explain(output, predicted), GradCAM(model).attribute(batch.image, predicted)
-            control = centre_gaussian(len(own), size)
+            control = CenterGaussian(model).attribute(batch.image)
             for name, maps in (("own map", own), ("Grad-CAM", gradcam), ("centre Gaussian", control)):
                 values[f"pointing hits of {name}"] = hits(maps, batch.box, size)
         if output.maps.shape[1] > 1:
@@ -131,13 +125,10 @@ def _interval(what: str, mean: float, low: float, high: float) -> list[tuple[str
 
 def main(argv: Sequence[str] | None = None) -> Path:
     """Measure and write `<name>.json`."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = plain_parser(__doc__)
     p.add_argument("--runs", type=Path, nargs="+", required=True)
     p.add_argument("--name", required=True, help="of the file of results")
     p.add_argument("--stability", type=int, default=0, help="images on which RISE's stability is measured, first run")
-    p.add_argument("--threads", type=int, default=torch.get_num_threads())
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--out", type=Path, default=RESULTS)
     args = p.parse_args(argv)
     torch.set_num_threads(args.threads)
     args.command = f"python -m benchmarks.trained --name {args.name} --runs {' '.join(map(str, args.runs))}"

@@ -144,6 +144,36 @@ def all_scores(score_fn: ScoreFn, images: Tensor, batch: int | None = None) -> T
     return torch.cat([score_fn(part) for part in torch.split(images, batch or default_batch(images))])
 
 
+def scores_of_variants(
+    score_fn: ScoreFn,
+    images: Tensor,
+    count: int,
+    variant: Callable[[Tensor, Tensor], Tensor],
+    target: Tensor,
+    batch: int | None = None,
+) -> Tensor:
+    """Scores (B, count) of variants of each image.
+
+    Images and variants are one stream of jobs, passed a few at a time, so that memory does not grow with the variants.
+
+    Args:
+        score_fn: images -> scores of the classes.
+        images: (B, C, H, W).
+        count: variants of each image.
+        variant: numbers of images and of variants, both (m,) -> these variants (m, C, H, W).
+        target: class of each image (B,).
+        batch: images per pass; None chooses by the device.
+    """
+    jobs = torch.arange(len(images) * count, device=images.device)
+    # One tensor for all scores: many small ones would lie scattered among the large ones and fragment the memory.
+    scores = torch.empty(len(jobs), device=images.device, dtype=torch.promote_types(images.dtype, torch.float32))
+    for chunk in torch.split(jobs, batch or default_batch(images)):
+        b = chunk // count
+        found = score_fn(variant(b, chunk % count))
+        scores[chunk] = found.gather(1, resolve_target(target[b], found)[:, None])[:, 0].to(scores.dtype)
+    return scores.view(len(images), count)
+
+
 def default_batch(images: Tensor) -> int:
     """How many images of the size of `images` (..., H, W) to pass at once in work of many passes.
 

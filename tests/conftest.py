@@ -12,6 +12,8 @@ from torch import nn
 
 from tests.data.make_cub import Bird, make_cub
 
+CUB = Path(__file__).parents[2] / "shared" / "data" / "cub"
+"""Real images, for developers who have them beside the repository."""
 TINY = "test_efficientnet"  # timm's own tiny network for tests, 3 stages too small to mean anything
 
 
@@ -22,11 +24,10 @@ def _threads_and_seed():
 
 @pytest.fixture(scope="session")
 def shared_cub() -> Path:
-    """Real CUB images, for developers who have them beside the repository."""
-    path = Path(__file__).parents[2] / "shared" / "data" / "cub"
-    if not path.is_dir():
+    """The folder of real CUB images."""
+    if not CUB.is_dir():
         pytest.skip("the real CUB images are not beside the repository")
-    return path
+    return CUB
 
 
 class PoolLinear(nn.Module):

@@ -3,11 +3,13 @@
 import multiprocessing
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["train", "evaluate"])
@@ -36,6 +38,23 @@ def run(script: str, arguments: list[str], log: Path, die_at: tuple[int, int] | 
     process = start(script, arguments, log, die_at)
     process.join()
     return process.exitcode  # type: ignore[no-any-return]
+
+
+def run_ranks(work: Callable[..., None], folder: Path, *args: Any) -> None:
+    """Run `work(rank, folder, *args)` on two ranks that meet in a folder, and see that both come to their end."""
+    ranks = [CONTEXT.Process(target=_rank, args=(work, rank, folder, args)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+        process.kill()
+    assert [process.exitcode for process in ranks] == [0, 0]
+
+
+def _rank(work: Callable[..., None], rank: int, folder: Path, args: tuple[Any, ...]) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    work(rank, folder, *args)
+    dist.destroy_process_group()
 
 
 def _main(script: str, arguments: list[str], log: str, die_at: tuple[int, int] | None, threads: int) -> None:

@@ -14,6 +14,7 @@ from interp_models.prepared import Preparation, class_name, prepare, unwrapped
 from interp_models.registry import Registry
 from interp_models.scoring import (
     Score,
+    ScoreFn,
     Target,
     default_batch,
     evaluating,
@@ -87,6 +88,10 @@ class Explainer(ABC):
     def scorer(self, images: Tensor) -> nn.Module:
         """The model, made ready to pass many images like these; to be asked for once in many passes."""
         return prepare(self.model, images, self.preparation)
+
+    def score_fn(self, model: nn.Module) -> ScoreFn:
+        """The function of images that gives what this explainer explains of all classes, as such a model sees it."""
+        return lambda images: scores_of(model(images), self.score)
 
 
 def check_images(inputs: Tensor) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from interp_models.errors import InputError
 from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.maps import full_precision
-from interp_models.scoring import Score, Target, default_batch, resolve_target, scores_of
+from interp_models.scoring import Score, Target, resolve_target, scores_of, scores_of_variants
 
 
 @EXPLAINERS.register("occlusion")
@@ -52,13 +52,13 @@ class Occlusion(Explainer):
         whole = scores_of(model(inputs), self.score)
         targets = resolve_target(target, whole)
         rows, columns = (self._bands(n, inputs.device) for n in inputs.shape[-2:])
-        jobs = torch.arange(len(inputs) * len(rows) * len(columns), device=inputs.device)
-        scores = whole.new_empty(len(jobs))
-        for chunk in torch.split(jobs, self.batch or default_batch(inputs)):
-            b, square = chunk // (len(rows) * len(columns)), chunk % (len(rows) * len(columns))
+
+        def occluded(b: Tensor, square: Tensor) -> Tensor:
             hidden = rows[square // len(columns)][:, :, None] & columns[square % len(columns)][:, None, :]
-            found = scores_of(model(inputs[b].masked_fill(hidden[:, None], self.fill)), self.score)
-            scores[chunk] = found.gather(1, targets[b][:, None])[:, 0].to(scores.dtype)
+            return inputs[b].masked_fill(hidden[:, None], self.fill)
+
+        count = len(rows) * len(columns)
+        scores = scores_of_variants(self.score_fn(model), inputs, count, occluded, targets, self.batch)
         lost = whole.gather(1, targets[:, None])[:, :, None] - scores.view(len(inputs), len(rows), len(columns))
         up, across = rows.to(lost.dtype), columns.to(lost.dtype)
         with full_precision(lost):

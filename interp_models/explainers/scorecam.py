@@ -9,7 +9,7 @@ from interp_models.errors import InputError
 from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.explainers.features import activations
 from interp_models.maps import stretched, weighted
-from interp_models.scoring import Score, Target, default_batch, scores_of
+from interp_models.scoring import Score, Target, scores_of, scores_of_variants
 
 
 @EXPLAINERS.register("scorecam")
@@ -46,15 +46,12 @@ class ScoreCAM(Explainer):
     @torch.no_grad()
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
         a, targets = activations(self, self.layer, inputs, target)  # (B, C, h, w)
-        model, channels, size = self.scorer(inputs), a.shape[1], (inputs.shape[-2], inputs.shape[-1])
-        u = a.new_zeros(len(a) * channels)
-        jobs = torch.arange(len(u), device=a.device)
-        for chunk in torch.split(jobs, self.batch or default_batch(inputs)):
-            b = chunk // channels
-            masks = stretched(a.flatten(0, 1)[chunk], size)
-            found = scores_of(model(inputs[b] * masks.to(inputs.dtype)), self.score)
-            u[chunk] = found.gather(1, targets[b][:, None])[:, 0].to(u.dtype)
-        u = u.view(len(a), channels)
+        model, size = self.scorer(inputs), (inputs.shape[-2], inputs.shape[-1])
+
+        def masked(b: Tensor, channel: Tensor) -> Tensor:
+            return inputs[b] * stretched(a[b, channel], size).to(inputs.dtype)
+
+        u = scores_of_variants(self.score_fn(model), inputs, a.shape[1], masked, targets, self.batch).to(a.dtype)
         constant = a.amin(dim=(2, 3)) == a.amax(dim=(2, 3))
         if self.weights == "softmax":
             u = u.masked_fill(constant, -torch.inf)

@@ -12,7 +12,7 @@ from interp_models.errors import InputError
 from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.explainers.segments import Fill, Segments, means, segmented
 from interp_models.rng import uniform
-from interp_models.scoring import Score, Target, default_batch, resolve_target, scores_of
+from interp_models.scoring import Score, Target, resolve_target, scores_of, scores_of_variants
 
 
 class _Surrogate(Explainer, ABC):
@@ -53,15 +53,14 @@ class _Surrogate(Explainer, ABC):
             off = colours.gather(2, index[:, None].expand(-1, inputs.shape[1], -1)).view_as(inputs)
         switched = self._switched()
         on = torch.as_tensor(switched, device=inputs.device)  # (n, P) bool
-        jobs = torch.arange(len(inputs) * len(on), device=inputs.device)
-        scores = whole.new_empty(len(jobs))
-        for chunk in torch.split(jobs, self.batch or default_batch(inputs)):
-            b, i = chunk // len(on), chunk % len(on)
+
+        def sample(b: Tensor, i: Tensor) -> Tensor:
             shown = on[i].gather(1, numbers[b].flatten(1)).view(-1, 1, *inputs.shape[-2:])
-            found = scores_of(model(torch.where(shown, inputs[b], off[b])), self.score)
-            scores[chunk] = found.gather(1, targets[b][:, None])[:, 0].to(scores.dtype)
+            return torch.where(shown, inputs[b], off[b])
+
+        scores = scores_of_variants(self.score_fn(model), inputs, len(on), sample, targets, self.batch)
         # Small, and by float64: not every device has it.
-        values = self._fit(switched, scores.view(len(inputs), -1).cpu().double().numpy())
+        values = self._fit(switched, scores.cpu().double().numpy())
         weights = torch.as_tensor(values, dtype=torch.float32, device=inputs.device)
         if self.segments == "grid":
             return weights.view(-1, self.cells, self.cells)

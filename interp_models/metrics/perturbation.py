@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from interp_models.errors import InputError
-from interp_models.scoring import ScoreFn, all_scores, default_batch, resolve_target
+from interp_models.scoring import ScoreFn, all_scores, resolve_target, scores_of_variants
 
 
 def check_maps(images: Tensor, maps: Tensor) -> None:
@@ -92,8 +92,6 @@ def curve(
 ) -> Tensor:
     """Scores (B, T) of images that turn from `start` into `end`: at point t the counts[t] first cells show `end`.
 
-    Images and points are one stream of jobs, passed a few at a time, so that memory does not grow with the points.
-
     Args:
         score_fn: images -> class probabilities.
         start: images (B, 3, H, W).
@@ -109,16 +107,12 @@ def curve(
     x = torch.arange(width, device=device) * columns // width
     pixel_ranks = cell_ranks.int()[:, y][:, :, x]  # (B, H, W)
     points = torch.as_tensor(counts, device=device)
-    jobs = torch.arange(len(start) * len(points), device=device)
-    # One tensor for all scores: many small ones would lie scattered among the large ones and fragment the memory.
-    scores = torch.empty(len(jobs), device=device, dtype=torch.promote_types(start.dtype, torch.float32))
-    for chunk in torch.split(jobs, batch or default_batch(start)):
-        b, t = chunk // len(points), chunk % len(points)
+
+    def mixed(b: Tensor, t: Tensor) -> Tensor:
         turned = pixel_ranks[b] < points[t][:, None, None]  # (m, H, W)
-        mixed = torch.where(turned[:, None], end[b], start[b])
-        found = score_fn(mixed)
-        scores[chunk] = found.gather(1, resolve_target(target[b], found)[:, None])[:, 0].to(scores.dtype)
-    return scores.view(len(start), len(points))
+        return torch.where(turned[:, None], end[b], start[b])
+
+    return scores_of_variants(score_fn, start, len(points), mixed, target, batch)
 
 
 def exact(values: Tensor) -> Tensor:

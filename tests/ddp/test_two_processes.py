@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import torch.distributed as dist
 
 from interp_models import METRICS, PROTOTYPE_METRICS, load
 from interp_models.runs import build_data, run_config
+from interp_models.training.distributed import gathered_objects
 from tests import processes
 from tests.conftest import BCNN_LRS, copy_run, fit, tiny_config, write_config
 from tests.contract.prototype_metrics import case, equal, judge
@@ -22,7 +22,7 @@ from tests.data.make_cub import PARTS, make_cub
 
 ROOT = Path(__file__).parents[2]
 TWO = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp_find_unused_parameters_true"]
-PLAN = ["explainers=[intrinsic, gradcam, random]", "max_steps=5", "report_images=2", "logger.wandb=disabled"]
+PLAN = ["explainers=[intrinsic, gradcam, cam, random]", "max_steps=5", "report_images=2", "logger.wandb=disabled"]
 
 
 def command(script: str, *arguments: str | Path, cwd: Path) -> str:
@@ -110,7 +110,9 @@ def test_evaluation(bcnn_run: Path, odd_cub: Path, tmp_path: Path) -> None:
     plan += [f"config={ROOT}/configs/eval/faithfulness.yaml", "n_images=null"]
     command("evaluate.py", together, *plan, *TWO, cwd=tmp_path)
     a, b = (folder / "evaluation" for folder in (alone, together))
-    rows, others = (json.loads((folder / "results.json").read_text())["rows"] for folder in (a, b))
+    results = [json.loads((folder / "results.json").read_text()) for folder in (a, b)]
+    assert [list(of["left_out"]) for of in results] == [["cam"], ["cam"]]
+    rows, others = (of["rows"] for of in results)
     assert len(rows) == 24
     for row, other in zip(rows, others, strict=True):
         assert row["n"] == 9
@@ -212,17 +214,15 @@ def test_resuming(odd_cub: Path, one_process: Path, tmp_path: Path) -> None:
 # A rank without images
 
 
-def _rank(rank: int, folder: str, values: dict[str, dict[str, list[float]]]) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    found: dict[str, Any] = {}
+def _rank(rank: int, folder: Path, values: dict[str, dict[str, list[float]]]) -> None:
+    found: dict[str, Any] = {"objects": gathered_objects({"rank": rank} if rank else {})}
     for name, of_keys in values.items():
         metric = METRICS.get(name)()
         if rank == 0:
             metric.add({key: torch.tensor(numbers) for key, numbers in of_keys.items()})
         means = {key: float(mean) for key, mean in metric.compute().items()}
         found[name] = {"means": means, "images": {key: v.tolist() for key, v in metric.per_image().items()}}
-    Path(folder, f"{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
+    (folder / f"{rank}.json").write_text(json.dumps(found))
 
 
 def test_a_rank_that_saw_no_image(tmp_path: Path) -> None:
@@ -231,15 +231,10 @@ def test_a_rank_that_saw_no_image(tmp_path: Path) -> None:
         name: {key: [0.5, float("nan"), 0.25 + i] for i, key in enumerate(METRICS.get(name).keys)}
         for name in METRICS.names()
     }
-    ranks = [processes.CONTEXT.Process(target=_rank, args=(rank, str(tmp_path), values)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-        process.kill()
-    assert [process.exitcode for process in ranks] == [0, 0]
+    processes.run_ranks(_rank, tmp_path, values)
     for rank in range(2):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert found["objects"] == [{}, {"rank": 1}]
         for name, of_keys in values.items():
             expected = {key: np.nanmean(numbers) for key, numbers in of_keys.items()}
             assert found[name]["means"] == pytest.approx(expected)
@@ -251,8 +246,7 @@ SHARDS = [[range(0, 23, 2), range(1, 23, 2)], [range(23), range(0)]]
 """Numbers of the images of two ranks: every second one each, or all and none."""
 
 
-def _judge(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+def _judge(rank: int, folder: Path) -> None:
     model, data = case()
     found: dict[str, Any] = {}
     for name in PROTOTYPE_METRICS.names():
@@ -261,19 +255,12 @@ def _judge(rank: int, folder: str) -> None:
             metric = PROTOTYPE_METRICS.get(name)(model, PARTS)
             judge(metric, model, data, 4, shards[rank])
             found[name].append((metric.of_all_ranks(), metric.compute(), metric.of_all_ranks()))
-    torch.save(found, Path(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
+    torch.save(found, folder / f"{rank}.pt")
 
 
 def test_prototypes_are_judged_by_the_images_of_all_ranks(tmp_path: Path) -> None:
     """To the last digit, though most images are equally similar to some prototypes."""
-    ranks = [processes.CONTEXT.Process(target=_judge, args=(rank, str(tmp_path))) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-        process.kill()
-    assert [process.exitcode for process in ranks] == [0, 0]
+    processes.run_ranks(_judge, tmp_path)
     model, data = case()
     for rank in range(2):
         for name, found in torch.load(tmp_path / f"{rank}.pt").items():

@@ -75,7 +75,7 @@ def test_scorecam_is_the_algorithm():
         ("weights, a).relu()", "weights, a)"),
         ("u - black.gather", "u + black.gather"),
         ("u.masked_fill(constant, -torch.inf)", "u"),
-        ("targets[b][:, None])[:, 0]", "targets[b][:, None] * 0)[:, 0]"),
+        ("a[b, channel]", "a[b, channel - 1]"),
     ],
 )
 def test_mutations_of_scorecam_are_rejected(right, wrong):
@@ -89,6 +89,23 @@ def test_mutations_of_scorecam_are_rejected(right, wrong):
 def test_mutations_of_stretching_are_rejected(right, wrong, monkeypatch):
     monkeypatch.setattr(scorecam, "stretched", mutated("interp_models.maps", right, wrong).stretched)
     with pytest.raises(AssertionError):
+        check_scorecam()
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("resolve_target(target[b], found)[:, None]", "resolve_target(target[b] * 0, found)[:, None]"),
+        ("b = chunk // count", "b = chunk % len(images)"),
+        ("chunk % count)", "chunk // len(images))"),
+        ("scores[chunk] =", "scores[chunk - 1] ="),
+    ],
+)
+def test_mutations_of_variants_are_rejected(right, wrong, monkeypatch):
+    monkeypatch.setattr(
+        scorecam, "scores_of_variants", mutated("interp_models.scoring", right, wrong).scores_of_variants
+    )
+    with pytest.raises((AssertionError, IndexError)):
         check_scorecam()
 
 
