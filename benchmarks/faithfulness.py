@@ -1,4 +1,4 @@
-"""Faithfulness metrics on EfficientNet-Lite0 with its ImageNet weights, ÷ the passes that they make.
+"""Faithfulness metrics on timm's EfficientNet-Lite0 with its ImageNet weights, ÷ the passes that they make.
 
 Curves and masked confidence are given the clean score, as an evaluation has it; `all metrics` computes it too.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.gallery import imagenet_network
 from benchmarks.harness import (
     CLOCKS,
     Bench,
@@ -27,7 +28,6 @@ from benchmarks.harness import (
 from benchmarks.tables import show
 from interp_models.metrics.base import METRICS
 from interp_models.metrics.perturbation import curve, gaussian, ranks, score_all
-from interp_models.models.cnn import CNN
 from interp_models.prepared import prepare
 from interp_models.scoring import ScoreFn, probabilities
 
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     p.add_argument("--grid", type=int, default=7, help="cells per side of the maps")
     args = parse(p, "faithfulness", argv)
     images, described = load_images(args)
-    bench = Bench(CNN(1000, weights="bundled"), images, args.pairs, args.seconds, CLOCKS[args.clock])
+    bench = Bench(imagenet_network(), images, args.pairs, args.seconds, CLOCKS[args.clock])
     memory = [
         Memory("deletion and insertion", f"{grid}×{grid} cells, {grid**2} steps", peak_memory(curves_of_size, grid))
         for grid in args.memory

@@ -24,7 +24,7 @@ from interp_models import EXPLAINERS, load, runs
 from interp_models.backbones import BUNDLED, bundled_weights
 from interp_models.data.base import decode_image
 from interp_models.data.transforms import plain_transform
-from interp_models.errors import InputError
+from interp_models.errors import NotApplicable
 from interp_models.explainers.controls import GroundTruth
 from interp_models.files import write_whole
 from interp_models.scoring import logits_of
@@ -85,7 +85,7 @@ def draw(model: nn.Module, images: Tensor, boxes: Tensor | None) -> list[Drawn]:
                 maps = explainer.attribute(images, target, boxes)
             else:
                 maps = explainer.attribute(images, target)
-        except InputError as error:
+        except NotApplicable as error:
             drawn.append((name, "", str(error), 0.0))
             continue
         seconds = (time.perf_counter() - start) / len(images)

@@ -1,8 +1,9 @@
-"""Post-hoc explainers on EfficientNet-Lite0 with its ImageNet weights, ÷ the passes that their definition needs.
+"""Post-hoc explainers on timm's EfficientNet-Lite0 with its ImageNet weights, ÷ the passes that they need.
 
 Methods of many passes are measured by the model as it is (`plain`) and by its prepared copy (`prepared`); both are
-divided by the same passes of the model as it is. captum, grad-cam and torchcam, where they are installed, run beside
-them on the same images. Passes of gradients go back to the images, in floor and work.
+divided by the same passes of the model as it is, in float32 and without any change. captum, grad-cam and torchcam,
+where they are installed, run beside them on the same images. Passes of gradients go back to the images, in floor and
+work.
 """
 
 import importlib.util
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.gallery import imagenet_network
 from benchmarks.harness import (
     CLOCKS,
     Bench,
@@ -33,7 +35,6 @@ from benchmarks.tables import show
 from interp_models.explainers import EXPLAINERS
 from interp_models.explainers.base import Explainer
 from interp_models.explainers.features import shared_passes
-from interp_models.models.cnn import CNN
 from interp_models.prepared import Prepared
 
 FAMILY = (
@@ -41,6 +42,8 @@ FAMILY = (
     "ablationcam", "liftcam",
 )  # fmt: skip
 """One pass serves them all on pool + linear."""
+LAST, NARROW = "1.bn2", "1.blocks.6"
+"""Layers of the network: of 1280 channels, which is found by itself, and of 320."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Case:
 
 def cases(scale: int) -> list[Case]:
     """All methods; those of many passes with about 100 · scale of them."""
-    n, layer = 100 * scale, "backbone.trunk.blocks.6"  # of 320 channels
+    n = 100 * scale
     few = max(2, n // 25)
     return [
         *(Case(name) for name in FAMILY),
@@ -66,7 +69,7 @@ def cases(scale: int) -> list[Case]:
         Case("occlusion", {}, 1, many=True),
         Case("lime", {"samples": n}, 1, many=True),
         Case("kernelshap", {"samples": n}, 1, many=True),
-        Case("scorecam", {"layer": layer}, 1, many=True),
+        Case("scorecam", {"layer": NARROW}, 1, many=True),
         Case("opticam", {"steps": few}, 4, gradient=True, many=True),
         Case("integrated_gradients", {"steps": few * 3}, 4, gradient=True, many=True),
         *(Case(name, {}, 4, gradient=True, many=True) for name in ("smoothgrad", "vargrad")),
@@ -129,24 +132,11 @@ def family(benches: Benches) -> Timing:
     return bench.compare(f"{len(FAMILY)} class activation maps together", "passes", together)
 
 
-class Logits(nn.Module):
-    """Peers want a tensor."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits."""
-        logits: Tensor = self.model(images).logits
-        return logits
-
-
 def captums(benches: Benches, scale: int) -> list[Timing]:
     """captum's methods, with the chunks that serve them best."""
     from captum import attr
 
-    n, model = 100 * scale, Logits(benches.model)
+    n, model = 100 * scale, benches.model
     side, steps = benches.images.shape[-1], max(2, n // 25) * 3
     cells = torch.arange(side) * 7 // side
     grid = (cells[:, None] * 7 + cells).expand(1, 3, -1, -1)
@@ -201,8 +191,8 @@ def grad_cams(benches: Benches) -> list[Timing]:
     import pytorch_grad_cam as peer
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    model, rows = Logits(benches.model), []
-    last, narrow = benches.model.feature_layer, benches.model.get_submodule("backbone.trunk.blocks.6")
+    model, rows = benches.model, []
+    last, narrow = model.get_submodule(LAST), model.get_submodule(NARROW)
     for name, count, layer in (
         *((name, None, last) for name in ("GradCAM", "GradCAMPlusPlus", "XGradCAM", "LayerCAM", "EigenCAM")),
         ("ScoreCAM", 1, narrow),
@@ -221,8 +211,8 @@ def torchcams(benches: Benches) -> list[Timing]:
     """torchcam's methods."""
     from torchcam import methods as peer
 
-    model, rows = Logits(benches.model), []
-    last, narrow = benches.model.feature_layer, benches.model.get_submodule("backbone.trunk.blocks.6")
+    model, rows = benches.model, []
+    last, narrow = model.get_submodule(LAST), model.get_submodule(NARROW)
     for name, count, layer, options in (
         *((name, None, last, {}) for name in ("GradCAM", "XGradCAM", "LayerCAM")),
         ("ScoreCAM", 1, narrow, {"batch_size": 8}),
@@ -261,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     args = parse(p, "posthoc", argv)
     warnings.filterwarnings("ignore", module="captum")  # which warns at every call
     images, described = load_images(args)
-    benches = Benches(CNN(1000, weights="bundled"), images, args.pairs, args.seconds, args.clock)
+    benches = Benches(imagenet_network(), images, args.pairs, args.seconds, args.clock)
     rows: list[Row] = [*timings(benches, args.scale)]
     write("posthoc", args, described, rows)  # what is measured is kept if the rest does not come to its end
     peers = {"captum": partial(captums, benches, args.scale), "pytorch_grad_cam": partial(grad_cams, benches)}

@@ -50,15 +50,20 @@ def compare(evaluated: Sequence[Evaluated], out: Path, n_images: int) -> Path:
         The path of the page.
     """
     rows: list[dict[str, Any]] = []
+    left_out: dict[str, dict[str, str]] = {}
     for folder, _, _ in evaluated:
-        rows += json.loads((folder / "evaluation" / "results.json").read_text())["rows"]
+        results = json.loads((folder / "evaluation" / "results.json").read_text())
+        rows += results["rows"]
+        left_out[runs.run_name(folder)] = results["left_out"]
     if len(evaluated) > 1:
         of_prototypes = [
             {"run": runs.run_name(folder), **row}
             for folder, _, _ in evaluated
             for row in read_prototypes(folder / "evaluation").get("rows", [])
         ]
-        results = {"schema_version": SCHEMA_VERSION, "rows": rows, "prototypes": of_prototypes}
+        results = {
+            "schema_version": SCHEMA_VERSION, "rows": rows, "left_out": left_out, "prototypes": of_prototypes,
+        }  # fmt: skip
         write_json(out / "results.json", results)
     title = "Explanations of " + ", ".join(runs.run_name(folder) for folder, _, _ in evaluated)
     summaries = [_summary(folder) for folder, _, _ in evaluated]
@@ -67,7 +72,7 @@ def compare(evaluated: Sequence[Evaluated], out: Path, n_images: int) -> Path:
     views = [_prototypes(run, images, galleries[run.folder]) for run in evaluated if has_prototypes(run.model)]
     prototypes = [view for view in views if view.rows or view.nearest or view.tree]
     path = out / "report.html"
-    write_report(path, title=title, runs=summaries, rows=rows, images=images, prototypes=prototypes)
+    write_report(path, title=title, runs=summaries, rows=rows, images=images, prototypes=prototypes, left_out=left_out)
     if len(evaluated) == 1:
         shutil.rmtree(out / "local", ignore_errors=True)  # of other images or weights
         _write_local(images, out / "local")

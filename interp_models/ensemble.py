@@ -13,6 +13,7 @@ from torch import Tensor
 from interp_models.data.base import Sample
 from interp_models.files import write_json
 from interp_models.outputs import InterpOutput
+from interp_models.training.distributed import gathered_objects
 
 
 class Predictions(pl.Callback):
@@ -43,11 +44,7 @@ class Predictions(pl.Callback):
 
     def on_test_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Put the ranks' together."""
-        parts: list[Any] = [self._rows]
-        if trainer.world_size > 1:
-            parts = [None] * trainer.world_size
-            torch.distributed.all_gather_object(parts, self._rows)
-        rows = [row for part in parts for row in part]
+        rows = [row for part in gathered_objects(self._rows) for row in part]
         index, label, chances = (torch.cat(of).numpy() for of in zip(*rows, strict=True))
         order = index.argsort()
         self.indices, self.labels, self.probabilities = index[order], label[order], chances[order]

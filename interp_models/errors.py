@@ -1,4 +1,4 @@
-"""The one error for bad input."""
+"""The error for bad input, and its one kind that an evaluation outlives."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     The scripts print it as one line and exit with a code other than 0; from Python it is a `ValueError`.
     """
+
+
+class NotApplicable(InputError):
+    """A method that does not apply to a model, or to a data set: an evaluation goes on without it, and says why."""

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -33,6 +34,7 @@ def write_report(
     rows: Sequence[Mapping[str, Any]],
     images: Iterable[ImageView],
     prototypes: Sequence[PrototypeView] = (),
+    left_out: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
 ) -> None:
     """Write the page to `path`, whole or not at all: a failure on the way leaves what was there before.
 
@@ -42,6 +44,7 @@ def write_report(
             or None or NaN where undefined. Each preset gets a table; runs, explainers and metrics keep their order.
         images: taken, encoded and written one by one, so an iterator need not hold them all.
         prototypes: of the runs that have them.
+        left_out: run -> explainer -> why it does not apply.
 
     Raises:
         ValueError: for two rows on the same preset, run, explainer and metric, and for arrays of a wrong shape.
@@ -58,6 +61,7 @@ def write_report(
         style=Markup(here.joinpath("report.css").read_text("utf-8")),
         runs=[(run, _percent(run.accuracy), _percent(run.accuracy_judged)) for run in runs],
         tables=_tables(rows),
+        left_out={run: why for run, why in left_out.items() if why},
         legend=[_heading(metric, directions) | {"text": _legend(metric)} for metric in directions],
         scale=[to_hex(matplotlib.colormaps[visual.CMAP](i / 8)) for i in range(9)],
         prototypes=[_prototypes(view) for view in prototypes],

@@ -49,28 +49,38 @@ class Protocol:
 
 
 class PartialResults:
-    """Batches that are done, one file per batch and explainer, in a folder named by a digest of the work.
+    """Batches that are done, one file per batch and explainer, in folders named by digests of the work.
 
-    Another checkpoint, protocol or option has another folder, so nothing stale is ever found.
+    Another checkpoint, protocol or option has another folder, so nothing stale is ever found; another list of
+    explainers leaves the parts of those that stay.
+
+    Args:
+        folder: of the evaluation.
+        work: what the values of every explainer depend on.
+        explainers: label, and all else that this explainer's values depend on.
     """
 
-    def __init__(self, folder: Path, work: Any) -> None:
-        method = [METHOD_VERSION, work]
-        self.work = hashlib.sha256(json.dumps(method, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    def __init__(self, folder: Path, work: Any, explainers: Sequence[tuple[Any, ...]]) -> None:
+        self.work = _digest([METHOD_VERSION, work, explainers])
         self.results = folder
-        self.folder = folder / ".partial" / self.work
+        self.folders = {
+            spec[0]: folder / ".partial" / _digest([METHOD_VERSION, work]) / f"{spec[0]}-{_digest(spec)}"
+            for spec in explainers
+        }
 
-    def finished(self, labels: Sequence[str]) -> bool:
-        """Whether the results of this very work are there, whole, with the maps of these explainers."""
+    def finished(self) -> bool:
+        """Whether the results of this very work are there, whole, with the maps of all explainers that apply."""
         path = self.results / "results.json"
-        files = ["per_image.parquet", "maps/index.csv", *(f"maps/{label}.npy" for label in labels)]
-        if not path.is_file() or not all((self.results / file).is_file() for file in files):
+        if not path.is_file():
             return False
         results = json.loads(path.read_text())
-        return (results["schema_version"], results.get("work")) == (SCHEMA_VERSION, self.work)
+        if (results["schema_version"], results.get("work")) != (SCHEMA_VERSION, self.work):
+            return False
+        maps = [f"maps/{label}.npy" for label in self.folders if label not in results.get("left_out", {})]
+        return all((self.results / file).is_file() for file in ["per_image.parquet", "maps/index.csv", *maps])
 
     def _file(self, label: str, index: Tensor) -> Path:
-        return self.folder / label / f"{int(index[0])}-{len(index)}.pt"
+        return self.folders[label] / f"{int(index[0])}-{len(index)}.pt"
 
     def keep(self, label: str, part: Part) -> None:
         """Write a part whole or not at all."""
@@ -92,7 +102,7 @@ class PartialResults:
         """
         found: list[Part] = []
         left = set(indices)
-        for path in sorted((self.folder / label).glob("*.pt"), key=lambda path: int(path.stem.split("-")[0])):
+        for path in sorted(self.folders[label].glob("*.pt"), key=lambda path: int(path.stem.split("-")[0])):
             if (part := _read(path)) is None:
                 continue
             index = part["common"]["index"].tolist()
@@ -104,7 +114,11 @@ class PartialResults:
 
     def clear(self) -> None:
         """Remove what interrupted evaluations of the run have left."""
-        shutil.rmtree(self.folder.parent, ignore_errors=True)
+        shutil.rmtree(self.results / ".partial", ignore_errors=True)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _read(path: Path) -> Part | None:
@@ -135,6 +149,7 @@ def write_results(
     partial: PartialResults,
     indices: Sequence[int],
     explainers: Mapping[str, str],
+    left_out: Mapping[str, str],
     protocols: Callable[[tuple[int, int]], Mapping[str, Protocol]],
     provenance: Provenance,
     image_id: Callable[[int], str],
@@ -146,6 +161,7 @@ def write_results(
         partial: the batches.
         indices: positions of the images in the test set.
         explainers: label -> name and options, as json.
+        left_out: label -> why this explainer does not apply.
         protocols: the grid of an explainer's maps -> the protocol of every key.
         provenance: of the rows.
         image_id: position in the test set -> name of the image.
@@ -153,6 +169,8 @@ def write_results(
     (folder / "results.json").unlink(missing_ok=True)  # from here on the files are no longer those it tells of
     frames, rows = [], []
     for label, options in explainers.items():
+        if label in left_out:
+            continue
         parts = partial.of(label, set(indices))
         grid = (int(parts[0]["maps"].shape[-2]), int(parts[0]["maps"].shape[-1]))
         frame = _per_image(label, options, parts, protocols(grid), provenance, image_id)
@@ -162,9 +180,9 @@ def write_results(
     table = pd.concat(frames, ignore_index=True)
     with whole(folder / "per_image.parquet") as path:
         table.to_parquet(path)
-    results = {"schema_version": SCHEMA_VERSION, "work": partial.work, "rows": rows}
+    results = {"schema_version": SCHEMA_VERSION, "work": partial.work, "rows": rows, "left_out": dict(left_out)}
     for path in (folder / "maps").glob("*.npy"):
-        if path.stem not in explainers:
+        if path.stem not in explainers or path.stem in left_out:
             path.unlink()  # of an evaluation before, whose rows the new index.csv does not name
     write_json(folder / "results.json", results)  # the last: where it names this work, all of it is there
     partial.clear()

@@ -13,6 +13,7 @@ from interp_models.cli import seed_everything
 from interp_models.config import EvaluateConfig, TrainConfig, check, load_yaml
 from interp_models.metrics.base import metrics_of
 from tests.conftest import TINY, Cub, Script, copy_run
+from tests.contract.applicability import ALL, APPLIES
 
 ROOT = Path(__file__).parents[1] / "configs"
 TRAIN = [path for path in sorted(ROOT.rglob("*.yaml")) if path.parent.name != "eval" and path.name[0] != "_"]
@@ -33,7 +34,7 @@ def label(path: Path) -> str:
 
 def test_there_are_configs() -> None:
     assert {"quickstart", "cub/bcnn_lite0", "cub/cnn_lite0"} <= {label(path) for path in TRAIN}
-    assert {"eval/faithfulness", "eval/quickstart"} <= {label(path) for path in EVALUATE}
+    assert {"eval/faithfulness", "eval/posthoc", "eval/quickstart"} <= {label(path) for path in EVALUATE}
 
 
 @pytest.mark.parametrize("path", TRAIN, ids=label)
@@ -91,21 +92,28 @@ def test_training(script: Script, tiny_cub: Cub, tmp_path: Path, path: Path) -> 
     assert moved == trained | fitted
 
 
+FEW = {"masks": 8, "samples": 2, "steps": 2}
+
+
 @pytest.mark.parametrize("path", EVALUATE, ids=label)
 def test_evaluation(script: Script, bcnn_run: Path, tmp_path: Path, path: Path) -> None:
     node: dict[str, Any] = load_yaml(path)
     shipped: EvaluateConfig = check(EvaluateConfig, node)
     run = copy_run(bcnn_run, tmp_path / "run")
     few = [
-        f"explainers[{number}].masks=8"
+        f"explainers[{number}].{key}={FEW[key] if item['name'] != 'kernelshap' else 2 * 7**2}"
         for number, item in enumerate(shipped.explainers)
-        if isinstance(item, dict) and "masks" in item
+        if isinstance(item, dict)
+        for key in FEW.keys() & item.keys()
     ]
     options = ["max_steps=4", "n_images=5", "report_images=1", "trainer.accelerator=cpu", "logger.wandb=disabled"]
     outcome = script("evaluate", run, f"config={path}", *options, *few)
     assert outcome.code == 0, outcome.err
-    rows = json.loads((run / "evaluation/results.json").read_text())["rows"]
-    names = [item if isinstance(item, str) else item.get("label", item["name"]) for item in shipped.explainers]
+    results = json.loads((run / "evaluation/results.json").read_text())
+    rows = results["rows"]
+    labels = [item if isinstance(item, str) else item.get("label", item["name"]) for item in shipped.explainers]
+    assert list(results["left_out"]) == [name for name in labels if "bcnn" not in APPLIES.get(name, ALL)]
+    names = [name for name in labels if name not in results["left_out"]]
     keys = list(metrics_of(shipped.metrics))
     assert [(row["explainer"], row["metric"]) for row in rows] == [(name, key) for name in names for key in keys]
     assert {row["n"] for row in rows} == {5}

@@ -1,12 +1,14 @@
 """Where models, explainers and metrics meet: every explainer's maps through every metric, on the same images."""
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from tqdm import tqdm
 
@@ -14,7 +16,7 @@ from interp_models.callbacks.plan import explainer_specs, resolve_grid
 from interp_models.config import ExplanationConfig, ValidationConfig
 from interp_models.data.base import Sample
 from interp_models.data.module import DataModule, draw
-from interp_models.errors import InputError
+from interp_models.errors import InputError, NotApplicable
 from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.explainers.controls import GroundTruth
 from interp_models.explainers.features import shared_passes
@@ -22,6 +24,7 @@ from interp_models.metrics.base import METRICS, FaithfulnessMetric, Grid, metric
 from interp_models.prepared import prepare, release
 from interp_models.results import PartialResults, Protocol, Provenance, write_results
 from interp_models.scoring import all_scores, evaluating, probabilities, resolve_target
+from interp_models.training.distributed import gathered_objects
 from interp_models.training.module import InterpModule
 
 
@@ -30,7 +33,7 @@ class ExplanationEvaluation(pl.Callback):
 
     On validation images, every n epochs of a training, it logs `val/<metric>/<explainer>`. On test images it logs
     `test/<metric>/<explainer>` and writes tables and maps to a folder, where an interrupted evaluation finds again
-    what it has computed.
+    what it has computed. Explainers that do not apply to the model or the data are left out, with the reason.
 
     Args:
         plan: explainers, metrics and protocol.
@@ -66,6 +69,8 @@ class ExplanationEvaluation(pl.Callback):
         self.weights_and_data = weights_and_data
         self.every_n_epochs = every_n_epochs
         self._explainers: dict[str, Explainer] = {}
+        self._left_out: dict[str, str] = {}
+        """Why explainers do not apply."""
         self._metrics: dict[str, dict[str, FaithfulnessMetric]] = {}
         self._grid: Grid | None = None
         self._drawn: set[int] | None = None
@@ -124,9 +129,9 @@ class ExplanationEvaluation(pl.Callback):
         protocol = [plan.preset, self._grid, plan.max_steps, plan.target, plan.scorer]
         assert self.provenance is not None
         run = asdict(self.provenance)  # a run that was copied or renamed has rows of another name
-        work = [run, self.weights_and_data, self.specs, list(self.keys), protocol, batches, images]
-        self._partial = PartialResults(self.folder, work)
-        self._finished = trainer.strategy.broadcast(self._partial.finished([label for label, _, _ in self.specs]))
+        work = [run, self.weights_and_data, list(self.keys), protocol, batches, images]
+        self._partial = PartialResults(self.folder, work, self.specs)
+        self._finished = trainer.strategy.broadcast(self._partial.finished())
         if self._finished:
             if trainer.is_global_zero:
                 self._partial.clear()
@@ -162,6 +167,7 @@ class ExplanationEvaluation(pl.Callback):
                 self._partial,
                 data.test_indices.tolist(),
                 {label: json.dumps({"name": name, **options}) for label, name, options in self.specs},
+                self._left_out,
                 self._protocols,
                 self.provenance,
                 data.test_images.image_id,
@@ -174,17 +180,20 @@ class ExplanationEvaluation(pl.Callback):
             self._bar.close()
 
     def _progress(self, batches: int, shown: bool) -> Any:
-        total = batches * len(self._explainers)
+        total = batches * len(self.specs)
         return tqdm(total=total, disable=not shown, desc="explanations", unit="batch", leave=False)
 
     def _prepare(self, module: pl.LightningModule, data: DataModule) -> None:
         assert isinstance(module, InterpModule)
+        self._explainers, self._left_out = {}, {}
         with torch.inference_mode(False):
-            self._explainers = {
-                label: EXPLAINERS.build(name, options, model=module) for label, name, options in self.specs
-            }
-            for explainer in self._explainers.values():
-                explainer.preparation = self.plan.scorer
+            for label, name, options in self.specs:
+                try:
+                    self._explainers[label] = EXPLAINERS.build(name, options, model=module)
+                except NotApplicable as error:
+                    self._leave_out(label, error)
+                else:
+                    self._explainers[label].preparation = self.plan.scorer
             self._grid = resolve_grid(self.plan.grid, module, data.image_size)
             plan = self.plan
             self._metrics = {
@@ -194,8 +203,13 @@ class ExplanationEvaluation(pl.Callback):
                     ).to(module.device)
                     for name in dict.fromkeys(self.keys.values())
                 }
-                for label in self._explainers
+                for label, _, _ in self.specs
             }
+
+    def _leave_out(self, label: str, error: NotApplicable) -> None:
+        self._left_out[label] = str(error)
+        self._explainers.pop(label, None)
+        rank_zero_only(tqdm.write)(f"left out {label}: {error}", file=sys.stderr)
 
     def _judge(self, module: pl.LightningModule, batch: Sample) -> None:
         """All explainers and metrics on one batch; an explainer's values and maps are kept once they are there."""
@@ -204,13 +218,10 @@ class ExplanationEvaluation(pl.Callback):
         with torch.inference_mode(False), torch.no_grad(), evaluating(module), shared_passes():
             rows = [i for i, n in enumerate(batch.index.tolist()) if self._drawn is None or n in self._drawn]
             if not rows:
-                self._bar.update(len(self._explainers))
+                self._bar.update(len(self.specs))
                 return
             images, label, index = (x.clone()[rows] for x in (batch.image, batch.label, batch.index))
             boxes = None if batch.box is None else batch.box.clone()[rows]
-            shown = [name for name, explainer in self._explainers.items() if isinstance(explainer, GroundTruth)]
-            if shown and boxes is None:
-                raise InputError(f"{', '.join(shown)}: the data set has no boxes, which are the ground truth shown")
             score_fn = probabilities(prepare(module, images, self.plan.scorer))
             chances = all_scores(score_fn, images, self.plan.batch)
             target = self._target(chances, label)
@@ -218,13 +229,18 @@ class ExplanationEvaluation(pl.Callback):
             confidence, prediction = chances.max(dim=1)
             common = {"index": index, "label": label, "prediction": prediction, "confidence": confidence}
             common |= {"target_class": target, "probability": clean}
-            for name, explainer in self._explainers.items():
+            for name, explainer in list(self._explainers.items()):
+                self._bar.set_postfix_str(name)
                 part = self._partial.find(name, index) if self._partial else None
                 if part is None:
-                    if isinstance(explainer, GroundTruth):
-                        maps = explainer.attribute(images, target, boxes)
-                    else:
-                        maps = explainer.attribute(images, target)
+                    try:
+                        if isinstance(explainer, GroundTruth):
+                            maps = explainer.attribute(images, target, boxes)
+                        else:
+                            maps = explainer.attribute(images, target)
+                    except NotApplicable as error:
+                        self._leave_out(name, error)
+                        continue
                     values: dict[str, Tensor] = {}
                     for metric in self._metrics[name].values():
                         values |= metric.score(score_fn, images, maps, target, clean)
@@ -233,7 +249,6 @@ class ExplanationEvaluation(pl.Callback):
                         self._partial.keep(name, part)
                 for metric in self._metrics[name].values():
                     metric.add({key: part["values"][key].to(module.device) for key in metric.keys})
-                self._bar.set_postfix_str(name)
                 self._bar.update()
 
     def _target(self, chances: Tensor, label: Tensor) -> Tensor:
@@ -242,8 +257,14 @@ class ExplanationEvaluation(pl.Callback):
         return resolve_target(None if self.plan.target == "prediction" else int(self.plan.target), chances)
 
     def _log(self, module: pl.LightningModule, stage: str) -> None:
+        reasons = {label: why for left_out in gathered_objects(self._left_out) for label, why in left_out.items()}
+        self._left_out = reasons
+        if len(reasons) == len(self.specs):
+            raise InputError(f"no explainer applies: {'; '.join(f'{label}: {why}' for label, why in reasons.items())}")
         with torch.inference_mode(False):
             for explainer, metrics in self._metrics.items():
+                if explainer in self._left_out:
+                    continue
                 means = {key: value for metric in metrics.values() for key, value in metric.compute().items()}
                 for key in self.keys:
                     module.log(f"{stage}/{key}/{explainer}", means[key])

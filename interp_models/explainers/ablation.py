@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interp_models.errors import InputError
+from interp_models.errors import NotApplicable
 from interp_models.explainers.base import EXPLAINERS, target_scores
 from interp_models.explainers.features import LayerExplainer, activations, linear_head, target_layer
 from interp_models.maps import weighted
@@ -56,7 +56,7 @@ class _OfTail(LayerExplainer, ABC):
         finally:
             handle.remove()
         if len(logits_of(output)) != len(variants):
-            raise InputError(f"{type(self.model).__name__} gives no logits for each of the layer's activations")
+            raise NotApplicable(f"{type(self.model).__name__} gives no logits for each of the layer's activations")
         return output
 
 
@@ -118,11 +118,11 @@ class LIFTCAM(_OfTail):
                 if scores.requires_grad:
                     (multiplier,) = torch.autograd.grad(scores[0], both, allow_unused=True)
             if multiplier is None:
-                raise InputError("no gradient path from the score back to the layer")
+                raise NotApplicable("no gradient path from the score back to the layer")
             contributions = (multiplier[0] * both[0]).detach().float()
             change = float((scores[0] - scores[1]).detach())
             if abs(float(contributions.sum()) - change) > 1e-3 * max(abs(change), float(contributions.abs().sum())):
-                raise InputError(
+                raise NotApplicable(
                     f"liftcam: contributions add up to {float(contributions.sum()):.4g}, the score changes by "
                     f"{change:.4g}: after the layer {type(self.model).__name__} does what DeepLIFT's rescale rule does "
                     "not cover"

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from interp_models.errors import InputError
+from interp_models.errors import NotApplicable
 from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.explainers.features import (
     LayerExplainer,
@@ -86,7 +86,7 @@ class CAM(Explainer):
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
         head = linear_head(self, self.layer, inputs, target)
         if head is None:
-            raise InputError(
+            raise NotApplicable(
                 f"{type(self.model).__name__} does not end, after the layer, in the mean over cells and one linear "
                 "layer that gives the logits, so that its feature maps have no weights of classes"
             )

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from interp_models.errors import InputError
+from interp_models.errors import InputError, NotApplicable
 from interp_models.explainers.base import EXPLAINERS, Explainer, check_images
 from interp_models.maps import full_precision
 from interp_models.rng import uniform
@@ -117,14 +117,15 @@ class GroundTruth(Explainer, ABC):
             boxes: (B, 4), XYXY in pixels.
 
         Raises:
-            InputError: without boxes, or with another number of them.
+            NotApplicable: without boxes.
+            InputError: for another number of them.
         """
         check_images(inputs)
-        if boxes is None or boxes.shape != (len(inputs), 4):
-            found = "none" if boxes is None else str(tuple(boxes.shape))
-            raise InputError(
-                f"{type(self).__name__} shows ground truth and needs a box (x0, y0, x1, y1) of every image; got {found}"
-            )
+        needs = f"{type(self).__name__} shows ground truth and needs a box (x0, y0, x1, y1) of every image"
+        if boxes is None:
+            raise NotApplicable(f"{needs}; the images have none")
+        if boxes.shape != (len(inputs), 4):
+            raise InputError(f"{needs}; got {tuple(boxes.shape)}")
         left, top, right, bottom = boxes.to(inputs.device).float()[:, :, None].unbind(dim=1)
         y, x = (torch.arange(n, device=inputs.device) + 0.5 for n in inputs.shape[-2:])  # the middle of pixels
         rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from interp_models.errors import InputError
+from interp_models.errors import InputError, NotApplicable
 from interp_models.explainers.base import Explainer, target_scores
 from interp_models.registry import unknown
 from interp_models.scoring import Score, Target, explains_itself, logits_of, resolve_target
@@ -124,7 +124,7 @@ def target_layer(model: nn.Module, layer: str | None, inputs: Tensor) -> nn.Modu
         for handle in handles:
             handle.remove()
     if not spatial:
-        raise InputError(
+        raise NotApplicable(
             f"no layer of {type(model).__name__} gives a map of features (B, C, h, w); name one with layer="
         )
     known[size] = spatial[-1]
@@ -195,7 +195,7 @@ def activations_and_gradients(
             (g,) = torch.autograd.grad(score, made.a, allow_unused=True, retain_graph=_shared.get() is not None)
         if g is None:
             module = type(target_layer(explainer.model, layer, inputs)).__name__
-            raise InputError(f"no gradient path from the score back to layer {layer or module}")
+            raise NotApplicable(f"no gradient path from the score back to layer {layer or module}")
         made.gradients[key] = g.float()
     return made.a.detach().float(), made.gradients[key]
 

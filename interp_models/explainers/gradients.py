@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from interp_models.errors import InputError
+from interp_models.errors import NotApplicable
 from interp_models.explainers.base import EXPLAINERS, Explainer, target_scores
 from interp_models.explainers.rules import Rule, backward_rule
 from interp_models.scoring import Score, Target
@@ -59,7 +59,7 @@ def input_gradient(model: nn.Module, inputs: Tensor, target: Target, score: Scor
     """∂y/∂x (B, C, H, W) by one forward and backward pass.
 
     Raises:
-        InputError: if the score does not depend on the images through differentiable operations.
+        NotApplicable: if the score does not depend on the images through differentiable operations.
     """
     x = inputs.detach().clone().requires_grad_(True)
     with torch.enable_grad():
@@ -68,7 +68,7 @@ def input_gradient(model: nn.Module, inputs: Tensor, target: Target, score: Scor
     if total.requires_grad:
         (gradient,) = torch.autograd.grad(total, x, allow_unused=True)
     if gradient is None:
-        raise InputError("no gradient path from the score back to the images")
+        raise NotApplicable("no gradient path from the score back to the images")
     return gradient
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from interp_models.errors import InputError
+from interp_models.errors import NotApplicable
 from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.scoring import Target, explains_itself, logits_of, resolve_target
 
@@ -17,13 +17,13 @@ class Intrinsic(Explainer):
         kind: one of the model's `explanations`; None is its first.
 
     Raises:
-        InputError: for a model that does not explain itself.
+        NotApplicable: for a model that does not explain itself.
     """
 
     def __init__(self, model: nn.Module, *, kind: str | None = None) -> None:
         super().__init__(model)
         if not explains_itself(self.model):
-            raise InputError(f"explainer 'intrinsic' needs a model with explain(); {type(model).__name__} has none")
+            raise NotApplicable(f"explainer 'intrinsic' needs a model with explain(); {type(model).__name__} has none")
         self.kind = kind
 
     @torch.no_grad()

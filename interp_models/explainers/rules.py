@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from interp_models.errors import InputError
+from interp_models.errors import NotApplicable
 from interp_models.prepared import class_name
 from interp_models.registry import unknown
 
@@ -86,7 +86,7 @@ class _Rules(TorchFunctionMode):
             low = float(args[1] if len(args) > 1 else kwargs.get("min_val", -1.0))
             high = float(args[2] if len(args) > 2 else kwargs.get("max_val", 1.0))
         if not self.named and (func in OTHER_FUNCTIONS or (func in HARDTANH and low != 0.0)):
-            raise InputError(
+            raise NotApplicable(
                 f"the function {func.__name__} is an activation, which {self.rule} has no rule for; as a module it can "
                 "be named"
             )
@@ -127,8 +127,9 @@ def backward_rule(model: nn.Module, rule: Rule, activations: Sequence[str] = ())
     their module: those are let through where their output is above 0 (Nielsen et al., equation 4).
 
     Raises:
-        InputError: for a class that no module of the model has, for activations that are neither ReLU nor named, and,
-            by the check, where the pass met none to apply the rule to.
+        InputError: for a class that no module of the model has.
+        NotApplicable: for activations that are neither ReLU nor named, and, by the check, where the pass met none to
+            apply the rule to.
     """
     kinds = {type(part).__name__ for part in model.modules()}
     for name in activations:
@@ -136,7 +137,7 @@ def backward_rule(model: nn.Module, rule: Rule, activations: Sequence[str] = ())
             raise unknown(f"activation of {class_name(model)}:", name, sorted(kinds))
     left = sorted({type(part).__name__ for part in model.modules() if _unruled(part)} - set(activations))
     if left:
-        raise InputError(
+        raise NotApplicable(
             f"{class_name(model)} has activations {', '.join(left)}, which {rule} has no rule for; "
             f"name them with activations=[{', '.join(left)}] to let through what is above 0"
         )
@@ -155,7 +156,7 @@ def backward_rule(model: nn.Module, rule: Rule, activations: Sequence[str] = ())
 
     def check() -> None:
         if not mode.count:
-            raise InputError(f"{class_name(model)} has no ReLU, which {rule} is about; name its activations")
+            raise NotApplicable(f"{class_name(model)} has no ReLU, which {rule} is about; name its activations")
 
     kept = (nn.ReLU, nn.ReLU6)  # these have their rule, named or not
     named = [part for part in model.modules() if type(part).__name__ in activations and not isinstance(part, kept)]

@@ -1,8 +1,12 @@
 """What state outside the optimizer needs of other ranks; without other ranks, nothing happens."""
 
+from typing import Any, TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def gathered(x: Tensor) -> Tensor:
@@ -12,6 +16,15 @@ def gathered(x: Tensor) -> Tensor:
     parts = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(parts, x.contiguous())
     return torch.stack(parts)
+
+
+def gathered_objects(x: T) -> list[T]:
+    """What every rank has, by rank."""
+    if not _many():
+        return [x]
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, x)
+    return parts
 
 
 def in_order(rows: Tensor, n: int) -> Tensor:

@@ -116,6 +116,46 @@ def test_a_broken_part_is_computed_again(script: Script, run: Path, monkeypatch:
     assert rows_of(run) == before
 
 
+def test_what_does_not_apply_is_left_out_and_says_why(script: Script, run: Path) -> None:
+    plan = ["explainers=[cam, gradcam, liftcam]", *PLAN[1:]]
+    for _ in range(2):  # the second finds a finished evaluation
+        outcome = script("evaluate", run, *plan)
+        assert outcome.code == 0
+        results = json.loads((run / "evaluation/results.json").read_text())
+        assert list(results["left_out"]) == ["cam", "liftcam"]
+        assert results["left_out"]["cam"].startswith("BCNN does not end, after the layer, in the mean over cells")
+        assert {row["explainer"] for row in results["rows"]} == {"gradcam"}
+        assert sorted(path.name for path in (run / "evaluation/maps").iterdir()) == ["gradcam.npy", "index.csv"]
+        page = (run / "evaluation/report.html").read_text()
+        assert "Left out of tiny/run, where they do not apply: cam, liftcam" in page
+        assert "<li>cam: BCNN does not end" in page
+    assert "left out" not in outcome.err
+
+
+def test_an_evaluation_to_which_nothing_applies_is_refused(script: Script, run: Path) -> None:
+    outcome = script("evaluate", run, "explainers=[cam]", *PLAN[1:])
+    assert outcome.code == 2
+    assert outcome.err.splitlines()[-1].startswith("error: no explainer applies: cam: BCNN does not end")
+    assert not (run / "evaluation/results.json").exists()
+
+
+def test_another_list_of_explainers_keeps_what_stays(
+    script: Script, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PartialResults, "clear", lambda self: None)
+    assert script("evaluate", run, *PLAN).code == 0
+    before = rows_of(run)
+    kept = {path: path.stat().st_mtime_ns for path in (run / "evaluation/.partial").rglob("*.pt")}
+    assert script("evaluate", run, "explainers=[random, gradcam, intrinsic]", *PLAN[1:]).code == 0
+    rows = rows_of(run)
+    assert [row for row in rows if row["explainer"] == "intrinsic"] == before[:8]
+    assert [row for row in rows if row["explainer"] == "gradcam"] == before[8:]
+    assert {path.parent.name[:6] for path in (run / "evaluation/.partial").rglob("*.pt") if path not in kept} == {
+        "random"
+    }
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
 def test_the_page_says_the_accuracy_of_what_was_judged(script: Script, run: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
     (run / "metrics.json").write_text(json.dumps({**metrics, "test/acc": 0.123, "test/n": 777.0}))

@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 
 from interp_models import EXPLAINERS, MODELS
-from interp_models.errors import InputError
+from interp_models.errors import InputError, NotApplicable
 from interp_models.explainers.base import Explainer
 from tests.conftest import TINY
 from tests.contract import explainers as contract
@@ -154,7 +154,7 @@ REFUSED = [(e, s) for e in EXPLAINERS.names() for s in ALL if s not in APPLIES.g
 @pytest.mark.parametrize(("explainer", "subject"), REFUSED)
 def test_refusals_outside_the_table(explainer, subject):
     model, images = prepare(subject)
-    with pytest.raises(InputError, match=type(model).__name__):
+    with pytest.raises(NotApplicable, match=type(model).__name__):
         EXPLAINERS.build(explainer, options(explainer, subject), model=model).attribute(images)
 
 

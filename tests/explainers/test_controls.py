@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from interp_models.errors import InputError
+from interp_models.errors import InputError, NotApplicable
 from interp_models.explainers.combinators import Smooth
 from interp_models.explainers.controls import CenterGaussian, Edges, FakeCAM, GTBackground, GTBox
 
@@ -58,8 +58,9 @@ def test_ground_truth_is_the_box():
 
 def test_ground_truth_refuses_without_it():
     images = torch.rand(2, 3, 6, 8)
-    for boxes in (None, torch.zeros(1, 4)):
-        with pytest.raises(InputError, match=r"GTBox shows ground truth and needs a box .* of every image; got"):
-            GTBox(NOTHING).attribute(images, None, boxes)
-    with pytest.raises(InputError, match="GTBackground shows ground truth"):
+    with pytest.raises(NotApplicable, match=r"GTBox shows ground truth and needs a box .* of every image; the images"):
+        GTBox(NOTHING).attribute(images)
+    with pytest.raises(InputError, match=r"GTBox shows ground truth and needs a box .* of every image; got \(1, 4\)"):
+        GTBox(NOTHING).attribute(images, None, torch.zeros(1, 4))
+    with pytest.raises(NotApplicable, match="GTBackground shows ground truth"):
         Smooth(GTBackground(nn.Sequential(nn.Flatten(), nn.Linear(144, 2)))).attribute(images, 0)

@@ -14,6 +14,7 @@ from interp_models.data.base import decode_image
 from interp_models.data.part_birds import PartBirds
 from interp_models.data.transforms import plain_transform
 from interp_models.models.cnn import CNN
+from tests.conftest import CUB
 from tests.contract.test_explainers import vgg
 
 SIZE = 128
@@ -39,13 +40,10 @@ def lite0():
 @pytest.fixture(scope="module")
 def images():
     """Two real birds, if there are any, else drawn ones."""
-    from tests.conftest import shared_cub
-
-    try:
-        folder = shared_cub.__wrapped__() if hasattr(shared_cub, "__wrapped__") else shared_cub()
-        paths = sorted(folder.rglob("*.jpg"))
+    paths = sorted(CUB.rglob("*.jpg"))
+    if paths:
         found = [plain_transform(SIZE).forward(decode_image(paths[i])) for i in (100, 900)]
-    except pytest.skip.Exception:
+    else:
         birds = PartBirds(split="test", image_size=SIZE, seed=0)
         found = [birds.load(i).image.float() / 255 for i in range(2)]
     return torch.stack([image.as_subclass(torch.Tensor) for image in found])
