@@ -203,7 +203,8 @@ def grad_cams(benches: Benches) -> list[Timing]:
             bench.pairs = 1
         targets = [ClassifierOutputTarget(0)] * len(bench.images)
         with getattr(peer, name)(model, [layer]) as method:
-            rows.append(bench.compare(f"grad-cam {name}", "passes", partial(method, bench.images, targets)))
+            what = f"grad-cam {name}" + (", one pair" if bench.pairs == 1 else "")
+            rows.append(bench.compare(what, "passes", partial(method, bench.images, targets)))
     return rows
 
 

@@ -18,7 +18,7 @@ from interp_models.files import whole, write_json, write_whole
 SCHEMA_VERSION = 1
 """Of `results.json`."""
 METHOD_VERSION = 2
-"""Raised when an explainer or metric gives other numbers than before, which are not to be mixed."""
+"""Raised when an explainer or metric gives other numbers than before, which are not to be mixed, or applies to more."""
 
 Part = dict[str, Any]
 """One batch by one explainer: `common` (index, label, prediction, ... by image), `maps` (n, h, w), `values` by key."""
@@ -57,16 +57,14 @@ class PartialResults:
     Args:
         folder: of the evaluation.
         work: what the values of every explainer depend on.
-        explainers: label, and all else that this explainer's values depend on.
+        explainers: label -> what else this explainer's values depend on.
     """
 
-    def __init__(self, folder: Path, work: Any, explainers: Sequence[tuple[Any, ...]]) -> None:
-        self.work = _digest([METHOD_VERSION, work, explainers])
+    def __init__(self, folder: Path, work: Any, explainers: Mapping[str, Any]) -> None:
+        self.work = _digest([METHOD_VERSION, work, list(explainers.items())])
         self.results = folder
-        self.folders = {
-            spec[0]: folder / ".partial" / _digest([METHOD_VERSION, work]) / f"{spec[0]}-{_digest(spec)}"
-            for spec in explainers
-        }
+        common = folder / ".partial" / _digest([METHOD_VERSION, work])
+        self.folders = {label: common / f"{label}-{_digest(spec)}" for label, spec in explainers.items()}
 
     def finished(self) -> bool:
         """Whether the results of this very work are there, whole, with the maps of all explainers that apply."""
@@ -76,7 +74,7 @@ class PartialResults:
         results = json.loads(path.read_text())
         if (results["schema_version"], results.get("work")) != (SCHEMA_VERSION, self.work):
             return False
-        maps = [f"maps/{label}.npy" for label in self.folders if label not in results.get("left_out", {})]
+        maps = [f"maps/{label}.npy" for label in self.folders if label not in results["left_out"]]
         return all((self.results / file).is_file() for file in ["per_image.parquet", "maps/index.csv", *maps])
 
     def _file(self, label: str, index: Tensor) -> Path:
@@ -113,8 +111,12 @@ class PartialResults:
         return found
 
     def clear(self) -> None:
-        """Remove what interrupted evaluations of the run have left."""
-        shutil.rmtree(self.results / ".partial", ignore_errors=True)
+        """Remove the parts of these explainers; those of others may belong to an evaluation that was interrupted."""
+        for folder in self.folders.values():
+            shutil.rmtree(folder, ignore_errors=True)
+        for above in (*{folder.parent for folder in self.folders.values()}, self.results / ".partial"):
+            if above.is_dir() and not any(above.iterdir()):
+                above.rmdir()
 
 
 def _digest(value: Any) -> str:

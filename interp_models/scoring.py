@@ -160,25 +160,29 @@ def scores_of_variants(
         score_fn: images -> scores of the classes.
         images: (B, C, H, W).
         count: variants of each image.
-        variant: numbers of images and of variants, both (m,) -> these variants (m, C, H, W).
+        variant: numbers of images (m,), or (1,) if it is one, and of variants (m,) -> these variants (m, C, H, W).
         target: class of each image (B,).
         batch: images per pass; None chooses by the device.
     """
-    jobs = torch.arange(len(images) * count, device=images.device)
+    total, size = len(images) * count, batch or default_batch(images)
     # One tensor for all scores: many small ones would lie scattered among the large ones and fragment the memory.
-    scores = torch.empty(len(jobs), device=images.device, dtype=torch.promote_types(images.dtype, torch.float32))
-    for chunk in torch.split(jobs, batch or default_batch(images)):
-        b = chunk // count
-        found = score_fn(variant(b, chunk % count))
-        scores[chunk] = found.gather(1, resolve_target(target[b], found)[:, None])[:, 0].to(scores.dtype)
+    scores = torch.empty(total, device=images.device, dtype=torch.promote_types(images.dtype, torch.float32))
+    for first in range(0, total, size):
+        jobs = torch.arange(first, min(first + size, total), device=images.device)
+        b = jobs // count
+        of_one = first // count == (first + len(jobs) - 1) // count  # then nothing of it need be repeated
+        found = score_fn(variant(b[:1] if of_one else b, jobs % count))
+        if not first:  # once, as it waits for the device
+            target = resolve_target(target, found[:1].expand(len(images), -1))
+        scores[first : first + len(jobs)] = found.gather(1, target[b][:, None])[:, 0].to(scores.dtype)
     return scores.view(len(images), count)
 
 
 def default_batch(images: Tensor) -> int:
     """How many images of the size of `images` (..., H, W) to pass at once in work of many passes.
 
-    On a CPU four of 224 pixels: what larger batches gain in arithmetic they lose to memory that is mapped anew for
-    every pass (see docs/results.md).
+    On a CPU four of 224 pixels for each thread, up to 16: what larger batches gain in arithmetic they lose to memory
+    that is mapped anew for every pass (see docs/results.md).
     """
-    at_224 = 4 if images.device.type == "cpu" else 128
+    at_224 = min(16, 4 * torch.get_num_threads()) if images.device.type == "cpu" else 128
     return max(1, at_224 * 224**2 // (images.shape[-2] * images.shape[-1]))

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from interp_models import runs
+from interp_models import EXPLAINERS, runs
 from interp_models.cli import seed_everything
 from interp_models.config import EvaluateConfig, TrainConfig, check, load_yaml
 from interp_models.metrics.base import metrics_of
@@ -90,6 +90,12 @@ def test_training(script: Script, tiny_cub: Cub, tmp_path: Path, path: Path) -> 
     trained = {group for phase in shipped.phases for group in phase.lrs}
     fitted = {"last_layer" for phase in shipped.phases if "fit_last_layer" in phase.then}
     assert moved == trained | fitted
+
+
+def test_posthoc_has_all_explainers() -> None:
+    shipped = check(EvaluateConfig, load_yaml(ROOT / "eval/posthoc.yaml"))
+    names = [item if isinstance(item, str) else item["name"] for item in shipped.explainers]
+    assert sorted(names) == EXPLAINERS.names()
 
 
 FEW = {"masks": 8, "samples": 2, "steps": 2}

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import ChainMap
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class ExplanationEvaluation(pl.Callback):
         self.every_n_epochs = every_n_epochs
         self._explainers: dict[str, Explainer] = {}
         self._left_out: dict[str, str] = {}
-        """Why explainers do not apply."""
+        self._told: set[str] = set()
         self._metrics: dict[str, dict[str, FaithfulnessMetric]] = {}
         self._grid: Grid | None = None
         self._drawn: set[int] | None = None
@@ -130,7 +131,7 @@ class ExplanationEvaluation(pl.Callback):
         assert self.provenance is not None
         run = asdict(self.provenance)  # a run that was copied or renamed has rows of another name
         work = [run, self.weights_and_data, list(self.keys), protocol, batches, images]
-        self._partial = PartialResults(self.folder, work, self.specs)
+        self._partial = PartialResults(self.folder, work, {label: spec for label, *spec in self.specs})
         self._finished = trainer.strategy.broadcast(self._partial.finished())
         if self._finished:
             if trainer.is_global_zero:
@@ -191,7 +192,7 @@ class ExplanationEvaluation(pl.Callback):
                 try:
                     self._explainers[label] = EXPLAINERS.build(name, options, model=module)
                 except NotApplicable as error:
-                    self._leave_out(label, error)
+                    self._leave_out(label, str(error))
                 else:
                     self._explainers[label].preparation = self.plan.scorer
             self._grid = resolve_grid(self.plan.grid, module, data.image_size)
@@ -206,10 +207,12 @@ class ExplanationEvaluation(pl.Callback):
                 for label, _, _ in self.specs
             }
 
-    def _leave_out(self, label: str, error: NotApplicable) -> None:
-        self._left_out[label] = str(error)
+    def _leave_out(self, label: str, why: str) -> None:
+        if label not in self._told:
+            rank_zero_only(tqdm.write)(f"left out {label}: {why}", file=sys.stderr)
+        self._told.add(label)
+        self._left_out[label] = why
         self._explainers.pop(label, None)
-        rank_zero_only(tqdm.write)(f"left out {label}: {error}", file=sys.stderr)
 
     def _judge(self, module: pl.LightningModule, batch: Sample) -> None:
         """All explainers and metrics on one batch; an explainer's values and maps are kept once they are there."""
@@ -217,8 +220,8 @@ class ExplanationEvaluation(pl.Callback):
         # precision ends before callbacks: clean scores must not come from its pass, where masked ones are of float32.
         with torch.inference_mode(False), torch.no_grad(), evaluating(module), shared_passes():
             rows = [i for i, n in enumerate(batch.index.tolist()) if self._drawn is None or n in self._drawn]
-            if not rows:
-                self._bar.update(len(self.specs))
+            self._bar.update(len(self.specs) - len(self._explainers) * bool(rows))
+            if not rows or not self._explainers:
                 return
             images, label, index = (x.clone()[rows] for x in (batch.image, batch.label, batch.index))
             boxes = None if batch.box is None else batch.box.clone()[rows]
@@ -239,7 +242,8 @@ class ExplanationEvaluation(pl.Callback):
                         else:
                             maps = explainer.attribute(images, target)
                     except NotApplicable as error:
-                        self._leave_out(name, error)
+                        self._leave_out(name, str(error))
+                        self._bar.update()
                         continue
                     values: dict[str, Tensor] = {}
                     for metric in self._metrics[name].values():
@@ -257,9 +261,11 @@ class ExplanationEvaluation(pl.Callback):
         return resolve_target(None if self.plan.target == "prediction" else int(self.plan.target), chances)
 
     def _log(self, module: pl.LightningModule, stage: str) -> None:
-        reasons = {label: why for left_out in gathered_objects(self._left_out) for label, why in left_out.items()}
-        self._left_out = reasons
-        if len(reasons) == len(self.specs):
+        reasons = ChainMap(*gathered_objects(self._left_out))  # of the first rank that has one
+        self._left_out = {label: reasons[label] for label, _, _ in self.specs if label in reasons}
+        for label, why in self._left_out.items():
+            self._leave_out(label, why)
+        if not self._explainers:
             raise InputError(f"no explainer applies: {'; '.join(f'{label}: {why}' for label, why in reasons.items())}")
         with torch.inference_mode(False):
             for explainer, metrics in self._metrics.items():

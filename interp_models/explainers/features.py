@@ -94,6 +94,7 @@ def target_layer(model: nn.Module, layer: str | None, inputs: Tensor) -> nn.Modu
 
     Raises:
         InputError: if there is no such layer.
+        NotApplicable: if none was named, and none gives maps of features.
     """
     if layer is not None:
         names = [name for name, _ in model.named_modules() if name]
@@ -182,7 +183,7 @@ def activations_and_gradients(
     """A and g = ∂y/∂A of the target layer, both float32 (B, C, h, w): one forward pass, and the tail's backward.
 
     Raises:
-        InputError: if the score does not depend on the layer through differentiable operations.
+        NotApplicable: if the score does not depend on the layer through differentiable operations.
     """
     made = _passed(explainer, layer, inputs, gradient=True)
     classes = None if target is None else tuple(torch.as_tensor(target).flatten().tolist())

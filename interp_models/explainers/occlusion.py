@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from interp_models.errors import InputError
+from interp_models.errors import InputError, NotApplicable
 from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.maps import full_precision
 from interp_models.scoring import Score, Target, resolve_target, scores_of, scores_of_variants
@@ -47,7 +47,7 @@ class Occlusion(Explainer):
     @torch.no_grad()
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
         if self.window >= max(inputs.shape[-2:]):
-            raise InputError(f"occlusion: a window of {self.window} pixels hides all of {tuple(inputs.shape[-2:])}")
+            raise NotApplicable(f"occlusion: a window of {self.window} pixels hides all of {tuple(inputs.shape[-2:])}")
         model = self.scorer(inputs)
         whole = scores_of(model(inputs), self.score)
         targets = resolve_target(target, whole)
@@ -55,7 +55,7 @@ class Occlusion(Explainer):
 
         def occluded(b: Tensor, square: Tensor) -> Tensor:
             hidden = rows[square // len(columns)][:, :, None] & columns[square % len(columns)][:, None, :]
-            return inputs[b].masked_fill(hidden[:, None], self.fill)
+            return torch.where(hidden[:, None], self.fill, inputs[b])
 
         count = len(rows) * len(columns)
         scores = scores_of_variants(self.score_fn(model), inputs, count, occluded, targets, self.batch)

@@ -64,10 +64,10 @@ class _Clamped(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        relevance = gradients[0].clamp(min=0)
-        for y in ctx.saved_tensors:
-            relevance = torch.ops.aten.hardtanh_backward(relevance, y, 0.0, ctx.high)
-        return relevance, None, None, None
+        if not ctx.saved_tensors:
+            return gradients[0].clamp(min=0), None, None, None
+        (y,) = ctx.saved_tensors
+        return torch.ops.aten.hardtanh_backward(gradients[0], y, 0.0, ctx.high).clamp_(min=0), None, None, None
 
 
 class _Rules(TorchFunctionMode):

@@ -55,7 +55,7 @@ class _Surrogate(Explainer, ABC):
         on = torch.as_tensor(switched, device=inputs.device)  # (n, P) bool
 
         def sample(b: Tensor, i: Tensor) -> Tensor:
-            shown = on[i].gather(1, numbers[b].flatten(1)).view(-1, 1, *inputs.shape[-2:])
+            shown = on[i].gather(1, numbers[b].flatten(1).expand(len(i), -1)).view(-1, 1, *inputs.shape[-2:])
             return torch.where(shown, inputs[b], off[b])
 
         scores = scores_of_variants(self.score_fn(model), inputs, len(on), sample, targets, self.batch)

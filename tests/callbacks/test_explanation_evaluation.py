@@ -15,6 +15,7 @@ from torch import nn
 
 import interp_models
 from interp_models import EXPLAINERS, METRICS, probabilities
+from interp_models.errors import InputError, NotApplicable
 from interp_models.results import PartialResults
 from interp_models.scoring import explains_itself
 from tests.conftest import BCNN_LRS, Cub, Script, copy_run, fit, tiny_config
@@ -142,18 +143,67 @@ def test_an_evaluation_to_which_nothing_applies_is_refused(script: Script, run: 
 def test_another_list_of_explainers_keeps_what_stays(
     script: Script, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(PartialResults, "clear", lambda self: None)
-    assert script("evaluate", run, *PLAN).code == 0
-    before = rows_of(run)
+    """A refusal at the third batch; what the others had done by then is found by an evaluation of them alone, which
+    leaves the parts of a third list alone."""
+    calls = []
+
+    def fails(self: Any, inputs: torch.Tensor, target: Any) -> torch.Tensor:
+        calls.append(len(inputs))
+        if len(calls) == 3:
+            raise InputError("the third batch")
+        return torch.zeros(len(inputs), 2, 2)
+
+    monkeypatch.setattr(EXPLAINERS.get("random"), "_attribute", fails)
+    outcome = script("evaluate", run, "explainers=[intrinsic, gradcam, random]", *PLAN[1:], "batch_size=4")
+    assert outcome.code == 2
+    assert "the third batch" in outcome.err
     kept = {path: path.stat().st_mtime_ns for path in (run / "evaluation/.partial").rglob("*.pt")}
-    assert script("evaluate", run, "explainers=[random, gradcam, intrinsic]", *PLAN[1:]).code == 0
-    rows = rows_of(run)
-    assert [row for row in rows if row["explainer"] == "intrinsic"] == before[:8]
-    assert [row for row in rows if row["explainer"] == "gradcam"] == before[8:]
-    assert {path.parent.name[:6] for path in (run / "evaluation/.partial").rglob("*.pt") if path not in kept} == {
-        "random"
-    }
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert len(kept) == 3 + 3 + 2
+    kept_of_gradcam = [path for path in kept if path.parent.name.startswith("gradcam-")]
+    monkeypatch.setattr(EXPLAINERS.get("gradcam"), "_attribute", fails)  # not called: its parts are there
+    assert script("evaluate", run, "explainers=[gradcam]", *PLAN[1:], "batch_size=4").code == 0
+    assert len(calls) == 3
+    left = {path: path.stat().st_mtime_ns for path in (run / "evaluation/.partial").rglob("*.pt")}
+    assert left == {path: time for path, time in kept.items() if path not in kept_of_gradcam}
+
+
+def test_a_refusal_at_a_later_batch_leaves_no_rows(script: Script, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def refuses(self: Any, inputs: torch.Tensor, target: Any) -> torch.Tensor:
+        calls.append(len(inputs))
+        if len(calls) > 1:
+            raise NotApplicable("not to these")
+        return torch.zeros(len(inputs), 2, 2)
+
+    monkeypatch.setattr(EXPLAINERS.get("random"), "_attribute", refuses)
+    outcome = script("evaluate", run, "explainers=[random, gradcam]", *PLAN[1:], "batch_size=4")
+    assert outcome.code == 0
+    assert outcome.err.count("left out random: not to these") == 1
+    assert len(calls) == 2
+    results = json.loads((run / "evaluation/results.json").read_text())
+    assert results["left_out"] == {"random": "not to these"}
+    assert {row["explainer"] for row in results["rows"]} == {"gradcam"}
+    assert set(pd.read_parquet(run / "evaluation/per_image.parquet")["explainer"]) == {"gradcam"}
+    assert not (run / "evaluation/.partial").exists()
+
+
+def test_ground_truth_is_left_out_where_there_is_none(script: Script, tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    for split in ("train", "test"):
+        for label in range(2):
+            (root / split / str(label)).mkdir(parents=True)
+            for i in range(3):
+                pixels = torch.full((32, 32, 3), 40 + 90 * label + 5 * i, dtype=torch.uint8)
+                Image.fromarray(pixels.numpy()).save(root / split / str(label) / f"{i}.png")
+    node = tiny_config(root, out=str(tmp_path / "tiny" / "run"), phases=[{"epochs": 1, "lrs": BCNN_LRS}])
+    node["data"] |= {"dataset": {"name": "image_folder", "root": str(root)}, "val_fraction": 0}
+    fit(node)
+    run = tmp_path / "tiny" / "run"
+    assert script("evaluate", run, "explainers=[gt_box, random]", *PLAN[1:]).code == 0
+    left_out = json.loads((run / "evaluation/results.json").read_text())["left_out"]
+    assert left_out.keys() == {"gt_box"}
+    assert left_out["gt_box"].startswith("GTBox shows ground truth")
 
 
 def test_the_page_says_the_accuracy_of_what_was_judged(script: Script, run: Path) -> None:

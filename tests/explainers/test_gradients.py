@@ -168,10 +168,11 @@ def test_rules_at_modules_and_functions(name):
 @pytest.mark.parametrize(
     ("right", "wrong", "name"),
     [
-        ("clamp(min=0)\n        for y", "clone()\n        for y", "nn.ReLU"),
-        ("relevance = torch.ops.aten.hardtanh_backward(relevance, y, 0.0, ctx.high)", "pass", "nn.ReLU"),
-        ("relevance, y, 0.0, ctx.high", "relevance, y, 0.0, torch.inf", "nn.ReLU6"),
-        ("relevance, y, 0.0, ctx.high", "relevance, y, -1.0, ctx.high", "F.relu"),
+        ("ctx.high).clamp_(min=0)", "ctx.high)", "nn.ReLU"),
+        ("return gradients[0].clamp(min=0), None", "return gradients[0].clone(), None", "nn.ReLU"),
+        ("torch.ops.aten.hardtanh_backward(gradients[0], y, 0.0, ctx.high)", "gradients[0].clone()", "nn.ReLU"),
+        ("gradients[0], y, 0.0, ctx.high", "gradients[0], y, 0.0, torch.inf", "nn.ReLU6"),
+        ("gradients[0], y, 0.0, ctx.high", "gradients[0], y, -1.0, ctx.high", "F.relu"),
         ("bool(func in IN_PLACE or", "bool(", "x.relu_ as a statement"),
         ("return x.copy_(_Clamped.apply(x.clone(), high, self.rule, False))", "x.clamp_(0.0)", "a view in place"),
     ],

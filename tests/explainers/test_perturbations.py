@@ -70,7 +70,7 @@ def test_occlusion_is_its_loop():
     [
         ("side - self.window + self.stride", "side - self.window"),
         ("starts + self.window)", "starts + self.stride)"),
-        ("self.fill)", "0.0)"),
+        ("self.fill, inputs", "0.0, inputs"),
         ("across.sum(dim=0))", "1)"),
         ("[:, :, None] - scores", "[:, :, None] * 0 - scores"),
         ("rows[square // len(columns)]", "rows[square % len(rows)]"),
