@@ -117,8 +117,9 @@ def page(title: str, images: Sequence[Picture], names: Sequence[str], drawn: Seq
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}</style></head><body>'
-        f"<h1>{html.escape(title)}</h1><p>Maps of the predicted class, each stretched from its own minimum to its own "
-        f'maximum, over the image.</p><div class="scroll"><table><thead><tr><th></th>{heads}</tr></thead><tbody>'
+        f"<h1>{html.escape(title)}</h1><p>Maps of the predicted class over the image, each stretched over its own "
+        f"values; red is for and blue against it, in maps with values below 0.</p>"
+        f'<div class="scroll"><table><thead><tr><th></th>{heads}</tr></thead><tbody>'
         f"{''.join(rows)}</tbody></table></div></body></html>"
     )
 

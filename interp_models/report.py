@@ -63,7 +63,7 @@ def write_report(
         tables=_tables(rows),
         left_out={run: why for run, why in left_out.items() if why},
         legend=[_heading(metric, directions) | {"text": _legend(metric)} for metric in directions],
-        scale=[to_hex(matplotlib.colormaps[visual.CMAP](i / 8)) for i in range(9)],
+        scales=[[to_hex(matplotlib.colormaps[name](i / 8)) for i in range(9)] for name in (visual.CMAP, visual.SIGNED)],
         prototypes=[_prototypes(view) for view in prototypes],
         images=(_image(view, [run.name for run in runs], directions) for view in images),
     )

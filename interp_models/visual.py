@@ -1,7 +1,7 @@
 """Drawing of saliency and attention maps on numpy arrays: no models, no global plotting state.
 
-A map is a 2-D array of real numbers on its native grid, signed or not; it is always drawn stretched from its own
-minimum to its own maximum, so colours compare places within one map, never two maps with each other.
+A map is a 2-D array of real numbers on its native grid, signed or not; it is always drawn stretched over its own
+values, so colours compare places within one map, never two maps with each other.
 """
 
 import base64
@@ -23,6 +23,11 @@ Map = NDArray[np.float32]
 # Lightness rises steadily from black to pale yellow, so the order of values survives grey print and colour blindness,
 # and the unimportant part of a picture is dimmed, not tinted. Jet and turbo are lightest in the middle of their range.
 CMAP = "inferno"
+SIGNED = "berlin"
+"""Of maps with values below 0: black at 0, red above, blue below."""
+MANY = 64 * 64
+"""Cells from which on a map is taken for one of pixels, whose few largest values would leave the others in one colour;
+half a percent of them, at each end, are drawn as the one that follows."""
 
 _GREY = (0.299, 0.587, 0.114)  # luma weights of ITU-R BT.601
 _SMALLEST_CELL = 96  # pixels; a contact sheet enlarges smaller pictures so that their labels fit beside them
@@ -66,8 +71,28 @@ def resize(map: ArrayLike, size: tuple[int, int]) -> Map:
     return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR), np.float32)
 
 
-def overlay(image: Picture, map: ArrayLike, alpha: float = 0.5, cmap: str = CMAP) -> Picture:
-    """Blend a picture (H, W, 3) with a map (h, w), normalised, resized and coloured by a matplotlib colour map.
+def heat(map: ArrayLike) -> tuple[Map, str]:
+    """A map (h, w) as values from 0 to 1, and the colour map that they are for: `SIGNED`, whose middle is 0, if it has
+    values below 0.
+
+    Raises:
+        ValueError: as `normalise`.
+
+    >>> heat([[-1.0, 0.0, 4.0]])[0].tolist()
+    [[0.375, 0.5, 1.0]]
+    """
+    stretched, array = normalise(map), np.asarray(map, np.float64)
+    low, high = np.percentile(array, [0.5, 99.5])
+    if array.size >= MANY and low < high:
+        array = np.clip(array, low, high)
+        stretched = normalise(array)
+    if array.min() >= 0 or not stretched.any():
+        return stretched, CMAP
+    return (0.5 + 0.5 * array / np.abs(array).max()).astype(np.float32), SIGNED
+
+
+def overlay(image: Picture, map: ArrayLike, alpha: float = 0.5) -> Picture:
+    """Blend a picture (H, W, 3) with a map (h, w), resized and coloured as `heat` says.
 
     Args:
         alpha: weight of the map's colours, from 0 (the picture alone) to 1 (the map alone).
@@ -75,8 +100,8 @@ def overlay(image: Picture, map: ArrayLike, alpha: float = 0.5, cmap: str = CMAP
     Raises:
         ValueError: for a map that `normalise` refuses, or a picture of another shape.
     """
-    heat = resize(normalise(map), _size(image))
-    colours = matplotlib.colormaps[cmap](heat, bytes=True)[..., :3]
+    values, cmap = heat(map)
+    colours = matplotlib.colormaps[cmap](resize(values, _size(image)), bytes=True)[..., :3]
     return _round((1 - alpha) * image + alpha * colours)
 
 

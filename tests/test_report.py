@@ -215,9 +215,12 @@ def test_pictures_show_what_they_should(tmp_path: Path) -> None:
     grey = np.full((64, 64, 3), 128, np.uint8)
     left = np.repeat([[1.0, -1.0]], 2, axis=0)
     parts = np.stack([left, -left, 0 * left])
-    page = write(tmp_path, [], view(grey, maps=[MapView("one", "cam", left, {})], parts={"one": parts}))
-    image, overlay, rgb = pictures(page)
+    maps = [MapView("one", "cam", left, {}), MapView("one", "cam", left + 1, {})]
+    page = write(tmp_path, [], view(grey, maps=maps, parts={"one": parts}))
+    image, signed, overlay, rgb = pictures(page)
     assert np.abs(image - 128).max() <= 2
+    assert signed[:, :8, 0].mean() > 20 + signed[:, :8, 2].mean()  # red for
+    assert signed[:, -8:, 2].mean() > 20 + signed[:, -8:, 0].mean()  # blue against
     assert overlay[:, :8].mean() > 128 > 80 > overlay[:, -8:].mean()
     assert rgb[:, :8, 0].mean() > 180 > 60 > rgb[:, :8, 1].mean()
     assert rgb[:, -8:, 1].mean() > 180 > 60 > rgb[:, -8:, 0].mean()

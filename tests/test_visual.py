@@ -67,9 +67,34 @@ def test_overlay_without_weight_is_the_picture_and_with_full_weight_the_colours(
 
 
 def test_overlay_is_the_weighted_mean() -> None:
-    black = matplotlib.colormaps["gray"](0.0)
-    assert black[:3] == (0, 0, 0)
-    assert (visual.overlay(np.full((2, 2, 3), 200, np.uint8), np.ones((2, 2)), alpha=0.25, cmap="gray") == 150).all()
+    colour = np.array(matplotlib.colormaps[visual.CMAP](0.0, bytes=True)[:3])
+    found = visual.overlay(np.full((2, 2, 3), 200, np.uint8), np.ones((2, 2)), alpha=0.25)
+    assert (found == np.round(0.75 * 200 + 0.25 * colour)).all()
+
+
+def test_heat_of_a_signed_map_keeps_0_in_the_middle() -> None:
+    values, cmap = visual.heat([[-1.0, 0.0], [2.0, 4.0]])
+    assert values.tolist() == [[0.375, 0.5], [0.75, 1.0]]
+    assert cmap == visual.SIGNED
+    assert max(matplotlib.colormaps[cmap](0.5)[:3]) < 0.1  # nearly black
+    red, blue = matplotlib.colormaps[cmap](1.0), matplotlib.colormaps[cmap](0.0)
+    assert red[0] > red[2] + 0.2
+    assert blue[2] > blue[0] + 0.2
+    assert visual.heat(np.full((2, 2), -3.0))[0].tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
+def test_heat_of_pixels_is_not_ruled_by_a_few() -> None:
+    map = np.tile(np.linspace(0, 1, 100), (100, 1))
+    map[3, 5] = 1e6
+    values, cmap = visual.heat(map)
+    low, high = np.percentile(map, [0.5, 99.5])
+    np.testing.assert_allclose(values, (np.clip(map, low, high) - low) / (high - low), atol=1e-6)
+    assert cmap == visual.CMAP
+    assert visual.heat(map[:20, :20])[0].max() == 1
+    assert np.median(visual.heat(map[:20, :20])[0]) < 1e-5
+    sparse = np.zeros((100, 100))
+    sparse[7, 7] = 2.0
+    assert visual.heat(sparse)[0][7, 7] == 1  # nothing is cut where nothing else would be left
 
 
 def test_rgb_puts_each_map_in_its_channel() -> None:
