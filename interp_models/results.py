@@ -63,8 +63,8 @@ class PartialResults:
     def __init__(self, folder: Path, work: Any, explainers: Mapping[str, Any]) -> None:
         self.work = _digest([METHOD_VERSION, work, list(explainers.items())])
         self.results = folder
-        common = folder / ".partial" / _digest([METHOD_VERSION, work])
-        self.folders = {label: common / f"{label}-{_digest(spec)}" for label, spec in explainers.items()}
+        self.common = folder / ".partial" / _digest([METHOD_VERSION, work])
+        self.folders = {label: self.common / f"{label}-{_digest(spec)}" for label, spec in explainers.items()}
 
     def finished(self) -> bool:
         """Whether the results of this very work are there, whole, with the maps of all explainers that apply."""
@@ -111,10 +111,12 @@ class PartialResults:
         return found
 
     def clear(self) -> None:
-        """Remove the parts of these explainers; those of others may belong to an evaluation that was interrupted."""
-        for folder in self.folders.values():
-            shutil.rmtree(folder, ignore_errors=True)
-        for above in (*{folder.parent for folder in self.folders.values()}, self.results / ".partial"):
+        """Remove what evaluations have left, but for other explainers' parts of this very work: these may belong to a
+        longer list that was interrupted."""
+        for folder in (self.results / ".partial").glob("*/*"):
+            if folder.parent != self.common or folder.name.rpartition("-")[0] in self.folders:
+                shutil.rmtree(folder, ignore_errors=True)
+        for above in (*(self.results / ".partial").glob("*"), self.results / ".partial"):
             if above.is_dir() and not any(above.iterdir()):
                 above.rmdir()
 
