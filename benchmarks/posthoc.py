@@ -34,7 +34,7 @@ from benchmarks.harness import (
 from benchmarks.tables import show
 from interp_models.explainers import EXPLAINERS
 from interp_models.explainers.base import Explainer
-from interp_models.explainers.features import shared_passes
+from interp_models.explainers.features import shared_passes, target_layer
 from interp_models.prepared import Prepared
 
 FAMILY = (
@@ -99,6 +99,7 @@ class Benches:
 def timings(benches: Benches, scale: int) -> list[Timing]:
     """Every method."""
     rows = []
+    assert target_layer(benches.model, None, benches.images) is benches.model.get_submodule(LAST)  # found once
     for case in cases(scale):
         bench = benches.of(case.count, case.gradient)
         target = torch.zeros(len(bench.images), dtype=torch.long)
@@ -113,7 +114,7 @@ def timings(benches: Benches, scale: int) -> list[Timing]:
             explainer.preparation = "exact"
             assert isinstance(explainer.scorer(bench.images), Prepared)
             prepared = bench.compare(f"{what}, prepared", floor, work, round(row.passes * len(bench.images)))
-            rows.append(replace(prepared, passes=row.passes))
+            rows.append(replace(prepared, passes=row.passes, flops=None))  # of fused kernels torch counts none
     rows.append(family(benches))
     return rows
 
@@ -230,9 +231,15 @@ def _torchcam(model: nn.Module, method: Any, images: Tensor) -> None:
 
 
 def wide_model(channels: int) -> nn.Module:
-    """A network of one layer with so many channels, on 7 × 7 cells, for memory."""
+    """A network with so many channels on 7 × 7 cells, for memory."""
     return nn.Sequential(
-        nn.Conv2d(3, channels, 32, stride=32), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10)
+        nn.Conv2d(3, 8, 32, stride=32),
+        nn.ReLU(),
+        nn.Conv2d(8, channels, 1),  # of few weights, which are copied
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(channels, 10),
     ).eval()
 
 
