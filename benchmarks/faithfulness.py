@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.gallery import imagenet_network
 from benchmarks.harness import (
     CLOCKS,
     Bench,
     Memory,
     Timing,
     Work,
+    imagenet_network,
     load_images,
     parse,
     parser,

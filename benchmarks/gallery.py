@@ -14,18 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from torch import Tensor, nn
-from torchvision.transforms import v2
 from tqdm import tqdm
 
+from benchmarks.harness import imagenet_network
 from interp_models import EXPLAINERS, load, runs
-from interp_models.backbones import BUNDLED, bundled_weights
 from interp_models.data.base import decode_image
 from interp_models.data.transforms import plain_transform
 from interp_models.errors import NotApplicable
-from interp_models.explainers.controls import GroundTruth
+from interp_models.explainers.controls import attribute_with
 from interp_models.files import write_whole
 from interp_models.scoring import logits_of
 from interp_models.visual import Picture, contact_sheet, jpeg_uri, overlay, to_uint8
@@ -41,14 +39,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 Drawn = tuple[str, str, list[Picture] | str, float]
 """Name, options, pictures or why there are none, and seconds per image."""
-
-
-def imagenet_network() -> nn.Module:
-    """EfficientNet-Lite0 for images in [0, 1], as anybody has it: timm's model behind a normalisation."""
-    network = timm.create_model(BUNDLED)
-    state = torch.load(bundled_weights(BUNDLED), weights_only=True)
-    network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=True)))
-    return nn.Sequential(v2.Normalize([0.5] * 3, [0.5] * 3), network).eval()
 
 
 def images_of_folder(folder: Path, count: int) -> tuple[Tensor, list[str], None]:
@@ -80,11 +70,7 @@ def draw(model: nn.Module, images: Tensor, boxes: Tensor | None) -> list[Drawn]:
         options = OPTIONS.get(name, {})
         start = time.perf_counter()
         try:
-            explainer = EXPLAINERS.build(name, options, model=model)
-            if isinstance(explainer, GroundTruth):
-                maps = explainer.attribute(images, target, boxes)
-            else:
-                maps = explainer.attribute(images, target)
+            maps = attribute_with(EXPLAINERS.build(name, options, model=model), images, target, boxes)
         except NotApplicable as error:
             drawn.append((name, "", str(error), 0.0))
             continue

@@ -25,10 +25,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.transforms import v2
 
+from interp_models.backbones import BUNDLED, bundled_weights
 from interp_models.data.base import decode_image
 from interp_models.data.part_birds import PartBirds
 from interp_models.data.transforms import plain_transform
@@ -305,6 +308,14 @@ def _peak_of_linux() -> int:
 
 def _peak_since_start() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def imagenet_network() -> nn.Module:
+    """EfficientNet-Lite0 for images in [0, 1], as anybody has it: timm's model behind a normalisation."""
+    network = timm.create_model(BUNDLED)
+    state = torch.load(bundled_weights(BUNDLED), weights_only=True)
+    network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=True)))
+    return nn.Sequential(v2.Normalize([0.5] * 3, [0.5] * 3), network).eval()
 
 
 def tiny_model(classes: int = 10) -> nn.Module:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gallery import imagenet_network
 from benchmarks.harness import (
     CLOCKS,
     Bench,
@@ -25,6 +24,7 @@ from benchmarks.harness import (
     Row,
     Timing,
     Work,
+    imagenet_network,
     load_images,
     parse,
     parser,
@@ -112,7 +112,7 @@ def timings(benches: Benches, scale: int) -> list[Timing]:
         rows.append(row)
         if case.many:
             explainer.preparation = "exact"
-            assert isinstance(explainer.scorer(bench.images), Prepared)
+            assert isinstance(explainer.prepared(bench.images), Prepared)
             prepared = bench.compare(f"{what}, prepared", floor, work, round(row.passes * len(bench.images)))
             rows.append(replace(prepared, passes=row.passes, flops=None))  # of fused kernels torch counts none
     rows.append(family(benches))

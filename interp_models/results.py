@@ -164,8 +164,8 @@ def write_results(
         folder: where.
         partial: the batches.
         indices: positions of the images in the test set.
-        explainers: label -> name and options, as json.
-        left_out: label -> why this explainer does not apply.
+        explainers: label -> name and options, as json, of those that apply.
+        left_out: label -> why an explainer does not apply.
         protocols: the grid of an explainer's maps -> the protocol of every key.
         provenance: of the rows.
         image_id: position in the test set -> name of the image.
@@ -173,8 +173,6 @@ def write_results(
     (folder / "results.json").unlink(missing_ok=True)  # from here on the files are no longer those it tells of
     frames, rows = [], []
     for label, options in explainers.items():
-        if label in left_out:
-            continue
         parts = partial.of(label, set(indices))
         grid = (int(parts[0]["maps"].shape[-2]), int(parts[0]["maps"].shape[-1]))
         frame = _per_image(label, options, parts, protocols(grid), provenance, image_id)
@@ -186,7 +184,7 @@ def write_results(
         table.to_parquet(path)
     results = {"schema_version": SCHEMA_VERSION, "work": partial.work, "rows": rows, "left_out": dict(left_out)}
     for path in (folder / "maps").glob("*.npy"):
-        if path.stem not in explainers or path.stem in left_out:
+        if path.stem not in explainers:
             path.unlink()  # of an evaluation before, whose rows the new index.csv does not name
     write_json(folder / "results.json", results)  # the last: where it names this work, all of it is there
     partial.clear()

@@ -81,7 +81,7 @@ def heat(map: ArrayLike) -> tuple[Map, str]:
     >>> heat([[-1.0, 0.0, 4.0]])[0].tolist()
     [[0.375, 0.5, 1.0]]
     """
-    stretched, array = normalise(map), np.asarray(map, np.float64)
+    stretched, array = normalise(map), np.asarray(map, np.float64)  # which refuses what is no map
     low, high = np.percentile(array, [0.5, 99.5])
     if array.size >= MANY and low < high:
         array = np.clip(array, low, high)

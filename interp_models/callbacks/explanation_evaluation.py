@@ -19,7 +19,7 @@ from interp_models.data.base import Sample
 from interp_models.data.module import DataModule, draw
 from interp_models.errors import InputError, NotApplicable
 from interp_models.explainers.base import EXPLAINERS, Explainer
-from interp_models.explainers.controls import GroundTruth
+from interp_models.explainers.controls import attribute_with
 from interp_models.explainers.features import shared_passes
 from interp_models.metrics.base import METRICS, FaithfulnessMetric, Grid, metrics_of
 from interp_models.prepared import prepare, release
@@ -162,12 +162,12 @@ class ExplanationEvaluation(pl.Callback):
         if trainer.is_global_zero:
             assert self._partial is not None
             assert self.provenance is not None
-            data = _data(trainer)
+            data, kept = _data(trainer), [spec for spec in self.specs if spec[0] in self._explainers]
             write_results(
                 self.folder,
                 self._partial,
                 data.test_indices.tolist(),
-                {label: json.dumps({"name": name, **options}) for label, name, options in self.specs},
+                {label: json.dumps({"name": name, **options}) for label, name, options in kept},
                 self._left_out,
                 self._protocols,
                 self.provenance,
@@ -237,10 +237,7 @@ class ExplanationEvaluation(pl.Callback):
                 part = self._partial.find(name, index) if self._partial else None
                 if part is None:
                     try:
-                        if isinstance(explainer, GroundTruth):
-                            maps = explainer.attribute(images, target, boxes)
-                        else:
-                            maps = explainer.attribute(images, target)
+                        maps = attribute_with(explainer, images, target, boxes)
                     except NotApplicable as error:
                         self._leave_out(name, str(error))
                         self._bar.update()

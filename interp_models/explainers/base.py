@@ -85,12 +85,13 @@ class Explainer(ABC):
     ) -> None:
         self._stack.close()
 
-    def scorer(self, images: Tensor) -> nn.Module:
+    def prepared(self, images: Tensor) -> nn.Module:
         """The model, made ready to pass many images like these; to be asked for once in many passes."""
         return prepare(self.model, images, self.preparation)
 
-    def score_fn(self, model: nn.Module) -> ScoreFn:
-        """The function of images that gives what this explainer explains of all classes, as such a model sees it."""
+    def scorer(self, images: Tensor) -> ScoreFn:
+        """The function of images that gives what is explained, of all classes (B, K), by the prepared model."""
+        model = self.prepared(images)
         return lambda images: scores_of(model(images), self.score)
 
 

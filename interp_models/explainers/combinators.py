@@ -44,7 +44,7 @@ class Combinator(PixelExplainer, ABC):
         return isinstance(self.base, PixelExplainer) and self.base.coloured
 
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
-        return reduced(self.raw(self.scorer(inputs), inputs, target), self.channels)
+        return reduced(self.raw(self.prepared(inputs), inputs, target), self.channels)
 
     def _raw_of_base(self, model: nn.Module, inputs: Tensor, target: Target) -> Tensor:
         if isinstance(self.base, PixelExplainer):

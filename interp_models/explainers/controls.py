@@ -139,6 +139,13 @@ class GroundTruth(Explainer, ABC):
         """(B, H, W) bool, of whether a pixel is in the box."""
 
 
+def attribute_with(explainer: Explainer, inputs: Tensor, target: Target, boxes: Tensor | None) -> Tensor:
+    """The maps of any explainer; only ground truth is shown the boxes."""
+    if isinstance(explainer, GroundTruth):
+        return explainer.attribute(inputs, target, boxes)
+    return explainer.attribute(inputs, target)
+
+
 @EXPLAINERS.register("gt_box")
 class GTBox(GroundTruth):
     """1 in the box of the object, 0 around it; refuses data sets without boxes.

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from interp_models.errors import InputError, NotApplicable
 from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.maps import full_precision
-from interp_models.scoring import Score, Target, resolve_target, scores_of, scores_of_variants
+from interp_models.scoring import Score, Target, resolve_target, scores_of_variants
 
 
 @EXPLAINERS.register("occlusion")
@@ -48,8 +48,8 @@ class Occlusion(Explainer):
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
         if self.window >= max(inputs.shape[-2:]):
             raise NotApplicable(f"occlusion: a window of {self.window} pixels hides all of {tuple(inputs.shape[-2:])}")
-        model = self.scorer(inputs)
-        whole = scores_of(model(inputs), self.score)
+        score = self.scorer(inputs)
+        whole = score(inputs)
         targets = resolve_target(target, whole)
         rows, columns = (self._bands(n, inputs.device) for n in inputs.shape[-2:])
 
@@ -58,7 +58,7 @@ class Occlusion(Explainer):
             return torch.where(hidden[:, None], self.fill, inputs[b])
 
         count = len(rows) * len(columns)
-        scores = scores_of_variants(self.score_fn(model), inputs, count, occluded, targets, self.batch)
+        scores = scores_of_variants(score, inputs, count, occluded, targets, self.batch)
         lost = whole.gather(1, targets[:, None])[:, :, None] - scores.view(len(inputs), len(rows), len(columns))
         up, across = rows.to(lost.dtype), columns.to(lost.dtype)
         with full_precision(lost):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from interp_models.errors import InputError
 from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.rng import uniform
-from interp_models.scoring import Score, Target, default_batch, resolve_target, scores_of
+from interp_models.scoring import Score, Target, default_batch, resolve_target
 
 
 @EXPLAINERS.register("rise")
@@ -56,15 +56,14 @@ class RISE(Explainer):
 
     @torch.no_grad()
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
-        model = self.scorer(inputs)
-        targets = resolve_target(target, scores_of(model(inputs), self.score))
+        score = self.scorer(inputs)
+        targets = resolve_target(target, score(inputs))
         batch = self.batch or default_batch(inputs)
         total = torch.zeros(len(inputs), *inputs.shape[-2:], device=inputs.device)
         for masks in self._masks(inputs, batch):
             flat = masks.flatten(1)
             for image, c, sum_ in zip(inputs, targets, total, strict=True):
-                scores = scores_of(model(image * masks[:, None].to(image.dtype)), self.score)
-                scores = scores.gather(1, c.expand(len(masks), 1))  # (m, 1)
+                scores = score(image * masks[:, None].to(image.dtype)).gather(1, c.expand(len(masks), 1))  # (m, 1)
                 with torch.autocast(inputs.device.type, enabled=False):  # thousands of terms are added up
                     sum_ += (scores.T @ flat).view_as(sum_)
         return total / (self.masks * self.p1)

@@ -9,7 +9,7 @@ from interp_models.errors import InputError
 from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.explainers.features import activations
 from interp_models.maps import stretched, weighted
-from interp_models.scoring import Score, Target, scores_of, scores_of_variants
+from interp_models.scoring import Score, Target, scores_of_variants
 
 
 @EXPLAINERS.register("scorecam")
@@ -46,17 +46,17 @@ class ScoreCAM(Explainer):
     @torch.no_grad()
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
         a, targets = activations(self, self.layer, inputs, target)  # (B, C, h, w)
-        model, size = self.scorer(inputs), (inputs.shape[-2], inputs.shape[-1])
+        score, size = self.scorer(inputs), (inputs.shape[-2], inputs.shape[-1])
 
         def masked(b: Tensor, channel: Tensor) -> Tensor:
             return inputs[b] * stretched(a[b, channel], size).to(inputs.dtype)
 
-        u = scores_of_variants(self.score_fn(model), inputs, a.shape[1], masked, targets, self.batch).to(a.dtype)
+        u = scores_of_variants(score, inputs, a.shape[1], masked, targets, self.batch).to(a.dtype)
         constant = a.amin(dim=(2, 3)) == a.amax(dim=(2, 3))
         if self.weights == "softmax":
             u = u.masked_fill(constant, -torch.inf)
             weights = u.softmax(dim=1).nan_to_num(nan=0.0)  # NaN if all are constant
         else:
-            black = scores_of(model(torch.zeros_like(inputs[:1])), self.score).expand(len(a), -1)
+            black = score(torch.zeros_like(inputs[:1])).expand(len(a), -1)
             weights = (u - black.gather(1, targets[:, None]).to(u.dtype)).masked_fill(constant, 0.0)
         return weighted(weights, a).relu()

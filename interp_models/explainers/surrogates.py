@@ -12,7 +12,7 @@ from interp_models.errors import InputError
 from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.explainers.segments import Fill, Segments, means, segmented
 from interp_models.rng import uniform
-from interp_models.scoring import Score, Target, resolve_target, scores_of, scores_of_variants
+from interp_models.scoring import Score, Target, resolve_target, scores_of_variants
 
 
 class _Surrogate(Explainer, ABC):
@@ -42,9 +42,8 @@ class _Surrogate(Explainer, ABC):
             raise InputError(
                 f"{self.cells} cells a side are more than images of {tuple(inputs.shape[-2:])} pixels have"
             )
-        model = self.scorer(inputs)
-        whole = scores_of(model(inputs), self.score)
-        targets = resolve_target(target, whole)
+        score = self.scorer(inputs)
+        targets = resolve_target(target, score(inputs))
         numbers = segmented(inputs, self.cells, self.segments)
         off = torch.zeros_like(inputs)
         if self.fill == "mean":
@@ -58,7 +57,7 @@ class _Surrogate(Explainer, ABC):
             shown = on[i].gather(1, numbers[b].flatten(1).expand(len(i), -1)).view(-1, 1, *inputs.shape[-2:])
             return torch.where(shown, inputs[b], off[b])
 
-        scores = scores_of_variants(self.score_fn(model), inputs, len(on), sample, targets, self.batch)
+        scores = scores_of_variants(score, inputs, len(on), sample, targets, self.batch)
         # Small, and by float64: not every device has it.
         values = self._fit(switched, scores.cpu().double().numpy())
         weights = torch.as_tensor(values, dtype=torch.float32, device=inputs.device)
