@@ -1,17 +1,15 @@
 """CUB-200-2011: birds with boxes, 15 key points and, where their archive is unpacked too, masks."""
 
 import math
-import shutil
 from collections.abc import Callable, Mapping
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torchvision import tv_tensors
-from torchvision.datasets.utils import download_and_extract_archive
 
 from interp_models.data.base import DATASETS, ImageDataset, Sample, decode_image
+from interp_models.data.download import download_archive
 from interp_models.data.transforms import hide_outside
 from interp_models.errors import InputError
 
@@ -57,7 +55,7 @@ class CUB(ImageDataset):
         top = Path(root).expanduser()
         folder = top if (top / "images.txt").exists() else top / "CUB_200_2011"
         if download and not (folder / "images.txt").exists():
-            _download(IMAGES_URL, IMAGES_MD5, folder)
+            download_archive(IMAGES_URL, IMAGES_MD5, folder)
         for name in CONTENTS:
             if not (folder / name).exists():
                 raise InputError(
@@ -68,7 +66,7 @@ class CUB(ImageDataset):
         self._masks = next((f for f in (folder / "segmentations", top / "segmentations") if f.is_dir()), None)
         if download and self._masks is None:
             self._masks = folder / "segmentations"
-            _download(SEGMENTATIONS_URL, SEGMENTATIONS_MD5, self._masks)
+            download_archive(SEGMENTATIONS_URL, SEGMENTATIONS_MD5, self._masks)
         self._folder = folder
         self.mask_names = () if self._masks is None else ("bird",)
 
@@ -182,19 +180,3 @@ def _flag(word: str) -> bool:
     if word not in ("0", "1"):
         raise ValueError(word)
     return word == "1"
-
-
-def _download(url: str, md5: str, target: Path) -> None:
-    """Fetch an archive that holds a folder named like `target`, and put it there: the whole folder or none.
-
-    What an interrupted download leaves lies in `target`.partial; a whole archive there is not fetched again.
-    """
-    work = target.with_name(f"{target.name}.partial")
-    unpacked = work / "unpacked"
-    try:
-        shutil.rmtree(unpacked, ignore_errors=True)
-        download_and_extract_archive(url, work, unpacked, md5=md5)
-        (unpacked / target.name).rename(target)
-        shutil.rmtree(work)
-    except (OSError, RuntimeError, HTTPException) as error:
-        raise InputError(f"cannot download {url} (MD5 {md5}) to {target}: {error}") from None

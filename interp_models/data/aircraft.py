@@ -1,0 +1,86 @@
+"""FGVC-Aircraft: variants, families or manufacturers of aircraft, with boxes."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torchvision import tv_tensors
+from torchvision.datasets import FGVCAircraft
+
+from interp_models.data.base import DATASETS, ImageDataset, Sample, decode_image
+from interp_models.data.download import download_archive
+from interp_models.errors import InputError
+
+URL = FGVCAircraft._URL
+
+
+@DATASETS.register("aircraft")
+class Aircraft(ImageDataset):
+    """FGVC-Aircraft (Maji et al. 2013) in its official layout: 6,667 images to train on (its `trainval`) and 3,333 to
+    test.
+
+    Boxes are those of `images_box.txt`, in pixels of the stored image. The banner at the foot of every image, with its
+    author's name, stays, as in published work.
+
+    Args:
+        split: `train` or `test`.
+        root: the folder that holds `fgvc-aircraft-2013b`.
+        level: what a class is: one of 100 variants, 70 families or 30 manufacturers.
+        download: fetch the images (2.75 GB) into `root` where they are not there yet.
+
+    Raises:
+        InputError: if the data set or one of its lists is missing, or a download fails.
+    """
+
+    def __init__(
+        self,
+        *,
+        split: Literal["train", "test"],
+        root: str,
+        level: Literal["variant", "family", "manufacturer"] = "variant",
+        download: bool = False,
+    ) -> None:
+        top = Path(root).expanduser()
+        official = {"train": "trainval", "test": "test"}[split]
+        if download and not (top / "fgvc-aircraft-2013b").exists():
+            download_archive(URL, None, top / "fgvc-aircraft-2013b")
+        try:
+            reader = FGVCAircraft(top, official, level)
+            boxes = dict(_boxes(top / "fgvc-aircraft-2013b" / "data" / "images_box.txt"))
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"FGVC-Aircraft: {top} must hold fgvc-aircraft-2013b/data with images, images_box.txt and the lists of "
+                f"variants, families and manufacturers, as in {URL}: {why}"
+            ) from None
+        self.classes = [name.replace("/", "-") for name in reader.classes]
+        self._paths = [Path(path) for path in reader._image_files]
+        self.labels = list(reader._labels)
+        if missing := [path.stem for path in self._paths if path.stem not in boxes]:
+            raise InputError(f"FGVC-Aircraft: images_box.txt has no line for image {missing[0]}")
+        self._boxes = [boxes[path.stem] for path in self._paths]
+
+    def image_id(self, index: int) -> str:
+        """The name of the image's file."""
+        return self._paths[index].name
+
+    def load(self, index: int) -> Sample:
+        """Image `index`, its label and its box.
+
+        Raises:
+            InputError: if the file cannot be decoded.
+        """
+        image = decode_image(self._paths[index])
+        box = tv_tensors.BoundingBoxes(
+            torch.tensor([self._boxes[index]]), format="XYXY", canvas_size=(image.shape[-2], image.shape[-1])
+        )
+        return Sample(image=image, label=self.labels[index], index=index, box=box)
+
+
+def _boxes(path: Path) -> list[tuple[str, tuple[float, float, float, float]]]:
+    """Name and box of every line; the list counts pixels from 1, and its ends are inside."""
+    found = []
+    for line in path.read_text().splitlines():
+        name, x0, y0, x1, y1 = line.split()
+        found.append((name, (float(x0) - 1, float(y0) - 1, float(x1), float(y1))))
+    return found

@@ -1,0 +1,71 @@
+"""Stanford Cars: makes, models and years of cars, with boxes."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torchvision import tv_tensors
+from torchvision.datasets import StanfordCars
+
+from interp_models.data.base import DATASETS, ImageDataset, Sample, decode_image
+from interp_models.errors import InputError
+
+FILES = (
+    "devkit/cars_train_annos.mat", "devkit/cars_meta.mat", "cars_test_annos_withlabels.mat", "cars_train", "cars_test",
+)  # fmt: skip
+"""What `stanford_cars` must hold."""
+
+
+@DATASETS.register("cars")
+class Cars(ImageDataset):
+    """Stanford Cars (Krause et al. 2013) in its official layout: 8,144 images to train on, 8,041 to test, 196 classes.
+
+    The authors' page has gone, so nothing can be downloaded here; copies of `cars_train.tgz`, `cars_test.tgz`,
+    `car_devkit.tgz` and `cars_test_annos_withlabels.mat` are to be unpacked into `root/stanford_cars`.
+
+    Args:
+        split: `train` or `test`.
+        root: the folder that holds `stanford_cars`.
+
+    Raises:
+        InputError: if scipy is not installed, or a part of the data set is missing.
+    """
+
+    def __init__(self, *, split: Literal["train", "test"], root: str) -> None:
+        folder = Path(root).expanduser() / "stanford_cars"
+        for name in FILES:
+            if not (folder / name).exists():
+                raise InputError(f"Stanford Cars: {folder / name} is missing; {folder} must hold {', '.join(FILES)}")
+        try:
+            from scipy.io import loadmat  # type: ignore[import-untyped]
+            from scipy.io.matlab import MatReadError  # type: ignore[import-untyped]
+        except ImportError:
+            raise InputError("Stanford Cars: its lists are read by scipy: pip install scipy") from None
+        try:
+            reader = StanfordCars(folder.parent, split)
+            rows = loadmat(reader._annotations_mat_path, squeeze_me=True)["annotations"]
+            boxes = [[float(row[f"bbox_{end}"]) for end in ("x1", "y1", "x2", "y2")] for row in rows]
+        except (OSError, ValueError, KeyError, IndexError, TypeError, MatReadError) as error:
+            raise InputError(f"Stanford Cars: the lists of {folder} cannot be read: {error}") from None
+        self.classes = [name.replace("/", "-") for name in reader.classes]  # "Ram C/V Cargo Van Minivan 2012"
+        self._paths = [Path(path) for path, _ in reader._samples]
+        self.labels = [int(label) for _, label in reader._samples]
+        # The lists count pixels from 1, and their ends are inside.
+        self._boxes = [(x0 - 1, y0 - 1, x1, y1) for x0, y0, x1, y1 in boxes]
+
+    def image_id(self, index: int) -> str:
+        """The image's path from `stanford_cars`."""
+        path = self._paths[index]
+        return f"{path.parent.name}/{path.name}"
+
+    def load(self, index: int) -> Sample:
+        """Image `index`, its label and its box.
+
+        Raises:
+            InputError: if the file cannot be decoded.
+        """
+        image = decode_image(self._paths[index])
+        box = tv_tensors.BoundingBoxes(
+            torch.tensor([self._boxes[index]]), format="XYXY", canvas_size=(image.shape[-2], image.shape[-1])
+        )
+        return Sample(image=image, label=self.labels[index], index=index, box=box)

@@ -1,0 +1,54 @@
+"""MIT Indoor: scenes of 67 kinds."""
+
+from pathlib import Path
+from typing import Literal
+
+from interp_models.data.base import DATASETS, ImageDataset, Sample, decode_image
+from interp_models.errors import InputError
+
+LISTS = {"train": "TrainImages.txt", "test": "TestImages.txt"}
+
+
+@DATASETS.register("mit67")
+class MIT67(ImageDataset):
+    """Indoor scene recognition (Quattoni and Torralba, CVPR 2009) in its official layout: 80 images of each class to
+    train on, about 20 to test. There is no ground truth but the class.
+
+    Args:
+        split: `train` or `test`.
+        root: the folder that holds `Images`, `TrainImages.txt` and `TestImages.txt`, as unpacked from the authors'
+            `indoorCVPR_09.tar` and the two lists of their page, web.mit.edu/torralba/www/indoor.html.
+
+    Raises:
+        InputError: if a list or the images are missing, or a list names no image.
+    """
+
+    def __init__(self, *, split: Literal["train", "test"], root: str) -> None:
+        folder = Path(root).expanduser()
+        for name in ("Images", *LISTS.values()):
+            if not (folder / name).exists():
+                raise InputError(
+                    f"MIT Indoor: {folder / name} is missing; expected Images, {', '.join(LISTS.values())}"
+                )
+        lists = {key: (folder / file).read_text().splitlines() for key, file in LISTS.items()}
+        names = {key: [line.strip() for line in lines if line.strip()] for key, lines in lists.items()}
+        for key, of_split in names.items():
+            if wrong := [name for name in of_split if name.count("/") != 1]:
+                raise InputError(f"MIT Indoor: {folder / LISTS[key]} names {wrong[0]!r}; expected <class>/<image>")
+        self.classes = sorted({name.split("/")[0] for of_split in names.values() for name in of_split})
+        self._folder, self._names = folder / "Images", names[split]
+        label_of = {name: label for label, name in enumerate(self.classes)}
+        self.labels = [label_of[name.split("/")[0]] for name in self._names]
+
+    def image_id(self, index: int) -> str:
+        """The image's path in the list."""
+        return self._names[index]
+
+    def load(self, index: int) -> Sample:
+        """Image `index` and its label.
+
+        Raises:
+            InputError: if the file is missing or cannot be decoded.
+        """
+        image = decode_image(self._folder / self._names[index])
+        return Sample(image=image, label=self.labels[index], index=index)
