@@ -17,7 +17,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from interp_models import runs
 from interp_models.callbacks.explanation_evaluation import ExplanationEvaluation
-from interp_models.callbacks.plan import resolve_grid
+from interp_models.callbacks.plan import explainer_specs, resolve_grid
 from interp_models.callbacks.prototype_evaluation import PrototypeEvaluation
 from interp_models.cli import check_trainer, make_trainer, quiet, run_script, seed_everything, tell_skipped
 from interp_models.comparison import Evaluated, check_same_images, compare
@@ -43,6 +43,9 @@ def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
         raise InputError("out= is the folder of a comparison of several runs; the results of one go to RUN/evaluation")
     if config.report_images < 0:
         raise InputError(f"report_images must be at least 0; got {config.report_images}")
+    labels = [label for label, _, _ in explainer_specs(config.explainers)]
+    if missing := [label for label in config.figure if label not in labels]:
+        raise InputError(f"figure: {missing[0]!r} is not among the explainers ({', '.join(labels)})")
     evaluated = _loaded(folders, config)
     if config.grid is None:  # one grid per table: the coarsest of the models'
         grids = [resolve_grid(None, run.model, run.data.image_size) or (1, 1) for run in evaluated]
@@ -75,14 +78,15 @@ def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
         )
         trainer.test(model, data, verbose=False)
         if trainer.is_global_zero:
-            report = compare([run], folder / "evaluation", config.report_images)
+            report = compare([run], folder / "evaluation", config.report_images, config.figure)
             log_results(trainer.loggers, json.loads((folder / "evaluation/results.json").read_text())["rows"])
-            log_pictures(trainer.loggers, "local", sorted((folder / "evaluation/local").glob("*.jpg")))
+            for key in ("local", "parts"):
+                log_pictures(trainer.loggers, key, sorted((folder / "evaluation" / key).glob("*.jpg")))
         close(trainer.loggers)
     if not trainer.is_global_zero:
         return folders[0] / "evaluation" / "report.html"
     if out is not None:
-        report = compare(evaluated, out, config.report_images)
+        report = compare(evaluated, out, config.report_images, config.figure)
     print(f"report: {report}")
     return report
 

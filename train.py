@@ -12,13 +12,15 @@ import pytorch_lightning as pl
 from interp_models import runs
 from interp_models.callbacks.attention_logger import AttentionLogger
 from interp_models.callbacks.explanation_evaluation import ExplanationEvaluation
+from interp_models.callbacks.feature_cache import FeatureCache
 from interp_models.callbacks.progress_bar import ProgressBar
 from interp_models.callbacks.prototype_gallery import PrototypeGallery
 from interp_models.cli import check_trainer, make_trainer, quiet, run_script, seed_everything, tell_skipped
-from interp_models.config import TrainConfig, check, load_yaml, override, plain, save_yaml
+from interp_models.config import DistillationConfig, TrainConfig, check, load_yaml, override, plain, save_yaml
 from interp_models.errors import InputError
 from interp_models.files import write_json
 from interp_models.loggers import close, make_loggers
+from interp_models.training.distillation import Distillation
 
 RESUMABLE = ("phases", "trainer", "logger")
 REFUSED = {
@@ -45,6 +47,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     data = runs.build_data(plain(config))
     tell_skipped(data)
     model = runs.build_model(plain(config), len(data.classes))
+    model.distillation = build_distillation(config.distillation, config.data["dataset"]["name"], len(data.classes))
     model.check_selection(selecting=len(data.val_indices) > 0)
     if not model.recipe.epochs:
         raise InputError("phases: at least one epoch is needed")
@@ -68,6 +71,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
             *AttentionLogger.of(config.attention, run),
             PrototypeGallery(run),
             *ExplanationEvaluation.of(config.evaluation, config.seed),
+            *FeatureCache.of(config.feature_cache),
         ],
         plugins=[runs.WholeCheckpointIO()],
         use_distributed_sampler=False,
@@ -98,6 +102,27 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
         print(f"test accuracy {100 * metrics['test/acc']:.2f} % on {metrics['test/n']:.0f} images: {run}")
     close(trainer.loggers)
     return run
+
+
+def build_distillation(config: DistillationConfig, name: str, num_classes: int) -> Distillation | None:
+    """The teacher of a training on a data set of this name and number of classes, if it has one.
+
+    Raises:
+        InputError: if it is no run, or of other classes.
+    """
+    if config.teacher is None:
+        return None
+    try:
+        teacher = runs.load(config.teacher)[0]
+    except InputError as error:
+        raise InputError(f"distillation.teacher: {error}") from None
+    data_set = runs.run_config(Path(config.teacher))["data"]["dataset"]["name"]
+    if (data_set, teacher.num_classes) != (name, num_classes):
+        raise InputError(
+            f"distillation.teacher: {config.teacher} knows {teacher.num_classes} classes of {data_set}, the data set "
+            f"is {name} with {num_classes}"
+        )
+    return Distillation(teacher, temperature=config.temperature, weight=config.weight)
 
 
 def main(positional: list[str], overrides: list[str]) -> Path:

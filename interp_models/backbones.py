@@ -46,6 +46,8 @@ class Backbone(nn.Module):
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1))
         features = _probe(name, self.trunk)
+        self.given: Tensor | None = None
+        """Features of a batch that a training reads in place of its images; see `callbacks.feature_cache`."""
         self.channels: int = features.shape[1]
         """Channels C of the features."""
         self.stride: int = 128 // features.shape[2]
@@ -54,7 +56,15 @@ class Backbone(nn.Module):
             raise _refused(name, output_stride)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> features (B, C, H / stride, W / stride)."""
+        """(B, 3, H, W) in [0, 1] -> features (B, C, H / stride, W / stride).
+
+        Raises:
+            InputError: if it stands for features that are `given`, and these are other images.
+        """
+        if self.given is not None:
+            if images is not self.given:
+                raise InputError("the model needs images beside the batch's, and has their features alone")
+            return images
         images = images.contiguous(memory_format=torch.channels_last)
         features: Tensor = self.trunk((images - self.mean) / self.std)
         return features
@@ -77,7 +87,7 @@ def _create(name: str, weights: str | None, output_stride: int | None) -> nn.Mod
             "give a file with model.weights=PATH, or null for a random start"
         ) from None
     if weights not in ("timm", None):
-        _load(model, bundled_weights(name) if weights == "bundled" else Path(str(weights)))
+        load_file(model, bundled_weights(name) if weights == "bundled" else Path(str(weights)))
         model.reset_classifier(0, "")
     if hasattr(model, "pre_logits"):
         model.pre_logits = nn.Identity()  # of VGG: it turns the last map into a vector
@@ -99,7 +109,7 @@ def bundled_weights(name: str) -> Path:
     return next(Path(package.__file__).parent.glob("models/*.pth"))
 
 
-def _load(model: Any, path: Path) -> None:
+def load_file(model: Any, path: Path) -> None:
     """Load a state dict into a whole timm model; a classifier that is absent or of another size is left out."""
     if not path.is_file():
         raise InputError(f"weights file {path} does not exist")

@@ -18,14 +18,17 @@ from interp_models.errors import InputError
 from interp_models.files import write_json
 from interp_models.gallery import patches, save
 from interp_models.outputs import InterpOutput
+from interp_models.part_sheets import has_parts, part_panels, write_part_sheets
 from interp_models.projection import has_prototypes
-from interp_models.report import write_report
+from interp_models.report import SIDE, write_report
 from interp_models.report_views import ImageView, MapView, Panel, PrototypeView, RunSummary
 from interp_models.results import SCHEMA_VERSION, read_prototypes
 from interp_models.scoring import evaluating
 from interp_models.training.module import InterpModule
 from interp_models.tree_drawing import tree_svg
 
+FIGURE_ROWS = 8
+"""Images in a figure."""
 Gallery = Mapping[int, visual.Picture]
 """The patch of every prototype."""
 
@@ -38,13 +41,14 @@ class Evaluated(NamedTuple):
     data: DataModule
 
 
-def compare(evaluated: Sequence[Evaluated], out: Path, n_images: int) -> Path:
+def compare(evaluated: Sequence[Evaluated], out: Path, n_images: int, figure: Sequence[str] = ()) -> Path:
     """Write `report.html` of evaluated runs to a folder, and for several runs `results.json` with all rows.
 
     Args:
         evaluated: the runs.
         out: the folder.
         n_images: images that are shown, spread evenly over those judged.
+        figure: explainers of the first run that `figure.png` shows; none draws none.
 
     Returns:
         The path of the page.
@@ -76,6 +80,10 @@ def compare(evaluated: Sequence[Evaluated], out: Path, n_images: int) -> Path:
     if len(evaluated) == 1:
         shutil.rmtree(out / "local", ignore_errors=True)  # of other images or weights
         _write_local(images, out / "local")
+    (out / "figure.png").unlink(missing_ok=True)
+    _write_parts(evaluated, images, out / "parts")
+    if figure and images:
+        _write_figure(images, summaries, figure, out / "figure.png")
     return path
 
 
@@ -88,8 +96,44 @@ def _write_local(images: Sequence[ImageView], folder: Path) -> None:
             folder.mkdir(exist_ok=True)
             predicted, probability = view.predictions[run]
             title = f"{view.image_id}: {predicted}, {100 * probability:.0f} %. {view.totals[run]}"
-            picture = visual.strip([(f"prototype {p.prototype}", p.picture, p.remark) for p in panels], title)
+            picture = visual.strip([(f"{p.kind} {p.number}", p.picture, p.remark) for p in panels], title)
             save(folder / f"{view.image_id.replace('/', '_').removesuffix('.jpg')}.jpg", picture)
+
+
+def _write_figure(
+    images: Sequence[ImageView], summaries: Sequence[RunSummary], explainers: Sequence[str], path: Path
+) -> None:
+    """Maps side by side on the same images (tutorial, figure 8): post-hoc ones of the first run, and every run's own,
+    several maps as red, green and blue."""
+    models = [run.model for run in summaries]
+    titles = models if len(set(models)) == len(models) else [run.name for run in summaries]
+    first = summaries[0].name
+    chosen = np.unique(np.linspace(0, len(images) - 1, FIGURE_ROWS).round().astype(int))
+    columns: dict[str, list[visual.Picture]] = {}
+    for view in (images[number] for number in chosen):
+        maps = {(shown.run, shown.explainer): shown.heatmap for shown in view.maps}
+        cells = {"image": view.image}
+        for explainer in explainers:
+            if (first, explainer) in maps:  # else it does not apply
+                cells[explainer] = visual.overlay(view.own[first], maps[first, explainer])
+        for run, title in zip(summaries, titles, strict=True):
+            if run.name in view.parts:
+                cells[title] = visual.rgb(view.parts[run.name], view.own[run.name])
+            elif (run.name, "intrinsic") in maps:
+                cells[title] = visual.overlay(view.own[run.name], maps[run.name, "intrinsic"])
+        for title, picture in cells.items():
+            columns.setdefault(title, []).append(visual.fitted(picture, (SIDE, SIDE)))
+    rows = [list(row) for row in zip(*columns.values(), strict=True)]
+    visual.contact_sheet(rows, [images[number].label for number in chosen], list(columns), path)
+
+
+def _write_parts(evaluated: Sequence[Evaluated], images: Sequence[ImageView], folder: Path) -> None:
+    """Sheets of the parts of models that decide by some, for the classes of the first images."""
+    of_parts = [(runs.run_name(run.folder), run.model, run.data) for run in evaluated if has_parts(run.model)]
+    shutil.rmtree(folder, ignore_errors=True)
+    if of_parts:
+        names = list(dict.fromkeys(view.label for view in images))[:FIGURE_ROWS]
+        write_part_sheets(of_parts, [evaluated[0].data.classes.index(name) for name in names], folder)
 
 
 def check_same_images(folders: Sequence[Path], modules: Sequence[DataModule]) -> None:
@@ -167,7 +211,9 @@ def _patches(run: Evaluated) -> Gallery:
 def _reasons(
     model: InterpModule, output: InterpOutput, image: visual.Picture, gallery: Gallery
 ) -> tuple[list[Panel], str]:
-    """What the model found in the image beside the prototypes that it found it like, and what that comes to."""
+    """What the model found in the image, prototypes beside it, and what that comes to."""
+    if has_parts(model):
+        return part_panels(model, output, image)
     if not has_prototypes(model) or not gallery:
         return [], ""
     size = (image.shape[0], image.shape[1])
@@ -183,7 +229,7 @@ def _reasons(
 def _prototypes(run: Evaluated, images: Sequence[ImageView], gallery: Gallery) -> PrototypeView:
     """The prototypes of a run: how good they are, what is nearest to those that explain the images, and the tree."""
     name, folder = runs.run_name(run.folder), run.folder / "evaluation"
-    shown = {panel.prototype for view in images for panel in view.reasons.get(name, ())}
+    shown = {panel.number for view in images for panel in view.reasons.get(name, ())}
     nearest = {}
     for path in (folder / "prototypes").glob("*/*.jpg"):
         if int(path.stem) in shown:

@@ -75,6 +75,18 @@ class ValidationConfig(ExplanationConfig):
 
 
 @dataclass
+class DistillationConfig:
+    """Learning from a trained run beside the labels."""
+
+    teacher: str | None = None
+    """Run folder; null has no teacher."""
+    temperature: float = 6.0
+    """T, by which logits are divided."""
+    weight: float = 0.5
+    """λ: of the teacher's term, times T²; the loss itself is multiplied by 1 - λ."""
+
+
+@dataclass
 class TrainConfig:
     """What `train.py` can be told."""
 
@@ -88,6 +100,11 @@ class TrainConfig:
     """Options of the data module; `dataset` holds the data set's `name` and options."""
     model: dict[str, Any] = field(default_factory=dict)
     """`name` of the model and its options."""
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    """A teacher."""
+    feature_cache: str | None = None
+    """Folder of features of a frozen backbone, computed once and read in place of training and validation images; null
+    passes the images at every step."""
     phases: list[Phase] = field(default_factory=list)
     """The timeline of the training."""
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -118,6 +135,9 @@ class EvaluateConfig(ExplanationConfig):
     """Names of prototype metrics, by which runs with prototypes are judged on all test images."""
     report_images: int = 60
     """Images shown in the report, with all maps."""
+    figure: list[str] = field(default_factory=list)
+    """Explainers, by label, whose maps of the first run `figure.png` shows on eight images at most, beside every run's
+    own maps (the tutorial's figure 8); none draws none."""
     batch_size: int | None = None
     """Images per test batch; null is the run's own."""
     dataset: dict[str, Any] = field(default_factory=dict)

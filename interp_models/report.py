@@ -163,7 +163,7 @@ def _image(view: ImageView, names: Sequence[str], directions: Mapping[str, bool]
             pictures.append({"name": "attention maps", "uri": picture, "remark": "red, green, blue"})
         for panel in view.reasons.get(run, ()):
             uri = visual.jpeg_uri(visual.shrunk(panel.picture, SIDE))
-            pictures.append({"name": f"prototype {panel.prototype}", "uri": uri, "remark": panel.remark})
+            pictures.append({"name": f"{panel.kind} {panel.number}", "uri": uri, "remark": panel.remark})
         predicted, probability = view.predictions.get(run, (None, None))
         runs.append(
             {

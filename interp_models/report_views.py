@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,11 +43,12 @@ class MapView:
 
 @dataclass(frozen=True)
 class Panel:
-    """What one prototype found: a picture (H, W, 3), and a remark on it."""
+    """What one prototype or part found: a picture (H, W, 3), and a remark on it."""
 
-    prototype: int
+    number: int
     picture: NDArray[np.uint8]
     remark: str
+    kind: Literal["prototype", "part"] = "prototype"
 
 
 @dataclass(frozen=True)

@@ -142,8 +142,8 @@ def epochs_done(last: Path, config: TrainConfig) -> tuple[int, dict[str, Any]]:
     """
     checkpoint = read_checkpoint(last)
     written, now = checkpoint["interp_models"]["config"], plain(config)
-    for key in ("model", "optimizer", "seed"):
-        if written[key] != now[key]:
+    for key in ("model", "distillation", "optimizer", "seed"):
+        if key in written and written[key] != now[key]:
             raise InputError(f"{last}: was trained with {key} {written[key]}, config.yaml says {now[key]}")
     done = int(checkpoint["epoch"]) + 1
     if (wanted := sum(phase.epochs for phase in config.phases)) < done:

@@ -15,6 +15,14 @@ from tests.data.make_cub import Bird, make_cub
 CUB = Path(__file__).parents[2] / "shared" / "data" / "cub"
 """Real images, for developers who have them beside the repository."""
 TINY = "test_efficientnet"  # timm's own tiny network for tests, 3 stages too small to mean anything
+TINY_VIT = "test_vit"
+
+
+def tiny_options(model: str) -> dict[str, Any]:
+    """Options of a model that make it tiny."""
+    if model == "vit_cls":
+        return {"backbone": TINY_VIT, "weights": None}
+    return {"backbone": TINY, "weights": None, "output_stride": 16}
 
 
 @pytest.fixture(autouse=True)

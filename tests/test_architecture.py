@@ -18,9 +18,8 @@ LEAVES |= {"interp_models.visual"}
 FREE_STANDING = ("interp_models.explainers", "interp_models.metrics")
 """They work on any module that returns logits, and could be lifted out of the package."""
 THEIR_LIBRARIES = {"torch", "torchvision", "torchmetrics", "numpy"} | set(sys.stdlib_module_names)
-THEIR_MODULES = {
-    f"interp_models.{name}" for name in ("errors", "maps", "prepared", "registry", "rng", "scoring", "discovery")
-}
+THEIR_MODULES = {"attention", "discovery", "errors", "maps", "prepared", "registry", "rng", "scoring"}
+THEIR_MODULES = {f"interp_models.{name}" for name in THEIR_MODULES}
 
 KINDS = ("interp_models.models", "interp_models.explainers", "interp_models.metrics")
 MEETING_PLACES = (

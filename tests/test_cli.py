@@ -73,7 +73,10 @@ def contents(folder: Path) -> dict[str, str]:
         ("model.name=cnnn", "unknown model 'cnnn'; did you mean 'cnn' or 'bcnn'?"),
         ("model={}", "model.name must be given: one of bcnn, "),
         ("data.dataset.name=cup", "unknown dataset 'cup'; did you mean 'cub'?"),
-        ("data.dataset={}", "data.dataset.name must be given: one of cub, image_folder, part_birds"),
+        (
+            "data.dataset={}",
+            "data.dataset.name must be given: one of aircraft, cars, cub, image_folder, mit67, part_birds",
+        ),
         ("data.dataset={name: cub}", "dataset 'cub': 'root' has no default and must be given"),
         ("model.backbone=resnt18", "unknown timm model 'resnt18'; did you mean 'resnet18'"),
         ("optimizer.name=sdg", "config.optimizer.name: Invalid value 'sdg', expected one of ['adam', 'adamw', 'sgd']"),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from interp_models import MODELS
 from interp_models.prepared import KERNELS, Prepared, _Fused, prepare, release
 from interp_models.scoring import logits_of
-from tests.conftest import TINY
+from tests.conftest import TINY, tiny_options
 
 
 def trained(net: nn.Module) -> nn.Module:
@@ -28,7 +28,7 @@ def trained(net: nn.Module) -> nn.Module:
 
 
 def ours(name: str) -> nn.Module:
-    options = {"backbone": TINY, "weights": None, "output_stride": 16}
+    options = tiny_options(name)
     return MODELS.build(name, options | ({"depth": 2} if name == "prototree" else {}), num_classes=4)
 
 

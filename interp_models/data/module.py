@@ -154,6 +154,8 @@ class DataModule(pl.LightningDataModule):
             if not len(indices):
                 raise InputError(f"data set {name!r}: no {split} image can be decoded")
         self._whole_test = self.test_indices
+        self.stored: dict[str, Dataset[Sample]] = {}
+        """Splits whose features a training reads in place of images; see `store_features`."""
         self.train_indices, self.val_indices = stratified_split(
             np.asarray(self.train_images.labels), kept, val_fraction, seed
         )
@@ -209,7 +211,9 @@ class DataModule(pl.LightningDataModule):
 
     def loader(self, split: str, *, shuffle: bool = False, augment: bool = True) -> DataLoader[Sample]:
         """A loader over this rank's share of a split, in the order of the data unless shuffled."""
-        dataset = self.dataset(split, augment=augment)
+        return self._loader(self.dataset(split, augment=augment), split, shuffle=shuffle)
+
+    def _loader(self, dataset: Any, split: str, *, shuffle: bool) -> DataLoader[Sample]:
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         if len(dataset) < world:
@@ -247,12 +251,14 @@ class DataModule(pl.LightningDataModule):
         return (positions[first : first + size] for first in range(0, len(positions), size))
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Shuffled and augmented."""
-        return self.loader("train", shuffle=True)
+        """Shuffled and augmented, or stored features."""
+        return self._loader(self.stored.get("train", self.dataset("train")), "train", shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Sample] | list[Any]:
-        """The held-out part of the training images; empty with `val_fraction=0`."""
-        return self.loader("val") if len(self.val_indices) else []
+        """The held-out part of the training images, or its stored features; empty with `val_fraction=0`."""
+        if not len(self.val_indices):
+            return []
+        return self._loader(self.stored.get("val", self.dataset("val")), "val", shuffle=False)
 
     def test_dataloader(self) -> DataLoader[Sample]:
         """The official test images."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from interp_models.errors import NotApplicable
 from interp_models.explainers.base import EXPLAINERS, target_scores
-from interp_models.explainers.features import LayerExplainer, activations, linear_head, target_layer
+from interp_models.explainers.features import LayerExplainer, activations, as_output, linear_head, target_layer
 from interp_models.maps import weighted
 from interp_models.scoring import Target, logits_of, scores_of
 
@@ -43,7 +43,7 @@ class _OfTail(LayerExplainer, ABC):
         """What the model makes of activations (n, C, h, w) that it believes the layer gave; before the layer it passes
         the one image (1, 3, H, W) alone, or copies where what comes after joins with what came before."""
         module = target_layer(self.model, self.layer, image)
-        handle = module.register_forward_hook(lambda *_: variants.clone())
+        handle = module.register_forward_hook(lambda _, args, output: as_output(self.model, variants.clone(), output))
         try:
             try:
                 output = self.model(image)

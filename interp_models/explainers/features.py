@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from interp_models.attention import find_transformer, to_map, to_tokens
 from interp_models.errors import InputError, NotApplicable
 from interp_models.explainers.base import Explainer, target_scores
 from interp_models.registry import unknown
@@ -56,9 +57,39 @@ def shared_passes() -> Iterator[None]:
         _shared.reset(token)
 
 
+def as_map(model: nn.Module, layer: nn.Module, output: Any, size: tuple[int, int]) -> Tensor:
+    """What a layer gave for images of a size as a map of features (B, C, h, w); tokens (B, T, C) of a vision
+    transformer are those of its patches.
+
+    Raises:
+        InputError: if it is no map.
+    """
+    if isinstance(output, Tensor) and output.dim() == 3 and (vit := find_transformer(model)) is not None:
+        return to_map(vit, output, size)
+    if _is_map(output, size):
+        return output
+    found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    images = f"images of {size[0]} × {size[1]}"
+    raise InputError(f"layer {type(layer).__name__} gives no map of features (B, C, h, w) of {images} but {found}")
+
+
+def _is_map(output: Any, size: tuple[int, int]) -> TypeGuard[Tensor]:
+    """Whether it is (B, C, h, w) with cells like the image's sides, give or take one: else channels or tokens of a
+    transformer would pass for cells."""
+    if not isinstance(output, Tensor) or output.dim() != 4:
+        return False
+    (height, width), (h, w) = size, output.shape[2:]
+    return (h - 1) * width <= (w + 1) * height and (w - 1) * height <= (h + 1) * width
+
+
+def as_output(model: nn.Module, features: Tensor, output: Tensor) -> Tensor:
+    """A map of features (B, C, h, w) in the form of what the layer gave, of as many images or of one."""
+    return to_tokens(find_transformer(model), features, output) if output.dim() == 3 else features
+
+
 @contextmanager
-def captured(layer: nn.Module, *, gradient: bool) -> Iterator[list[Tensor]]:
-    """While open, the outputs (B, C, h, w) of a layer are appended to the list that is given.
+def captured(model: nn.Module, layer: nn.Module, inputs: Tensor, *, gradient: bool) -> Iterator[list[Tensor]]:
+    """While open, the outputs of a layer for these images are appended, as maps (B, C, h, w), to the list.
 
     With `gradient` the layer's output becomes the start of the graph: whatever comes before it runs without one (open
     this inside `torch.no_grad()`), so that a gradient to the layer costs a plain forward pass and the tail's backward.
@@ -66,16 +97,15 @@ def captured(layer: nn.Module, *, gradient: bool) -> Iterator[list[Tensor]]:
     outputs: list[Tensor] = []
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        if not isinstance(output, Tensor) or output.dim() != 4:
-            found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise InputError(f"layer {type(module).__name__} gives no map of features (B, C, h, w) but {found}")
+        features = as_map(model, module, output, (inputs.shape[-2], inputs.shape[-1])).detach()
         if not gradient:
-            outputs.append(output.detach().clone())  # the next layer may work in place
+            outputs.append(features.clone())  # the next layer may work in place
             return None
-        start = output.detach().requires_grad_(True)
+        start = features.requires_grad_(True)
         outputs.append(start)
         torch.set_grad_enabled(True)
-        return start.clone()  # for the same reason, which a leaf of the graph does not allow
+        # a copy for the same reason, which a leaf of the graph does not allow
+        return as_output(model, start.clone(), output.detach())
 
     handle = layer.register_forward_hook(hook)
     try:
@@ -85,7 +115,8 @@ def captured(layer: nn.Module, *, gradient: bool) -> Iterator[list[Tensor]]:
 
 
 def target_layer(model: nn.Module, layer: str | None, inputs: Tensor) -> nn.Module:
-    """The layer that class activation maps read: as named, as the model declares, or the last that gives a spatial map.
+    """The layer that class activation maps read: as named, as the model declares, the tokens that go into the last
+    attention of a vision transformer, or the last that gives a spatial map.
 
     Args:
         model: the model.
@@ -104,6 +135,11 @@ def target_layer(model: nn.Module, layer: str | None, inputs: Tensor) -> nn.Modu
     if explains_itself(model):
         found: nn.Module = model.feature_layer
         return found
+    if (vit := find_transformer(model)) is not None:
+        tokens: nn.Module = vit.blocks[-1].norm1  # what comes later has no gradient but at the class token
+        return tokens
+    if any(str(getattr(part, "output_fmt", "")) == "NHWC" for part in model.modules()):  # timm says so
+        raise NotApplicable(f"{type(model).__name__} has its channels last; name a layer that gives (B, C, h, w)")
     known = _found.setdefault(model, {})  # by the size of the images: the search takes a pass
     size = tuple(inputs.shape[1:])
     if size in known:
@@ -112,7 +148,7 @@ def target_layer(model: nn.Module, layer: str | None, inputs: Tensor) -> nn.Modu
 
     def noted(name: str) -> Any:
         def note(module: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.dim() == 4 and output.shape[-1] * output.shape[-2] > 1:
+            if _is_map(output, (inputs.shape[2], inputs.shape[3])) and output.shape[-1] * output.shape[-2] > 1:
                 spatial.append(name)
 
         return note
@@ -160,7 +196,7 @@ def _passed(explainer: Explainer, layer: str | None, inputs: Tensor, *, gradient
 
     handles = [part.register_forward_hook(note) for part in model.modules() if isinstance(part, nn.Linear)]
     try:
-        with torch.no_grad(), captured(module, gradient=gradient or shared is not None) as outputs:
+        with torch.no_grad(), captured(model, module, inputs, gradient=gradient or shared is not None) as outputs:
             output = model(inputs)
     finally:
         for handle in handles:
@@ -194,6 +230,8 @@ def activations_and_gradients(
         g = None
         if score.requires_grad:
             (g,) = torch.autograd.grad(score, made.a, allow_unused=True, retain_graph=_shared.get() is not None)
+        if g is not None and not g.any() and find_transformer(explainer.model) is not None:
+            g = None  # behind the last attention only the class token counts
         if g is None:
             module = type(target_layer(explainer.model, layer, inputs)).__name__
             raise NotApplicable(f"no gradient path from the score back to layer {layer or module}")

@@ -1,7 +1,7 @@
 """The abstract LightningModule of every architecture, and the callback that walks it through its phases."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 import pytorch_lightning as pl
@@ -18,16 +18,12 @@ from interp_models.outputs import InterpOutput
 from interp_models.registry import Registry, unknown
 from interp_models.rng import seed_of
 from interp_models.scoring import evaluating
+from interp_models.training.distillation import Distillation
+from interp_models.training.optimizers import make_optimizer
 from interp_models.training.recipe import Recipe, check_groups
 
 FORMAT_VERSION = 1
 """Version of what checkpoints hold beside Lightning's own keys."""
-
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "sgd": torch.optim.SGD,
-}
 
 
 class InterpModule(pl.LightningModule, ABC):
@@ -59,6 +55,7 @@ class InterpModule(pl.LightningModule, ABC):
             raise InputError(f"a classifier needs at least 2 classes; the data set has {num_classes}")
         self.num_classes = num_classes
         self.recipe = Recipe()
+        self.distillation: Distillation | None = None
         self.config: dict[str, Any] = {}
         """The resolved config of the run, plain containers, stored in checkpoints."""
         self.accuracy = nn.ModuleDict(
@@ -82,10 +79,14 @@ class InterpModule(pl.LightningModule, ABC):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Named groups, disjoint and complete, each with its own learning rate in a phase."""
 
+    def optimizer_hints(self) -> dict[nn.Parameter, tuple[float, bool]]:
+        """By what a parameter's learning rate is multiplied, and whether weight decay applies; 1 and yes by default."""
+        return {}
+
     @property
     @abstractmethod
     def feature_layer(self) -> nn.Module:
-        """The module whose output is the last map of features (B, C, h, w)."""
+        """The module whose output is the last map of features (B, C, h, w), or tokens (B, T, C) of timm's."""
 
     @abstractmethod
     def explain(self, output: InterpOutput, targets: Tensor, kind: str | None = None) -> Tensor:
@@ -138,6 +139,8 @@ class InterpModule(pl.LightningModule, ABC):
         """The sum of the loss terms, each logged as `train/<term>`."""
         output = self(batch.image)
         terms = self.loss(output, batch.label)
+        if self.distillation is not None:
+            terms = self.distillation.terms(terms, output.logits, batch.image)
         loss = torch.stack(list(terms.values())).sum()
         with torch.no_grad():
             self.observe(output, batch.label)
@@ -173,18 +176,8 @@ class InterpModule(pl.LightningModule, ABC):
         return output
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """One optimizer with the named parameter groups; their learning rates are set by `PhaseSchedule`.
-
-        One optimizer is exact where papers use several: the state of Adam and SGD is per parameter, and a frozen
-        parameter has no gradient and is skipped.
-        """
-        spec = self.recipe.optimizer
-        groups = [
-            {"name": name, "params": params, "weight_decay": spec.weight_decays.get(name, spec.weight_decay)}
-            for name, params in self.parameter_groups().items()
-        ]
-        options = {"momentum": spec.momentum} if spec.name == "sgd" else {"eps": spec.eps}
-        return OPTIMIZERS[spec.name](groups, lr=0.0, **options)
+        """One optimizer with the named parameter groups; their learning rates are set by `PhaseSchedule`."""
+        return make_optimizer(self.recipe.optimizer, self.parameter_groups(), self.optimizer_hints())
 
     def reset_optimizer(self, data: pl.LightningDataModule) -> None:
         """Forget the moments, as papers do that begin a stage with a new optimizer."""
@@ -266,14 +259,17 @@ class PhaseSchedule(pl.Callback):
                 )
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Set the learning rate of every group for this step, and log its mean over the epoch as `lr/<group>`."""
+        """Set the learning rate of every group for this step, and log that of scale 1, its mean over the epoch, as
+        `lr/<group>`."""
         assert isinstance(module, InterpModule)
         phase, epoch = module.recipe.at(trainer.current_epoch)
         before = module.recipe.before(trainer.current_epoch)
         factor = phase.factor(epoch + batch_idx / trainer.num_training_batches, before)
         for group in trainer.optimizers[0].param_groups:
-            group["lr"] = phase.lrs.get(group["name"], 0.0) * factor
-            module.log(f"lr/{group['name']}", group["lr"], on_step=False, on_epoch=True, batch_size=1)
+            group["lr"] = phase.lrs.get(group["name"], 0.0) * factor * group.get("scale", 1.0)
+        for name in module.parameter_groups():
+            rate = phase.lrs.get(name, 0.0) * factor
+            module.log(f"lr/{name}", rate, on_step=False, on_epoch=True, batch_size=1)
 
 
 def _share_buffers(trainer: pl.Trainer, module: nn.Module) -> None:
@@ -288,6 +284,13 @@ def check_fraction(**values: float) -> None:
     for name, value in values.items():
         if not 0 <= value < 1:
             raise InputError(f"model.{name} must be in [0, 1); got {value}")
+
+
+def check_not_negative(**values: float) -> None:
+    """Raise `InputError` if a value is below 0, as weights of terms of a loss must not be."""
+    for name, value in values.items():
+        if not value >= 0:
+            raise InputError(f"model.{name} must be at least 0; got {value}")
 
 
 MODELS: Registry[InterpModule] = Registry("model")

@@ -3,17 +3,21 @@
 python -m tests.contract.applicability        # prints the table for docs/explainers.md
 """
 
-ALL = ("cnn", "bcnn", "protopnet", "prototree", "resnet18", "vgg", "sequential")
-OURS = ALL[:4]
+OURS = ("cnn", "bcnn", "br_npa", "dpnet", "protopnet", "prototree", "vit_cls")
+ALL = (*OURS, "resnet18", "vgg", "vit", "sequential")
+TRANSFORMERS = ("vit_cls", "vit")
 RELU = ("resnet18", "vgg", "sequential")
-"""Our models here stand on a trunk of SiLU; prototypes have a sigmoid before them, too."""
+"""Our models here stand on a trunk of SiLU, or GELU; prototypes have a sigmoid before them, too."""
 MEAN_AND_LINEAR = ("cnn", "resnet18", "sequential")
 
 APPLIES = {
     "ablationcam": ALL,
     "activation_map": ALL,
+    "attention_gradcam": TRANSFORMERS,
     "cam": MEAN_AND_LINEAR,
     "center_gaussian": ALL,
+    "chefer": TRANSFORMERS,
+    "cls_attention": TRANSFORMERS,
     "deconvnet": RELU,
     "edges": ALL,
     "eigencam": ALL,
@@ -22,6 +26,7 @@ APPLIES = {
     "gradcam": ALL,
     "gradcam_pp": ALL,
     "gradient": ALL,
+    "gradsam": TRANSFORMERS,
     "gt_background": ALL,
     "gt_box": ALL,
     "guidancecam": ALL,
@@ -33,12 +38,13 @@ APPLIES = {
     "intrinsic": OURS,
     "kernelshap": ALL,
     "layercam": ALL,
-    "liftcam": ("cnn", "resnet18", "vgg", "sequential"),
+    "liftcam": ("cnn", "br_npa", "dpnet", "resnet18", "vgg", "sequential"),
     "lime": ALL,
     "occlusion": ALL,
     "opticam": ALL,
     "random": ALL,
     "rise": ALL,
+    "rollout": TRANSFORMERS,
     "scorecam": ALL,
     "smoothed_guided_backprop": RELU,
     "smoothed_integrated_gradients": ALL,
@@ -73,7 +79,7 @@ BACKWARD = {
 }  # fmt: skip
 """Methods whose passes go back to the images, too."""
 
-HEADS = ("`cnn`", "`bcnn`", "`protopnet`", "`prototree`", "ResNet", "VGG", "Sequential")
+HEADS = (*(f"`{name}`" for name in OURS), "ResNet", "VGG", "ViT", "Sequential")
 
 
 def table() -> str:

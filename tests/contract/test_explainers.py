@@ -5,6 +5,7 @@ import inspect
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torchvision
 from torch import nn
@@ -12,7 +13,7 @@ from torch import nn
 from interp_models import EXPLAINERS, MODELS
 from interp_models.errors import InputError, NotApplicable
 from interp_models.explainers.base import Explainer
-from tests.conftest import TINY
+from tests.conftest import tiny_options
 from tests.contract import explainers as contract
 from tests.contract.applicability import ALL, APPLIES, PASSES, table
 
@@ -39,15 +40,15 @@ def options(explainer, subject):
     return OPTIONS_OF.get((explainer, subject), OPTIONS.get(explainer))
 
 
-AMPLIFIES = {"kernelshap", "lime", "occlusion", "opticam"}
-"""Small differences of scores, and Adam's steps of one size however small gradients are, drown in the rounding of
-untrained networks: whether a batch matters is asked in float64."""
+AMPLIFIES = {"kernelshap", "lime", "occlusion", "opticam", "xgradcam"}
+"""Small differences of scores, Adam's steps of one size however small gradients are, and quotients by channels' sums
+that are nearly 0 drown in the rounding of untrained networks: whether a batch matters is asked in float64."""
 NEEDS_EXPLAIN = {"intrinsic"}
 TRUTH = {"gt_background", "gt_box"}
 BLIND = {"center_gaussian", "edges", "fakecam", "random", *TRUTH}
 """Pass no image through the model, so they know of no classes."""
 LAYERS = {name for name in EXPLAINERS.names() if "layer" in EXPLAINERS.options(name, {}, given=("model",))}
-CLASS_AGNOSTIC = {"activation_map", "eigencam", *BLIND}
+CLASS_AGNOSTIC = {"activation_map", "cls_attention", "eigencam", "rollout", *BLIND}
 
 
 class Shown:
@@ -86,14 +87,14 @@ def resnet() -> nn.Module:
     return torchvision.models.resnet18(weights=None, num_classes=4)
 
 
-CLASS_MAPS = {"protopnet", "prototree"}
+CLASS_MAPS = {"protopnet", "prototree", "dpnet"}
 """Models whose own map depends on the class."""
 SMALL = {"prototree": {"depth": 3, "channels": 4}}
 """Else almost no image goes right at any node of an untrained tree, and gradients drown in rounding."""
 
 
 def ours(name: str) -> nn.Module:
-    options = {"backbone": TINY, "weights": None, "output_stride": 16, **SMALL.get(name, {})}
+    options = {**tiny_options(name), **SMALL.get(name, {})}
     if "dropout" in inspect.signature(MODELS.get(name)).parameters:  # what must not act in an explanation
         options["dropout"] = 0.5
     model = MODELS.build(name, options, num_classes=4)
@@ -112,9 +113,18 @@ def vgg() -> nn.Module:
     return nn.Sequential(*features, nn.AdaptiveAvgPool2d(7), *classifier)
 
 
-SUBJECTS = {"sequential": bare, "resnet18": resnet, "vgg": vgg} | {
+def vit() -> nn.Module:
+    return timm.create_model("test_vit", num_classes=4, img_size=64)
+
+
+SUBJECTS = {"sequential": bare, "resnet18": resnet, "vgg": vgg, "vit": vit} | {
     name: lambda name=name: ours(name) for name in MODELS.names()
 }
+
+
+def host(explainer):
+    """What it applies to, as simple as can be."""
+    return next(subject for subject in ("sequential", "cnn", "vit") if subject in APPLIES[explainer])
 
 
 def cases():
@@ -134,7 +144,7 @@ def test_the_page_shows_the_table():
 
 @pytest.mark.parametrize("explainer", PASSES)
 def test_passes_are_those_of_the_table(explainer):
-    subject = "cnn" if explainer in NEEDS_EXPLAIN else "sequential"
+    subject = host(explainer)
     model, images = prepare(subject)
     made = EXPLAINERS.build(explainer, options(explainer, subject), model=model)
     made.preparation = "plain"
@@ -249,7 +259,8 @@ class Elementwise(nn.Module):
 
 
 NO_SUCH_MODEL = {"cam", "liftcam", "deconvnet", "guided_backprop", "smoothed_guided_backprop"}
-NO_SUCH_MODEL |= {"integrated_guided_backprop", *NEEDS_EXPLAIN, *TRUTH}
+NO_SUCH_MODEL |= {"integrated_guided_backprop", *TRUTH}
+NO_SUCH_MODEL |= {name for name, applies in APPLIES.items() if "sequential" not in applies}
 
 
 @pytest.mark.parametrize("explainer", sorted(set(APPLIES) - NO_SUCH_MODEL))
@@ -269,10 +280,11 @@ def test_sums_are_of_float32_under_autocast(explainer):
 def test_autocast(explainer):
     """Passes in bfloat16: near the map of float32, as far as bfloat16's eight bits go. (The differences of scores that
     surrogates are fitted to drown in them.)"""
-    model, images = prepare("sequential")
-    expected = maker(explainer, "sequential")(copy.deepcopy(model)).attribute(images, 1)
+    subject = host(explainer)
+    model, images = prepare(subject)
+    expected = maker(explainer, subject)(copy.deepcopy(model)).attribute(images, 0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        maps = maker(explainer, "sequential")(model).attribute(images, 1)
+        maps = maker(explainer, subject)(model).attribute(images, 0)
     assert maps.dtype == torch.float32
     alike = torch.nn.functional.cosine_similarity(maps.flatten(1), expected.flatten(1))
     assert float(alike.min()) > 0.9

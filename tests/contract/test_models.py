@@ -7,21 +7,19 @@ import torch
 
 from interp_models import MODELS
 from interp_models.models.bcnn import BCNN
-from tests.conftest import TINY
+from tests.conftest import tiny_options
 from tests.contract import models as contract
 
-OPTIONS = {"backbone": TINY, "weights": None, "output_stride": 16}
 
-
-def make(cls):
+def make(name):
     torch.manual_seed(0)
-    return cls(num_classes=3, **OPTIONS)
+    return MODELS.build(name, tiny_options(name), num_classes=3)
 
 
 @pytest.mark.parametrize("check", contract.CHECKS)
 @pytest.mark.parametrize("name", MODELS.names())
 def test_contract(name, check):
-    check(functools.partial(make, MODELS.get(name)))
+    check(functools.partial(make, name))
 
 
 class SignedMaps(BCNN):
@@ -98,4 +96,4 @@ def test_wrong_models_are_rejected(wrong, check):
         pass
 
     with pytest.raises((AssertionError, ValueError, pytest.fail.Exception)):
-        check(lambda: Unseeded(num_classes=3, **OPTIONS))
+        check(lambda: Unseeded(num_classes=3, **tiny_options("bcnn")))

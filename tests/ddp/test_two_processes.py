@@ -16,7 +16,7 @@ from interp_models import METRICS, PROTOTYPE_METRICS, load
 from interp_models.runs import build_data, run_config
 from interp_models.training.distributed import gathered_objects
 from tests import processes
-from tests.conftest import BCNN_LRS, copy_run, fit, tiny_config, write_config
+from tests.conftest import BCNN_LRS, copy_run, fit, tiny_config, tiny_options, write_config
 from tests.contract.prototype_metrics import case, equal, judge
 from tests.data.make_cub import PARTS, make_cub
 
@@ -90,6 +90,41 @@ def test_training(one_process: Path, two_processes: Path) -> None:
     table = pd.read_csv(two_processes / "metrics.csv")
     assert table["val/n"].dropna().tolist() == [3, 3, 3]
     assert table["train/loss"].nunique() == 3
+
+
+OTHERS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "bcnn": ({"normalise": True, "centre": 1.0}, ["backbone", "attention", "head"]),
+    "br_npa": ({}, ["backbone", "head"]),
+    "dpnet": ({"parts_per_class": 2, "covering": 0.1, "complementary": 1.0, "specific": 0.1}, ["parts", "head"]),
+    "vit_cls": ({"layer_decay": 0.5, "drop_path": 0.0}, ["backbone", "head"]),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_models(bcnn_run: Path, odd_cub: Path, tmp_path: Path, name: str) -> None:
+    """Centres, a teacher, features computed by two processes, and learning rates of blocks."""
+    options, groups = OTHERS[name]
+    runs = []
+    for ranks in (1, 2):
+        folder = tmp_path / str(ranks)
+        node = config_of(odd_cub, folder / "run", 4 // ranks)
+        node["model"] = {"name": name, **tiny_options(name), **options}
+        node["phases"] = [{"epochs": 2, "lrs": dict.fromkeys(groups, 0.01), "eval_modules": ["backbone"]}]
+        if name == "bcnn":  # roots of small features make much of the last digits
+            node["trainer"]["precision"] = "64-true"
+        if name == "br_npa":
+            node["distillation"] = {"teacher": str(bcnn_run), "temperature": 2.0, "weight": 0.5}
+        if name == "dpnet":
+            node["feature_cache"] = str(folder / "features")
+        folder.mkdir()
+        if ranks == 1:
+            fit(node)
+        else:
+            command("train.py", write_config(folder / "c.yaml", node), *TWO, cwd=tmp_path)
+        runs.append(folder / "run")
+    assert_same_training(runs[1], runs[0])
+    state = torch.load(runs[1] / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert name != "bcnn" or float(state["centres"].abs().sum()) > 0
 
 
 def test_one_run_folder(two_processes: Path) -> None:

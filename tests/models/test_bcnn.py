@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from interp_models.models.bcnn import BCNN, bilinear_attention_pool
+from interp_models.models.bcnn import BCNN, bilinear_attention_pool, crop_and_drop
 from tests.conftest import TINY
 from tests.mutation import mutated
 
@@ -98,3 +99,205 @@ def test_no_map_starts_dead():
     torch.manual_seed(0)
     net = BCNN(num_classes=5, backbone=TINY, weights=None, output_stride=16).eval()
     assert bool((net(torch.rand(4, 3, 64, 64)).maps.amax(dim=(2, 3)) > 0).all())
+
+
+# The authors' options
+
+
+@torch.no_grad()
+def test_normalised_vectors_by_hand():
+    """sign(f) √|f| of all maps together, divided by its length, times 100."""
+    net, images = model(normalise=True), torch.rand(2, 3, 64, 64)
+    torch.nn.init.normal_(net.attention.weight)
+    output = net(images)
+    pooled = bilinear_attention_pool(output.aux["features"], output.maps).flatten(1).double().numpy()
+    for b in range(2):
+        rooted = np.sign(pooled[b]) * np.sqrt(np.abs(pooled[b]))
+        expected = 100 * rooted / np.sqrt((rooted**2).sum())
+        np.testing.assert_allclose(output.aux["pooled"][b].flatten(), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(output.logits, net.head(output.aux["pooled"].flatten(1)))
+    assert net.explanations == ("mean",)
+    evidence = net.evidence(output, torch.tensor([3, 1])).sum(dim=1) + net.head.bias[[3, 1]]
+    torch.testing.assert_close(evidence, output.logits[[0, 1], [3, 1]], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="'class'"):
+        net.explain(output, torch.tensor([0, 0]), "class")
+
+
+def test_centres_by_loops():
+    """Two images of one class move its centre twice; the loss sees the centres before."""
+    net = model(normalise=True, centre=0.7).train()
+    net.backbone.eval()
+    images, targets = torch.rand(4, 3, 64, 64), torch.tensor([2, 0, 2, 4])
+    net.centres.normal_()
+    before = net.centres.clone()
+    output = net(images)
+    vectors = output.aux["pooled"].flatten(1) / 100
+    expected = sum(((vectors[i] - before[c] / before[c].norm()) ** 2).sum() for i, c in enumerate(targets)) / 4
+    torch.testing.assert_close(net.loss(output, targets)["centre"], 0.7 * expected)
+    with torch.no_grad():
+        net.observe(output, targets)
+    moved = before.clone()
+    for i, c in enumerate(targets):
+        moved[c] += 0.05 * (vectors[i].detach() - before[c] / before[c].norm())
+    torch.testing.assert_close(net.centres, moved)
+    assert "centre" not in net.eval().loss(output, targets)
+    with pytest.raises(ValueError, match=r"needs model\.normalise=true"):
+        model(centre=1.0)
+
+
+def cropped_and_dropped(images, maps, drawn, theta):
+    """By loops: each image's crop, as its box in pixels, and what is left of it."""
+    boxes, left = [], images.clone()
+    large = torch.nn.functional.interpolate(maps, size=images.shape[2:], mode="bilinear", align_corners=False)
+    height, width = images.shape[2:]
+    for b in range(len(images)):
+        crop, drop = large[b, drawn[b, 0]], large[b, drawn[b, 1]]
+        inside = [(y, x) for y in range(height) for x in range(width) if crop[y, x] >= theta[b, 0] * crop.max()]
+        ys, xs = [y for y, _ in inside], [x for _, x in inside]
+        boxes.append(
+            (
+                max(0.0, min(xs) - 0.1 * width), max(0.0, min(ys) - 0.1 * height),
+                min(width, max(xs) + 1 + 0.1 * width), min(height, max(ys) + 1 + 0.1 * height),
+            )
+        )  # fmt: skip
+        for y in range(height):
+            for x in range(width):
+                if drop[y, x] >= theta[b, 1] * drop.max():
+                    left[b, :, y, x] = 0
+    return boxes, left
+
+
+def check_crop_and_drop(function=crop_and_drop):
+    torch.manual_seed(3)
+    maps = torch.rand(5, 3, 4, 6) ** torch.tensor([1.0, 4.0, 20.0])[:, None, None]
+    y, x = torch.meshgrid(torch.arange(40.0) + 0.5, torch.arange(60.0) + 0.5, indexing="ij")
+    images = torch.stack([x, y, x + y])[None].repeat(5, 1, 1, 1)  # colours say where a pixel was
+    state = torch.get_rng_state()
+    drawn = torch.multinomial(maps.sum(dim=(2, 3)).sqrt().nan_to_num(0.0, 1.0) + 1e-6, 2, replacement=True)
+    theta = torch.tensor([0.4, 0.2]) + torch.tensor([0.2, 0.3]) * torch.rand(5, 2)
+    torch.set_rng_state(state)
+    crops, drops = function(images, maps)
+    boxes, left = cropped_and_dropped(images, maps, drawn, theta)
+    torch.testing.assert_close(drops, left)
+    for b, (x0, y0, x1, y1) in enumerate(boxes):
+        columns = (x0 + (torch.arange(60) + 0.5) * (x1 - x0) / 60).clamp(0.5, 59.5)
+        rows = (y0 + (torch.arange(40) + 0.5) * (y1 - y0) / 40).clamp(0.5, 39.5)
+        torch.testing.assert_close(crops[b, 0], columns.expand(40, -1), rtol=1e-3, atol=1e-2)
+        torch.testing.assert_close(crops[b, 1], rows[:, None].expand(-1, 60), rtol=1e-3, atol=1e-2)
+
+
+def test_crop_and_drop_equal_loops():
+    check_crop_and_drop()
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("right + left - 1", "right - left"),
+        ("affine[:, 1, 1], affine[:, 1, 2] = bottom - top", "affine[:, 1, 1], affine[:, 1, 2] = right - left"),
+        ("images * ~high[:, 1:]", "images * high[:, 1:]"),
+        ("images * ~high[:, 1:]", "images * ~high[:, :1]"),
+        ("for axis in (2, 1))", "for axis in (1, 2))"),
+        ("(first / n - 0.1)", "(first / n)"),
+        ("(last / n + 0.1)", "((last - 1) / n + 0.1)"),
+        (".sqrt().nan_to_num(0.0, 1.0) + 1e-6", " + 1e-6"),
+        ("low, span = images.new_tensor([0.4, 0.2])", "low, span = images.new_tensor([0.2, 0.4])"),
+    ],
+)
+def test_mutations_of_crop_and_drop_are_rejected(right, wrong):
+    with pytest.raises((AssertionError, RuntimeError)):
+        check_crop_and_drop(mutated("interp_models.models.bcnn", right, wrong).crop_and_drop)
+
+
+def test_images_without_a_map_are_left():
+    images = torch.rand(2, 3, 32, 32)
+    crops, drops = crop_and_drop(images, torch.zeros(2, 3, 4, 4))
+    torch.testing.assert_close(crops, images)
+    torch.testing.assert_close(drops, images)
+
+
+def test_the_loss_of_crops_drops_and_effects():
+    """CE(raw) / 3 + CE(crop) / 3 + CE(drop) / 3, and the effects of all three, by hand."""
+    net = model(crop_drop=True, counterfactual=0.4).train()
+    net.backbone.eval()
+    images, targets = torch.rand(3, 3, 64, 64), torch.tensor([4, 0, 1])
+    output = net(images)
+    torch.manual_seed(5)
+    terms = net.loss(output, targets)
+    torch.manual_seed(5)
+    crops, drops = crop_and_drop(images, output.maps)
+    guided = net(torch.cat([crops, drops]))
+    ce = torch.nn.functional.cross_entropy
+    torch.testing.assert_close(terms["ce"], ce(output.logits, targets) / 3)
+    both = ce(guided.logits[:3], targets) / 3 + ce(guided.logits[3:], targets) / 3
+    torch.testing.assert_close(terms["crop_drop"], both)
+    effects = []
+    for of in (output, guided):
+        fake = 2 * torch.rand_like(of.maps)
+        effects.append(of.logits - net.head(bilinear_attention_pool(of.aux["features"], fake).flatten(1)))
+    expected = 0.4 * ce(torch.cat(effects), torch.cat([targets, targets, targets]))
+    torch.testing.assert_close(terms["counterfactual"], expected)
+    assert net.eval().loss(output, targets).keys() == {"ce"}
+
+
+def test_the_block_comes_before_the_maps():
+    net, images = model(block=True), torch.rand(2, 3, 64, 64)
+    output = net(images)
+    features = net.backbone(images)
+    torch.testing.assert_close(output.aux["features"], features)  # what is pooled is the backbone's
+    torch.testing.assert_close(output.maps, net.attention(net.block(features)).relu())
+    assert len(net.parameter_groups()["attention"]) == 2 + 6
+
+
+class NoSync(TorchDispatchMode):
+    """Refuses what makes the host wait for a device: reading a number, or shapes that depend on numbers."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "item", "_to_copy")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        moved = name != "_to_copy" or {"device"} & {k for k, v in (kwargs or {}).items() if v is not None}
+        assert not (name in self.WAITS and moved), name
+        return func(*args, **(kwargs or {}))
+
+
+def test_crop_and_drop_do_not_wait_for_the_device():
+    images, maps = torch.rand(4, 3, 32, 32), torch.rand(4, 3, 4, 4)
+    with NoSync():
+        crop_and_drop(images, maps)
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoSync():
+        float(maps.sum())
+    with pytest.raises(AssertionError, match="nonzero"), NoSync():
+        (maps > 0.5).nonzero()
+
+
+def test_normalised_features_learn_in_half_precision():
+    """The smallest number under the root is 0 in float16, where the slope of a root has no bound."""
+    model = BCNN(3, backbone=TINY, weights=None, normalise=True, centre=1.0)
+    x = torch.rand(2, 3, 64, 64)
+    with torch.autocast("cpu", dtype=torch.float16):
+        output = model(x)
+        loss = sum(model.loss(output, torch.tensor([0, 1])).values())
+    loss.backward()
+    assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
+    vectors = output.aux["pooled"].flatten(1) / 100
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(2), rtol=1e-3, atol=1e-3)
+
+
+def test_centres_are_of_vectors_without_dropout():
+    model = BCNN(3, backbone=TINY, weights=None, normalise=True, centre=1.0, dropout=0.5).train()
+    vectors = model(torch.rand(2, 3, 64, 64)).aux["pooled"].flatten(1) / 100
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(2))
+
+
+def test_maps_that_are_no_numbers_do_not_stop_crop_and_drop():
+    """The loss says so, at the end of the epoch."""
+    images, maps = torch.rand(2, 3, 16, 16), torch.full((2, 2, 4, 4), torch.nan)
+    crops, dropped = crop_and_drop(images, maps)
+    assert crops.shape == dropped.shape == images.shape
+
+
+@pytest.mark.parametrize("option", ["centre", "counterfactual"])
+def test_weights_below_zero_are_refused(option):
+    with pytest.raises(ValueError, match=f"model.{option} must be at least 0"):
+        BCNN(3, backbone=TINY, weights=None, normalise=True, **{option: -1.0})

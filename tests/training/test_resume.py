@@ -26,7 +26,7 @@ from interp_models.explainers.cam import GradCAM
 from interp_models.models.cnn import CNN
 from interp_models.training.module import InterpModule
 from tests import processes
-from tests.conftest import TINY_CNN, Cub, Script, copy_run, fit, tiny_config, write_config
+from tests.conftest import TINY_CNN, Cub, Script, copy_run, fit, tiny_config, tiny_options, write_config
 
 LOG = logging.getLogger(__name__)
 Inject = Callable[..., None]
@@ -131,6 +131,44 @@ def test_a_broken_training_goes_on(
     outcome = script("train", *arguments)
     assert outcome.code == 0
     assert_same_runs(run, whole_run)
+
+
+OTHERS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "bcnn": (
+        {"normalise": True, "centre": 1.0, "crop_drop": True, "counterfactual": 1.0},
+        ("backbone", "attention", "head"),
+    ),
+    "br_npa": ({"dropout": 0.5}, ("backbone", "head")),
+    "dpnet": ({"parts_per_class": 2, "covering": 0.1, "dropout": 0.5}, ("parts", "head")),
+    "vit_cls": ({"layer_decay": 0.5, "drop_path": 0.5}, ("backbone", "head")),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_broken_trainings_of_other_models_go_on(
+    script: Script, tiny_cub: Cub, bcnn_run: Path, tmp_path: Path, inject: Inject, name: str
+) -> None:
+    """With centres and what is drawn by chance, with a teacher, on stored features, with unlike learning rates."""
+    options, groups = OTHERS[name]
+    nodes = []
+    for run in (tmp_path / "whole", tmp_path / "broken"):
+        node = config_of(tiny_cub, run)
+        node["model"] = {"name": name, **tiny_options(name), **options}
+        node["phases"] = [{"epochs": 3, "lrs": dict.fromkeys(groups, 3e-3), "eval_modules": ["backbone"]}]
+        if name == "br_npa":
+            node["distillation"] = {"teacher": str(bcnn_run), "temperature": 2.0, "weight": 0.5}
+        if name == "dpnet":
+            node["feature_cache"] = str(run.with_suffix(".features"))
+            node["data"]["augment"] = False
+        nodes.append(node)
+    whole = fit(nodes[0])
+    inject(BreakAt(1, 1))
+    with pytest.raises(RuntimeError, match="broken"):
+        script("train", write_config(tmp_path / "c.yaml", nodes[1]))
+    inject()
+    outcome = script("train", f"resume={tmp_path / 'broken'}")
+    assert outcome.code == 0, outcome.err
+    assert_same_runs(tmp_path / "broken", whole)
 
 
 def test_a_killed_training_goes_on(tiny_cub: Cub, whole_run: Path, tmp_path: Path) -> None:

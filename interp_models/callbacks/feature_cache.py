@@ -1,0 +1,95 @@
+"""Training on features of a frozen backbone that are computed once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from interp_models.backbones import Backbone
+from interp_models.callbacks.explanation_evaluation import ExplanationEvaluation
+from interp_models.data.base import Sample
+from interp_models.data.features import store_features
+from interp_models.data.module import DataModule
+from interp_models.errors import InputError
+from interp_models.training.module import InterpModule
+
+
+class FeatureCache(pl.Callback):
+    """Before a training begins, has the features of all training and validation images stored, to be read at every
+    step in place of images; see `store_features`.
+
+    Args:
+        folder: of the caches; they may serve other trainings.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def of(cls, folder: str | None) -> "list[FeatureCache]":
+        """The callback that a config asks for, if it does."""
+        return [] if folder is None else [cls(Path(folder))]
+
+    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Compute what is missing.
+
+        Raises:
+            InputError: where features would not be all that the training needs of the images.
+        """
+        assert isinstance(module, InterpModule)
+        data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
+        backbone = _frozen(module)
+        if data.augment:
+            raise InputError("feature_cache needs data.augment=false: every image has its features once")
+        if module.distillation is not None:
+            raise InputError("feature_cache: distillation.teacher needs images, not features")
+        if any(isinstance(one, ExplanationEvaluation) for one in trainer.callbacks):  # type: ignore[attr-defined]
+            raise InputError("feature_cache: evaluation.every_n_epochs needs images, not features")
+        backbone.to(trainer.strategy.root_device)
+        splits = ["train", *(["val"] if len(data.val_indices) else [])]
+        data.stored = {split: store_features(backbone, data, split, self.folder) for split in splits}
+        self._data, self._backbone = data, backbone
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Sample, batch_idx: int
+    ) -> None:
+        """The batch has features."""
+        self._backbone.given = batch.image
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """What comes between batches, such as pictures, has images."""
+        self._backbone.given = None
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Sample, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """The batch has features."""
+        self._backbone.given = batch.image
+
+    def on_validation_batch_end(self, *args: Any) -> None:
+        """As after a batch of the training."""
+        self._backbone.given = None
+
+    def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Other trainings with the same data, and tests, have images."""
+        self._backbone.given, self._data.stored = None, {}
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        """As at the end."""
+        if hasattr(self, "_data"):
+            self.on_fit_end(trainer, module)
+
+
+def _frozen(module: InterpModule) -> Backbone:
+    """The module's backbone, which no phase may change."""
+    backbone = getattr(module, "backbone", None)
+    if not isinstance(backbone, Backbone):
+        raise InputError(f"feature_cache: {type(module).__name__} has no convolutional backbone")
+    own = {id(parameter) for parameter in backbone.parameters()}
+    learning = {name for name, group in module.parameter_groups().items() if own & {id(p) for p in group}}
+    for number, phase in enumerate(module.recipe.phases):
+        if learning & phase.lrs.keys():
+            raise InputError(f"feature_cache: phases[{number}].lrs must not train the backbone")
+        if "backbone" not in phase.eval_modules:
+            raise InputError(f"feature_cache: phases[{number}].eval_modules must name backbone, whose statistics stay")
+    return backbone

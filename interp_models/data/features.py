@@ -1,0 +1,119 @@
+"""Features of a network that does not learn, computed once and read in place of images."""
+
+import hashlib
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from interp_models.data.base import Sample, collate
+from interp_models.data.module import DataModule, TransformedDataset
+from interp_models.errors import InputError
+from interp_models.files import whole
+from interp_models.scoring import evaluating
+
+CHUNK = 32
+"""Images per file."""
+OPEN = 256
+"""Files that a process holds open; systems allow few more than a thousand."""
+LOOKED_AT = 16
+"""Images whose pixels tell one transform, or one set of files, from another."""
+
+
+class StoredFeatures(Dataset[Sample]):
+    """Features (C, h, w) of a data set's images in place of them, by `(epoch, position)`.
+
+    Args:
+        dataset: the images.
+        order: numbers of the images whose features are stored, in ascending order.
+        files: arrays of the features of `CHUNK` of them each.
+    """
+
+    def __init__(self, dataset: TransformedDataset, order: NDArray[np.int64], files: Sequence[Path]) -> None:
+        self.dataset, self.order, self.files = dataset, order, files
+        self._arrays: dict[int, NDArray[np.float32]] = {}
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        _, position = key
+        index = int(self.dataset.indices[position])
+        number, row = divmod(int(np.searchsorted(self.order, index)), CHUNK)
+        if number not in self._arrays:
+            if len(self._arrays) == OPEN:
+                self._arrays.pop(next(iter(self._arrays)))
+            self._arrays[number] = np.load(self.files[number], mmap_mode="c")
+        features = torch.from_numpy(self._arrays[number][row])
+        return Sample(features, int(self.dataset.images.labels[index]), index)
+
+
+def store_features(backbone: nn.Module, data: DataModule, split: str, folder: Path) -> StoredFeatures:
+    """What a backbone gives, in eval mode and float32, for the images of a split, not augmented.
+
+    Features of all images that are not for the test are stored, so that other splits and seeds find them. They lie in
+    a folder below `folder` that is named by weights, transform and data, one file per `CHUNK` images, written whole or
+    not at all: what is there already is not computed again. Ranks share the work.
+
+    Args:
+        backbone: images (B, 3, H, W) -> features (B, C, h, w); on the device that is to compute.
+        data: whose images.
+        split: `train` or `val`.
+        folder: of all caches, on a disk that all ranks see.
+
+    Raises:
+        InputError: if ranks do not see each other's files.
+    """
+    dataset = data.dataset(split, augment=False)
+    order = np.union1d(data.train_indices, data.val_indices)
+    all_images = TransformedDataset(dataset.images, order, dataset.transform, dataset.seed, dataset.crop)
+    trainer = data.trainer
+    rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+    own = folder / digest(backbone, all_images)
+    files = [own / f"{number:05d}.npy" for number in range(-(-len(order) // CHUNK))]
+    missing = [number for number in range(rank, len(files), world) if not files[number].is_file()]
+    own.mkdir(parents=True, exist_ok=True)
+    chunks = [[(0, p) for p in range(n * CHUNK, min((n + 1) * CHUNK, len(order)))] for n in missing]
+    loader: Any = DataLoader(all_images, batch_sampler=chunks, num_workers=data.num_workers, collate_fn=collate)
+    device = next(backbone.parameters()).device
+    bar = tqdm(loader, "features", leave=False, unit="file", disable=not data.shows_progress or not missing)
+    with torch.no_grad(), evaluating(backbone), torch.autocast(device.type, enabled=False):
+        for number, batch in zip(missing, bar, strict=True):
+            parts = [backbone(part.to(device)).float().cpu() for part in batch.image.split(data.batch_size)]
+            mine = files[number].with_suffix(f".{os.getpid()}")  # another training may be at the same
+            with whole(mine) as path, path.open("wb") as file:
+                np.save(file, torch.cat(parts).contiguous().numpy())
+            mine.replace(files[number])
+    if trainer is not None:
+        trainer.strategy.barrier()
+    unseen = [file for file in files if not file.is_file()]
+    if unseen:
+        raise InputError(f"feature_cache: {unseen[0]} is not there; all processes must see the same folder")
+    return StoredFeatures(dataset, order, files)
+
+
+def digest(backbone: nn.Module, dataset: TransformedDataset) -> str:
+    """A name for what a backbone gives for a data set: of its layers and weights, of the images' names and labels, and
+    of the pixels that it is given of a few, evenly spread."""
+    found = hashlib.sha256(repr(backbone).encode())
+    for name, tensor in backbone.state_dict().items():
+        found.update(name.encode() + _bytes(tensor))
+    for index in dataset.indices.tolist():
+        found.update(f"{dataset.images.image_id(index)} {dataset.images.labels[index]}\n".encode())
+    for position in np.unique(np.linspace(0, len(dataset) - 1, LOOKED_AT).round().astype(int)):
+        found.update(_bytes(dataset[0, int(position)].image))
+    return found.hexdigest()[:16]
+
+
+def _bytes(x: Tensor) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, x.detach().cpu().as_subclass(Tensor).contiguous().numpy())
+    return buffer.getvalue()

@@ -1,0 +1,179 @@
+"""DP-Net: classification by discriminative parts.
+
+Paper: Sicre, Zhang, Dejasmin, Daaloul, Ayache and Artières, "DP-Net: Learning Discriminative Parts for Image
+Recognition", ICIP 2023 (arXiv:2404.15037), and its slides, whose formulas these are. There is no public code; what the
+slides leave open is decided in docs/quirks.md, `dpnet`.
+"""
+
+import math
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from interp_models.backbones import BUNDLED, Backbone
+from interp_models.errors import InputError
+from interp_models.outputs import InterpOutput
+from interp_models.training.module import MODELS, InterpModule, check_fraction, check_not_negative
+
+
+@MODELS.register("dpnet")
+class DPNet(InterpModule):
+    """Regions x_r: the cells of CNN(x), and means of windows of cells; parts u_p of norm 1; s_pr = <u_p, x_r>,
+    b_p = max_r s_pr, logits = V b.
+
+    There are q parts per class. Each constraint is a term of the loss, 0 at best but for the covering:
+
+    - complementary: (1 / P²) Σ_{i≠j} (u_i · u_j)², parts differ;
+    - covering: (1 / (R ln P)) Σ_r H(softmax_p(s_pr / τ)), the mean entropy of the parts a region goes to, in [0, 1];
+    - class-specific: (1 / (P (K - 1))) Σ |V_kp| over parts p of other classes than k.
+
+    A logit is exactly the sum of the contributions V_kp b_p of the parts.
+
+    Args:
+        num_classes: classes K.
+        backbone: timm model, see `Backbone`.
+        weights: see `Backbone`.
+        output_stride: see `Backbone`.
+        parts_per_class: q = P / K.
+        windows: sides, in cells, of the windows that are regions; 1 is a cell. Windows larger than the map are none.
+        complementary: weight of this term.
+        covering: weight of this term.
+        specific: weight of this term.
+        temperature: τ.
+        dropout: on b.
+        label_smoothing: of the cross-entropy.
+    """
+
+    additive = True
+    signed_maps = True
+    explanations: ClassVar[tuple[str, ...]] = ("class", "mean")
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        backbone: str = BUNDLED,
+        weights: str | None = "timm",
+        output_stride: int | None = None,
+        parts_per_class: int = 10,
+        windows: tuple[int, ...] = (1, 2, 3),
+        complementary: float = 0.0,
+        covering: float = 0.0,
+        specific: float = 0.0,
+        temperature: float = 1.0,
+        dropout: float = 0.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(num_classes)
+        check_fraction(dropout=dropout, label_smoothing=label_smoothing)
+        check_not_negative(complementary=complementary, covering=covering, specific=specific)
+        if parts_per_class < 1 or not windows or min(windows) < 1 or not temperature > 0:
+            raise InputError(
+                "model needs parts_per_class >= 1, windows of at least 1 cell and temperature > 0; got "
+                f"{parts_per_class}, {list(windows)} and {temperature}"
+            )
+        self.backbone = Backbone(backbone, weights=weights, output_stride=output_stride)
+        self.windows = sorted(set(windows))
+        self.parts = nn.Parameter(torch.randn(parts_per_class * num_classes, self.backbone.channels))
+        self.head = nn.Linear(len(self.parts), num_classes, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        self.complementary, self.covering, self.specific = complementary, covering, specific
+        self.temperature, self.label_smoothing = temperature, label_smoothing
+        own = torch.arange(num_classes)[:, None] == torch.arange(len(self.parts)) // parts_per_class
+        self.register_buffer("own", own, persistent=False)
+        """(K, P), the parts of each class."""
+
+    own: Tensor
+
+    def forward(self, images: Tensor) -> InterpOutput:
+        """Images (B, 3, H, W) -> logits (B, K), scores of the cells (B, P, h, w); aux holds the scores of all regions
+        (B, P, R) and b (B, P)."""
+        maps = F.conv2d(self.backbone(images), F.normalize(self.parts, dim=1)[:, :, None, None])
+        regions = torch.cat([scores.flatten(2) for _, scores in self.pooled(maps)], dim=2)
+        best = regions.amax(dim=2)
+        return InterpOutput(self.head(self.dropout(best)), maps, {"regions": regions, "best": best})
+
+    def pooled(self, maps: Tensor) -> list[tuple[int, Tensor]]:
+        """Side of the windows, and scores (B, P, h', w') of these regions: <u, mean of x> is the mean of <u, x>."""
+        sides = [side for side in self.windows if side <= min(maps.shape[2:])] or [min(maps.shape[2:])]
+        return [(side, F.avg_pool2d(maps, side, stride=1)) for side in sides]
+
+    def loss(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy and the constraints whose weight is not 0."""
+        terms = {"ce": F.cross_entropy(output.logits, targets, label_smoothing=self.label_smoothing)}
+        if self.complementary:
+            terms["complementary"] = self.complementary * complementary(self.parts)
+        if self.covering:
+            terms["covering"] = self.covering * covering(output.aux["regions"] / self.temperature)
+        if self.specific:
+            terms["specific"] = self.specific * specific(self.head.weight, self.own)
+        return terms
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """`backbone`, `parts` and `head`."""
+        return {
+            "backbone": list(self.backbone.parameters()),
+            "parts": [self.parts],
+            "head": list(self.head.parameters()),
+        }
+
+    @property
+    def feature_layer(self) -> nn.Module:
+        """The backbone."""
+        return self.backbone
+
+    @property
+    def class_weights(self) -> Tensor:
+        """V, (K, P)."""
+        return self.head.weight
+
+    def best(self, output: InterpOutput) -> Tensor:
+        """b, (B, P)."""
+        best: Tensor = output.aux["best"]
+        return best
+
+    def evidence(self, output: InterpOutput, targets: Tensor) -> Tensor:
+        """V_kp b_p of the target k for each part p, (B, P)."""
+        return output.aux["best"] * self.head.weight[targets]
+
+    def display(self, output: InterpOutput, targets: Tensor) -> Tensor:
+        """The scores of the three parts that add most to the target's logit, where they are above 0."""
+        most = self.evidence(output, targets).topk(min(3, output.maps.shape[1]), dim=1).indices
+        return output.maps.gather(1, most[:, :, None, None].expand(-1, -1, *output.maps.shape[2:])).relu()
+
+    def explain(self, output: InterpOutput, targets: Tensor, kind: str | None = None) -> Tensor:
+        """(B, h, w): `class`, Σ_p V_kp s_pr of the target k at cell r, or `mean` of the scores."""
+        if self.check_kind(kind) == "mean":
+            return output.maps.mean(dim=1)
+        return torch.einsum("bp,bphw->bhw", self.head.weight[targets].float(), output.maps.float())
+
+    def boxes(self, output: InterpOutput) -> Tensor:
+        """The best region of each part, (B, P, 4), XYXY in fractions of the image."""
+        height, width = output.maps.shape[2:]
+        corners = []
+        for side, scores in self.pooled(output.maps):
+            rows, columns = scores.shape[2:]
+            y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+            corners.append(torch.stack([x, y, x + side, y + side], dim=2).flatten(0, 1))
+        scale = torch.tensor([width, height, width, height])
+        return (torch.cat(corners) / scale).to(output.maps.device)[output.aux["regions"].argmax(dim=2)]
+
+
+def complementary(parts: Tensor) -> Tensor:
+    """(1 / P²) Σ_{i≠j} (u_i · u_j)² of the rows of parts (P, C), each divided by its norm; in [0, 1)."""
+    unit = F.normalize(parts, dim=1)
+    gram = unit @ unit.T
+    return (gram.square().sum() - gram.diagonal().square().sum()) / len(parts) ** 2
+
+
+def covering(scores: Tensor) -> Tensor:
+    """Mean entropy over regions of softmax_p of scores (B, P, R), divided by ln P: in [0, 1]; 0 for one part."""
+    log = scores.float().log_softmax(dim=1)
+    return -(log.exp() * log).sum(dim=1).mean() / math.log(max(2, scores.shape[1]))
+
+
+def specific(weights: Tensor, own: Tensor) -> Tensor:
+    """Mean |V_kp| over the pairs of a class and a part of another class; weights (K, P), own (K, P) bool."""
+    return (weights.abs() * ~own).sum() / (~own).sum()

@@ -1,0 +1,142 @@
+"""A vision transformer, explained by the attention of its class token.
+
+Dosovitskiy et al., "An image is worth 16×16 words", ICLR 2021; attention maps as in Caron et al., "Emerging properties
+in self-supervised vision transformers" (DINO), ICCV 2021. Tutorial: Gomez and Mouchère 2023, section 2.2.1, equation
+10. Differs in: see docs/quirks.md, `vit_cls`.
+"""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data.config import resolve_model_data_config
+from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
+from torch import Tensor, nn
+
+from interp_models.attention import attentions, class_rows, on_grid, patch_size, transformer
+from interp_models.backbones import load_file
+from interp_models.errors import InputError, NotApplicable
+from interp_models.outputs import InterpOutput
+from interp_models.registry import unknown
+from interp_models.training.module import MODELS, InterpModule, check_fraction
+
+
+@MODELS.register("vit_cls")
+class ViTCLS(InterpModule):
+    """Logits = W · (class token after the last block) + b; maps A_h = softmax(q_cls Kᵀ / √d) of the last block's heads,
+    without the columns of class, register and distillation tokens, so that they sum to less than 1.
+
+    A distilled transformer decides by the mean of its class and its distillation token; maps are of the class token.
+    Fused attention stays on. Images may have any size of whole patches; position embeddings are interpolated.
+
+    Args:
+        num_classes: classes K.
+        backbone: a timm vision transformer with a class token.
+        weights: `timm` (timm's hub), the path of a state dict, or None for a random start.
+        drop_path: of the last block, growing linearly from 0 (stochastic depth).
+        layer_decay: learning rates fall by this factor from the head to the last block, and from block to block
+            towards the images.
+        dropout: on the class token.
+        label_smoothing: of the cross-entropy.
+    """
+
+    mean: Tensor
+    std: Tensor
+    explanations: ClassVar[tuple[str, ...]] = ("mean", "max")
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        backbone: str = "vit_small_patch16_224",
+        weights: str | None = "timm",
+        drop_path: float = 0.1,
+        layer_decay: float = 0.75,
+        dropout: float = 0.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(num_classes)
+        check_fraction(drop_path=drop_path, dropout=dropout, label_smoothing=label_smoothing)
+        if not 0 < layer_decay <= 1:
+            raise InputError(f"model.layer_decay must be above 0 and at most 1; got {layer_decay}")
+        self.backbone = _trunk(backbone, weights, drop_path)
+        config = resolve_model_data_config(self.backbone)  # type: ignore[no-untyped-call]
+        self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(self.backbone.num_features, num_classes)
+        nn.init.zeros_(self.head.bias)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        self.layer_decay, self.label_smoothing = layer_decay, label_smoothing
+
+    def forward(self, images: Tensor) -> InterpOutput:
+        """Images (B, 3, H, W) -> logits (B, K), maps (B, heads, h, w)."""
+        side = patch_size(self.backbone)
+        if images.shape[2] % side[0] or images.shape[3] % side[1]:
+            raise InputError(
+                f"images of {images.shape[2]} × {images.shape[3]} pixels are not whole patches of {side[0]} × {side[1]}"
+            )
+        with class_rows(attentions(self.backbone)[-1]) as rows:
+            tokens = self.backbone.forward_features((images - self.mean) / self.std)
+        token = self.backbone.forward_head(tokens, pre_logits=True)
+        size = (images.shape[2], images.shape[3])
+        return InterpOutput(self.head(self.dropout(token)), on_grid(self.backbone, rows[0], size))
+
+    def loss(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy."""
+        return {"ce": F.cross_entropy(output.logits, targets, label_smoothing=self.label_smoothing)}
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """`backbone` and `head`."""
+        return {"backbone": list(self.backbone.parameters()), "head": list(self.head.parameters())}
+
+    def optimizer_hints(self) -> dict[nn.Parameter, tuple[float, bool]]:
+        """Learning rates fall from block to block; biases, norms, position embedding and tokens do not decay."""
+        groups = param_groups_layer_decay(
+            self.backbone,
+            weight_decay=1.0,
+            no_weight_decay_list=self.backbone.no_weight_decay(),
+            layer_decay=self.layer_decay,
+        )
+        hints = {
+            parameter: (group["lr_scale"] * self.layer_decay, group["weight_decay"] > 0)  # timm's last is its own head
+            for group in groups
+            for parameter in group["params"]
+        }
+        return {**hints, self.head.bias: (1.0, False)}
+
+    @property
+    def feature_layer(self) -> nn.Module:
+        """The tokens that go into the last block's attention, (B, T, C)."""
+        layer: nn.Module = self.backbone.blocks[-1].norm1
+        return layer
+
+    def explain(self, output: InterpOutput, targets: Tensor, kind: str | None = None) -> Tensor:
+        """(B, h, w), the same for every class: `mean` or `max` of the heads."""
+        return output.maps.mean(dim=1) if self.check_kind(kind) == "mean" else output.maps.amax(dim=1)
+
+
+def _trunk(name: str, weights: str | None, drop_path: float) -> Any:
+    """A timm vision transformer without its classifier, that takes its class token for the image."""
+    if not timm.is_model(name):
+        raise unknown("timm model", name, timm.list_models())
+    options: dict[str, Any] = {"num_classes": 0, "drop_path_rate": drop_path, "dynamic_img_size": True}
+    try:
+        trunk: Any = timm.create_model(name, pretrained=weights == "timm", **options)
+        transformer(trunk)
+    except TypeError:
+        raise InputError(
+            f"timm model {name!r} cannot be the backbone of vit_cls: it is no vision transformer for images of any size"
+        ) from None
+    except (AssertionError, NotApplicable) as error:
+        raise InputError(f"timm model {name!r} cannot be the backbone of vit_cls: {error}") from None
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"timm's weights of {name!r} cannot be had ({str(error).splitlines()[0]}); "
+            "give a file with model.weights=PATH, or null for a random start"
+        ) from None
+    if weights not in ("timm", None):
+        load_file(trunk, Path(str(weights)))
+    return trunk

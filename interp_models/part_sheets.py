@@ -1,0 +1,101 @@
+"""Pictures of the parts of models that decide by parts: what a class uses, and what was found in an image."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeGuard
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp_models import visual
+from interp_models.data.base import collate
+from interp_models.data.module import DataModule
+from interp_models.gallery import save
+from interp_models.outputs import InterpOutput
+from interp_models.report_views import Panel
+from interp_models.scoring import evaluating
+
+PARTS = 6
+"""Parts that are shown of a class or an image."""
+CELL = 112
+"""Pixels of a picture on a sheet."""
+
+
+class PartModel(Protocol):
+    """A model whose logits are sums over parts, each found at its best region."""
+
+    @property
+    def class_weights(self) -> Tensor:
+        """(K, P), what a part counts for the classes."""
+
+    def boxes(self, output: InterpOutput) -> Tensor:
+        """(B, P, 4), the best region of each part, XYXY in fractions of the image."""
+
+    def best(self, output: InterpOutput) -> Tensor:
+        """(B, P), its score."""
+
+    def __call__(self, images: Tensor) -> InterpOutput:
+        """What `boxes` reads."""
+
+
+def has_parts(model: Any) -> TypeGuard[PartModel]:
+    """Whether a model has what `PartModel` asks for."""
+    return all(hasattr(model, name) for name in ("class_weights", "boxes", "best"))
+
+
+def part_panels(model: PartModel, output: InterpOutput, image: visual.Picture) -> tuple[list[Panel], str]:
+    """The parts that count most for the predicted class of one image, where they were found, and what all come to."""
+    target = int(output.logits[0].argmax())
+    weights, scores = model.class_weights[target].detach(), model.best(output)[0].detach()
+    terms, boxes = weights * scores, model.boxes(output)[0]
+    panels = []
+    for part in terms.topk(min(PARTS, len(terms))).indices.tolist():
+        seen = visual.boxed(image, _pixels(boxes[part], image))
+        remark = f"{float(weights[part]):.2f} × {float(scores[part]):.2f} = {float(terms[part]):.2f}"
+        panels.append(Panel(part, seen, remark, kind="part"))
+    return panels, f"All {len(terms)} parts come to the logit {float(terms.sum()):.2f}."
+
+
+def write_part_sheets(
+    runs: Sequence[tuple[str, PartModel, DataModule]], labels: Sequence[int], folder: Path
+) -> list[Path]:
+    """Write `<class>.jpg` for each label: a row for each run with the parts that weigh most for the class, each in the
+    test image of the class where it scores highest, with its best region and that region alone."""
+    paths = []
+    for label in labels:
+        strips = [visual.strip(list(_cells(model, data, label)), name, 2 * CELL) for name, model, data in runs]
+        width = max(strip.shape[1] for strip in strips)
+        padded = [np.pad(s, ((0, 0), (0, width - s.shape[1]), (0, 0)), constant_values=255) for s in strips]
+        folder.mkdir(parents=True, exist_ok=True)
+        paths.append(folder / f"{runs[0][2].classes[label].replace('/', '_')}.jpg")
+        save(paths[-1], np.concatenate(padded))
+    return paths
+
+
+def _cells(model: PartModel, data: DataModule, label: int) -> Iterator[tuple[str, visual.Picture, str]]:
+    dataset = data.dataset("whole_test")
+    positions = np.flatnonzero(np.asarray(dataset.images.labels)[dataset.indices] == label)
+    weights = model.class_weights[label].detach()
+    parts = weights.topk(min(PARTS, len(weights))).indices
+    highest, chosen = torch.full((len(parts),), -torch.inf), [(0, torch.zeros(4))] * len(parts)
+    device = weights.device
+    for position in positions.tolist():
+        with torch.no_grad(), evaluating(model):  # type: ignore[arg-type]
+            output = model(collate([dataset[0, position]]).image.to(device))
+        found, boxes = model.best(output)[0, parts].cpu(), model.boxes(output)[0, parts].cpu()
+        for number in (found > highest).nonzero()[:, 0].tolist():
+            highest[number], chosen[number] = found[number], (position, boxes[number])
+    for part, (position, box) in zip(parts.tolist(), chosen, strict=True):
+        image = visual.to_uint8(dataset[0, position].image)
+        x0, y0, x1, y1 = _pixels(box, image)
+        whole, alone = visual.boxed(image, (x0, y0, x1, y1)), image[y0:y1, x0:x1]
+        cell = np.concatenate([visual.fitted(picture, (CELL, CELL)) for picture in (whole, alone)])
+        yield f"part {part}", cell, f"weight {float(weights[part]):.2f}"
+
+
+def _pixels(box: Tensor, image: visual.Picture) -> tuple[int, int, int, int]:
+    """A box in fractions of the image, in pixels."""
+    height, width = image.shape[:2]
+    x0, y0, x1, y1 = (round(float(v) * side) for v, side in zip(box, (width, height, width, height), strict=True))
+    return x0, y0, x1, y1

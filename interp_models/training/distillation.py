@@ -1,0 +1,47 @@
+"""Distillation: a student learns the teacher's logits beside the labels."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from interp_models.errors import InputError
+from interp_models.scoring import logits_of
+
+
+class Distillation:
+    """λ T² KL(softmax(t / T) ‖ softmax(s / T)) + (1 - λ) · the loss of the student, with the mean over the batch
+    (Hinton, Vinyals and Dean 2015, section 2; BR-NPA, section 3.3).
+
+    No module: the teacher is neither among the student's parameters nor in its checkpoints, and never learns.
+
+    Args:
+        teacher: a trained classifier of the same classes.
+        temperature: T.
+        weight: λ.
+
+    Raises:
+        InputError: unless T > 0 and 0 <= λ <= 1.
+    """
+
+    def __init__(self, teacher: nn.Module, *, temperature: float, weight: float) -> None:
+        if not temperature > 0 or not 0 <= weight <= 1:
+            raise InputError(
+                f"distillation needs temperature > 0 and weight from 0 to 1; got {temperature} and {weight}"
+            )
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.temperature, self.weight = temperature, weight
+
+    def terms(self, terms: dict[str, Tensor], logits: Tensor, images: Tensor) -> dict[str, Tensor]:
+        """The terms of the student's loss times 1 - λ, and `distillation`."""
+        with torch.no_grad():
+            told = logits_of(self.teacher.to(images)(images)) / self.temperature
+        learnt = F.log_softmax(logits / self.temperature, dim=1)
+        apart = F.kl_div(learnt, F.log_softmax(told, dim=1), reduction="batchmean", log_target=True)
+        own = {name: (1 - self.weight) * term for name, term in terms.items()}
+        return {**own, "distillation": self.weight * self.temperature**2 * apart}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Distillation":
+        """Itself: a copy of the student has no need of another teacher."""
+        return self

@@ -1,0 +1,196 @@
+"""A training on stored features is the training on images, and features are computed once."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from interp_models import load, runs
+from interp_models.backbones import Backbone
+from interp_models.callbacks.feature_cache import FeatureCache
+from interp_models.data import features
+from interp_models.data.features import store_features
+from tests.conftest import Cub, Script, fit, tiny_config, tiny_options, write_config
+
+
+def config_of(root: Path, out: Path, cache: Path | None, **data: Any) -> dict[str, Any]:
+    """A DP-Net with all its constraints on a frozen backbone."""
+    model = {"name": "dpnet", **tiny_options("dpnet"), "parts_per_class": 2, "windows": [1, 2]}
+    model |= {"complementary": 1.0, "covering": 0.1, "specific": 1.0}
+    phase = {"epochs": 3, "lrs": {"parts": 0.05, "head": 0.05}, "eval_modules": ["backbone"]}
+    config = tiny_config(root, out=str(out), model=model, phases=[phase], attention={"every_n_epochs": 1})
+    config["data"] |= {"augment": False} | data
+    return config | {"feature_cache": None if cache is None else str(cache)}
+
+
+@pytest.fixture
+def passed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images have gone through the trunk of a backbone, pass by pass."""
+    seen: list[int] = []
+    forward = Backbone.forward
+
+    def counted(self: Backbone, images: torch.Tensor) -> torch.Tensor:
+        if images.shape[1] == 3:
+            seen.append(len(images))
+        return forward(self, images)
+
+    monkeypatch.setattr(Backbone, "forward", counted)
+    return seen
+
+
+def arrays(cache: Path) -> list[Path]:
+    return sorted(cache.glob("*/*.npy"))
+
+
+def same_trainings(run: Path, other: Path, *, bits: bool) -> None:
+    near = {"rtol": 0.0, "atol": 0.0} if bits else {"rtol": 1e-4, "atol": 1e-6}
+    a, b = (torch.load(r / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for r in (run, other))
+    for key, tensor in a.items():
+        torch.testing.assert_close(tensor, b[key], **near)
+    a, b = (pd.read_csv(r / "metrics.csv") for r in (run, other))
+    pd.testing.assert_frame_equal(a, b, rtol=1e-4)
+    assert (run / "metrics.json").read_text() == (other / "metrics.json").read_text()
+
+
+def test_a_training_on_features_is_one_on_images(tiny_cub: Cub, tmp_path: Path, passed: list[int]) -> None:
+    """Pictures and the test are of images; a second training computes no features, and is the same bit by bit."""
+    on_images = fit(config_of(tiny_cub.root, tmp_path / "images", None))
+    passed.clear()
+    cache = tmp_path / "cache"
+    on_features = fit(config_of(tiny_cub.root, tmp_path / "features", cache))
+    assert len(arrays(cache)) == 1
+    pictures = 3 * 3  # all of the validation, every epoch
+    assert sum(passed) == 9 + 3 + pictures + 12
+    same_trainings(on_features, on_images, bits=False)
+    assert len(list((on_features / "attention").glob("*.png"))) == 3
+    passed.clear()
+    again = fit(config_of(tiny_cub.root, tmp_path / "again", cache))
+    assert sum(passed) == pictures + 12
+    same_trainings(again, on_features, bits=True)
+    model, _ = load(on_features, "last")
+    fresh = runs.build_model(runs.run_config(on_features), 3)
+    assert isinstance(fresh.backbone, Backbone)
+    torch.manual_seed(0)
+    assert not torch.equal(model.head.weight, fresh.head.weight)  # type: ignore[union-attr,arg-type]
+
+
+def module_of(config: dict[str, Any]) -> Any:
+    torch.manual_seed(0)
+    return runs.build_data(config), Backbone(**{"name": "test_efficientnet", "weights": None}).eval()
+
+
+def test_features_are_those_of_the_images_in_their_order(
+    tiny_cub: Cub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passed: list[int]
+) -> None:
+    """Whatever is not there is computed, whatever is there is not."""
+    monkeypatch.setattr(features, "CHUNK", 4)
+    data, backbone = module_of(config_of(tiny_cub.root, tmp_path / "run", None))
+    stored = store_features(backbone, data, "train", tmp_path)
+    plain = data.dataset("train", augment=False)
+    assert len(stored) == len(plain) == 9
+    assert len(arrays(tmp_path)) == 3  # of 12 images: 9, and 3 for the validation
+    held_out = store_features(backbone, data, "val", tmp_path)
+    assert len(held_out) == 3
+    assert sum(passed) == 12
+    monkeypatch.setattr(features, "OPEN", 1)
+    for position in (0, 3, 4, 8, 0):
+        kept, sample = stored[7, position], plain[0, position]
+        assert len(stored._arrays) == 1
+        assert (kept.label, kept.index) == (sample.label, sample.index)
+        with torch.no_grad():
+            torch.testing.assert_close(kept.image, backbone(sample.image[None])[0], rtol=1e-4, atol=1e-5)
+    arrays(tmp_path)[1].unlink()
+    (arrays(tmp_path)[0].parent / ".00001.npy.partial").write_bytes(b"of an interrupted run")
+    passed.clear()
+    again = store_features(backbone, data, "train", tmp_path)
+    assert sum(passed) == 4
+    assert torch.equal(again[0, 5].image, stored[0, 5].image)
+    passed.clear()
+    store_features(backbone, data, "train", tmp_path)
+    assert passed == []
+
+
+def test_what_is_stored_depends_on_weights_transform_and_data(tiny_cub: Cub, tmp_path: Path) -> None:
+    root = tmp_path / "cub"
+    shutil.copytree(tiny_cub.root, root)
+
+    def name(change: Any = lambda backbone: None, **options: Any) -> str:
+        data, backbone = module_of(config_of(root, tmp_path, None, **options))
+        change(backbone)
+        return store_features(backbone, data, "train", tmp_path / "cache").files[0].parent.name
+
+    def other_weight(backbone: Backbone) -> None:
+        next(backbone.parameters()).data.mul_(1.001)
+
+    def other_statistics(backbone: Backbone) -> None:
+        next(b for n, b in backbone.named_buffers() if n.endswith("running_var"))[0] += 1e-3
+
+    def other_layer(backbone: Backbone) -> None:
+        next(m for m in backbone.modules() if isinstance(m, torch.nn.Conv2d)).stride = (1, 1)
+
+    names = [name(), name(other_weight), name(other_statistics), name(other_layer)]
+    names += [name(image_size=32), name(crop_to_box=True)]
+    assert len(set(names)) == len(names)
+    assert {name(batch_size=2), name(val_fraction=0.5), name(seed=1)} == {names[0]}
+    data, _ = module_of(config_of(root, tmp_path, None))
+    picture, other = (root / "images" / data.train_images.image_id(int(data.train_indices[i])) for i in (0, -1))
+    shutil.copy(other, picture)
+    assert name() != names[0]
+
+
+def test_what_comes_after_the_training_has_images(tiny_cub: Cub, tmp_path: Path, passed: list[int]) -> None:
+    """Another model with the same data module, and the model itself."""
+    config = config_of(tiny_cub.root, tmp_path, None) | {"optimizer": {"name": "adam"}}
+    data = runs.build_data(config)
+    for cached in (True, False):
+        model = runs.build_model(config, 3)
+        trainer = pl.Trainer(
+            accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, use_distributed_sampler=False, default_root_dir=tmp_path,
+            num_sanity_val_steps=0, callbacks=[FeatureCache(tmp_path / "cache")] if cached else [],
+        )  # fmt: skip
+        trainer.fit(model, data)
+        assert data.stored == {}
+        assert model.backbone.given is None  # type: ignore[union-attr]
+    assert sum(passed) == 12 + 8 + 3  # all once for the cache; by the second two steps of four and a validation
+
+
+def test_a_loss_that_needs_other_images_is_refused(script: Script, tiny_cub: Cub, tmp_path: Path) -> None:
+    config = config_of(tiny_cub.root, tmp_path / "run", tmp_path / "cache")
+    config["model"] = {"name": "bcnn", **tiny_options("bcnn"), "crop_drop": True}
+    config["phases"][0]["lrs"] = {"attention": 0.01, "head": 0.01}
+    outcome = script("train", write_config(tmp_path / "c.yaml", config))
+    assert outcome.code == 2
+    assert "the model needs images beside the batch's" in outcome.err
+
+
+REFUSED = {
+    "every image has its features once": {"data": {"augment": True}},
+    "phases[0].lrs must not train the backbone": {"lrs": {"backbone": 0.1, "parts": 0.1}},
+    "phases[0].eval_modules must name backbone": {"eval_modules": []},
+    "evaluation.every_n_epochs needs images": {"evaluation": {"every_n_epochs": 1, "explainers": ["intrinsic"]}},
+    "ViTCLS has no convolutional backbone": {"model": {"name": "vit_cls", **tiny_options("vit_cls")}},
+    "distillation.teacher needs images": {"distillation": {"teacher": "bcnn_run"}},
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_what_needs_images_is_refused(script: Script, tiny_cub: Cub, bcnn_run: Path, tmp_path: Path, why: str) -> None:
+    config = config_of(tiny_cub.root, tmp_path / "run", tmp_path / "cache")
+    for key, value in REFUSED[why].items():
+        if key in ("lrs", "eval_modules"):
+            config["phases"][0][key] = value
+        elif key == "distillation":
+            config[key] = {"teacher": str(bcnn_run)}
+        elif key == "model":
+            config |= {"model": value, "phases": [{"epochs": 1, "lrs": {"head": 0.1}}]}
+        else:
+            config[key] = config.get(key, {}) | value
+    outcome = script("train", write_config(tmp_path / "c.yaml", config))
+    assert outcome.code == 2
+    assert why in outcome.err
+    assert not (tmp_path / "cache").exists()
