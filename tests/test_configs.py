@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
-from interp_models import EXPLAINERS, runs
+from interp_models import EXPLAINERS, MODELS, runs
 from interp_models.cli import seed_everything
 from interp_models.config import EvaluateConfig, TrainConfig, check, load_yaml
 from interp_models.metrics.base import metrics_of
-from tests.conftest import TINY, Cub, Script, copy_run
+from tests.conftest import Cub, Script, copy_run, tiny_options
 from tests.contract.applicability import ALL, APPLIES
 
 ROOT = Path(__file__).parents[1] / "configs"
@@ -38,7 +38,7 @@ def test_there_are_configs() -> None:
 
 
 @pytest.mark.parametrize("path", TRAIN, ids=label)
-def test_training(script: Script, tiny_cub: Cub, tmp_path: Path, path: Path) -> None:
+def test_training(script: Script, tiny_cub: Cub, bcnn_run: Path, tmp_path: Path, path: Path) -> None:
     node = load_yaml(path)
     shipped: TrainConfig = check(TrainConfig, node)
     assert len(shipped.phases) > 0
@@ -52,11 +52,13 @@ def test_training(script: Script, tiny_cub: Cub, tmp_path: Path, path: Path) -> 
         "data.batch_size=4",
         "data.num_workers=0",
         "data.val_fraction=0.25",
-        f"model.backbone={TINY}",
+        f"model.backbone={tiny_options(shipped.model['name'])['backbone']}",
         "model.weights=null",
         *(f"phases[{number}].epochs=1" for number in range(len(shipped.phases))),
         *OTHER.get(shipped.model["name"], []),
-        *(["model.block=blocks.4"] if "block" in shipped.model else []),
+        *(["model.block=blocks.4"] if shipped.model["name"] == "prototree" and "block" in shipped.model else []),
+        *([f"distillation.teacher={bcnn_run}"] if shipped.distillation.teacher else []),
+        *([f"feature_cache={tmp_path / 'features'}"] if shipped.feature_cache else []),
         "trainer.accelerator=cpu",
         "trainer.enable_progress_bar=false",
         "logger.wandb=disabled",
@@ -65,7 +67,8 @@ def test_training(script: Script, tiny_cub: Cub, tmp_path: Path, path: Path) -> 
     assert outcome.code == 0, outcome.err
     # What was trained is what the file says
     config = runs.run_config(run)
-    changed = {"backbone", "weights", "block", "prune_factor", "prune_least"}
+    changed = {"backbone", "weights", "prune_factor", "prune_least"}
+    changed |= {"block"} if shipped.model["name"] == "prototree" else set()
     for key, value in shipped.model.items():
         assert key in changed or config["model"][key] == value
     for ours, theirs in zip(config["phases"], shipped.phases, strict=True):
@@ -90,6 +93,19 @@ def test_training(script: Script, tiny_cub: Cub, tmp_path: Path, path: Path) -> 
     trained = {group for phase in shipped.phases for group in phase.lrs}
     fitted = {"last_layer" for phase in shipped.phases if "fit_last_layer" in phase.then}
     assert moved == trained | fitted
+
+
+def test_every_model_has_a_config_of_every_data_set() -> None:
+    """Of the three that papers use."""
+    found = {(path.parent.name, check(TrainConfig, load_yaml(path)).model["name"]) for path in TRAIN}
+    for name in MODELS.names():
+        assert {(folder, name) for folder in ("cub", "aircraft", "cars")} <= found
+    for path in TRAIN:
+        text = path.read_text()
+        assert f"python train.py configs/{label(path)}.yaml" in text or label(path) == "quickstart"
+        if "_lite0" not in path.name and label(path) != "quickstart":
+            assert "# Published: " in text or "not published" in text
+            assert check(TrainConfig, load_yaml(path)).experiment == label(path).replace("/", "_")
 
 
 def test_posthoc_has_all_explainers() -> None:
