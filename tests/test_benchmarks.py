@@ -444,6 +444,7 @@ PROTOTYPES = ["--images", "part_birds", "--count", "12", "--pictures", "12", "--
         ("explainers", ["--masks", "3", "--memory"], [1, 1, 1, 0, 4, 1, 1]),
         ("bap", ["--classes", "7"], [None]),
         ("prototypes", [*PROTOTYPES, "--classes", "7", "--memory"], [1.0833, 1.0833, 1.0833, None, None]),
+        ("attention_models", ["--classes", "7", "--epoch-pairs", "1"], [None] * 5 + [1, None]),
         ("part_birds", [], []),
     ],
 )

@@ -1,0 +1,126 @@
+"""The heads of BR-NPA, DP-Net and B-CNN's forms, ÷ the backbone's training step, as in `bap`; the attention of ViT CLS
+beside its pass; and DP-Net's epochs on stored features, ÷ those on images.
+
+An epoch is its training steps and its validation, without what comes before and after it, by Lightning, as
+`train.py` has it. Epochs on images pass the frozen backbone without gradients.
+"""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import timm
+import torch
+from torch import Tensor
+
+from benchmarks.bap import timing
+from benchmarks.harness import CLOCKS, Bench, Row, Timing, load_images, parse, parser, summary, write
+from benchmarks.tables import show
+from interp_models import runs
+from interp_models.attention import attentions, class_rows
+from interp_models.callbacks.feature_cache import FeatureCache
+from interp_models.cli import quiet
+from interp_models.models.bcnn import BCNN
+from interp_models.models.br_npa import BRNPA
+from interp_models.models.dpnet import DPNet
+
+WSDAN: dict[str, Any] = {"n_maps": 8, "normalise": True, "centre": 1.0}
+
+
+def heads(images: Tensor, classes: int, args: Any) -> list[Row]:
+    """Every head at the network's own stride, BR-NPA at a stride of 8, too."""
+    rows: list[Row] = []
+    for what, cls, options in (
+        ("BR-NPA", BRNPA, {}),
+        ("BR-NPA, stride 8", BRNPA, {"output_stride": 8}),
+        ("DP-Net, all constraints", DPNet, {"complementary": 1.0, "covering": 0.1, "specific": 0.1}),
+        ("B-CNN, normalised, centres, 8 maps", BCNN, WSDAN),
+        ("B-CNN, counterfactual too", BCNN, {**WSDAN, "counterfactual": 1.0}),
+    ):
+        model = cls(classes, weights="bundled", **options)
+        rows += timing(what, model, images, args.pairs, args.seconds, args.clock)
+    return rows
+
+
+def capture(images: Tensor, args: Any) -> Timing:
+    """A ViT-S/16's pass with the rows of its class token, ÷ one without."""
+    size = (images.shape[2], images.shape[3])
+    vit: Any = timm.create_model("vit_small_patch16_224", img_size=size).eval()
+
+    def captured() -> None:
+        with torch.no_grad(), class_rows(attentions(vit)[-1]):
+            for part in images.split(bench.batch):
+                vit(part)
+
+    bench = Bench(vit, images, args.pairs, args.seconds, CLOCKS[args.clock], (4, 8, 16))
+    return bench.compare("ViT-S/16 with the class token's attention", "passes without", captured)
+
+
+class EpochTimes(pl.Callback):
+    """Seconds of every epoch, from its first step to the end of its validation."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Begin."""
+        self.start = time.perf_counter()
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """End."""
+        self.seconds.append(time.perf_counter() - self.start)
+
+
+def epochs(dataset: dict[str, Any], size: int, workers: int, cache: Path | None, count: int) -> list[float]:
+    """Seconds of the epochs of a DP-Net on a frozen backbone, on images or on stored features."""
+    phase = {"epochs": count, "lrs": {"parts": 1e-2, "head": 1e-2}, "eval_modules": ["backbone"]}
+    options = {"complementary": 1.0, "covering": 0.1, "specific": 0.1, "weights": "bundled"}
+    data_options = {"dataset": dataset, "image_size": size, "batch_size": 64, "augment": False, "num_workers": workers}
+    config = {"seed": 0, "data": data_options, "model": {"name": "dpnet", **options}, "phases": [phase]}
+    config["optimizer"] = {"name": "adamw", "weight_decay": 0.0}
+    data = runs.build_data(config)
+    model = runs.build_model(config, len(data.classes))
+    times = EpochTimes()
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=count, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
+        callbacks=[*([] if cache is None else [FeatureCache(cache)]), times],
+    )  # fmt: skip
+    trainer.fit(model, data)
+    return times.seconds
+
+
+def of_features(dataset: dict[str, Any], args: Any) -> Timing:
+    """Epochs on features and on images, training by training; the first one of each is left out."""
+    pairs = []
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(args.epoch_pairs):
+            on_images = epochs(dataset, args.size, args.workers, None, 2)[1]
+            on_features = sorted(epochs(dataset, args.size, args.workers, Path(folder), 8)[1:])
+            pairs.append((on_features[len(on_features) // 2], on_images))
+    return Timing("DP-Net's epoch on stored features", "its epoch on images", None, None, summary(pairs), 1, pairs)
+
+
+def main(argv: Sequence[str] | None = None) -> Path:
+    """Measure and write the results."""
+    p = parser(__doc__)
+    p.add_argument("--classes", type=int, default=200)
+    p.add_argument("--cub", help="folder of CUB-200-2011 for epochs; without it they are of drawn birds")
+    p.add_argument("--workers", type=int, default=0, help="processes that load images")
+    p.add_argument("--epoch-pairs", type=int, default=3, help="trainings on images and on features")
+    p.set_defaults(count=16)
+    args = parse(p, "attention_models", argv)
+    quiet()
+    images, described = load_images(args)
+    rows = heads(images, args.classes, args)
+    rows.append(capture(images, args))
+    drawn = {"name": "part_birds", "image_size": args.size, "train_per_class": 8}
+    rows.append(of_features({"name": "cub", "root": args.cub} if args.cub else drawn, args))
+    return write("attention_models", args, described, rows)
+
+
+if __name__ == "__main__":
+    print(show(main()))
