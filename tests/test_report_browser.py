@@ -47,6 +47,7 @@ def images() -> Iterator[ImageView]:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     random = np.random.default_rng(1)
     protocol = {"preset": "standard", "grid": 14, "steps": 196, "fill": "zero", "target": "predicted"}
+    protocol["scorer"] = "exact"
     rows = [
         {"run": run, "explainer": explainer, "metric": metric, "mean": random.random(), "std": 0.1, "n": N}
         | {"n_undefined": 0, "higher_is_better": metric not in ("ad", "dauc"), **protocol}
