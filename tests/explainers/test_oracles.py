@@ -67,7 +67,7 @@ def test_activation_map():
     [
         ("explainer.score, target).sum()", "explainer.score, None).sum()"),
         ("explainer.score, target).sum()", '"probability", target).sum()'),
-        ("return start.clone()", "return start * 2"),
+        ("start.clone(), output", "start * 2, output"),
     ],
 )
 def test_mutations_of_what_gradcam_reads_are_rejected(right, wrong, monkeypatch):
