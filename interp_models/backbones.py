@@ -82,16 +82,21 @@ def _create(name: str, weights: str | None, output_stride: int | None) -> nn.Mod
             raise InputError(f"timm model {name!r} cannot be a backbone: {error}") from None
         raise _refused(name, output_stride) from None
     except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"timm's weights of {name!r} cannot be had ({str(error).splitlines()[0]}); "
-            "give a file with model.weights=PATH, or null for a random start"
-        ) from None
+        raise without_weights(name, error) from None
     if weights not in ("timm", None):
         load_file(model, bundled_weights(name) if weights == "bundled" else Path(str(weights)))
         model.reset_classifier(0, "")
     if hasattr(model, "pre_logits"):
         model.pre_logits = nn.Identity()  # of VGG: it turns the last map into a vector
     return cast(nn.Module, model)
+
+
+def without_weights(name: str, error: Exception) -> InputError:
+    """What to raise where timm cannot fetch weights."""
+    return InputError(
+        f"timm's weights of {name!r} cannot be had ({str(error).splitlines()[0]}); "
+        "give a file with model.weights=PATH, or null for a random start"
+    )
 
 
 def bundled_weights(name: str) -> Path:

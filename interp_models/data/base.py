@@ -88,6 +88,14 @@ def decode_image(path: Path) -> tv_tensors.Image:
         raise InputError(f"image {path} cannot be decoded ({error})") from None
 
 
+def boxed_sample(path: Path, label: int, index: int, box: Sequence[float]) -> Sample:
+    """An image file with its box, XYXY in pixels of the stored image; raises as `decode_image`."""
+    image = decode_image(path)
+    size = (image.shape[-2], image.shape[-1])
+    boxes = tv_tensors.BoundingBoxes(torch.tensor([box]), format="XYXY", canvas_size=size)
+    return Sample(image=image, label=label, index=index, box=boxes)
+
+
 def collate(samples: Sequence[Sample]) -> Sample:
     """Stack samples of one size into a batch."""
     boxes, masks, parts, visible = (

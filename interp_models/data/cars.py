@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-import torch
-from torchvision import tv_tensors
 from torchvision.datasets import StanfordCars
 
-from interp_models.data.base import DATASETS, ImageDataset, Sample, decode_image
+from interp_models.data.base import DATASETS, ImageDataset, Sample, boxed_sample
 from interp_models.errors import InputError
 
 FILES = (
@@ -64,8 +62,4 @@ class Cars(ImageDataset):
         Raises:
             InputError: if the file cannot be decoded.
         """
-        image = decode_image(self._paths[index])
-        box = tv_tensors.BoundingBoxes(
-            torch.tensor([self._boxes[index]]), format="XYXY", canvas_size=(image.shape[-2], image.shape[-1])
-        )
-        return Sample(image=image, label=self.labels[index], index=index, box=box)
+        return boxed_sample(self._paths[index], self.labels[index], index, self._boxes[index])

@@ -16,7 +16,7 @@ from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from interp_models.attention import attentions, class_rows, on_grid, patch_size, transformer
-from interp_models.backbones import load_file
+from interp_models.backbones import load_file, without_weights
 from interp_models.errors import InputError, NotApplicable
 from interp_models.outputs import InterpOutput
 from interp_models.registry import unknown
@@ -133,10 +133,7 @@ def _trunk(name: str, weights: str | None, drop_path: float) -> Any:
     except (AssertionError, NotApplicable) as error:
         raise InputError(f"timm model {name!r} cannot be the backbone of vit_cls: {error}") from None
     except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"timm's weights of {name!r} cannot be had ({str(error).splitlines()[0]}); "
-            "give a file with model.weights=PATH, or null for a random start"
-        ) from None
+        raise without_weights(name, error) from None
     if weights not in ("timm", None):
         load_file(trunk, Path(str(weights)))
     return trunk
