@@ -370,7 +370,7 @@ def parse(p: argparse.ArgumentParser, name: str, argv: Sequence[str] | None) -> 
             continue
         if key in ("images", "cub") and value != "noise":
             value = "FOLDER"
-        words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+        words += ["--" + key.replace("_", "-"), *map(str, value if isinstance(value, list) else [value])]
     args.command = " ".join(words)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)

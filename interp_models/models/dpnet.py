@@ -98,7 +98,7 @@ class DPNet(InterpModule):
     def pooled(self, maps: Tensor) -> list[tuple[int, Tensor]]:
         """Side of the windows, and scores (B, P, h', w') of these regions: <u, mean of x> is the mean of <u, x>."""
         sides = [side for side in self.windows if side <= min(maps.shape[2:])] or [min(maps.shape[2:])]
-        return [(side, F.avg_pool2d(maps, side, stride=1)) for side in sides]
+        return [(side, maps if side == 1 else F.avg_pool2d(maps, side, stride=1)) for side in sides]
 
     def loss(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
         """Cross-entropy and the constraints whose weight is not 0."""
