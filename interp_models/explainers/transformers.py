@@ -10,7 +10,7 @@ from interp_models.attention import attentions, class_rows, on_grid, patch_size,
 from interp_models.errors import InputError, NotApplicable
 from interp_models.explainers.base import EXPLAINERS, Explainer, target_scores
 from interp_models.maps import full_precision
-from interp_models.scoring import Score, Target, logits_of, per_image, resolve_target
+from interp_models.scoring import Target, logits_of, per_image, resolve_target
 
 MOST = 2**30
 """Bytes of attention and its gradients that are held at once, but for a single image's."""
@@ -133,9 +133,6 @@ class AttentionGradCAM(_OfAttention):
         score: what is explained.
     """
 
-    def __init__(self, model: nn.Module, *, score: Score = "logit") -> None:
-        super().__init__(model, score=score)
-
     def _combine(self, a: list[Tensor], g: list[Tensor]) -> Tensor:
         weight = g[-1][:, :, 0, 1:].mean(dim=2, keepdim=True)
         return (weight * a[-1][:, :, 0]).mean(dim=1).relu()
@@ -149,9 +146,6 @@ class GradSAM(_OfAttention):
         model: a vision transformer of timm with a class token, or a module that holds one.
         score: what is explained.
     """
-
-    def __init__(self, model: nn.Module, *, score: Score = "logit") -> None:
-        super().__init__(model, score=score)
 
     def _combine(self, a: list[Tensor], g: list[Tensor]) -> Tensor:
         return torch.stack([(x * y.relu()).mean(dim=(1, 2)) for x, y in zip(a, g, strict=True)]).mean(dim=0)
@@ -169,9 +163,6 @@ class Chefer(_OfAttention):
         model: a vision transformer of timm with a class token, or a module that holds one.
         score: what is explained.
     """
-
-    def __init__(self, model: nn.Module, *, score: Score = "logit") -> None:
-        super().__init__(model, score=score)
 
     def _combine(self, a: list[Tensor], g: list[Tensor]) -> Tensor:
         # The row e of the class token from the left: e (I + Ā_L) ... (I + Ā_1), without any product of matrices.

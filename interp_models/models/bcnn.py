@@ -93,6 +93,7 @@ class BCNN(InterpModule):
         self.head = nn.Linear(n_maps * channels, num_classes)
         self.normalise, self.centre, self.crop_drop, self.counterfactual = normalise, centre, crop_drop, counterfactual
         if normalise:
+            # no sum over cells; the class variable holds for all other forms
             self.explanations = ("mean",)  # type: ignore[misc]
         if centre:
             self.register_buffer("centres", torch.zeros(num_classes, n_maps * channels))
