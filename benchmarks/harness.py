@@ -14,7 +14,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -421,12 +421,13 @@ def _git(*args: str) -> str | None:
     return run.stdout.strip()
 
 
-def write(name: str, args: argparse.Namespace, images: str, rows: Sequence[Row]) -> Path:
-    """Write `<name>.json` and return it."""
+def write(
+    name: str, args: argparse.Namespace, images: str, rows: Sequence[Row], more: Mapping[str, Any] | None = None
+) -> Path:
+    """Write `<name>.json`, with more keys beside the rows, and return it."""
     kinds = {"timings": Timing, "memory": Memory, "values": Value}
-    results = provenance(name, args, images) | {
-        kind: [_rounded(asdict(row)) for row in rows if isinstance(row, cls)] for kind, cls in kinds.items()
-    }
+    results = provenance(name, args, images) | dict(more or {})
+    results |= {kind: [_rounded(asdict(row)) for row in rows if isinstance(row, cls)] for kind, cls in kinds.items()}
     args.out.mkdir(parents=True, exist_ok=True)
     path: Path = args.out / f"{name}.json"
     write_json(path, results)

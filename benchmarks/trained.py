@@ -1,13 +1,17 @@
 """What trained runs reach: accuracy with paired bootstrap intervals, and what their attention maps look at.
 
-python -m benchmarks.trained --name cub --runs runs/cub_cnn_lite0/0-0 runs/cub_bcnn_lite0/0-0 [...]
+python -m benchmarks.trained --runs runs/cub_cnn_lite0/0-0 [...]                writes a record of each run
+python -m benchmarks.trained --name cub --records cub_cnn_lite0-0 cub_bcnn_lite0-0 [...]     makes a table of them
 
-The first run's model is the one that the others are compared with; runs of one model under several seeds are averaged
-per image before the bootstrap.
+A record, `results/trained/<experiment>-<seed>.json`, holds what was measured and which images were classified rightly,
+so that runs of different days are compared image by image. The first record's model is the one that the others are
+compared with; records of one model under several seeds are averaged per image before the bootstrap.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +22,14 @@ from torch import Tensor
 from benchmarks.harness import Row, Value, plain_parser, write
 from interp_models import InterpModule, load, runs
 from interp_models.data.base import Sample
+from interp_models.data.choice import spread
 from interp_models.explainers.cam import GradCAM
 from interp_models.explainers.controls import CenterGaussian
 from interp_models.explainers.rise import RISE
 
 RESAMPLES = 10_000
+FOLDER = "trained"
+"""Of the records, below that of the results."""
 
 
 def bootstrap(values: NDArray[np.float64], seed: int = 0) -> tuple[float, float, float]:
@@ -89,23 +96,38 @@ def rise_stability(model: InterpModule, images: Tensor, few: int, many: int) -> 
     return np.array([np.corrcoef(x, y)[0, 1] for x, y in zip(a.numpy(), b.numpy(), strict=True)])
 
 
-def measure(folders: Sequence[Path]) -> list[Row]:
-    """All rows: per run, per model over its seeds, and the differences to the first model."""
+def record(folder: Path) -> tuple[str, list[Row], dict[str, Any]]:
+    """A run's name, its rows, and which of its test images it classified rightly, as digits."""
+    model, _ = load(folder)
+    config = runs.run_config(folder)
+    data = runs.build_data(config)
+    values = attention(model, list(data.test_dataloader()))
+    correct = values.pop("correct")
+    rows: list[Row] = [Value("test accuracy", 100 * correct.mean(), "%")]
+    if "dead maps" in values:
+        rows.append(Value("dead maps", float(values.pop("dead maps").sum()), "maps"))
+    for what, each in values.items():
+        share = what.startswith("pointing")
+        rows.append(Value(what, (100 if share else 1) * float(each.mean()), "%" if share else ""))
+    digits = "".join(str(int(one)) for one in correct)
+    of_run = {"experiment": config["experiment"], "run_seed": config["seed"], "test_images": data.fingerprint("test")}
+    return f"{config['experiment']}-{config['seed']}", rows, {**of_run, "correct": digits}
+
+
+def compare(records: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """All rows: per run, per model over its seeds, and the differences to the first model.
+
+    Raises:
+        SystemExit: if two records are of different test images.
+    """
     rows: list[Row] = []
     correct: dict[str, list[NDArray[np.float64]]] = {}
-    for folder in folders:
-        model, _ = load(folder)
-        config = runs.run_config(folder)
-        data = runs.build_data(config)
-        name = f"{config['experiment']}, seed {config['seed']}"
-        values = attention(model, list(data.test_dataloader()))
-        correct.setdefault(config["experiment"], []).append(values["correct"])
-        rows.append(Value(f"{name}: test accuracy", 100 * values.pop("correct").mean(), "%"))
-        if "dead maps" in values:
-            rows.append(Value(f"{name}: dead maps", float(values.pop("dead maps").sum()), "maps"))
-        for what, each in values.items():
-            share = what.startswith("pointing")
-            rows.append(Value(f"{name}: {what}", (100 if share else 1) * float(each.mean()), "%" if share else ""))
+    for each in records:
+        if each["test_images"] != records[0]["test_images"]:
+            raise SystemExit(f"{each['experiment']} has other test images than {records[0]['experiment']}")
+        name = f"{each['experiment']}, seed {each['run_seed']}"
+        rows += [Value(f"{name}: {row['what']}", row["value"], row["unit"]) for row in each["values"]]
+        correct.setdefault(each["experiment"], []).append(np.array(list(each["correct"]), dtype=np.float64))
     means = {name: np.mean(seeds, axis=0) for name, seeds in correct.items()}
     reference = next(iter(means))
     for name, per_image in means.items():
@@ -123,28 +145,45 @@ def _interval(what: str, mean: float, low: float, high: float) -> list[tuple[str
     return [(what, mean), (f"{what}, lower end of 95 %", low), (f"{what}, upper end of 95 %", high)]
 
 
-def main(argv: Sequence[str] | None = None) -> Path:
-    """Measure and write `<name>.json`."""
+def main(argv: Sequence[str] | None = None) -> list[Path]:
+    """Measure runs and write their records, or compare records and write `<name>.json`."""
     p = plain_parser(__doc__)
-    p.add_argument("--runs", type=Path, nargs="+", required=True)
-    p.add_argument("--name", required=True, help="of the file of results")
+    what = p.add_mutually_exclusive_group(required=True)
+    what.add_argument("--runs", type=Path, nargs="+", help="folders of runs to measure")
+    what.add_argument("--records", nargs="+", help="names of records to compare")
+    p.add_argument("--name", help="of the file of results, with --records")
     p.add_argument("--stability", type=int, default=0, help="images on which RISE's stability is measured, first run")
     args = p.parse_args(argv)
     torch.set_num_threads(args.threads)
-    args.command = f"python -m benchmarks.trained --name {args.name} --runs {' '.join(map(str, args.runs))}"
+    if args.records:
+        if not args.name:
+            p.error("--records needs --name")
+        args.command = f"python -m benchmarks.trained --name {args.name} --records {' '.join(args.records)}"
+        found = [json.loads((args.out / FOLDER / f"{name}.json").read_text()) for name in args.records]
+        return [write(args.name, args, "test images of the runs", compare(found))]
+    paths = []
+    stability, args.out = args.out, args.out / FOLDER
+    for folder in args.runs:
+        args.command = f"python -m benchmarks.trained --runs {folder}"
+        name, rows, of_run = record(folder)
+        paths.append(write(name, args, "test images of the run", rows, of_run))
     if args.stability:
-        args.command += f" --stability {args.stability}"
-    rows = measure(args.runs)
-    if args.stability:
-        model, _ = load(args.runs[0])
-        data = runs.build_data(runs.run_config(args.runs[0]))
-        chosen = np.linspace(0, len(data.test_indices) - 1, args.stability).round().astype(int)
-        images = torch.stack([data.dataset("test")[0, int(position)].image for position in chosen])
-        each = rise_stability(model, images.as_subclass(Tensor), 500, 1000)
-        rows.append(Value("RISE, correlation of maps with 500 and 1000 masks, median", float(np.median(each)), ""))
-        rows.append(Value("RISE, correlation of maps with 500 and 1000 masks, lowest", float(each.min()), ""))
-    return write(args.name, args, "test images of the runs", rows)
+        args.command, args.out = f"{args.command} --stability {args.stability}", stability
+        paths.append(write("rise_stability", args, "test images of the run", stable(args.runs[0], args.stability)))
+    return paths
+
+
+def stable(folder: Path, n: int) -> list[Row]:
+    """How alike RISE's maps of n test images of a run are with 500 and with 1000 masks."""
+    model, _ = load(folder)
+    data = runs.build_data(runs.run_config(folder)).dataset("test")
+    images = torch.stack([data[0, position].image for position in spread(len(data), n)])
+    each = rise_stability(model, images.as_subclass(Tensor), 500, 1000)
+    return [
+        Value("RISE, correlation of maps with 500 and 1000 masks, median", float(np.median(each)), ""),
+        Value("RISE, correlation of maps with 500 and 1000 masks, lowest", float(each.min()), ""),
+    ]
 
 
 if __name__ == "__main__":
-    print(main())
+    print(*main(), sep="\n")

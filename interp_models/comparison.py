@@ -13,6 +13,7 @@ from PIL import Image
 
 from interp_models import runs, visual
 from interp_models.data.base import collate
+from interp_models.data.choice import spread
 from interp_models.data.module import DataModule
 from interp_models.errors import InputError
 from interp_models.files import write_json
@@ -108,7 +109,7 @@ def _write_figure(
     models = [run.model for run in summaries]
     titles = models if len(set(models)) == len(models) else [run.name for run in summaries]
     first = summaries[0].name
-    chosen = np.unique(np.linspace(0, len(images) - 1, FIGURE_ROWS).round().astype(int))
+    chosen = spread(len(images), FIGURE_ROWS)
     columns: dict[str, list[visual.Picture]] = {}
     for view in (images[number] for number in chosen):
         maps = {(shown.run, shown.explainer): shown.heatmap for shown in view.maps}
@@ -171,9 +172,8 @@ def _summary(folder: Path) -> RunSummary:
 def _views(evaluated: Sequence[Evaluated], n_images: int, galleries: Mapping[Path, Gallery]) -> Iterator[ImageView]:
     tables = {run.folder: pd.read_parquet(run.folder / "evaluation" / "per_image.parquet") for run in evaluated}
     listing = pd.read_csv(evaluated[0].folder / "evaluation" / "maps" / "index.csv")
-    shown = np.unique(np.linspace(0, len(listing) - 1, min(n_images, len(listing))).round().astype(int))
     datasets = {run.folder: run.data.dataset("test") for run in evaluated}
-    for row in shown:
+    for row in spread(len(listing), n_images):
         index = int(listing["index"][row])
         maps: list[MapView] = []
         predictions, parts, pixels, reasons, totals = {}, {}, {}, {}, {}

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import class_token, prototype_sources, prototype_stages
+from benchmarks import trained as trained_benchmark
 from benchmarks.harness import Value
 from interp_models import load, runs
 from interp_models.models.prototree import ProtoTree
@@ -129,3 +130,33 @@ def test_class_tokens_before_and_after(tiny_cub: Cub, tmp_path: Path) -> None:
     assert len(values) == 2 * 2 * (heads + 1) + 1
     assert values["tiny, before: energy, mean over heads"] != values["tiny, seed 0: energy, mean over heads"]
     assert 0 < values["tiny: box, share of the image"] < 100
+
+
+def test_records_say_what_runs_reach_and_are_compared_image_by_image(tiny_cub: Cub, tmp_path: Path) -> None:
+    phases = [{"epochs": 1, "lrs": {"backbone": 3e-3, "head": 3e-3}}]
+    model = {"name": "cnn", **tiny_options("cnn")}
+    config = tiny_config(tiny_cub.root, out=str(tmp_path / "run"), model=model, phases=phases)
+    run = fit(config)
+    (path,) = trained_benchmark.main(["--runs", str(run), "--out", str(tmp_path)])
+    of_run = json.loads(path.read_text())
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert path.stem == f"{of_run['experiment']}-{of_run['run_seed']}"
+    assert len(of_run["correct"]) == metrics["test/n"]
+    assert of_run["correct"].count("1") == round(metrics["test/acc"] * metrics["test/n"])
+
+    def save(experiment: str, seed: int, correct: str, images: int = of_run["test_images"]) -> str:
+        made = {"experiment": experiment, "run_seed": seed, "correct": correct, "test_images": images, "values": []}
+        (path.parent / f"{experiment}-{seed}.json").write_text(json.dumps(made))
+        return f"{experiment}-{seed}"
+
+    names = [save("one", 0, "1100"), save("two", 0, "1000"), save("two", 1, "1001"), save("three", 0, "0011")]
+    (table,) = trained_benchmark.main(["--records", *names, "--name", "all", "--out", str(tmp_path)])
+    values = {row["what"]: row["value"] for row in json.loads(table.read_text())["values"]}
+    assert values["two, mean of 2 seed(s): accuracy"] == 37.5
+    assert values["two, mean of 2 seed(s): accuracy minus that of one"] == -12.5
+    difference = "three, mean of 1 seed(s): accuracy minus that of one"
+    ends = [values[f"{difference}, {end} end of 95 %"] for end in ("lower", "upper")]
+    assert ends == [-100, 100]  # differences are -1, -1, 1, 1: one resample of 16 has none above 0
+    other = save("four", 0, "1100", images=7)
+    with pytest.raises(SystemExit, match="four has other test images than one"):
+        trained_benchmark.main(["--records", names[0], other, "--name", "all", "--out", str(tmp_path)])

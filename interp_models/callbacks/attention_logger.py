@@ -11,7 +11,8 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from interp_models import visual
 from interp_models.config import AttentionConfig
 from interp_models.data.base import Sample, collate
-from interp_models.data.module import DataModule
+from interp_models.data.choice import spread
+from interp_models.data.module import DataModule, data_of
 from interp_models.scoring import evaluating
 from interp_models.training.module import InterpModule
 
@@ -45,7 +46,7 @@ class AttentionLogger(pl.Callback):
         if self.folder is None or (trainer.current_epoch + 1) % self.every_n_epochs:
             return
         assert isinstance(module, InterpModule)
-        data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
+        data = data_of(trainer)
         batch = self._images(data)
         with torch.no_grad(), evaluating(module):
             output = module(batch.image.to(module.device))
@@ -75,6 +76,5 @@ class AttentionLogger(pl.Callback):
         if self._batch is None:
             split = "val" if len(data.val_indices) else "train"
             dataset = data.dataset(split, augment=False)
-            positions = np.unique(np.linspace(0, len(dataset) - 1, self.n_images).round().astype(int))
-            self._batch = collate([dataset[0, int(position)] for position in positions])
+            self._batch = collate([dataset[0, position] for position in spread(len(dataset), self.n_images)])
         return self._batch

@@ -16,7 +16,8 @@ from tqdm import tqdm
 from interp_models.callbacks.plan import explainer_specs, resolve_grid
 from interp_models.config import ExplanationConfig, ValidationConfig
 from interp_models.data.base import Sample
-from interp_models.data.module import DataModule, draw
+from interp_models.data.choice import draw
+from interp_models.data.module import DataModule, data_of
 from interp_models.errors import InputError, NotApplicable
 from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.explainers.controls import attribute_with
@@ -87,7 +88,7 @@ class ExplanationEvaluation(pl.Callback):
     def on_validation_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Prepare, if this epoch is judged."""
         if self._due(trainer):
-            data = _data(trainer)
+            data = data_of(trainer)
             self._drawn = set(draw(data.val_indices, self.plan.n_images, self.seed).tolist())
             self._prepare(module, data)
             self._bar = self._progress(
@@ -122,9 +123,9 @@ class ExplanationEvaluation(pl.Callback):
         if self.folder is None:
             return
         self._drawn = None
-        self._prepare(module, _data(trainer))
+        self._prepare(module, data_of(trainer))
         plan = self.plan
-        data = _data(trainer)
+        data = data_of(trainer)
         images = [data.test_images.image_id(int(index)) for index in data.test_indices]
         batches = [data.batch_size, trainer.world_size]
         protocol = [plan.preset, self._grid, plan.max_steps, plan.target, plan.scorer]
@@ -162,7 +163,7 @@ class ExplanationEvaluation(pl.Callback):
         if trainer.is_global_zero:
             assert self._partial is not None
             assert self.provenance is not None
-            data, kept = _data(trainer), [spec for spec in self.specs if spec[0] in self._explainers]
+            data, kept = data_of(trainer), [spec for spec in self.specs if spec[0] in self._explainers]
             write_results(
                 self.folder,
                 self._partial,
@@ -290,8 +291,3 @@ class ExplanationEvaluation(pl.Callback):
                 metric.better[key],
             )
         return protocols
-
-
-def _data(trainer: pl.Trainer) -> DataModule:
-    data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
-    return data

@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from torch import Tensor
 
 from interp_models.backbones import Backbone
 from interp_models.callbacks.explanation_evaluation import ExplanationEvaluation
 from interp_models.data.base import Sample
 from interp_models.data.features import store_features
-from interp_models.data.module import DataModule
+from interp_models.data.module import data_of
 from interp_models.errors import InputError
 from interp_models.training.module import InterpModule
 
@@ -37,7 +38,7 @@ class FeatureCache(pl.Callback):
             InputError: where features would not be all that the training needs of the images.
         """
         assert isinstance(module, InterpModule)
-        data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
+        data = data_of(trainer)
         backbone = _frozen(module)
         if data.augment:
             raise InputError("feature_cache needs data.augment=false: every image has its features once")
@@ -46,38 +47,43 @@ class FeatureCache(pl.Callback):
         if any(isinstance(one, ExplanationEvaluation) for one in trainer.callbacks):  # type: ignore[attr-defined]
             raise InputError("feature_cache: evaluation.every_n_epochs needs images, not features")
         backbone.to(trainer.strategy.root_device)
-        splits = ["train", *(["val"] if len(data.val_indices) else [])]
-        data.stored = {split: store_features(backbone, data, split, self.folder) for split in splits}
-        self._data, self._backbone = data, backbone
+        data.stored = store_features(backbone, data, self.folder)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Sample, batch_idx: int
     ) -> None:
         """The batch has features."""
-        self._backbone.given = batch.image
+        _give(module, batch.image)
 
-    def on_train_batch_end(self, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
         """What comes between batches, such as pictures, has images."""
-        self._backbone.given = None
+        _give(module, None)
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Sample, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """The batch has features."""
-        self._backbone.given = batch.image
+        _give(module, batch.image)
 
-    def on_validation_batch_end(self, *args: Any) -> None:
+    def on_validation_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
         """As after a batch of the training."""
-        self._backbone.given = None
+        _give(module, None)
 
     def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Other trainings with the same data, and tests, have images."""
-        self._backbone.given, self._data.stored = None, {}
+        _give(module, None)
+        data_of(trainer).stored = {}
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         """As at the end."""
-        if hasattr(self, "_data"):
-            self.on_fit_end(trainer, module)
+        self.on_fit_end(trainer, module)
+
+
+def _give(module: pl.LightningModule, features: Tensor | None) -> None:
+    """Have the module's backbone stand for these features, or for what it computes."""
+    backbone = getattr(module, "backbone", None)
+    if isinstance(backbone, Backbone):  # else it was refused
+        backbone.given = features
 
 
 def _frozen(module: InterpModule) -> Backbone:

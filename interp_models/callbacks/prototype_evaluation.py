@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from tqdm import tqdm
 
-from interp_models.data.module import DataModule
+from interp_models.data.module import DataModule, data_of
 from interp_models.files import whole, write_json
 from interp_models.gallery import draw_nearest, of_these_images
 from interp_models.loggers import log_pictures
@@ -60,7 +60,7 @@ class PrototypeEvaluation(pl.Callback):
             shutil.rmtree(self.folder / "prototypes", ignore_errors=True)
         if not self.metrics:
             return
-        data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
+        data = data_of(trainer)
         with torch.inference_mode(False), torch.no_grad(), evaluating(module):
             metrics = self._judge(model, data, trainer.is_global_zero)
             values = {key: value for metric in metrics for key, value in metric.of_all_ranks().items()}

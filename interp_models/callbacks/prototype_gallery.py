@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 
-from interp_models.data.module import DataModule
+from interp_models.data.module import data_of
 from interp_models.gallery import draw_sheets
 from interp_models.loggers import log_pictures
 from interp_models.projection import has_prototypes
@@ -27,7 +27,7 @@ class PrototypeGallery(pl.Callback):
         """Draw, on rank 0, if the model has prototypes that are patches."""
         if self.folder is None or not has_prototypes(module) or int(module.sources.images) < 0:
             return
-        data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
+        data = data_of(trainer)
         shutil.rmtree(self.folder, ignore_errors=True)  # of a shorter training
         self.folder.mkdir()
         paths = draw_sheets(module.sources, module.prototype_sheets(data.classes), data, self.folder)

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from interp_models.data.base import Sample, collate
+from interp_models.data.choice import spread
 from interp_models.data.module import DataModule, TransformedDataset
 from interp_models.errors import InputError
 from interp_models.files import whole
@@ -56,25 +57,26 @@ class StoredFeatures(Dataset[Sample]):
         return Sample(features, int(self.dataset.images.labels[index]), index)
 
 
-def store_features(backbone: nn.Module, data: DataModule, split: str, folder: Path) -> StoredFeatures:
-    """What a backbone gives, in eval mode and float32, for the images of a split, not augmented.
+def store_features(backbone: nn.Module, data: DataModule, folder: Path) -> dict[str, StoredFeatures]:
+    """What a backbone gives, in eval mode and float32, for the images of `train` and `val` (if there are any), not
+    augmented.
 
-    Features of all images that are not for the test are stored, so that other splits and seeds find them. They lie in
+    Features of all these images are stored together, so that other splits and seeds find them. They lie in
     a folder below `folder` that is named by weights, transform and data, one file per `CHUNK` images, written whole or
     not at all: what is there already is not computed again. Ranks share the work.
 
     Args:
         backbone: images (B, 3, H, W) -> features (B, C, h, w); on the device that is to compute.
         data: whose images.
-        split: `train` or `val`.
         folder: of all caches, on a disk that all ranks see.
 
     Raises:
         InputError: if ranks do not see each other's files.
     """
-    dataset = data.dataset(split, augment=False)
+    splits = {split: data.dataset(split, augment=False) for split in ("train", "val")}
     order = np.union1d(data.train_indices, data.val_indices)
-    all_images = TransformedDataset(dataset.images, order, dataset.transform, dataset.seed, dataset.crop)
+    first = splits["train"]
+    all_images = TransformedDataset(first.images, order, first.transform, first.seed, first.crop)
     trainer = data.trainer
     rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
     own = folder / digest(backbone, all_images)
@@ -97,7 +99,7 @@ def store_features(backbone: nn.Module, data: DataModule, split: str, folder: Pa
     unseen = [file for file in files if not file.is_file()]
     if unseen:
         raise InputError(f"feature_cache: {unseen[0]} is not there; all processes must see the same folder")
-    return StoredFeatures(dataset, order, files)
+    return {split: StoredFeatures(images, order, files) for split, images in splits.items() if len(images)}
 
 
 def digest(backbone: nn.Module, dataset: TransformedDataset) -> str:
@@ -108,8 +110,8 @@ def digest(backbone: nn.Module, dataset: TransformedDataset) -> str:
         found.update(name.encode() + _bytes(tensor))
     for index in dataset.indices.tolist():
         found.update(f"{dataset.images.image_id(index)} {dataset.images.labels[index]}\n".encode())
-    for position in np.unique(np.linspace(0, len(dataset) - 1, LOOKED_AT).round().astype(int)):
-        found.update(_bytes(dataset[0, int(position)].image))
+    for position in spread(len(dataset), LOOKED_AT):
+        found.update(_bytes(dataset[0, position].image))
     return found.hexdigest()[:16]
 
 

@@ -1,17 +1,17 @@
 """The data module: splits, order and augmentation, all functions of the seed, the epoch and the sample."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
 from interp_models.data.base import DATASETS, ImageDataset, Sample, collate
+from interp_models.data.choice import Indices, stratified_split
 from interp_models.data.transforms import (
     Name,
     crop_to_box,
@@ -23,8 +23,6 @@ from interp_models.data.transforms import (
 from interp_models.errors import InputError
 from interp_models.registry import named
 from interp_models.rng import seed_of, uniform
-
-Indices = NDArray[np.int64]
 
 
 class TransformedDataset(Dataset[Sample]):
@@ -154,7 +152,7 @@ class DataModule(pl.LightningDataModule):
             if not len(indices):
                 raise InputError(f"data set {name!r}: no {split} image can be decoded")
         self._whole_test = self.test_indices
-        self.stored: dict[str, Dataset[Sample]] = {}
+        self.stored: Mapping[str, Dataset[Sample]] = {}
         """Splits whose features a training reads in place of images; see `store_features`."""
         self.train_indices, self.val_indices = stratified_split(
             np.asarray(self.train_images.labels), kept, val_fraction, seed
@@ -265,28 +263,7 @@ class DataModule(pl.LightningDataModule):
         return self.loader("test")
 
 
-def stratified_split(labels: Indices, indices: Indices, fraction: float, seed: int) -> tuple[Indices, Indices]:
-    """Split `indices` into a rest and a part that holds `fraction` of each class (rounded), drawn by seed.
-
-    A class never loses its last training image.
-    """
-    order = indices[np.argsort(uniform(seed, indices), kind="stable")]
-    held_out: list[int] = []
-    for label in np.unique(labels[indices]):
-        members = order[labels[order] == label]
-        held_out.extend(members[: min(round(fraction * len(members)), len(members) - 1)])
-    part = np.sort(np.asarray(held_out, dtype=np.int64))
-    return np.setdiff1d(indices, part), part
-
-
-def draw(indices: Indices, n: int | None, seed: int) -> Indices:
-    """`n` of the indices drawn by seed, in order; all of them for None or when there are not more.
-
-    Raises:
-        InputError: for n below 1.
-    """
-    if n is not None and n < 1:
-        raise InputError(f"n_images must be at least 1; got {n}")
-    if n is None or n >= len(indices):
-        return indices
-    return np.sort(indices[np.argsort(uniform(seed, indices), kind="stable")][:n])
+def data_of(trainer: pl.Trainer) -> "DataModule":
+    """The data module that a trainer works on."""
+    data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
+    return data

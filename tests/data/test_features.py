@@ -89,12 +89,12 @@ def test_features_are_those_of_the_images_in_their_order(
     """Whatever is not there is computed, whatever is there is not."""
     monkeypatch.setattr(features, "CHUNK", 4)
     data, backbone = module_of(config_of(tiny_cub.root, tmp_path / "run", None))
-    stored = store_features(backbone, data, "train", tmp_path)
+    splits = store_features(backbone, data, tmp_path)
+    stored = splits["train"]
     plain = data.dataset("train", augment=False)
     assert len(stored) == len(plain) == 9
     assert len(arrays(tmp_path)) == 3  # of 12 images: 9, and 3 for the validation
-    held_out = store_features(backbone, data, "val", tmp_path)
-    assert len(held_out) == 3
+    assert len(splits["val"]) == 3
     assert sum(passed) == 12
     monkeypatch.setattr(features, "OPEN", 1)
     for position in (0, 3, 4, 8, 0):
@@ -106,11 +106,11 @@ def test_features_are_those_of_the_images_in_their_order(
     arrays(tmp_path)[1].unlink()
     (arrays(tmp_path)[0].parent / ".00001.npy.partial").write_bytes(b"of an interrupted run")
     passed.clear()
-    again = store_features(backbone, data, "train", tmp_path)
+    again = store_features(backbone, data, tmp_path)["train"]
     assert sum(passed) == 4
     assert torch.equal(again[0, 5].image, stored[0, 5].image)
     passed.clear()
-    store_features(backbone, data, "train", tmp_path)
+    store_features(backbone, data, tmp_path)
     assert passed == []
 
 
@@ -121,7 +121,7 @@ def test_what_is_stored_depends_on_weights_transform_and_data(tiny_cub: Cub, tmp
     def name(change: Any = lambda backbone: None, **options: Any) -> str:
         data, backbone = module_of(config_of(root, tmp_path, None, **options))
         change(backbone)
-        return store_features(backbone, data, "train", tmp_path / "cache").files[0].parent.name
+        return store_features(backbone, data, tmp_path / "cache")["train"].files[0].parent.name
 
     def other_weight(backbone: Backbone) -> None:
         next(backbone.parameters()).data.mul_(1.001)

@@ -11,7 +11,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from interp_models.data.base import Sample, collate
-from interp_models.data.module import DataModule, ShardSampler, draw, stratified_split
+from interp_models.data.choice import draw, stratified_split
+from interp_models.data.module import DataModule, ShardSampler
 from interp_models.data.transforms import (
     crop_to_box,
     hide_outside,
