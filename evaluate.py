@@ -20,12 +20,12 @@ from interp_models.callbacks.explanation_evaluation import ExplanationEvaluation
 from interp_models.callbacks.plan import explainer_specs, resolve_grid
 from interp_models.callbacks.prototype_evaluation import PrototypeEvaluation
 from interp_models.cli import check_trainer, make_trainer, quiet, run_script, seed_everything, tell_skipped
-from interp_models.comparison import Evaluated, check_same_images, compare
 from interp_models.config import EvaluateConfig, check, load_yaml, override
 from interp_models.data.choice import draw
 from interp_models.ensemble import Predictions, write_ensemble
 from interp_models.errors import InputError
 from interp_models.loggers import close, log_pictures, log_results, make_loggers
+from interp_models.report.comparison import Evaluated, check_same_images, compare
 from interp_models.results import Provenance
 
 DEFAULT = "configs/eval/faithfulness.yaml"

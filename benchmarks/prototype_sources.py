@@ -19,9 +19,10 @@ from torch import Tensor
 
 from benchmarks.harness import Row, Value, plain_parser, write
 from benchmarks.tables import show
-from interp_models import gallery, load, runs
+from interp_models import load, runs
 from interp_models.models.protopnet import ProtoPNet
 from interp_models.models.prototree import ProtoTree
+from interp_models.report import gallery
 
 
 def classes_of(model: ProtoPNet | ProtoTree) -> Tensor:

@@ -34,10 +34,10 @@ from benchmarks.harness import (
 from benchmarks.tables import show
 from interp_models.data.base import Sample
 from interp_models.data.module import DataModule
-from interp_models.gallery import draw_sheets
 from interp_models.metrics.prototype_usage import PrototypeSpread, PrototypeUsage
 from interp_models.models.protopnet import ProtoPNet
 from interp_models.models.prototree import ProtoTree
+from interp_models.report.gallery import draw_sheets
 
 
 class Held(DataModule):

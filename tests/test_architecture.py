@@ -25,7 +25,7 @@ KINDS = ("interp_models.models", "interp_models.explainers", "interp_models.metr
 MEETING_PLACES = (
     "interp_models",
     "interp_models.callbacks",
-    "interp_models.comparison",
+    "interp_models.report.comparison",
     "interp_models.cli",
     "interp_models.runs",
     "train",

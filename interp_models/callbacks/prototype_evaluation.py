@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 from interp_models.data.module import DataModule, data_of
 from interp_models.files import whole, write_json
-from interp_models.gallery import draw_nearest, of_these_images
 from interp_models.loggers import log_pictures
 from interp_models.metrics.prototype_base import PROTOTYPE_METRICS, Found, PrototypeMetric
 from interp_models.projection import Prototypical, has_prototypes
 from interp_models.prototypes import nearest_patches
+from interp_models.report.gallery import draw_nearest, of_these_images
 from interp_models.results import METHOD_VERSION, read_prototypes
 from interp_models.scoring import evaluating
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytorch_lightning as pl
 
 from interp_models.data.module import data_of
-from interp_models.gallery import draw_sheets
 from interp_models.loggers import log_pictures
 from interp_models.projection import has_prototypes
+from interp_models.report.gallery import draw_sheets
 
 
 class PrototypeGallery(pl.Callback):

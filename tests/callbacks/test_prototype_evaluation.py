@@ -15,23 +15,24 @@ from PIL import Image
 from torch import Tensor
 
 import evaluate
-from interp_models import PROTOTYPE_METRICS, gallery, load, visual
+from interp_models import PROTOTYPE_METRICS, load, visual
 from interp_models.callbacks import prototype_evaluation
-from interp_models.comparison import Evaluated
 from interp_models.config import EvaluateConfig, check, override
 from interp_models.data.module import DataModule
 from interp_models.metrics.prototype_base import Found
 from interp_models.projection import activation_boxes
 from interp_models.prototypes import nearest_patches
+from interp_models.report import gallery
+from interp_models.report.comparison import Evaluated
 from interp_models.runs import build_data, run_config
 from tests.conftest import QUICK_EVALUATION, TINY, Cub, copy_run, fit, tiny_config
 from tests.data.make_cub import make_cub
-from tests.test_report import Page
+from tests.report.test_page import Page
 
 LRS = dict.fromkeys(("backbone", "add_on", "prototypes"), 3e-3)
 MODELS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "protopnet": ({"prototypes_per_class": 4, "prune_neighbours": 4, "prune_least": 2}, ["push", "prune"]),
-    "prototree": ({"depth": 3, "prune_factor": 1.02}, ["prune", "project"]),
+    "prototree": ({"depth": 3, "prune_factor": 1.075}, ["prune", "project"]),
 }
 ALL = f"prototype_metrics=[{', '.join(PROTOTYPE_METRICS.names())}]"
 KEYS = {key for name in PROTOTYPE_METRICS.names() for key in PROTOTYPE_METRICS.get(name).keys}

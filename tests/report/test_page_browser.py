@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from interp_models.report import write_report
-from interp_models.report_views import ImageView, MapView, RunSummary
+from interp_models.report.page import write_report
+from interp_models.report.views import ImageView, MapView, RunSummary
 from tests import drive_page
 
 pytestmark = [

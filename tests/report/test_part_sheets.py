@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from interp_models import load, visual
-from interp_models.part_sheets import CELL, PARTS
+from interp_models.report.part_sheets import CELL, PARTS
 from interp_models.runs import build_data, run_config
 from tests.conftest import Cub, Script, copy_run, fit, tiny_config, tiny_options
 

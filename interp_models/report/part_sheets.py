@@ -11,9 +11,9 @@ from torch import Tensor
 from interp_models import visual
 from interp_models.data.base import collate
 from interp_models.data.module import DataModule
-from interp_models.gallery import save
 from interp_models.outputs import InterpOutput
-from interp_models.report_views import Panel
+from interp_models.report.gallery import save
+from interp_models.report.views import Panel
 from interp_models.scoring import evaluating
 
 PARTS = 6

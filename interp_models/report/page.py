@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from interp_models import visual
 from interp_models.files import whole
 from interp_models.metrics.base import owner_of
-from interp_models.report_views import ImageView, PrototypeView, RunSummary
+from interp_models.report.views import ImageView, PrototypeView, RunSummary
 
 SIDE = 224  # pixels of the longer side of every picture: keeps the page small whatever the models' input size
 
@@ -53,12 +53,12 @@ def write_report(
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    here = files("interp_models")
-    template = environment.from_string(here.joinpath("report.html.j2").read_text("utf-8"))
+    here = files("interp_models.report")
+    template = environment.from_string(here.joinpath("page.html.j2").read_text("utf-8"))
     directions: dict[str, bool] = {row["metric"]: bool(row["higher_is_better"]) for row in rows}
     page = template.generate(
         title=title,
-        style=Markup(here.joinpath("report.css").read_text("utf-8")),
+        style=Markup(here.joinpath("page.css").read_text("utf-8")),
         runs=[(run, _percent(run.accuracy), _percent(run.accuracy_judged)) for run in runs],
         tables=_tables(rows),
         left_out={run: why for run, why in left_out.items() if why},

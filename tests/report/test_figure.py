@@ -9,7 +9,7 @@ import pytest
 from interp_models import load, visual
 from interp_models.data.base import collate
 from interp_models.data.choice import draw
-from interp_models.report import SIDE
+from interp_models.report.page import SIDE
 from interp_models.runs import build_data, run_config
 from tests.conftest import TINY_CNN, Script, copy_run
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from interp_models.report import write_report
-from interp_models.report_views import ImageView, MapView, RunSummary
+from interp_models.report.page import write_report
+from interp_models.report.views import ImageView, MapView, RunSummary
 
 NASTY = "a <b> & \"q\" 'x' {{ 1 }} </style>"
 PHOTO = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)

@@ -17,16 +17,16 @@ from interp_models.data.choice import spread
 from interp_models.data.module import DataModule
 from interp_models.errors import InputError
 from interp_models.files import write_json
-from interp_models.gallery import patches, save
 from interp_models.outputs import InterpOutput
-from interp_models.part_sheets import has_parts, part_panels, write_part_sheets
 from interp_models.projection import has_prototypes
-from interp_models.report import SIDE, write_report
-from interp_models.report_views import ImageView, MapView, Panel, PrototypeView, RunSummary
+from interp_models.report.gallery import patches, save
+from interp_models.report.page import SIDE, write_report
+from interp_models.report.part_sheets import has_parts, part_panels, write_part_sheets
+from interp_models.report.tree_drawing import tree_svg
+from interp_models.report.views import ImageView, MapView, Panel, PrototypeView, RunSummary
 from interp_models.results import SCHEMA_VERSION, read_prototypes
 from interp_models.scoring import evaluating
 from interp_models.training.module import InterpModule
-from interp_models.tree_drawing import tree_svg
 
 FIGURE_ROWS = 8
 """Images in a figure."""

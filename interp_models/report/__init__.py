@@ -1,0 +1,1 @@
+"""What evaluations draw: the page, comparisons of runs, patches of prototypes, parts, trees."""
