@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import class_token, prototype_sources, prototype_stages
+from benchmarks import class_token, prototype_sources, prototype_stages, trainings
 from benchmarks import trained as trained_benchmark
 from benchmarks.harness import Value
 from interp_models import load, runs
+from interp_models.config import TrainConfig, check, load_yaml, override, plain
 from interp_models.models.prototree import ProtoTree
 from interp_models.outputs import InterpOutput
 from tests.conftest import TINY, Cub, fit, tiny_config, tiny_options
 
+ROOT = Path(__file__).parents[1]
 LRS = dict.fromkeys(("backbone", "add_on", "prototypes"), 3e-3)
 PROTOPNET = {"name": "protopnet", "backbone": TINY, "weights": None, "prototypes_per_class": 2, "channels": 8}
 PROTOTREE = {"name": "prototree", "backbone": TINY, "weights": None, "depth": 2, "channels": 8, "prune_factor": 1.001}
@@ -160,3 +162,28 @@ def test_records_say_what_runs_reach_and_are_compared_image_by_image(tiny_cub: C
     other = save("four", 0, "1100", images=7)
     with pytest.raises(SystemExit, match="four has other test images than one"):
         trained_benchmark.main(["--records", names[0], other, "--name", "all", "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", trainings.TRAININGS)
+def test_trainings_of_the_results_have_sound_configs(name: str) -> None:
+    node = load_yaml(ROOT / trainings.TRAININGS[name][0])
+    config = check(TrainConfig, override(node, trainings.overrides(name, 1, root="data", vit="timm")))
+    assert (config.experiment, config.seed, config.data["val_fraction"]) == (name, 1, 0)
+    runs.build_model(plain(config), 3, trained=True)
+
+
+def test_trainings_are_done_once(tiny_cub: Cub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A student's teacher is trained too. What has a record is not trained, what is trained already is recorded."""
+    tiny = ["data.image_size=64", "data.batch_size=4", "data.num_workers=0", "phases[0].epochs=1"]
+    tiny += [f"model.backbone={TINY}", "model.weights=null", "model.output_stride=16", "trainer.accelerator=cpu"]
+    argv = ["--root", str(tiny_cub.root), "--folder", str(tmp_path / "runs"), "--out", str(tmp_path), "--more", *tiny]
+    (record,) = trainings.main(["--names", "cub_br_npa_lite0_high", "--seeds", "3", *argv])
+    assert record == tmp_path / "trained" / "cub_br_npa_lite0_high-3.json"
+    config = runs.run_config(tmp_path / "runs/cub_br_npa_lite0_high/3")
+    assert config["distillation"]["teacher"] == str(tmp_path / "runs/cub_br_npa_lite0/3")
+    assert config["seed"] == 3
+
+    monkeypatch.setattr(trainings, "HERE", tmp_path / "nowhere")  # so that nothing can be trained
+    assert trainings.main(["--names", "cub_br_npa_lite0_high", "--seeds", "3", *argv]) == []
+    (of_teacher,) = trainings.main(["--names", "cub_br_npa_lite0", "--seeds", "3", *argv])
+    assert of_teacher.stem == "cub_br_npa_lite0-3"

@@ -1,0 +1,103 @@
+"""Trains the runs that docs/results.md compares, those that have no record yet, and records them.
+
+python -m benchmarks.trainings --root FOLDER                      everything, seeds 0 to 2
+python -m benchmarks.trainings --root FOLDER --names cub_br_npa_lite0 bcnn_block --seeds 0
+python -m benchmarks.trainings --list
+
+A training that was broken off goes on where it was. Several calls with other names or seeds may run at once.
+"""
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks import trained
+from benchmarks.harness import RESULTS, plain_parser
+
+HERE = RESULTS.parents[1]
+DPNET = "configs/cub/dpnet_lite0.yaml"
+COMPLEMENTARY, COVERING, SPECIFIC = (f"model.{name}=0" for name in ("complementary", "covering", "specific"))
+WSDAN = "configs/cub/bcnn_wsdan_lite0.yaml"
+BCNN = "configs/cub/bcnn_lite0.yaml"
+
+TRAININGS: Mapping[str, Sequence[str]] = {
+    "cub_cnn_lite0": ["configs/cub/cnn_lite0.yaml"],
+    "cub_bcnn_lite0": [BCNN],
+    "cub_br_npa_lite0": ["configs/cub/br_npa_lite0.yaml"],
+    "cub_br_npa_lite0_high": ["configs/cub/br_npa_lite0_high.yaml"],
+    "bcnn_block": [BCNN, "model.block=true"],
+    "bcnn_normalise": [BCNN, "model.normalise=true"],
+    "bcnn_centre": [BCNN, "model.normalise=true", "model.centre=1.0"],
+    "bcnn_crop_drop": [BCNN, "model.crop_drop=true"],
+    "bcnn_counterfactual": [BCNN, "model.counterfactual=1.0"],
+    "cub_bcnn_wsdan_lite0": [WSDAN],
+    "bcnn_cal": [WSDAN, "model.counterfactual=1.0"],
+    "dpnet_global": ["configs/cub/dpnet_global_lite0.yaml"],
+    "dpnet_none": [DPNET, COMPLEMENTARY, COVERING, SPECIFIC],
+    "dpnet_complementary": [DPNET, COVERING, SPECIFIC],
+    "dpnet_covering": [DPNET, COMPLEMENTARY, SPECIFIC],
+    "dpnet_specific": [DPNET, COMPLEMENTARY, COVERING],
+    "dpnet_complementary_covering": [DPNET, SPECIFIC],
+    "dpnet_complementary_specific": [DPNET, COVERING],
+    "dpnet_covering_specific": [DPNET, COMPLEMENTARY],
+    "dpnet_all": [DPNET],
+    "cub_vit_cls_dinov2": ["configs/cub/vit_cls_dinov2.yaml", "trainer.precision=bf16-mixed"],
+}
+"""Config and overrides by experiment. DP-Net's config has all constraints; others leave some out."""
+TEACHERS = {"cub_br_npa_lite0_high": "cub_br_npa_lite0"}
+
+
+def overrides(name: str, seed: int, *, root: str, vit: str) -> list[str]:
+    """What a training's config is changed by, its teacher apart."""
+    changes = [*TRAININGS[name][1:], f"experiment={name}", f"seed={seed}"]
+    changes += [f"data.dataset.root={root}", "data.val_fraction=0", "logger.wandb=disabled"]
+    return changes + ([f"model.weights={vit}"] if name == "cub_vit_cls_dinov2" else [])
+
+
+def run(name: str, seed: int, folder: Path, more: Sequence[str], *, root: str, vit: str) -> Path:
+    """The folder of a finished run, `<folder>/<name>/<seed>`; trained, or trained further, if it is not there.
+
+    Raises:
+        SystemExit: if the training fails.
+    """
+    out = folder / name / str(seed)
+    if (out / "metrics.json").is_file():
+        return out
+    if (out / "checkpoints" / "last.ckpt").is_file():
+        words = [f"resume={out}"]
+    else:
+        words = [str(HERE / TRAININGS[name][0]), *overrides(name, seed, root=root, vit=vit), f"out={out}", *more]
+        if name in TEACHERS:
+            words.append(f"distillation.teacher={run(TEACHERS[name], seed, folder, more, root=root, vit=vit)}")
+    if subprocess.run([sys.executable, str(HERE / "train.py"), *words]).returncode:
+        raise SystemExit(f"{name}, seed {seed}: the training failed")
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> list[Path]:
+    """Train and record; returns the new records."""
+    p = plain_parser(__doc__)
+    p.add_argument("--names", nargs="+", choices=TRAININGS, default=list(TRAININGS), metavar="NAME")
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    p.add_argument("--root", default="data", help="folder of CUB-200-2011")
+    p.add_argument("--vit", default="timm", help="weights of the vision transformer")
+    p.add_argument("--folder", type=Path, default=Path("runs"), help="of the runs")
+    p.add_argument("--more", nargs="*", default=[], help="more overrides of all trainings, key=value")
+    p.add_argument("--list", action="store_true", help="say which runs have records, and end")
+    args = p.parse_args(argv)
+    wanted = [(name, seed) for seed in args.seeds for name in args.names]
+    missing = [pair for pair in wanted if not (args.out / trained.FOLDER / "{}-{}.json".format(*pair)).is_file()]
+    if args.list:
+        for pair in wanted:
+            print("missing " if pair in missing else "recorded", "{}-{}".format(*pair))
+        return []
+    records = []
+    for name, seed in missing:
+        folder = run(name, seed, args.folder, args.more, root=args.root, vit=args.vit)
+        records += trained.main(["--runs", str(folder), "--threads", str(args.threads), "--out", str(args.out)])
+    return records
+
+
+if __name__ == "__main__":
+    print(*main(), sep="\n")
