@@ -16,22 +16,27 @@ CROP_RATIO = 0.875
 """Side of the crop ÷ side of the resized image: 256 for 224, 512 for 448."""
 
 
-Name = Literal["wsdan", "protopnet", "prototree", "prototree_cars"]
-"""Whose transforms."""
+Name = Literal["wsdan", "resized_crop", "protopnet", "prototree", "prototree_cars"]
+"""Whose transforms; `resized_crop` is the usual one of vision transformers."""
+CROPPED = ("wsdan", "resized_crop")
+"""Tested on the middle of the image."""
 
 
 def train_transform(size: int, name: Name = "wsdan") -> v2.Transform:
     """What training images go through; every one draws anew.
 
     `wsdan`, as BR-NPA: squash to size / 0.875, random crop of `size`, flip, jitter of brightness 0.126 and saturation
-    0.5. `protopnet`: squash to `size`; rotation by up to 15 degrees, or a perspective, or shear by up to 10 degrees;
+    0.5. `resized_crop`: the same with a crop of 40 to 100 % of the area, of sides 3 : 4 to 4 : 3, stretched to `size`.
+    `protopnet`: squash to `size`; rotation by up to 15 degrees, or a perspective, or shear by up to 10 degrees;
     flip. `prototree`: squash to `size`; perspective, jitter, flip, rotation and shear in random order, after
     `random_corner`. `prototree_cars`: the same, stronger, and a random crop.
     """
     flip, bilinear = v2.RandomHorizontalFlip(), v2.InterpolationMode.BILINEAR
     steps: list[v2.Transform]
-    if name == "wsdan":
-        crop = [v2.Resize(_squashed(size), antialias=True), v2.RandomCrop(size)]
+    if name in CROPPED:
+        crop: list[v2.Transform] = [v2.Resize(_squashed(size), antialias=True), v2.RandomCrop(size)]
+        if name == "resized_crop":
+            crop = [v2.RandomResizedCrop(size, scale=(0.4, 1.0), antialias=True)]
         steps = [*crop, flip, v2.ColorJitter(brightness=0.126, saturation=0.5)]
     elif name == "protopnet":
         rotate = v2.RandomRotation(15, interpolation=bilinear)
@@ -55,8 +60,9 @@ def train_transform(size: int, name: Name = "wsdan") -> v2.Transform:
 
 
 def plain_transform(size: int, name: Name = "wsdan") -> v2.Transform:
-    """What all other images go through: squash to size / 0.875 and crop the centre (`wsdan`), or squash to `size`."""
-    if name == "wsdan":
+    """What all other images go through: squash to size / 0.875 and crop the centre (`wsdan`, `resized_crop`), or squash
+    to `size`."""
+    if name in CROPPED:
         return v2.Compose([v2.Resize(_squashed(size), antialias=True), v2.CenterCrop(size), *_to_float()])
     return v2.Compose([v2.Resize([size, size], antialias=True), *_to_float()])
 

@@ -408,6 +408,30 @@ def test_protopnets_rotation_and_shear_are_bounded() -> None:
     assert len(turned) > 60
 
 
+def test_resized_crops_are_of_40_to_100_percent() -> None:
+    """Seen in where two points go that no such crop loses; tested as `wsdan`."""
+    height, width, side = 90, 120, 64
+    parts = tv_tensors.KeyPoints(torch.tensor([[58.0, 43.0], [62.0, 47.0]]), canvas_size=(height, width))
+    sample = Sample(tv_tensors.Image(torch.zeros(3, height, width, dtype=torch.uint8)), 0, 0, parts=parts)
+    areas, shapes, flips = [], [], 0
+    for seed in range(300):
+        torch.manual_seed(seed)
+        out = train_transform(side, "resized_crop")(sample)
+        assert out.image.shape == (3, side, side)
+        a, b = out.parts.as_subclass(Tensor)
+        flips += bool(b[0] < a[0])
+        across, down = (side * 4 / (b - a).abs()).tolist()  # of the crop, in pixels of the image
+        areas.append(across * down / (height * width))
+        shapes.append(across / down)
+    assert 120 < flips < 180
+    assert 0.38 < min(areas) < 0.45
+    assert 0.9 < max(areas) < 1.02
+    assert 0.7 < min(shapes) < 0.8
+    assert 1.25 < max(shapes) < 1.4
+    middle, usual = (plain_transform(side, name)(sample).parts for name in ("resized_crop", "wsdan"))
+    assert torch.equal(middle, usual)
+
+
 def test_prototrees_corners() -> None:
     """The five crops of the authors' script, by hand: a box of 40 x 20 at (30, 50) in 160 x 120, margins 4 and 2."""
     image = torch.arange(160 * 120, dtype=torch.float32).view(1, 120, 160).expand(3, -1, -1)
