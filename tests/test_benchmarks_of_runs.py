@@ -15,7 +15,7 @@ from interp_models import load, runs
 from interp_models.config import TrainConfig, check, load_yaml, override, plain
 from interp_models.models.prototree import ProtoTree
 from interp_models.outputs import InterpOutput
-from tests.conftest import TINY, Cub, fit, tiny_config, tiny_options
+from tests.conftest import TINY, TINY_VIT, Cub, fit, tiny_config, tiny_options
 
 ROOT = Path(__file__).parents[1]
 LRS = dict.fromkeys(("backbone", "add_on", "prototypes"), 3e-3)
@@ -169,9 +169,12 @@ def test_trainings_of_the_results_have_sound_configs(name: str) -> None:
     node = load_yaml(ROOT / trainings.TRAININGS[name][0])
     config = check(TrainConfig, override(node, trainings.overrides(name, 1, root="data", vit="timm")))
     assert (config.experiment, config.seed, config.data["val_fraction"]) == (name, 1, 0)
+    config.model["backbone"] = TINY_VIT if config.model["name"] == "vit_cls" else TINY
+    config.model.pop("output_stride", None)
     runs.build_model(plain(config), 3, trained=True)
 
 
+@pytest.mark.slow
 def test_trainings_are_done_once(tiny_cub: Cub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A student's teacher is trained too. What has a record is not trained, what is trained already is recorded."""
     tiny = ["data.image_size=64", "data.batch_size=4", "data.num_workers=0", "phases[0].epochs=1"]
