@@ -162,14 +162,14 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
         found = [json.loads((args.out / FOLDER / f"{name}.json").read_text()) for name in args.records]
         return [write(args.name, args, "test images of the runs", compare(found))]
     paths = []
-    stability, args.out = args.out, args.out / FOLDER
+    if args.stability:
+        args.command = f"python -m benchmarks.trained --runs {args.runs[0]} --stability {args.stability}"
+        paths.append(write("rise_stability", args, "test images of the run", stable(args.runs[0], args.stability)))
+    args.out /= FOLDER
     for folder in args.runs:
         args.command = f"python -m benchmarks.trained --runs {folder}"
         name, rows, of_run = record(folder)
         paths.append(write(name, args, "test images of the run", rows, of_run))
-    if args.stability:
-        args.command, args.out = f"{args.command} --stability {args.stability}", stability
-        paths.append(write("rise_stability", args, "test images of the run", stable(args.runs[0], args.stability)))
     return paths
 
 

@@ -265,5 +265,5 @@ class DataModule(pl.LightningDataModule):
 
 def data_of(trainer: pl.Trainer) -> "DataModule":
     """The data module that a trainer works on."""
-    data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
+    data: DataModule = trainer.datamodule  # type: ignore[attr-defined]  # set by fit() and test(), not declared
     return data

@@ -34,10 +34,11 @@ def train_transform(size: int, name: Name = "wsdan") -> v2.Transform:
     flip, bilinear = v2.RandomHorizontalFlip(), v2.InterpolationMode.BILINEAR
     steps: list[v2.Transform]
     if name in CROPPED:
-        crop: list[v2.Transform] = [v2.Resize(_squashed(size), antialias=True), v2.RandomCrop(size)]
-        if name == "resized_crop":
-            crop = [v2.RandomResizedCrop(size, scale=(0.4, 1.0), antialias=True)]
-        steps = [*crop, flip, v2.ColorJitter(brightness=0.126, saturation=0.5)]
+        if name == "wsdan":
+            steps = [v2.Resize(_squashed(size), antialias=True), v2.RandomCrop(size)]
+        else:
+            steps = [v2.RandomResizedCrop(size, scale=(0.4, 1.0), antialias=True)]
+        steps += [flip, v2.ColorJitter(brightness=0.126, saturation=0.5)]
     elif name == "protopnet":
         rotate = v2.RandomRotation(15, interpolation=bilinear)
         skew = v2.RandomPerspective(0.2, p=1.0)

@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from interp_models.data.base import Sample
+from interp_models.data.module import data_of
 from interp_models.errors import InputError
 from interp_models.outputs import InterpOutput
 from interp_models.registry import Registry, unknown
@@ -243,7 +244,7 @@ class PhaseSchedule(pl.Callback):
             _share_buffers(trainer, module)
             for action in phase.then:
                 with torch.no_grad(), evaluating(module):
-                    getattr(module, action)(trainer.datamodule)  # type: ignore[attr-defined]
+                    getattr(module, action)(data_of(trainer))
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Give every rank the first one's buffers."""
