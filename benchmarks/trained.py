@@ -158,6 +158,8 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
     if args.records:
         if not args.name:
             p.error("--records needs --name")
+        if args.stability:
+            p.error("--stability is measured on a run: give --runs")
         args.command = f"python -m benchmarks.trained --name {args.name} --records {' '.join(args.records)}"
         found = [json.loads((args.out / FOLDER / f"{name}.json").read_text()) for name in args.records]
         return [write(args.name, args, "test images of the runs", compare(found))]
