@@ -46,6 +46,8 @@ def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
     labels = [label for label, _, _ in explainer_specs(config.explainers)]
     if missing := [label for label in config.figure if label not in labels]:
         raise InputError(f"figure: {missing[0]!r} is not among the explainers ({', '.join(labels)})")
+    if config.figure and "intrinsic" not in labels:
+        raise InputError("figure: shows every run's own map, so that explainers must have intrinsic")
     evaluated = _loaded(folders, config)
     if config.grid is None:  # one grid per table: the coarsest of the models'
         grids = [resolve_grid(None, run.model, run.data.image_size) or (1, 1) for run in evaluated]

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 
 from interp_models import runs
 from interp_models.callbacks.attention_logger import AttentionLogger
@@ -16,10 +17,12 @@ from interp_models.callbacks.feature_cache import FeatureCache
 from interp_models.callbacks.progress_bar import ProgressBar
 from interp_models.callbacks.prototype_gallery import PrototypeGallery
 from interp_models.cli import check_trainer, make_trainer, quiet, run_script, seed_everything, tell_skipped
-from interp_models.config import DistillationConfig, TrainConfig, check, load_yaml, override, plain, save_yaml
+from interp_models.config import TrainConfig, check, load_yaml, override, plain, save_yaml
+from interp_models.data.module import DataModule
 from interp_models.errors import InputError
 from interp_models.files import write_json
 from interp_models.loggers import close, make_loggers
+from interp_models.scoring import evaluating
 from interp_models.training.distillation import Distillation
 
 RESUMABLE = ("phases", "trainer", "logger")
@@ -47,8 +50,10 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     data = runs.build_data(plain(config))
     tell_skipped(data)
     model = runs.build_model(plain(config), len(data.classes))
-    model.distillation = build_distillation(config.distillation, config.data["dataset"]["name"], len(data.classes))
+    model.distillation = build_distillation(config, data)
     model.check_selection(selecting=len(data.val_indices) > 0)
+    with torch.no_grad(), evaluating(model):
+        model(torch.zeros(1, 3, data.image_size, data.image_size))  # which refuses a size that it cannot take
     if not model.recipe.epochs:
         raise InputError("phases: at least one epoch is needed")
     run = runs.run_folder(config, resume)
@@ -104,25 +109,30 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     return run
 
 
-def build_distillation(config: DistillationConfig, name: str, num_classes: int) -> Distillation | None:
-    """The teacher of a training on a data set of this name and number of classes, if it has one.
+def build_distillation(config: TrainConfig, data: DataModule) -> Distillation | None:
+    """The teacher of a training, if it has one.
 
     Raises:
-        InputError: if it is no run, or of other classes.
+        InputError: if it is no run, or of other classes, or images of another form.
     """
-    if config.teacher is None:
+    path = config.distillation.teacher
+    if path is None:
         return None
     try:
-        teacher = runs.load(config.teacher)[0]
+        teacher, _ = runs.load(path)
+        own = runs.read_checkpoint(runs.checkpoint_path(Path(path), "best"))["interp_models"]
     except InputError as error:
         raise InputError(f"distillation.teacher: {error}") from None
-    data_set = runs.run_config(Path(config.teacher))["data"]["dataset"]["name"]
-    if (data_set, teacher.num_classes) != (name, num_classes):
+    if own.get("classes", data.classes) != data.classes or teacher.num_classes != len(data.classes):
         raise InputError(
-            f"distillation.teacher: {config.teacher} knows {teacher.num_classes} classes of {data_set}, the data set "
-            f"is {name} with {num_classes}"
+            f"distillation.teacher: {path} knows {teacher.num_classes} classes, the data set has {len(data.classes)}; "
+            "they must be the same, in the same order"
         )
-    return Distillation(teacher, temperature=config.temperature, weight=config.weight)
+    of_teacher = runs.run_config(Path(path))["data"]
+    for key in ("image_size", "crop_to_box"):
+        if of_teacher.get(key) not in (None, config.data[key]):
+            raise InputError(f"distillation.teacher: {path} has data.{key}={of_teacher[key]}, not {config.data[key]}")
+    return Distillation(teacher, temperature=config.distillation.temperature, weight=config.distillation.weight)
 
 
 def main(positional: list[str], overrides: list[str]) -> Path:

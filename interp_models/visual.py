@@ -105,6 +105,17 @@ def overlay(image: Picture, map: ArrayLike, alpha: float = 0.5) -> Picture:
     return _round((1 - alpha) * image + alpha * colours)
 
 
+def drawn(image: Picture, maps: ArrayLike) -> tuple[Picture, str]:
+    """A picture with a map (h, w) over it, or with several (N, h, w) as red, green and blue, and what is unusual about
+    them: maps that are not finite are not drawn."""
+    values = np.asarray(maps)
+    if not np.isfinite(values).all():
+        return image, "not drawn: some values are not finite"
+    if values.ndim == 3:
+        return rgb(values, image), ""
+    return overlay(image, values), "constant map" if np.ptp(values) == 0 else ""
+
+
 def rgb(maps: ArrayLike, image: Picture | None = None, alpha: float = 0.65) -> Picture:
     """Draw the first three of the maps (N, h, w) as red, green and blue, each normalised on its own.
 

@@ -74,7 +74,7 @@ class Aircraft(ImageDataset):
 def _boxes(path: Path) -> list[tuple[str, tuple[float, float, float, float]]]:
     """Name and box of every line; the list counts pixels from 1, and its ends are inside."""
     found = []
-    for line in path.read_text().splitlines():
+    for line in filter(str.strip, path.read_text().splitlines()):
         name, x0, y0, x1, y1 = line.split()
         found.append((name, (float(x0) - 1, float(y0) - 1, float(x1), float(y1))))
     return found

@@ -43,7 +43,7 @@ class Cars(ImageDataset):
             reader = StanfordCars(folder.parent, split)
             rows = loadmat(reader._annotations_mat_path, squeeze_me=True)["annotations"]
             boxes = [[float(row[f"bbox_{end}"]) for end in ("x1", "y1", "x2", "y2")] for row in rows]
-        except (OSError, ValueError, KeyError, IndexError, TypeError, MatReadError) as error:
+        except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, MatReadError) as error:
             raise InputError(f"Stanford Cars: the lists of {folder} cannot be read: {error}") from None
         self.classes = [name.replace("/", "-") for name in reader.classes]  # "Ram C/V Cargo Van Minivan 2012"
         self._paths = [Path(path) for path, _ in reader._samples]

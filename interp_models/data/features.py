@@ -71,7 +71,7 @@ def store_features(backbone: nn.Module, data: DataModule, folder: Path) -> dict[
         folder: of all caches, on a disk that all ranks see.
 
     Raises:
-        InputError: if ranks do not see each other's files.
+        InputError: if the folder cannot be written, or ranks do not see each other's files.
     """
     splits = {split: data.dataset(split, augment=False) for split in ("train", "val")}
     order = np.union1d(data.train_indices, data.val_indices)
@@ -82,7 +82,10 @@ def store_features(backbone: nn.Module, data: DataModule, folder: Path) -> dict[
     own = folder / digest(backbone, all_images)
     files = [own / f"{number:05d}.npy" for number in range(-(-len(order) // CHUNK))]
     missing = [number for number in range(rank, len(files), world) if not files[number].is_file()]
-    own.mkdir(parents=True, exist_ok=True)
+    try:
+        own.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"feature_cache={folder} cannot be made: {error}") from None
     chunks = [[(0, p) for p in range(n * CHUNK, min((n + 1) * CHUNK, len(order)))] for n in missing]
     loader: Any = DataLoader(all_images, batch_sampler=chunks, num_workers=data.num_workers, collate_fn=collate)
     device = next(backbone.parameters()).device
@@ -91,9 +94,12 @@ def store_features(backbone: nn.Module, data: DataModule, folder: Path) -> dict[
         for number, batch in zip(missing, bar, strict=True):
             parts = [backbone(part.to(device)).float().cpu() for part in batch.image.split(data.batch_size)]
             mine = files[number].with_suffix(f".{os.getpid()}")  # another training may be at the same
-            with whole(mine) as path, path.open("wb") as file:
-                np.save(file, torch.cat(parts).contiguous().numpy())
-            mine.replace(files[number])
+            try:
+                with whole(mine) as path, path.open("wb") as file:
+                    np.save(file, torch.cat(parts).contiguous().numpy())
+                mine.replace(files[number])
+            except OSError as error:
+                raise InputError(f"feature_cache: {files[number]} cannot be written: {error}") from None
     if trainer is not None:
         trainer.strategy.barrier()
     unseen = [file for file in files if not file.is_file()]
@@ -105,13 +111,19 @@ def store_features(backbone: nn.Module, data: DataModule, folder: Path) -> dict[
 def digest(backbone: nn.Module, dataset: TransformedDataset) -> str:
     """A name for what a backbone gives for a data set: of its layers and weights, of the images' names and labels, and
     of the pixels that it is given of a few, evenly spread."""
-    found = hashlib.sha256(repr(backbone).encode())
-    for name, tensor in backbone.state_dict().items():
-        found.update(name.encode() + _bytes(tensor))
+    found = hashlib.sha256(weights_digest(backbone).encode())
     for index in dataset.indices.tolist():
         found.update(f"{dataset.images.image_id(index)} {dataset.images.labels[index]}\n".encode())
     for position in spread(len(dataset), LOOKED_AT):
         found.update(_bytes(dataset[0, position].image))
+    return found.hexdigest()[:16]
+
+
+def weights_digest(network: nn.Module) -> str:
+    """A name for a network's layers and weights."""
+    found = hashlib.sha256(repr(network).encode())
+    for name, tensor in network.state_dict().items():
+        found.update(name.encode() + _bytes(tensor))
     return found.hexdigest()[:16]
 
 

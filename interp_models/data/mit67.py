@@ -30,7 +30,10 @@ class MIT67(ImageDataset):
                 raise InputError(
                     f"MIT Indoor: {folder / name} is missing; expected Images, {', '.join(LISTS.values())}"
                 )
-        lists = {key: (folder / file).read_text().splitlines() for key, file in LISTS.items()}
+        try:
+            lists = {key: (folder / file).read_text().splitlines() for key, file in LISTS.items()}
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"MIT Indoor: the lists of {folder} cannot be read: {error}") from None
         names = {key: [line.strip() for line in lines if line.strip()] for key, lines in lists.items()}
         for key, of_split in names.items():
             if wrong := [name for name in of_split if name.count("/") != 1]:

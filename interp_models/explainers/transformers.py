@@ -66,23 +66,26 @@ def highest(maps: Tensor, mass: float) -> Tensor:
 
 
 class _OfAttention(Explainer, ABC):
-    """Abstract: a value of each token, from the attention of all blocks."""
+    """Abstract: a value of each token, from the attention of blocks."""
 
     gradients = True
+    blocks = slice(None)
+    """Which ones."""
 
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
         vit, size = transformer(self.model), (inputs.shape[2], inputs.shape[3])
         side = patch_size(vit)
         tokens = vit.num_prefix_tokens + -(-size[0] // side[0]) * -(-size[1] // side[1])
-        heads = sum(layer.num_heads for layer in attentions(vit))
+        layers = attentions(vit)[self.blocks]
+        heads = sum(layer.num_heads for layer in layers)
         few = max(1, MOST // (4 * (1 + self.gradients) * heads * tokens**2))  # all of it is held, and grows with T²
         if len(inputs) > few:
             targets = None if target is None else per_image(target, len(inputs))
             parts = [slice(first, first + few) for first in range(0, len(inputs), few)]
             return torch.cat([self._attribute(inputs[p], None if targets is None else targets[p]) for p in parts])
-        with torch.set_grad_enabled(self.gradients), weights(attentions(vit)) as a:
+        with torch.set_grad_enabled(self.gradients), weights(layers) as a:
             score = target_scores(self.model(inputs), self.score, target).sum()
-        _once(a, len(attentions(vit)))
+        _once(a, len(layers))
         found: Sequence[Tensor | None] = [None]
         if self.gradients and score.requires_grad:
             found = torch.autograd.grad(score, a, allow_unused=True)
@@ -96,7 +99,7 @@ class _OfAttention(Explainer, ABC):
 
     @abstractmethod
     def _combine(self, a: list[Tensor], g: list[Tensor]) -> Tensor:
-        """A and ∂y/∂A (B, heads, T, T) of every block -> (B, T)."""
+        """A and ∂y/∂A (B, heads, T, T) of the blocks -> (B, T)."""
 
 
 @EXPLAINERS.register("rollout")
@@ -132,6 +135,8 @@ class AttentionGradCAM(_OfAttention):
         model: a vision transformer of timm with a class token, or a module that holds one.
         score: what is explained.
     """
+
+    blocks = slice(-1, None)
 
     def _combine(self, a: list[Tensor], g: list[Tensor]) -> Tensor:
         weight = g[-1][:, :, 0, 1:].mean(dim=2, keepdim=True)

@@ -8,6 +8,7 @@ re-identification", ICCV 2021 (CAL).
 Differs from the tutorial's code in: see docs/quirks.md, `bcnn`.
 """
 
+import math
 from typing import ClassVar, cast
 
 import torch
@@ -187,8 +188,8 @@ def bilinear_attention_pool(features: Tensor, maps: Tensor) -> Tensor:
     """Weighted average pool of features (B, C, h, w) by each of the maps (B, N, h, w): (B, N, C), divided by h·w."""
     # The order of the product matters to the gradient's memory layout: with the maps first, the gradient of a single
     # image's features has strides that batch norm's backward on CPU misreads (torch 2.12).
-    pooled = (features.flatten(2) @ maps.flatten(2).transpose(1, 2)).transpose(1, 2)
-    return pooled / maps[0, 0].numel()
+    root = math.sqrt(maps[0, 0].numel())  # half before and half after the sum, which in float16 would overflow
+    return (features.flatten(2) @ (maps / root).flatten(2).transpose(1, 2)).transpose(1, 2) / root
 
 
 def unit(pooled: Tensor) -> Tensor:
@@ -206,14 +207,14 @@ def crop_and_drop(images: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
     a tenth of the image wider on each side, of where the first is at least θ of its highest value, θ ~ U(0.4, 0.6),
     stretched to the whole image; black is where the second is at least θ, θ ~ U(0.2, 0.5).
     """
-    size = (images.shape[2], images.shape[3])
+    size, maps = (images.shape[2], images.shape[3]), maps.float()  # float16 has no 1e-12
     # An image may have no map, and a training that diverges maps that are no numbers, of which the loss tells.
     chances = maps.clamp(min=0).sum(dim=(2, 3)).sqrt().nan_to_num(0.0, 1.0) + 1e-6
     drawn = torch.multinomial(chances, 2, replacement=True)
     chosen = maps.gather(1, drawn[:, :, None, None].expand(-1, -1, *maps.shape[2:]))
     large = F.interpolate(chosen, size=size, mode="bilinear", align_corners=False)
-    low, span = images.new_tensor([0.4, 0.2]), images.new_tensor([0.2, 0.3])
-    theta = low + span * torch.rand(len(images), 2, device=images.device)
+    uniform = torch.rand(len(images), 2, device=images.device)
+    theta = torch.stack([0.4 + 0.2 * uniform[:, 0], 0.2 + 0.3 * uniform[:, 1]], dim=1)
     highest = large.amax(dim=(2, 3), keepdim=True).clamp(min=1e-12)  # of no map nothing is high
     high = large >= theta[:, :, None, None] * highest  # (B, 2, H, W)
     (top, bottom), (left, right) = (_ends(high[:, 0].any(dim=axis)) for axis in (2, 1))

@@ -121,12 +121,12 @@ def parts(features: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """
     vectors = features.flatten(2).transpose(1, 2)  # (B, cells, C)
     length = torch.linalg.vector_norm(vectors, dim=2) + EPSILON
-    unit = vectors / length[:, :, None]
-    score, images, maps = length.detach(), torch.arange(len(unit), device=unit.device), []
+    score, images, maps = length.detach(), torch.arange(len(vectors), device=vectors.device), []
     for _ in range(n):
-        representative = unit[images, score.argmax(dim=1)]  # (B, C)
-        similarity = F.relu(unit @ representative[:, :, None])[:, :, 0]
+        chosen = score.argmax(dim=1)
+        representative = vectors[images, chosen] / length[images, chosen][:, None]  # (B, C)
+        similarity = F.relu((vectors @ representative[:, :, None])[:, :, 0] / length)
         maps.append(similarity / similarity.sum(dim=1, keepdim=True).clamp(min=EPSILON))
         score = score * (1 - similarity.detach())
     attention = torch.stack(maps, dim=1)  # (B, n, cells)
-    return attention @ vectors, attention.view(len(unit), n, *features.shape[2:])
+    return attention @ vectors, attention.view(len(vectors), n, *features.shape[2:])

@@ -164,8 +164,8 @@ class DPNet(InterpModule):
 def complementary(parts: Tensor) -> Tensor:
     """(1 / P²) Σ_{i≠j} (u_i · u_j)² of the rows of parts (P, C), each divided by its norm; in [0, 1)."""
     unit = F.normalize(parts, dim=1)
-    gram = unit @ unit.T
-    return (gram.square().sum() - gram.diagonal().square().sum()) / len(parts) ** 2
+    gram = unit.T @ unit if len(unit) > unit.shape[1] else unit @ unit.T  # of one norm; the smaller one
+    return (gram.square().sum() - unit.square().sum(dim=1).square().sum()) / len(parts) ** 2
 
 
 def covering(scores: Tensor) -> Tensor:

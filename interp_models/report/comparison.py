@@ -116,12 +116,12 @@ def _write_figure(
         cells = {"image": view.image}
         for explainer in explainers:
             if (first, explainer) in maps:  # else it does not apply
-                cells[explainer] = visual.overlay(view.own[first], maps[first, explainer])
+                cells[explainer] = visual.drawn(view.own[first], maps[first, explainer])[0]
         for run, title in zip(summaries, titles, strict=True):
             if run.name in view.parts:
-                cells[title] = visual.rgb(view.parts[run.name], view.own[run.name])
+                cells[title] = visual.drawn(view.own[run.name], view.parts[run.name])[0]
             elif (run.name, "intrinsic") in maps:
-                cells[title] = visual.overlay(view.own[run.name], maps[run.name, "intrinsic"])
+                cells[title] = visual.drawn(view.own[run.name], maps[run.name, "intrinsic"])[0]
         for title, picture in cells.items():
             columns.setdefault(title, []).append(visual.fitted(picture, (SIDE, SIDE)))
     rows = [list(row) for row in zip(*columns.values(), strict=True)]

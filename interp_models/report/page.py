@@ -158,9 +158,8 @@ def _image(view: ImageView, names: Sequence[str], directions: Mapping[str, bool]
         metrics = list(dict.fromkeys(metric for shown in maps for metric in shown.scores))
         pictures = [{"name": shown.explainer, **_drawn(image, shown.heatmap)} for shown in maps]
         if run in view.parts:
-            several = view.parts[run]
-            picture = visual.jpeg_uri(visual.rgb(several, image))
-            pictures.append({"name": "attention maps", "uri": picture, "remark": "red, green, blue"})
+            several = _drawn(image, view.parts[run])
+            pictures.append({"name": "attention maps", **several, "remark": several["remark"] or "red, green, blue"})
         for panel in view.reasons.get(run, ()):
             uri = visual.jpeg_uri(visual.shrunk(panel.picture, SIDE))
             pictures.append({"name": f"{panel.kind} {panel.number}", "uri": uri, "remark": panel.remark})
@@ -201,12 +200,9 @@ def _score(metric: str, scores: Mapping[str, float | None]) -> tuple[str | None,
     return _number(metric, scores.get(metric)), "undefined for this image" if metric in scores else "not computed"
 
 
-def _drawn(image: NDArray[np.uint8], heatmap: NDArray[np.floating]) -> dict[str, str]:
-    """An overlay, or the bare picture where the map cannot be drawn, and what is unusual about the map."""
-    if not np.isfinite(heatmap).all():
-        return {"uri": visual.jpeg_uri(image), "remark": "not drawn: some values are not finite"}
-    remark = "constant map" if np.ptp(heatmap) == 0 else ""
-    return {"uri": visual.jpeg_uri(visual.overlay(image, heatmap)), "remark": remark}
+def _drawn(image: NDArray[np.uint8], maps: NDArray[np.floating]) -> dict[str, str]:
+    picture, remark = visual.drawn(image, maps)
+    return {"uri": visual.jpeg_uri(picture), "remark": remark}
 
 
 def _heading(metric: str, directions: Mapping[str, bool]) -> dict[str, Any]:

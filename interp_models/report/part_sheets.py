@@ -79,13 +79,15 @@ def _cells(model: PartModel, data: DataModule, label: int) -> Iterator[tuple[str
     weights = model.class_weights[label].detach()
     parts = weights.topk(min(PARTS, len(weights))).indices
     highest, chosen = torch.full((len(parts),), -torch.inf), [(0, torch.zeros(4))] * len(parts)
-    device = weights.device
-    for position in positions.tolist():
+    for start in range(0, len(positions), data.batch_size):
+        batch = positions[start : start + data.batch_size]
         with torch.no_grad(), evaluating(model):  # type: ignore[arg-type]
-            output = model(collate([dataset[0, position]]).image.to(device))
-        found, boxes = model.best(output)[0, parts].cpu(), model.boxes(output)[0, parts].cpu()
-        for number in (found > highest).nonzero()[:, 0].tolist():
-            highest[number], chosen[number] = found[number], (position, boxes[number])
+            output = model(collate([dataset[0, position] for position in batch.tolist()]).image.to(weights.device))
+        found, boxes = model.best(output)[:, parts].cpu(), model.boxes(output)[:, parts].cpu()
+        top = found.max(dim=0)
+        for number in (top.values > highest).nonzero()[:, 0].tolist():
+            row = int(top.indices[number])
+            highest[number], chosen[number] = found[row, number], (int(batch[row]), boxes[row, number])
     for part, (position, box) in zip(parts.tolist(), chosen, strict=True):
         image = visual.to_uint8(dataset[0, position].image)
         x0, y0, x1, y1 = _pixels(box, image)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from interp_models.data.features import weights_digest
 from interp_models.errors import InputError
 from interp_models.scoring import logits_of
 
@@ -31,6 +32,8 @@ class Distillation:
                 f"distillation needs temperature > 0 and weight from 0 to 1; got {temperature} and {weight}"
             )
         self.teacher = teacher.eval().requires_grad_(False)
+        self.digest = weights_digest(teacher)
+        """Of its weights: a training that goes on needs the same."""
         self.temperature, self.weight = temperature, weight
 
     def terms(self, terms: dict[str, Tensor], logits: Tensor, images: Tensor) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 T = TypeVar("T")
 
@@ -42,6 +42,13 @@ def summed(x: Tensor) -> Tensor:
     x = x.clone()
     torch.distributed.all_reduce(x)
     return x
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every rank the first one's buffers: after the last step batch-norm statistics differ between ranks."""
+    if _many():
+        for buffer in module.buffers():
+            torch.distributed.broadcast(buffer, src=0)
 
 
 def _many() -> bool:

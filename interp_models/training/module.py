@@ -1,5 +1,6 @@
 """The abstract LightningModule of every architecture, and the callback that walks it through its phases."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, cast
@@ -20,6 +21,7 @@ from interp_models.registry import Registry, unknown
 from interp_models.rng import seed_of
 from interp_models.scoring import evaluating
 from interp_models.training.distillation import Distillation
+from interp_models.training.distributed import share_buffers
 from interp_models.training.optimizers import make_optimizer
 from interp_models.training.recipe import Recipe, check_groups
 
@@ -197,10 +199,18 @@ class InterpModule(pl.LightningModule, ABC):
         checkpoint["interp_models"] = {
             "format_version": FORMAT_VERSION,
             "num_classes": self.num_classes,
+            "classes": list(data_of(self.trainer).classes),
+            "teacher": self.distillation and self.distillation.digest,
             "config": self.config,
             "phase": phase,
             "metrics": {**row, "phase": phase, "epoch": self.current_epoch, "step": self.global_step - 1},
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on with a teacher that has learnt since."""
+        before = checkpoint["interp_models"].get("teacher")
+        if before and self.distillation and self.distillation.digest != before:
+            raise InputError("distillation.teacher: its weights are not those that this training began with")
 
 
 class PhaseSchedule(pl.Callback):
@@ -241,14 +251,14 @@ class PhaseSchedule(pl.Callback):
         assert isinstance(module, InterpModule)
         phase, position = module.recipe.at(trainer.current_epoch)
         if position == phase.epochs - 1 and batch_idx == trainer.num_training_batches - 1:
-            _share_buffers(trainer, module)
+            share_buffers(module)
             for action in phase.then:
                 with torch.no_grad(), evaluating(module):
                     getattr(module, action)(data_of(trainer))
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Give every rank the first one's buffers."""
-        _share_buffers(trainer, module)
+        share_buffers(module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Stop a training that has diverged, before its weights are saved."""
@@ -273,13 +283,6 @@ class PhaseSchedule(pl.Callback):
             module.log(f"lr/{name}", rate, on_step=False, on_epoch=True, batch_size=1)
 
 
-def _share_buffers(trainer: pl.Trainer, module: nn.Module) -> None:
-    """Give every rank the first one's buffers: after the last step batch-norm statistics differ between ranks."""
-    if trainer.world_size > 1:
-        for buffer in module.buffers():
-            torch.distributed.broadcast(buffer, src=0)
-
-
 def check_fraction(**values: float) -> None:
     """Raise `InputError` unless every value is in [0, 1)."""
     for name, value in values.items():
@@ -288,10 +291,10 @@ def check_fraction(**values: float) -> None:
 
 
 def check_not_negative(**values: float) -> None:
-    """Raise `InputError` if a value is below 0, as weights of terms of a loss must not be."""
+    """Raise `InputError` if a value is below 0 or infinite, as weights of terms of a loss must not be."""
     for name, value in values.items():
-        if not value >= 0:
-            raise InputError(f"model.{name} must be at least 0; got {value}")
+        if not 0 <= value < math.inf:
+            raise InputError(f"model.{name} must be at least 0, and finite; got {value}")
 
 
 MODELS: Registry[InterpModule] = Registry("model")

@@ -64,12 +64,12 @@ def test_a_training_on_features_is_one_on_images(tiny_cub: Cub, tmp_path: Path, 
     on_features = fit(config_of(tiny_cub.root, tmp_path / "features", cache))
     assert len(arrays(cache)) == 1
     pictures = 3 * 3  # all of the validation, every epoch
-    assert sum(passed) == 9 + 3 + pictures + 12
+    assert sum(passed) == 1 + 9 + 3 + pictures + 12  # the first one tries the size of the images
     same_trainings(on_features, on_images, bits=False)
     assert len(list((on_features / "attention").glob("*.png"))) == 3
     passed.clear()
     again = fit(config_of(tiny_cub.root, tmp_path / "again", cache))
-    assert sum(passed) == pictures + 12
+    assert sum(passed) == 1 + pictures + 12
     same_trainings(again, on_features, bits=True)
     model, _ = load(on_features, "last")
     fresh = runs.build_model(runs.run_config(on_features), 3)
@@ -194,3 +194,12 @@ def test_what_needs_images_is_refused(script: Script, tiny_cub: Cub, bcnn_run: P
     assert outcome.code == 2
     assert why in outcome.err
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(script: Script, tiny_cub: Cub, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    outcome = script(
+        "train", write_config(tmp_path / "c.yaml", config_of(tiny_cub.root, tmp_path / "run", tmp_path / "file"))
+    )
+    assert outcome.code == 2
+    assert f"feature_cache={tmp_path / 'file'} cannot be made" in outcome.err

@@ -160,8 +160,18 @@ def test_a_malformed_list_is_named(tmp_path: Path) -> None:
     (root / "stanford_cars/devkit/cars_meta.mat").write_text("<html>moved</html>")
     with pytest.raises(InputError, match=r"Stanford Cars: the lists of .* cannot be read"):
         Cars(split="test", root=str(root))
+    savemat_7_3 = b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM"
+    (root / "stanford_cars/devkit/cars_meta.mat").write_bytes(savemat_7_3.ljust(600, b"\0"))
+    with pytest.raises(InputError, match=r"Stanford Cars: the lists of .* cannot be read"):
+        Cars(split="test", root=str(root))
+    root = make_mit67(tmp_path / "d")
+    (root / "TrainImages.txt").write_bytes("caf\u00e9/a.jpg".encode("latin-1"))
+    with pytest.raises(InputError, match=r"MIT Indoor: the lists of .* cannot be read"):
+        MIT67(split="test", root=str(root))
     root = make_aircraft(tmp_path / "b")
     boxes = root / "fgvc-aircraft-2013b/data/images_box.txt"
+    boxes.write_text(boxes.read_text() + "\n")  # a blank line is none
+    assert len(Aircraft(split="test", root=str(root))) == 2
     boxes.write_text("".join(boxes.read_text().splitlines(keepends=True)[1:]))
     with pytest.raises(InputError, match="has no line for image 0000001"):
         Aircraft(split="test", root=str(root))

@@ -127,6 +127,23 @@ def test_models(bcnn_run: Path, odd_cub: Path, tmp_path: Path, name: str) -> Non
     assert name != "bcnn" or float(state["centres"].abs().sum()) > 0
 
 
+@pytest.mark.slow
+def test_crops_drops_and_effects_go_on_alike(odd_cub: Path, tmp_path: Path) -> None:
+    """What is drawn at random differs between processes, but not between a training and one that was broken off."""
+    for name, epochs in (("whole", 3), ("broken", 2)):
+        node = config_of(odd_cub, tmp_path / name, 2)
+        options = {"normalise": True, "centre": 1.0, "crop_drop": True, "counterfactual": 1.0}
+        node["model"] = {"name": "bcnn", **tiny_options("bcnn"), **options}
+        node["phases"] = [{"epochs": epochs, "lrs": dict.fromkeys(BCNN_LRS, 0.01)}]
+        node["optimizer"] = {"name": "sgd"}
+        command("train.py", write_config(tmp_path / f"{name}.yaml", node), *TWO, cwd=tmp_path)
+    command("train.py", f"resume={tmp_path / 'broken'}", "phases[0].epochs=3", cwd=tmp_path)
+    a, b = (torch.load(tmp_path / n / "checkpoints/last.ckpt", weights_only=True) for n in ("whole", "broken"))
+    assert float(a["state_dict"]["centres"].abs().sum()) > 0
+    for key, tensor in a["state_dict"].items():
+        assert torch.equal(tensor, b["state_dict"][key]), key
+
+
 def test_one_run_folder(two_processes: Path) -> None:
     names = sorted(path.name for path in two_processes.iterdir())
     assert names == ["checkpoints", "config.yaml", "metrics.csv", "metrics.json"]

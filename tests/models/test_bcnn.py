@@ -31,9 +31,9 @@ def test_pooling_equals_loops():
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("return pooled / maps[0, 0].numel()", "return pooled"),
-        ("return pooled / maps[0, 0].numel()", "return -pooled / maps[0, 0].numel()"),
-        ("@ maps.flatten(2)", "@ maps.flatten(2).softmax(-1)"),
+        (".transpose(1, 2) / root", ".transpose(1, 2)"),
+        ("return (features", "return -(features"),
+        ("@ (maps / root).flatten(2)", "@ maps.flatten(2).softmax(-1)"),
     ],
 )
 def test_mutations_are_rejected(right, wrong):
@@ -201,7 +201,8 @@ def test_crop_and_drop_equal_loops():
         ("(first / n - 0.1)", "(first / n)"),
         ("(last / n + 0.1)", "((last - 1) / n + 0.1)"),
         (".sqrt().nan_to_num(0.0, 1.0) + 1e-6", " + 1e-6"),
-        ("low, span = images.new_tensor([0.4, 0.2])", "low, span = images.new_tensor([0.2, 0.4])"),
+        ("0.4 + 0.2 * uniform[:, 0]", "0.2 + 0.4 * uniform[:, 0]"),
+        ("0.2 + 0.3 * uniform[:, 1]", "0.2 + 0.3 * uniform[:, 0]"),
     ],
 )
 def test_mutations_of_crop_and_drop_are_rejected(right, wrong):
@@ -298,6 +299,20 @@ def test_maps_that_are_no_numbers_do_not_stop_crop_and_drop():
 
 
 @pytest.mark.parametrize("option", ["centre", "counterfactual"])
-def test_weights_below_zero_are_refused(option):
-    with pytest.raises(ValueError, match=f"model.{option} must be at least 0"):
-        BCNN(3, backbone=TINY, weights=None, normalise=True, **{option: -1.0})
+@pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan")])
+def test_weights_below_zero_or_without_end_are_refused(option, value):
+    with pytest.raises(ValueError, match=f"model.{option} must be at least 0, and finite; got"):
+        BCNN(3, backbone=TINY, weights=None, normalise=True, **{option: value})
+
+
+def test_sums_of_half_precision_do_not_overflow():
+    """24 is the mean of 56 × 56 products; their sum is above float16's end, 65504."""
+    features, maps = torch.full((1, 2, 56, 56), 3.0).half(), torch.full((1, 1, 56, 56), 8.0).half()
+    torch.testing.assert_close(bilinear_attention_pool(features, maps), torch.full((1, 1, 2), 24.0).half())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_of_no_map_nothing_is_dropped_in_half_precision(dtype):
+    images = torch.rand(2, 3, 16, 16)
+    _, dropped = crop_and_drop(images, torch.zeros(2, 2, 4, 4, dtype=dtype))
+    assert torch.equal(dropped, images)

@@ -48,11 +48,11 @@ def test_parts_equal_loops():
         ("score.argmax(dim=1)", "score.argmin(dim=1)"),
         ("score * (1 - similarity.detach())", "score"),
         ("score * (1 - similarity.detach())", "length * (1 - similarity.detach())"),
-        ("F.relu(unit @", "(unit @"),
-        ("unit[images, ", "vectors[images, "),
-        ("unit = vectors / length[:, :, None]", "unit = vectors"),
+        ("F.relu(", "("),
+        (" / length[images, chosen][:, None]", ""),
+        ("[:, :, 0] / length)", "[:, :, 0])"),
         ("similarity / similarity.sum(dim=1, keepdim=True)", "(similarity / similarity.softmax(dim=1))"),
-        ("attention @ vectors", "attention @ unit"),
+        ("attention @ vectors", "attention @ F.normalize(vectors, dim=2)"),
     ],
 )
 def test_mutations_are_rejected(right, wrong):

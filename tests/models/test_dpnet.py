@@ -41,8 +41,9 @@ def test_specific_by_hand():
 @pytest.mark.parametrize(
     ("right", "wrong", "check"),
     [
-        ("- gram.diagonal().square().sum()", "", test_complementary_by_hand),
+        ("- unit.square().sum(dim=1).square().sum()", "", test_complementary_by_hand),
         ("gram.square().sum()", "gram.sum()", test_complementary_by_hand),
+        ("unit.T @ unit if", "unit.T @ parts if", test_complementary_by_hand),
         ("/ len(parts) ** 2", "/ len(parts)", test_complementary_by_hand),
         ("unit = F.normalize(parts, dim=1)", "unit = parts", test_complementary_by_hand),
         ("log_softmax(dim=1)", "log_softmax(dim=2)", test_covering_by_hand),

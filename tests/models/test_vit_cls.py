@@ -169,3 +169,4 @@ def test_images_that_are_no_whole_patches(script: Script, tiny_cub: Cub, tmp_pat
     outcome = script("train", write_config(tmp_path / "c.yaml", config))
     assert outcome.code == 2
     assert "images of 70 × 70 pixels are not whole patches of 16 × 16" in outcome.err
+    assert not (tmp_path / "run").exists()

@@ -77,6 +77,9 @@ def test_explainers_that_are_not_evaluated_are_refused(script: Script, cnn_run: 
     outcome = script("evaluate", run, *PLAN, "figure=[rise]")
     assert outcome.code == 2
     assert "figure: 'rise' is not among the explainers (intrinsic, gradcam, random, guided_backprop)" in outcome.err
+    outcome = script("evaluate", run, *PLAN, "explainers=[random]", "figure=[random]")
+    assert outcome.code == 2
+    assert "figure: shows every run's own map, so that explainers must have intrinsic" in outcome.err
     assert not (run / "evaluation").exists()
     outcome = script("evaluate", run, *PLAN)
     assert outcome.code == 0

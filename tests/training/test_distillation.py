@@ -92,12 +92,35 @@ def test_bad_teachers_are_refused(script: Script, tiny_cub: Cub, bcnn_run: Path,
     assert outcome.code == 2
     assert "weight from 0 to 1" in outcome.err
     run = copy_run(bcnn_run, tmp_path / "other")
-    config = run / "config.yaml"
-    config.write_text(config.read_text().replace("name: cub", "name: aircraft"))
     node = config_of(tiny_cub.root, run, tmp_path / "out")
+    outcome = script("train", write_config(tmp_path / "c.yaml", node), "data.image_size=96")
+    assert outcome.code == 2
+    assert f"distillation.teacher: {run} has data.image_size=64, not 96" in outcome.err
+    (path,) = (run / "checkpoints").glob("best.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["interp_models"]["classes"].reverse()
+    torch.save(checkpoint, path)
     outcome = script("train", write_config(tmp_path / "c.yaml", node))
     assert outcome.code == 2
-    assert "knows 3 classes of aircraft, the data set is cub with 3" in outcome.err
+    assert "knows 3 classes, the data set has 3; they must be the same, in the same order" in outcome.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_teacher_is_refused_when_a_training_goes_on(
+    script: Script, tiny_cub: Cub, bcnn_run: Path, tmp_path: Path
+) -> None:
+    """The path is the same, but the run behind it has been trained further."""
+    teacher = copy_run(bcnn_run, tmp_path / "teacher")
+    out = tmp_path / "tiny" / "student"
+    fit(config_of(tiny_cub.root, teacher, out))
+    assert script("train", f"resume={out}", "phases[0].epochs=3").code == 0
+    (path,) = (teacher / "checkpoints").glob("best.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["state_dict"]["head.bias"] += 1
+    torch.save(checkpoint, path)
+    outcome = script("train", f"resume={out}", "phases[0].epochs=4")
+    assert outcome.code == 2
+    assert "distillation.teacher: its weights are not those that this training began with" in outcome.err
 
 
 def test_a_teacher_follows_the_students_precision():

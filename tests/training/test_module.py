@@ -206,6 +206,8 @@ def test_checkpoints_hold_plain_containers(bcnn_run: Path) -> None:
         assert content["interp_models"] == {
             "format_version": FORMAT_VERSION,
             "num_classes": 3,
+            "classes": ["001.Kind_1", "002.Kind_2", "003.Kind_3"],
+            "teacher": None,
             "config": runs.run_config(bcnn_run),
             "phase": "train",
         }
