@@ -58,10 +58,14 @@ class EigenCAM(Explainer):
         mean = cells.mean(dim=2) - cells.mean(dim=(1, 2))[:, None]
         if self.centred:
             cells = cells - cells.mean(dim=1, keepdim=True)
-        # A v = σ u: the left singular vector is an eigenvector of the cells' products, of which there are fewer.
+        # A v = σ u, with v an eigenvector of the channels' products and u one of the cells': of whichever are fewer.
         with full_precision(cells):
-            values, vectors = torch.linalg.eigh((cells @ cells.transpose(1, 2)).double())
-        projection = vectors[:, :, -1] * values[:, -1:].clamp(min=0).sqrt()
+            if cells.shape[1] > cells.shape[2]:
+                _, vectors = torch.linalg.eigh((cells.transpose(1, 2) @ cells).double())
+                projection = (cells.double() @ vectors[:, :, -1:])[:, :, 0]
+            else:
+                values, vectors = torch.linalg.eigh((cells @ cells.transpose(1, 2)).double())
+                projection = vectors[:, :, -1] * values[:, -1:].clamp(min=0).sqrt()
         alike = (projection * mean.double()).sum(dim=1, keepdim=True)
         return torch.where(alike < 0, -projection, projection).float().view(-1, *a.shape[-2:])
 

@@ -151,18 +151,19 @@ def test_cam_refuses_networks_that_do_not_end_in_mean_and_linear(net):
 
 @pytest.mark.parametrize("centred", [False, True])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_eigencam_is_numpys_first_component(centred, sign):
+@pytest.mark.parametrize("size", [(8, 12), (4, 4)])  # more cells than channels, and fewer
+def test_eigencam_is_numpys_first_component(centred, sign, size):
     torch.manual_seed(2)
     net = PoolLinear(negative=True).double()
     with torch.no_grad():  # activations mostly of one sign
         net.features[0].bias.fill_(sign * 0.5)
-    images = torch.rand(4, 3, 8, 12, dtype=torch.float64)
+    images = torch.rand(4, 3, *size, dtype=torch.float64)
     maps = cam.EigenCAM(net, centred=centred).attribute(images).numpy()
     activation = cam.ActivationMap(net).attribute(images).numpy()
     for i, a in enumerate(net.features(images).detach().numpy()):
         cells = a.reshape(5, -1).T
         cells = cells - cells.mean(0) if centred else cells
-        expected = (cells @ np.linalg.svd(cells, full_matrices=False)[2][0]).reshape(4, 6)
+        expected = (cells @ np.linalg.svd(cells, full_matrices=False)[2][0]).reshape(size[0] // 2, size[1] // 2)
         assert min(np.abs(maps[i] - expected).max(), np.abs(maps[i] + expected).max()) < 1e-5
         assert np.corrcoef(maps[i].ravel(), activation[i].ravel())[0, 1] > 0
 
