@@ -26,6 +26,8 @@ TRAININGS: Mapping[str, Sequence[str]] = {
     "cub_bcnn_lite0": [BCNN],
     "cub_br_npa_lite0": ["configs/cub/br_npa_lite0.yaml"],
     "cub_br_npa_lite0_high": ["configs/cub/br_npa_lite0_high.yaml"],
+    "protopnet_full": ["configs/cub/protopnet_lite0.yaml", "data.crop_to_box=false"],
+    "prototree_full": ["configs/cub/prototree_lite0.yaml", "data.crop_to_box=false"],
     "bcnn_block": [BCNN, "model.block=true"],
     "bcnn_normalise": [BCNN, "model.normalise=true"],
     "bcnn_centre": [BCNN, "model.normalise=true", "model.centre=1.0"],
