@@ -48,6 +48,8 @@ def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
         raise InputError(f"figure: {missing[0]!r} is not among the explainers ({', '.join(labels)})")
     if config.figure and "intrinsic" not in labels:
         raise InputError("figure: shows every run's own map, so that explainers must have intrinsic")
+    if config.figure and not config.report_images:
+        raise InputError("figure: shows images of the page, so that report_images must be at least 1")
     evaluated = _loaded(folders, config)
     if config.grid is None:  # one grid per table: the coarsest of the models'
         grids = [resolve_grid(None, run.model, run.data.image_size) or (1, 1) for run in evaluated]

@@ -13,7 +13,7 @@ import torch
 from interp_models import runs
 from interp_models.callbacks.attention_logger import AttentionLogger
 from interp_models.callbacks.explanation_evaluation import ExplanationEvaluation
-from interp_models.callbacks.feature_cache import FeatureCache
+from interp_models.callbacks.feature_cache import FeatureCache, check_features
 from interp_models.callbacks.progress_bar import ProgressBar
 from interp_models.callbacks.prototype_gallery import PrototypeGallery
 from interp_models.cli import check_trainer, make_trainer, quiet, run_script, seed_everything, tell_skipped
@@ -24,6 +24,7 @@ from interp_models.files import write_json
 from interp_models.loggers import close, make_loggers
 from interp_models.scoring import evaluating
 from interp_models.training.distillation import Distillation
+from interp_models.training.module import InterpModule
 
 RESUMABLE = ("phases", "trainer", "logger")
 REFUSED = {
@@ -52,8 +53,8 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     model = runs.build_model(plain(config), len(data.classes))
     model.distillation = build_distillation(config, data)
     model.check_selection(selecting=len(data.val_indices) > 0)
-    with torch.no_grad(), evaluating(model):
-        model(torch.zeros(1, 3, data.image_size, data.image_size))  # which refuses a size that it cannot take
+    check_features(config, model)
+    check_image_size(model, data.image_size)
     if not model.recipe.epochs:
         raise InputError("phases: at least one epoch is needed")
     run = runs.run_folder(config, resume)
@@ -107,6 +108,18 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
         print(f"test accuracy {100 * metrics['test/acc']:.2f} % on {metrics['test/n']:.0f} images: {run}")
     close(trainer.loggers)
     return run
+
+
+def check_image_size(model: InterpModule, size: int) -> None:
+    """Raise `InputError` if a model cannot take square images of this size."""
+    try:
+        with torch.no_grad(), evaluating(model):
+            model(torch.zeros(1, 3, size, size))
+    except InputError:
+        raise
+    except (AssertionError, RuntimeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise InputError(f"data.image_size={size}: {type(model).__name__} cannot take such images ({first})") from None
 
 
 def build_distillation(config: TrainConfig, data: DataModule) -> Distillation | None:

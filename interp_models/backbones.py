@@ -63,7 +63,7 @@ class Backbone(nn.Module):
         """
         if self.given is not None:
             if images is not self.given:
-                raise InputError("the model needs images beside the batch's, and has their features alone")
+                raise InputError("feature_cache: the model needs more than the batch's images, as for model.crop_drop")
             return images
         images = images.contiguous(memory_format=torch.channels_last)
         features: Tensor = self.trunk((images - self.mean) / self.std)
@@ -138,8 +138,11 @@ def load_file(model: Any, path: Path) -> None:
     fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
     missing = [key for key in trunk if key not in fitting]
     if missing:
+        first = missing[0]
+        shapes = f" {tuple(state[first].shape)} instead of {tuple(own[first].shape)}" if first in state else ""
         raise InputError(
-            f"weights file {path} does not fit: {len(missing)} tensors are missing, the first {missing[0]!r}"
+            f"weights file {path} does not fit: {len(missing)} tensors are missing or of another shape, the first "
+            f"{first!r}{shapes}"
         )
     model.load_state_dict(fitting, strict=False)
 

@@ -65,8 +65,14 @@ def test_refusals(tmp_path, whole):
     with pytest.raises(ValueError, match=r"broken\.pth cannot be read as tensors"):
         Backbone(TINY, weights=str(tmp_path / "broken.pth"))
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"does not fit: \d+ tensors are missing, the first 'conv_stem.weight'"):
+    with pytest.raises(
+        ValueError, match=r"does not fit: \d+ tensors are missing or of another shape, the first 'conv_stem.weight'$"
+    ):
         Backbone(TINY, weights=str(tmp_path / "other.pth"))
+    state = timm.create_model(TINY).state_dict()
+    torch.save({**state, "conv_stem.weight": torch.zeros(2, 3, 3, 3)}, tmp_path / "small.pth")
+    with pytest.raises(ValueError, match=r"the first 'conv_stem.weight' \(2, 3, 3, 3\) instead of \(\d+, 3, 3, 3\)$"):
+        Backbone(TINY, weights=str(tmp_path / "small.pth"))
     torch.save(nn.Linear(1, 1), tmp_path / "pickled.pth")
     with pytest.raises(ValueError, match="cannot be read as tensors"):
         Backbone(TINY, weights=str(tmp_path / "pickled.pth"))

@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 from torch import Tensor
 
 from interp_models.backbones import Backbone
-from interp_models.callbacks.explanation_evaluation import ExplanationEvaluation
+from interp_models.config import TrainConfig
 from interp_models.data.base import Sample
 from interp_models.data.features import store_features
 from interp_models.data.module import data_of
@@ -17,7 +17,7 @@ from interp_models.training.module import InterpModule
 
 class FeatureCache(pl.Callback):
     """Before a training begins, has the features of all training and validation images stored, to be read at every
-    step in place of images; see `store_features`.
+    step in place of images; see `store_features`. What `check_features` refuses must not be trained so.
 
     Args:
         folder: of the caches; they may serve other trainings.
@@ -32,20 +32,8 @@ class FeatureCache(pl.Callback):
         return [] if folder is None else [cls(Path(folder))]
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Compute what is missing.
-
-        Raises:
-            InputError: where features would not be all that the training needs of the images.
-        """
-        assert isinstance(module, InterpModule)
-        data = data_of(trainer)
-        backbone = _frozen(module)
-        if data.augment:
-            raise InputError("feature_cache needs data.augment=false: every image has its features once")
-        if module.distillation is not None:
-            raise InputError("feature_cache: distillation.teacher needs images, not features")
-        if any(isinstance(one, ExplanationEvaluation) for one in trainer.callbacks):  # type: ignore[attr-defined]
-            raise InputError("feature_cache: evaluation.every_n_epochs needs images, not features")
+        """Compute what is missing."""
+        data, backbone = data_of(trainer), module.get_submodule("backbone")
         backbone.to(trainer.strategy.root_device)
         data.stored = store_features(backbone, data, self.folder)
 
@@ -86,8 +74,21 @@ def _give(module: pl.LightningModule, features: Tensor | None) -> None:
         backbone.given = features
 
 
-def _frozen(module: InterpModule) -> Backbone:
-    """The module's backbone, which no phase may change."""
+def check_features(config: TrainConfig, module: InterpModule) -> None:
+    """Raise `InputError` if the config wants features in place of images, and its training needs more of the images, or
+    changes the backbone."""
+    if config.feature_cache is None:
+        return
+    if config.data["augment"]:
+        raise InputError("feature_cache needs data.augment=false: every image has its features once")
+    if config.data["transforms"] == "prototree" and config.data["val_fraction"] and not config.data["crop_to_box"]:
+        raise InputError(
+            "feature_cache: data.transforms=prototree crops training images only; add data.crop_to_box=true"
+        )
+    if module.distillation is not None:
+        raise InputError("feature_cache: distillation.teacher needs images, not features")
+    if config.evaluation.every_n_epochs:
+        raise InputError("feature_cache: evaluation.every_n_epochs needs images, not features")
     backbone = getattr(module, "backbone", None)
     if not isinstance(backbone, Backbone):
         raise InputError(f"feature_cache: {type(module).__name__} has no convolutional backbone")
@@ -98,4 +99,3 @@ def _frozen(module: InterpModule) -> Backbone:
             raise InputError(f"feature_cache: phases[{number}].lrs must not train the backbone")
         if "backbone" not in phase.eval_modules:
             raise InputError(f"feature_cache: phases[{number}].eval_modules must name backbone, whose statistics stay")
-    return backbone

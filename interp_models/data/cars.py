@@ -1,5 +1,6 @@
 """Stanford Cars: makes, models and years of cars, with boxes."""
 
+import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -38,12 +39,13 @@ class Cars(ImageDataset):
             from scipy.io import loadmat  # type: ignore[import-untyped]
             from scipy.io.matlab import MatReadError  # type: ignore[import-untyped]
         except ImportError:
-            raise InputError("Stanford Cars: its lists are read by scipy: pip install scipy") from None
+            need = "Stanford Cars: reading its lists needs the extra 'cars': pip install 'interp_models[cars]'"
+            raise InputError(need) from None
         try:
             reader = StanfordCars(folder.parent, split)
             rows = loadmat(reader._annotations_mat_path, squeeze_me=True)["annotations"]
             boxes = [[float(row[f"bbox_{end}"]) for end in ("x1", "y1", "x2", "y2")] for row in rows]
-        except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, MatReadError) as error:
+        except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, zlib.error, MatReadError) as error:
             raise InputError(f"Stanford Cars: the lists of {folder} cannot be read: {error}") from None
         self.classes = [name.replace("/", "-") for name in reader.classes]  # "Ram C/V Cargo Van Minivan 2012"
         self._paths = [Path(path) for path, _ in reader._samples]

@@ -52,7 +52,11 @@ class StoredFeatures(Dataset[Sample]):
         if number not in self._arrays:
             if len(self._arrays) == OPEN:
                 self._arrays.pop(next(iter(self._arrays)))
-            self._arrays[number] = np.load(self.files[number], mmap_mode="c")
+            try:
+                self._arrays[number] = np.load(self.files[number], mmap_mode="c")
+            except (OSError, ValueError, EOFError) as error:
+                path = self.files[number]
+                raise InputError(f"feature_cache: {path} cannot be read; delete it ({error})") from None
         features = torch.from_numpy(self._arrays[number][row])
         return Sample(features, int(self.dataset.images.labels[index]), index)
 

@@ -17,7 +17,7 @@ CROP_RATIO = 0.875
 
 
 Name = Literal["wsdan", "resized_crop", "protopnet", "prototree", "prototree_cars"]
-"""Whose transforms; `resized_crop` is the usual one of vision transformers."""
+"""Whose transforms; `resized_crop` is the usual kind of vision transformers."""
 CROPPED = ("wsdan", "resized_crop")
 """Tested on the middle of the image."""
 

@@ -37,7 +37,8 @@ class DPNet(InterpModule):
         weights: see `Backbone`.
         output_stride: see `Backbone`.
         parts_per_class: q = P / K.
-        windows: sides, in cells, of the windows that are regions; 1 is a cell. Windows larger than the map are none.
+        windows: sides, in cells, of the windows that are regions; 1 is a cell. Windows larger than the map are none;
+            if all are, the largest square that fits is one.
         complementary: weight of this term.
         covering: weight of this term.
         specific: weight of this term.
@@ -69,9 +70,9 @@ class DPNet(InterpModule):
         super().__init__(num_classes)
         check_fraction(dropout=dropout, label_smoothing=label_smoothing)
         check_not_negative(complementary=complementary, covering=covering, specific=specific)
-        if parts_per_class < 1 or not windows or min(windows) < 1 or not temperature > 0:
+        if parts_per_class < 1 or not windows or min(windows) < 1 or not 0 < temperature < math.inf:
             raise InputError(
-                "model needs parts_per_class >= 1, windows of at least 1 cell and temperature > 0; got "
+                "model needs parts_per_class >= 1, windows of at least 1 cell and a finite temperature > 0; got "
                 f"{parts_per_class}, {list(windows)} and {temperature}"
             )
         self.backbone = Backbone(backbone, weights=weights, output_stride=output_stride)

@@ -29,15 +29,16 @@ class ViTCLS(InterpModule):
     without the columns of class, register and distillation tokens, so that they sum to less than 1.
 
     A distilled transformer decides by the mean of its class and its distillation token; maps are of the class token.
-    Fused attention stays on. Images may have any size of whole patches; position embeddings are interpolated.
+    Fused attention stays on, but in the last block where its q and k are rotated. Images may have any size of whole
+    patches; position embeddings are interpolated.
 
     Args:
         num_classes: classes K.
         backbone: a timm vision transformer with a class token.
         weights: `timm` (timm's hub), the path of a state dict, or None for a random start.
         drop_path: of the last block, growing linearly from 0 (stochastic depth).
-        layer_decay: learning rates fall by this factor from the head to the last block, and from block to block
-            towards the images.
+        layer_decay: learning rates of the backbone begin at this factor in the last block, and fall by it from block
+            to block towards the images.
         dropout: on the class token.
         label_smoothing: of the cross-entropy.
     """
@@ -100,11 +101,10 @@ class ViTCLS(InterpModule):
             no_weight_decay_list=self.backbone.no_weight_decay(),
             layer_decay=self.layer_decay,
         )
-        hints = {
-            parameter: (group["lr_scale"] * self.layer_decay, group["weight_decay"] > 0)  # timm's last is its own head
-            for group in groups
-            for parameter in group["params"]
-        }
+        of = {p: (group["lr_scale"], group["weight_decay"] > 0) for group in groups for p in group["params"]}
+        # timm counts from its head, or from parameters that it takes for later than the blocks, as those of rotations
+        last, _ = of[next(self.backbone.blocks[-1].parameters())]
+        hints = {p: (min(scale / last, 1.0) * self.layer_decay, decays) for p, (scale, decays) in of.items()}
         return {**hints, self.head.bias: (1.0, False)}
 
     @property

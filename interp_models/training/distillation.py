@@ -1,5 +1,6 @@
 """Distillation: a student learns the teacher's logits beside the labels."""
 
+import math
 from typing import Any
 
 import torch
@@ -23,13 +24,13 @@ class Distillation:
         weight: λ.
 
     Raises:
-        InputError: unless T > 0 and 0 <= λ <= 1.
+        InputError: unless 0 < T < ∞ and 0 <= λ <= 1.
     """
 
     def __init__(self, teacher: nn.Module, *, temperature: float, weight: float) -> None:
-        if not temperature > 0 or not 0 <= weight <= 1:
+        if not 0 < temperature < math.inf or not 0 <= weight <= 1:
             raise InputError(
-                f"distillation needs temperature > 0 and weight from 0 to 1; got {temperature} and {weight}"
+                f"distillation needs a finite temperature > 0 and weight from 0 to 1; got {temperature} and {weight}"
             )
         self.teacher = teacher.eval().requires_grad_(False)
         self.digest = weights_digest(teacher)

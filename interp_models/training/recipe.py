@@ -119,9 +119,13 @@ class Recipe:
             value = getattr(self.optimizer, key)
             if not 0 <= value < math.inf:
                 raise InputError(f"optimizer.{key} must be 0 or more; got {value}")
-        for group in self.optimizer.weight_decays:
+        if not 0 < self.optimizer.eps < math.inf:
+            raise InputError(f"optimizer.eps must be above 0; got {self.optimizer.eps}")
+        for group, decay in self.optimizer.weight_decays.items():
             if group not in groups:
                 raise unknown("parameter group in optimizer.weight_decays:", group, groups)
+            if not 0 <= decay < math.inf:
+                raise InputError(f"optimizer.weight_decays.{group} must be 0 or more; got {decay}")
         trained = [phase for phase in self.phases if phase.epochs]
         if trained and trained[-1].select == "none":
             raise InputError("phases: the last one must not have select: none, as its last epoch is the run's")

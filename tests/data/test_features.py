@@ -14,6 +14,7 @@ from interp_models.backbones import Backbone
 from interp_models.callbacks.feature_cache import FeatureCache
 from interp_models.data import features
 from interp_models.data.features import store_features
+from interp_models.errors import InputError
 from tests.conftest import Cub, Script, fit, tiny_config, tiny_options, write_config
 
 
@@ -114,6 +115,16 @@ def test_features_are_those_of_the_images_in_their_order(
     assert passed == []
 
 
+def test_a_damaged_file_is_named(tiny_cub: Cub, tmp_path: Path) -> None:
+    data, backbone = module_of(config_of(tiny_cub.root, tmp_path / "run", None))
+    stored = store_features(backbone, data, tmp_path)["train"]
+    whole = arrays(tmp_path)[0].read_bytes()
+    for content in (b"", whole[:5], whole[: len(whole) // 2]):
+        arrays(tmp_path)[0].write_bytes(content)
+        with pytest.raises(InputError, match=r"feature_cache: .*00000\.npy cannot be read; delete it"):
+            stored[0, 0]
+
+
 def test_what_is_stored_depends_on_weights_transform_and_data(tiny_cub: Cub, tmp_path: Path) -> None:
     root = tmp_path / "cub"
     shutil.copytree(tiny_cub.root, root)
@@ -165,11 +176,12 @@ def test_a_loss_that_needs_other_images_is_refused(script: Script, tiny_cub: Cub
     config["phases"][0]["lrs"] = {"attention": 0.01, "head": 0.01}
     outcome = script("train", write_config(tmp_path / "c.yaml", config))
     assert outcome.code == 2
-    assert "the model needs images beside the batch's" in outcome.err
+    assert "feature_cache: the model needs more than the batch's images, as for model.crop_drop" in outcome.err
 
 
 REFUSED = {
     "every image has its features once": {"data": {"augment": True}},
+    "data.transforms=prototree crops training images only": {"data": {"transforms": "prototree", "val_fraction": 0.2}},
     "phases[0].lrs must not train the backbone": {"lrs": {"backbone": 0.1, "parts": 0.1}},
     "phases[0].eval_modules must name backbone": {"eval_modules": []},
     "evaluation.every_n_epochs needs images": {"evaluation": {"every_n_epochs": 1, "explainers": ["intrinsic"]}},
@@ -194,6 +206,7 @@ def test_what_needs_images_is_refused(script: Script, tiny_cub: Cub, bcnn_run: P
     assert outcome.code == 2
     assert why in outcome.err
     assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "run").exists()  # so that it can be tried again
 
 
 def test_a_folder_that_cannot_be_made_is_named(script: Script, tiny_cub: Cub, tmp_path: Path) -> None:

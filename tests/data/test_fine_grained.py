@@ -152,16 +152,22 @@ def test_what_is_missing_is_named(tmp_path: Path, name: str, gone: str, says: st
 
 
 def test_a_malformed_list_is_named(tmp_path: Path) -> None:
+    scipy_io = pytest.importorskip("scipy.io", reason="the extra 'cars' is not installed")
     root = make_mit67(tmp_path / "a")
     (root / "TrainImages.txt").write_text("kitchen.jpg\n")
     with pytest.raises(InputError, match=r"TrainImages.txt names 'kitchen.jpg'; expected <class>/<image>"):
         MIT67(split="test", root=str(root))
     root = make_cars(tmp_path / "c")
-    (root / "stanford_cars/devkit/cars_meta.mat").write_text("<html>moved</html>")
+    meta = root / "stanford_cars/devkit/cars_meta.mat"
+    meta.write_text("<html>moved</html>")
+    with pytest.raises(InputError, match=r"Stanford Cars: the lists of .* cannot be read"):
+        Cars(split="test", root=str(root))
+    scipy_io.savemat(meta, {"class_names": ["a", "b"]}, do_compression=True)  # as the official ones are
+    meta.write_bytes(meta.read_bytes()[:150] + b"junk")
     with pytest.raises(InputError, match=r"Stanford Cars: the lists of .* cannot be read"):
         Cars(split="test", root=str(root))
     savemat_7_3 = b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM"
-    (root / "stanford_cars/devkit/cars_meta.mat").write_bytes(savemat_7_3.ljust(600, b"\0"))
+    meta.write_bytes(savemat_7_3.ljust(600, b"\0"))
     with pytest.raises(InputError, match=r"Stanford Cars: the lists of .* cannot be read"):
         Cars(split="test", root=str(root))
     root = make_mit67(tmp_path / "d")

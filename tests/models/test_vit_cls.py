@@ -44,10 +44,10 @@ def test_logits_are_those_of_the_transformer_and_its_classifier(backbone):
     assert torch.equal(model.explain(output, target, "max"), output.maps.max(dim=1).values)
 
 
-def check_hints(module="interp_models.models.vit_cls", right="", wrong=""):
+def check_hints(backbone="vit_tiny_patch16_224", module="interp_models.models.vit_cls", right="", wrong=""):
     """Block b of L, counted from 0, has decay^(L - b), what is before them decay^(L + 1), the head 1."""
     cls = mutated(module, right, wrong).ViTCLS if right else ViTCLS
-    model = make(cls, backbone="vit_tiny_patch16_224", layer_decay=0.5)
+    model = make(cls, backbone=backbone, layer_decay=0.5)
     hints = model.optimizer_hints()
     count = len(model.backbone.blocks)
     for name, parameter in model.named_parameters():
@@ -55,14 +55,16 @@ def check_hints(module="interp_models.models.vit_cls", right="", wrong=""):
         if block:
             expected = 0.5 ** (count - int(block[1]))
         else:
-            after = {"head": 1.0, "backbone.norm": 0.5}  # the last norm goes with the last block
+            # the last norm goes with the last block, and so do frequencies of rotations
+            after = {"head": 1.0, "backbone.norm": 0.5, "backbone.rope": 0.5}
             expected = next((after[key] for key in after if name.startswith(key)), 0.5 ** (count + 1))
-        decays = parameter.dim() > 1 and not name.endswith(("pos_embed", "cls_token"))
+        decays = parameter.dim() > 1 and not name.endswith(("pos_embed", "cls_token", "rope.freqs"))
         assert hints.get(parameter, (1.0, True)) == (pytest.approx(expected), decays), name
 
 
-def test_learning_rates_fall_towards_the_images():
-    check_hints()
+@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "vit_small_patch16_rope_mixed_224"])
+def test_learning_rates_fall_towards_the_images(backbone):
+    check_hints(backbone)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +74,7 @@ def test_learning_rates_fall_towards_the_images():
         ("no_weight_decay_list=self.backbone.no_weight_decay()", "no_weight_decay_list=()"),
         ("self.head.bias: (1.0, False)", "self.head.bias: (1.0, True)"),
         ('group["weight_decay"] > 0', "True"),
-        ('group["lr_scale"] * self.layer_decay', 'group["lr_scale"]'),
+        ("min(scale / last, 1.0) * self.layer_decay", "min(scale / last, 1.0)"),
     ],
 )
 def test_mutations_are_rejected(right, wrong):

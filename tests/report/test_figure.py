@@ -80,6 +80,8 @@ def test_explainers_that_are_not_evaluated_are_refused(script: Script, cnn_run: 
     outcome = script("evaluate", run, *PLAN, "explainers=[random]", "figure=[random]")
     assert outcome.code == 2
     assert "figure: shows every run's own map, so that explainers must have intrinsic" in outcome.err
+    outcome = script("evaluate", run, *PLAN, "figure=[random]", "report_images=0")
+    assert "figure: shows images of the page, so that report_images must be at least 1" in outcome.err
     assert not (run / "evaluation").exists()
     outcome = script("evaluate", run, *PLAN)
     assert outcome.code == 0
