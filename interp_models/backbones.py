@@ -42,9 +42,9 @@ class Backbone(nn.Module):
         trunk = _create(name, weights, output_stride)
         # A training step of EfficientNet-Lite0 takes 0.7 of the time on a CPU.
         self.trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        config = resolve_model_data_config(self.trunk)  # type: ignore[no-untyped-call]
-        self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1))
+        mean, std = pixel_statistics(self.trunk)
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
         features = _probe(name, self.trunk)
         self.given: Tensor | None = None
         """Features of a batch that a training reads in place of its images; see `callbacks.feature_cache`."""
@@ -68,6 +68,12 @@ class Backbone(nn.Module):
         images = images.contiguous(memory_format=torch.channels_last)
         features: Tensor = self.trunk((images - self.mean) / self.std)
         return features
+
+
+def pixel_statistics(network: nn.Module) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation that images (B, 3, H, W) of a timm model are normalised with, (1, 3, 1, 1) each."""
+    config = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
+    return torch.tensor(config["mean"]).view(1, 3, 1, 1), torch.tensor(config["std"]).view(1, 3, 1, 1)
 
 
 def _create(name: str, weights: str | None, output_stride: int | None) -> nn.Module:

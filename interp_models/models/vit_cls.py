@@ -11,12 +11,11 @@ from typing import Any, ClassVar
 import timm
 import torch
 import torch.nn.functional as F
-from timm.data.config import resolve_model_data_config
 from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from interp_models.attention import attentions, class_rows, on_grid, patch_size, transformer
-from interp_models.backbones import load_file, without_weights
+from interp_models.backbones import load_file, pixel_statistics, without_weights
 from interp_models.errors import InputError, NotApplicable
 from interp_models.outputs import InterpOutput
 from interp_models.registry import unknown
@@ -63,9 +62,9 @@ class ViTCLS(InterpModule):
         if not 0 < layer_decay <= 1:
             raise InputError(f"model.layer_decay must be above 0 and at most 1; got {layer_decay}")
         self.backbone = _trunk(backbone, weights, drop_path)
-        config = resolve_model_data_config(self.backbone)  # type: ignore[no-untyped-call]
-        self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
+        mean, std = pixel_statistics(self.backbone)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(self.backbone.num_features, num_classes)
         nn.init.zeros_(self.head.bias)
