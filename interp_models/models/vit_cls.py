@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import timm
-import torch
 import torch.nn.functional as F
 from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
