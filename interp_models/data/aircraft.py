@@ -62,6 +62,14 @@ class Aircraft(ImageDataset):
         """The name of the image's file."""
         return self._paths[index].name
 
+    def files(self, index: int) -> tuple[Path, ...]:
+        """The image's file."""
+        return (self._paths[index],)
+
+    def annotation(self, index: int) -> str:
+        """Class name and box."""
+        return f"{self.classes[self.labels[index]]} {self._boxes[index]}"
+
     def load(self, index: int) -> Sample:
         """Image `index`, its label and its box.
 

@@ -59,6 +59,16 @@ class ImageDataset(ABC):
     def image_id(self, index: int) -> str:
         """A name of the image that stays the same from run to run (its path in the data set)."""
 
+    def files(self, index: int) -> tuple[Path, ...]:
+        """The files that image `index` is read from, its mask's too; () where it is drawn, or the data set does not
+        say."""
+        return ()
+
+    def annotation(self, index: int) -> str:
+        """Class name of image `index`, and all its ground truth that is in no file of `files`, as text that changes
+        when it does."""
+        return str(self.classes[self.labels[index]])
+
     @abstractmethod
     def load(self, index: int) -> Sample:
         """Image `index` as stored, with its ground truth.

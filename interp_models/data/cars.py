@@ -58,6 +58,14 @@ class Cars(ImageDataset):
         path = self._paths[index]
         return f"{path.parent.name}/{path.name}"
 
+    def files(self, index: int) -> tuple[Path, ...]:
+        """The image's file."""
+        return (self._paths[index],)
+
+    def annotation(self, index: int) -> str:
+        """Class name and box."""
+        return f"{self.classes[self.labels[index]]} {self._boxes[index]}"
+
     def load(self, index: int) -> Sample:
         """Image `index`, its label and its box.
 

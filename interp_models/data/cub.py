@@ -104,17 +104,27 @@ class CUB(ImageDataset):
         """The image's path in `images.txt`."""
         return self._paths[index]
 
+    def files(self, index: int) -> tuple[Path, ...]:
+        """The image's file and, where there are masks, its mask's."""
+        image = self._folder / "images" / self._paths[index]
+        return (image,) if self._masks is None else (image, (self._masks / self._paths[index]).with_suffix(".png"))
+
+    def annotation(self, index: int) -> str:
+        """Class name, box, key points and their visibility."""
+        truth = (values[index].tolist() for values in (self._boxes, self._parts, self._visible))
+        return " ".join(map(str, (self.classes[self.labels[index]], *truth)))
+
     def load(self, index: int) -> Sample:
         """Image `index` with its box, 15 key points, their visibility and, where there are masks, the bird's mask.
 
         Raises:
             InputError: if the image or its mask is missing or cannot be decoded, or their sizes differ.
         """
-        image = decode_image(self._folder / "images" / self._paths[index])
+        image_file, *mask_files = self.files(index)
+        image = decode_image(image_file)
         height, width = image.shape[-2:]
         masks = None
-        if self._masks is not None:
-            path = (self._masks / self._paths[index]).with_suffix(".png")
+        for path in mask_files:
             masks = tv_tensors.Mask(decode_image(path)[:1] > 127)
             if masks.shape[-2:] != image.shape[-2:]:
                 raise InputError(

@@ -49,6 +49,10 @@ class ImageFolder(ImageDataset):
         """The image's path from `root`."""
         return self._paths[index].relative_to(self._root).as_posix()
 
+    def files(self, index: int) -> tuple[Path, ...]:
+        """The image's file."""
+        return (self._paths[index],)
+
     def load(self, index: int) -> Sample:
         """Image `index` and its label.
 

@@ -47,6 +47,10 @@ class MIT67(ImageDataset):
         """The image's path in the list."""
         return self._names[index]
 
+    def files(self, index: int) -> tuple[Path, ...]:
+        """The image's file."""
+        return (self._folder / self._names[index],)
+
     def load(self, index: int) -> Sample:
         """Image `index` and its label.
 

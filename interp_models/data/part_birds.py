@@ -60,6 +60,10 @@ class PartBirds(ImageDataset):
         """Split, label and index, as in "train/03_000027"."""
         return f"{self.split}/{self._label(index):02d}_{index:06d}"
 
+    def annotation(self, index: int) -> str:
+        """Class name, and what the image and its ground truth are drawn from."""
+        return f"{self.classes[self._label(index)]} {self.split} {index} {self.image_size} pixels, seed {self.seed}"
+
     def scene(self, index: int) -> Scene:
         """What image `index` shows; `part_birds_drawing.draw` draws it, or a changed copy of it."""
         return make_scene(self.seed, self.split, index, self._label(index))
