@@ -3,6 +3,7 @@
 python evaluate.py RUN [RUN ...] [key=value ...]
 python evaluate.py ensemble=[RUN,RUN,...] [key=value ...]   (accuracy of their averaged probabilities)
 Defaults are read from configs/eval/faithfulness.yaml, or from config=FILE.
+Results go to RUN/evaluation; those of one run to out=FOLDER where that is given.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ import hashlib
 import json
 import math
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,10 @@ from interp_models.config import EvaluateConfig, check, load_yaml, override
 from interp_models.data.choice import draw
 from interp_models.ensemble import Predictions, write_ensemble
 from interp_models.errors import InputError
-from interp_models.loggers import close, log_pictures, log_results, make_loggers
+from interp_models.files import LOCK, locked
+from interp_models.loggers import close, log_maps, log_pictures, log_results, make_loggers
 from interp_models.report.comparison import Evaluated, check_same_images, compare
+from interp_models.report.text import text_table
 from interp_models.results import Provenance
 
 DEFAULT = "configs/eval/faithfulness.yaml"
@@ -35,12 +39,11 @@ REFUSED = dict.fromkeys(("limit_test_batches", "fast_dev_run"), "n_images= says 
 def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
     """Evaluate runs on the same images; returns the path of the report.
 
-    Each run gets `evaluation/` with its results, maps and report; several runs also get a report together.
+    Each run gets `evaluation/` with its results, maps and report, or a single one the folder `config.out`; several runs
+    also get a report together. Nobody else writes to these folders meanwhile.
     """
     quiet()
     options = check_trainer(config.trainer, REFUSED)
-    if config.out is not None and len(folders) == 1:
-        raise InputError("out= is the folder of a comparison of several runs; the results of one go to RUN/evaluation")
     if config.report_images < 0:
         raise InputError(f"report_images must be at least 0; got {config.report_images}")
     labels = [label for label, _, _ in explainer_specs(config.explainers)]
@@ -55,42 +58,56 @@ def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
         grids = [resolve_grid(None, run.model, run.data.image_size) or (1, 1) for run in evaluated]
         config = dataclasses.replace(config, grid=list(min(grids, key=math.prod)))
     is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
-    out = runs.folder_of_several(config.out, "comparisons") if len(folders) > 1 else None
+    with ExitStack() as locks:
+        if is_first:
+            for run in evaluated:
+                advice = "wait for its end, or evaluate one run to a folder of its own with out=FOLDER"
+                locks.enter_context(locked(run.results, "an evaluation", advice))
+        return _evaluate(evaluated, config, options, is_first)
+
+
+def _evaluate(evaluated: list[Evaluated], config: EvaluateConfig, options: dict[str, Any], is_first: bool) -> Path:
+    out = runs.folder_of_several(config.out, "comparisons") if len(evaluated) > 1 else None
     for run in evaluated:
-        folder, model, data = run
+        folder, model, data, results = run
         node = runs.run_config(folder)
         seed_everything(config.seed)
         checkpoint = runs.checkpoint_path(folder, config.ckpt).read_bytes()
         of_data = runs.data_options(node, **_changes(config))
-        images = {key: of_data[key] for key in ("dataset", "image_size", "crop_to_box", "transforms")}
-        digest = hashlib.sha256(checkpoint + json.dumps(images, sort_keys=True, default=str).encode())
+        transform = {key: of_data[key] for key in ("image_size", "crop_to_box", "transforms")}
+        digest = hashlib.sha256(checkpoint + json.dumps(transform, sort_keys=True).encode())
         callback = ExplanationEvaluation(
             config,
-            folder=folder / "evaluation",
+            folder=results,
             provenance=Provenance(runs.run_name(folder), runs.selection(node, config.ckpt), int(node["seed"])),
-            weights_and_data=digest.hexdigest(),
+            weights_and_transform=digest.hexdigest(),
         )
         trainer = make_trainer(
-            default_root_dir=folder,
-            logger=make_loggers(config.logger, folder if is_first else None, group=node["experiment"], job="evaluate"),
-            callbacks=[
-                callback,
-                PrototypeEvaluation(config.prototype_metrics, folder / "evaluation", digest.hexdigest()),
-            ],
+            default_root_dir=results,
+            logger=make_loggers(
+                config.logger,
+                (folder if config.out is None or out else results) if is_first else None,
+                group=node["experiment"],
+                job="evaluate",
+            ),
+            callbacks=[callback, PrototypeEvaluation(config.prototype_metrics, results, digest.hexdigest())],
             use_distributed_sampler=False,
             **{"enable_progress_bar": False, **options},
         )
         trainer.test(model, data, verbose=False)
         if trainer.is_global_zero:
-            report = compare([run], folder / "evaluation", config.report_images, config.figure)
-            log_results(trainer.loggers, json.loads((folder / "evaluation/results.json").read_text())["rows"])
+            report, shown = compare([run], results, config.report_images, config.figure)
+            rows = json.loads((results / "results.json").read_text())["rows"]
+            log_results(trainer.loggers, rows)
+            log_maps(trainer.loggers, shown)
             for key in ("local", "parts"):
-                log_pictures(trainer.loggers, key, sorted((folder / "evaluation" / key).glob("*.jpg")))
+                log_pictures(trainer.loggers, key, sorted((results / key).glob("*.jpg")))
+            print(text_table(rows))
         close(trainer.loggers)
     if not trainer.is_global_zero:
-        return folders[0] / "evaluation" / "report.html"
+        return evaluated[0].results / "report.html"
     if out is not None:
-        report = compare(evaluated, out, config.report_images, config.figure)
+        report, _ = compare(evaluated, out, config.report_images, config.figure)
     print(f"report: {report}")
     return report
 
@@ -109,12 +126,30 @@ def _loaded(folders: list[Path], config: EvaluateConfig) -> list[Evaluated]:
     models = [runs.load(folder, config.ckpt)[0] for folder in folders]
     modules = [runs.build_data(node, **_changes(config)) for node in nodes]
     for folder, model, data in zip(folders, models, modules, strict=True):
-        if len(data.classes) != model.num_classes:
+        if model.classes:
+            data.as_classes(model.classes, str(folder))
+        elif len(data.classes) != model.num_classes:  # an older checkpoint, which holds no names
             raise InputError(f"{folder}: the model has {model.num_classes} classes, the data set {len(data.classes)}")
         tell_skipped(data)
         data.test_indices = draw(data.test_indices, config.n_images, config.seed)
     check_same_images(folders, modules)
-    return [Evaluated(*run) for run in zip(folders, models, modules, strict=True)]
+    results = [folder / "evaluation" for folder in folders]
+    if config.out is not None and len(folders) == 1:
+        results = [_own_folder(Path(config.out))]
+    return [Evaluated(*run) for run in zip(folders, models, modules, results, strict=True)]
+
+
+def _own_folder(out: Path) -> Path:
+    """The folder for one run's evaluation, which may hold one already; raises `InputError` if it holds other things."""
+    try:
+        taken = out.exists() and any(out.iterdir()) and not (out / LOCK).exists()
+    except OSError as error:
+        raise InputError(f"out={out} cannot be read: {error.strerror}") from None
+    if taken:
+        raise InputError(
+            f"out={out} holds other files than an evaluation's; name a new folder, or that of an evaluation"
+        )
+    return out
 
 
 def ensemble(folders: list[Path], config: EvaluateConfig) -> Path:
@@ -126,7 +161,7 @@ def ensemble(folders: list[Path], config: EvaluateConfig) -> Path:
     evaluated = _loaded(folders, config)
     out = runs.folder_of_several(config.out, "ensembles")
     members = []
-    for folder, model, data in evaluated:
+    for folder, model, data, _ in evaluated:
         seed_everything(config.seed)
         members.append(Predictions())
         trainer = make_trainer(

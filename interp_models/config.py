@@ -128,7 +128,8 @@ class EvaluateConfig(ExplanationConfig):
     ensemble: list[str] = field(default_factory=list)
     """Runs whose class probabilities are averaged, in place of runs to compare; only accuracy is measured."""
     out: str | None = None
-    """Folder of a comparison or ensemble of several runs; null makes runs/comparisons/<n> or runs/ensembles/<n>."""
+    """Folder of one run's evaluation, or of a comparison or ensemble of several runs; null takes RUN/evaluation, or
+    makes runs/comparisons/<n> or runs/ensembles/<n>."""
     seed: int = 0
     """Of the drawn images; random explainers have a `seed` of their own."""
     prototype_metrics: list[str] = field(default_factory=list)

@@ -1,31 +1,53 @@
-"""Files and folders that are written whole or not at all, and never over others."""
+"""Files and folders that are written whole or not at all, never over others, and by one process at a time."""
 
 import json
 import os
+import socket
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from interp_models.errors import InputError
+
+LOCK = ".lock"
+"""The file in a folder that the process which writes there holds locked."""
+
 
 def new_folder(parent: Path, prefix: str = "") -> Path:
-    """Make and return parent/<prefix><n> with the first n from 0 that does not exist: nothing is ever overwritten."""
-    parent.mkdir(parents=True, exist_ok=True)
+    """Make and return parent/<prefix><n> with the first n from 0 that does not exist: nothing is ever overwritten.
+
+    Raises:
+        InputError: if it cannot be made.
+    """
     number = 0
-    while True:
-        folder = parent / f"{prefix}{number}"
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return folder
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            folder = parent / f"{prefix}{number}"
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                number += 1
+            else:
+                return folder
+    except OSError as error:
+        raise InputError(
+            f"no folder can be made in {parent.absolute()} ({error.strerror}); out=FOLDER names another place"
+        ) from None
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A path to write to, in the same folder, that becomes `path` at the end; after an exception nothing is left."""
-    partial = path.with_name(f".{path.name}.partial")
+    """A path to write to, in the same folder, that becomes `path` at the end; after an exception nothing is left.
+
+    Its name is unique, so that two processes may write the same file: the last one stays, whole.
+    """
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         yield partial
         with partial.open("rb") as file:
@@ -45,3 +67,41 @@ def write_whole(path: Path, data: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write json whole or not at all; NaN is not json and raises `ValueError`."""
     write_whole(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def locked(folder: Path, work: str, advice: str = "wait for its end") -> Iterator[None]:
+    """Hold a folder's lock, so that one process at a time writes there; the folder is made if it does not exist.
+
+    The system frees the lock of a process that ends, however it ends. What a killed process left half written is
+    removed.
+
+    Args:
+        folder: what is written to.
+        work: what is done there, such as `an evaluation`.
+        advice: what somebody can do who comes second.
+
+    Raises:
+        InputError: if another process holds the lock, or the folder cannot be written.
+    """
+    file = folder / LOCK
+    lock = FileLock(file)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        holder = ""
+        with suppress(OSError):
+            holder = file.read_text(errors="replace").strip()
+        raise InputError(f"{folder} is in use by {holder or 'another process'}; {advice}") from None
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror}), which {work} needs") from None
+    try:
+        with suppress(OSError):  # a system whose locks forbid that does without
+            now = datetime.now().isoformat(" ", "seconds")
+            file.write_text(f"{work} of process {os.getpid()} on {socket.gethostname()} since {now}")
+        for left in [*folder.glob(".*.partial"), *folder.glob("*/.*.partial")]:
+            left.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()

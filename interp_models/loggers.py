@@ -11,9 +11,11 @@ import pandas as pd
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+from interp_models import visual
 from interp_models.config import LoggerConfig
 from interp_models.errors import InputError
 from interp_models.files import write_whole
+from interp_models.report.views import ImageView
 
 
 def make_loggers(
@@ -66,12 +68,37 @@ def make_loggers(
 
 
 def log_results(loggers: Iterable[Logger], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Send an evaluation's mean scores to Weights & Biases as a table, a row per explainer and a column per metric."""
-    frame = pd.DataFrame(rows)
-    table = frame.pivot_table("mean", "explainer", "metric", dropna=False, sort=False).reset_index()
+    """Send an evaluation's scores to Weights & Biases as a table: a row per explainer, and for each metric the mean,
+    the standard deviation over the images, and the number of images where it is defined."""
+    table: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        cells = table.setdefault(row["explainer"], {"explainer": row["explainer"]})
+        key = row["metric"]
+        cells |= {key: row["mean"], f"{key} std": row["std"], f"{key} n": row["n"] - row["n_undefined"]}
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            logger.log_table("results", dataframe=table)
+            logger.log_table("results", dataframe=pd.DataFrame(list(table.values())))
+
+
+def log_maps(loggers: Iterable[Logger], images: Sequence[ImageView]) -> None:
+    """Send the images that a page shows to Weights & Biases as a table: a row per image, a column per explainer."""
+    sending = [logger for logger in loggers if isinstance(logger, WandbLogger)]
+    if not sending or not images:
+        return
+    import wandb
+
+    explainers = list(dict.fromkeys(shown.explainer for view in images for shown in view.maps))
+    rows = []
+    for view in images:
+        (run,) = view.predictions
+        predicted, probability = view.predictions[run]
+        own = view.own.get(run, view.image)
+        maps = {shown.explainer: wandb.Image(visual.drawn(own, shown.heatmap)[0]) for shown in view.maps}
+        about = [view.image_id, view.label, predicted, probability, predicted == view.label, wandb.Image(own)]
+        rows.append([*about, *(maps.get(explainer) for explainer in explainers)])
+    columns = ["image", "class", "prediction", "probability", "right", "pixels", *explainers]
+    for logger in sending:
+        logger.log_table("maps", columns=columns, data=rows)
 
 
 def log_pictures(loggers: Iterable[Logger], key: str, paths: Sequence[Path]) -> None:

@@ -205,4 +205,4 @@ def project(
     sources.cell[which] = torch.stack([row, column], dim=1)
     sources.receptive_box[which] = torch.stack(receptive, dim=1)
     sources.activation_box[which] = activation_boxes(similarity(patches.distances), size)
-    sources.images.fill_(data.fingerprint("train"))
+    sources.images.fill_(data.fingerprint("train", contents=True))

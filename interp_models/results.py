@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from interp_models.errors import InputError
 from interp_models.files import whole, write_json, write_whole
 
 SCHEMA_VERSION = 1
@@ -77,6 +79,10 @@ class PartialResults:
         maps = [f"maps/{label}.npy" for label in self.folders if label not in results["left_out"]]
         return all((self.results / file).is_file() for file in ["per_image.parquet", "maps/index.csv", *maps])
 
+    def date(self) -> str:
+        """When the results were finished."""
+        return datetime.fromtimestamp((self.results / "results.json").stat().st_mtime).isoformat(" ", "minutes")
+
     def _file(self, label: str, index: Tensor) -> Path:
         return self.folders[label] / f"{int(index[0])}-{len(index)}.pt"
 
@@ -112,7 +118,7 @@ class PartialResults:
 
     def clear(self) -> None:
         """Remove what evaluations have left, but for other explainers' parts of this very work: these may belong to a
-        longer list that was interrupted."""
+        longer list that was interrupted. The folder's lock is held, so that no other evaluation is at work there."""
         for folder in (self.results / ".partial").glob("*/*"):
             if folder.parent != self.common or folder.name.rpartition("-")[0] in self.folders:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -169,11 +175,20 @@ def write_results(
         protocols: the grid of an explainer's maps -> the protocol of every key.
         provenance: of the rows.
         image_id: position in the test set -> name of the image.
+
+    Raises:
+        InputError: if a planned image has no part, as of a process whose files are not seen here; the evaluation is
+            then not finished.
     """
     (folder / "results.json").unlink(missing_ok=True)  # from here on the files are no longer those it tells of
     frames, rows = [], []
     for label, options in explainers.items():
         parts = partial.of(label, set(indices))
+        if lost := len(indices) - sum(len(part["common"]["index"]) for part in parts):
+            raise InputError(
+                f"{folder}: {lost} of {len(indices)} images have no result of {label}; all processes must see one "
+                "folder. Repeat the command to judge those images"
+            )
         grid = (int(parts[0]["maps"].shape[-2]), int(parts[0]["maps"].shape[-1]))
         frame = _per_image(label, options, parts, protocols(grid), provenance, image_id)
         frames.append(frame)

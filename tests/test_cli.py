@@ -42,8 +42,12 @@ def refused(outcome: Outcome, *parts: str, late: bool = False) -> None:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Digests of all files, but for what interrupted evaluations leave."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and ".partial" not in path.parts)
+    """Digests of all files, but for hidden ones: locks, and what interrupted evaluations leave."""
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 

@@ -41,7 +41,7 @@ class ExplanationEvaluation(pl.Callback):
         plan: explainers, metrics and protocol.
         folder: where results of test images go; None leaves test images alone.
         provenance: what result rows say of the run.
-        weights_and_data: a digest of them; work on others is not taken up again.
+        weights_and_transform: a digest of them; with others, or other images, the work is not taken up again.
         every_n_epochs: of a training, in which validation images are judged; 0 never.
         seed: of the validation images that are drawn.
 
@@ -55,7 +55,7 @@ class ExplanationEvaluation(pl.Callback):
         *,
         folder: Path | None = None,
         provenance: Provenance | None = None,
-        weights_and_data: str = "",
+        weights_and_transform: str = "",
         every_n_epochs: int = 0,
         seed: int = 0,
     ) -> None:
@@ -68,7 +68,7 @@ class ExplanationEvaluation(pl.Callback):
         if not self.specs or not self.keys:
             raise InputError("explainers and metrics: at least one of each is needed")
         self.folder, self.provenance, self.seed = folder, provenance, seed
-        self.weights_and_data = weights_and_data
+        self.weights_and_transform = weights_and_transform
         self.every_n_epochs = every_n_epochs
         self._explainers: dict[str, Explainer] = {}
         self._left_out: dict[str, str] = {}
@@ -126,17 +126,21 @@ class ExplanationEvaluation(pl.Callback):
         self._prepare(module, data_of(trainer))
         plan = self.plan
         data = data_of(trainer)
-        images = [data.test_images.image_id(int(index)) for index in data.test_indices]
+        names = [data.test_images.image_id(int(index)) for index in data.test_indices]
+        contents = trainer.strategy.broadcast(data.contents("test", self.folder) if trainer.is_global_zero else None)
         batches = [data.batch_size, trainer.world_size]
         protocol = [plan.preset, self._grid, plan.max_steps, plan.target, plan.scorer]
         assert self.provenance is not None
         run = asdict(self.provenance)  # a run that was copied or renamed has rows of another name
-        work = [run, self.weights_and_data, list(self.keys), protocol, batches, images]
+        work = [run, self.weights_and_transform, list(self.keys), protocol, batches, names, contents]
         self._partial = PartialResults(self.folder, work, {label: spec for label, *spec in self.specs})
         self._finished = trainer.strategy.broadcast(self._partial.finished())
         if self._finished:
             if trainer.is_global_zero:
                 self._partial.clear()
+                print(
+                    f"{self.folder}: finished {self._partial.date()}, and nothing has changed since; it is not repeated"
+                )
             return
         self._bar = self._progress(int(trainer.num_test_batches[0]), trainer.is_global_zero)
 

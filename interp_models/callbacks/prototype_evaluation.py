@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from tqdm import tqdm
 
+from interp_models.data.contents import together
 from interp_models.data.module import DataModule, data_of
 from interp_models.files import whole, write_json
 from interp_models.loggers import log_pictures
@@ -38,7 +39,7 @@ class PrototypeEvaluation(pl.Callback):
     Args:
         names: registered prototype metrics; with none, nothing is done.
         folder: where results go.
-        work: a digest of weights and data.
+        work: a digest of weights and transform; that of the images is added.
 
     Raises:
         InputError: for an unknown metric.
@@ -51,8 +52,14 @@ class PrototypeEvaluation(pl.Callback):
     def on_test_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Judge, on all ranks, and write, on rank 0."""
         model: Any = module
-        done = trainer.is_global_zero and read_prototypes(self.folder).get("work") == self.work
-        if not has_prototypes(model) or trainer.strategy.broadcast(done):
+        if not has_prototypes(model):
+            return
+        data, work = data_of(trainer), ""
+        if trainer.is_global_zero and self.metrics:
+            contents = [*data.contents("train", self.folder), *data.contents("whole_test", self.folder)]
+            work = f"{self.work} {together(contents)}"
+        done = work != "" and read_prototypes(self.folder).get("work") == work
+        if trainer.strategy.broadcast(done):
             return
         if trainer.is_global_zero:  # what is there is of other work
             for name in ("prototypes.json", "prototypes.parquet"):
@@ -60,7 +67,6 @@ class PrototypeEvaluation(pl.Callback):
             shutil.rmtree(self.folder / "prototypes", ignore_errors=True)
         if not self.metrics:
             return
-        data = data_of(trainer)
         with torch.inference_mode(False), torch.no_grad(), evaluating(module):
             metrics = self._judge(model, data, trainer.is_global_zero)
             values = {key: value for metric in metrics for key, value in metric.of_all_ranks().items()}
@@ -74,7 +80,7 @@ class PrototypeEvaluation(pl.Callback):
                 sheets = model.prototype_sheets(data.classes)
                 paths = draw_nearest(train, test, model.similarity, sheets, data, self.folder / "prototypes")
                 log_pictures(trainer.loggers, "prototypes/nearest", paths)
-                self._write(model, data, {key: value.double().cpu() for key, value in values.items()}, metrics)
+                self._write(model, data, work, {key: value.double().cpu() for key, value in values.items()}, metrics)
         trainer.strategy.barrier()
 
     def _judge(self, module: Prototypical, data: DataModule, shown: bool) -> list[PrototypeMetric]:
@@ -96,7 +102,12 @@ class PrototypeEvaluation(pl.Callback):
         return metrics
 
     def _write(
-        self, module: Prototypical, data: DataModule, values: dict[str, Any], metrics: Sequence[PrototypeMetric]
+        self,
+        module: Prototypical,
+        data: DataModule,
+        work: str,
+        values: dict[str, Any],
+        metrics: Sequence[PrototypeMetric],
     ) -> None:
         """The table, and at last `prototypes.json`, which says that all is there."""
         classes = module.prototype_classes.cpu()
@@ -125,7 +136,7 @@ class PrototypeEvaluation(pl.Callback):
                         "legend": metric.legend[key],
                     }
                 )
-        write_json(self.folder / "prototypes.json", {"work": self.work, "rows": rows})
+        write_json(self.folder / "prototypes.json", {"work": work, "rows": rows})
 
 
 def _watched(data: DataModule, split: str, shown: bool) -> Any:

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from interp_models.data.base import Sample, collate
 from interp_models.data.choice import spread
+from interp_models.data.contents import content_digests
 from interp_models.data.module import DataModule, TransformedDataset
 from interp_models.errors import InputError
 from interp_models.files import whole
@@ -26,7 +26,7 @@ CHUNK = 32
 OPEN = 256
 """Files that a process holds open; systems allow few more than a thousand."""
 LOOKED_AT = 16
-"""Images whose pixels tell one transform, or one set of files, from another."""
+"""Images whose pixels tell one transform from another."""
 
 
 class StoredFeatures(Dataset[Sample]):
@@ -83,11 +83,16 @@ def store_features(backbone: nn.Module, data: DataModule, folder: Path) -> dict[
     all_images = TransformedDataset(first.images, order, first.transform, first.seed, first.crop)
     trainer = data.trainer
     rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-    own = folder / digest(backbone, all_images)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"feature_cache={folder} cannot be made: {error}") from None
+    contents = content_digests(first.images, order.tolist(), folder, shown=data.shows_progress) if rank == 0 else []
+    own = folder / digest(backbone, all_images, trainer.strategy.broadcast(contents) if trainer else contents)
     files = [own / f"{number:05d}.npy" for number in range(-(-len(order) // CHUNK))]
     missing = [number for number in range(rank, len(files), world) if not files[number].is_file()]
     try:
-        own.mkdir(parents=True, exist_ok=True)
+        own.mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"feature_cache={folder} cannot be made: {error}") from None
     chunks = [[(0, p) for p in range(n * CHUNK, min((n + 1) * CHUNK, len(order)))] for n in missing]
@@ -97,11 +102,9 @@ def store_features(backbone: nn.Module, data: DataModule, folder: Path) -> dict[
     with torch.no_grad(), evaluating(backbone), torch.autocast(device.type, enabled=False):
         for number, batch in zip(missing, bar, strict=True):
             parts = [backbone(part.to(device)).float().cpu() for part in batch.image.split(data.batch_size)]
-            mine = files[number].with_suffix(f".{os.getpid()}")  # another training may be at the same
             try:
-                with whole(mine) as path, path.open("wb") as file:
+                with whole(files[number]) as path, path.open("wb") as file:
                     np.save(file, torch.cat(parts).contiguous().numpy())
-                mine.replace(files[number])
             except OSError as error:
                 raise InputError(f"feature_cache: {files[number]} cannot be written: {error}") from None
     if trainer is not None:
@@ -112,12 +115,13 @@ def store_features(backbone: nn.Module, data: DataModule, folder: Path) -> dict[
     return {split: StoredFeatures(images, order, files) for split, images in splits.items() if len(images)}
 
 
-def digest(backbone: nn.Module, dataset: TransformedDataset) -> str:
-    """A name for what a backbone gives for a data set: of its layers and weights, of the images' names and labels, and
-    of the pixels that it is given of a few, evenly spread."""
+def digest(backbone: nn.Module, dataset: TransformedDataset, contents: Sequence[str]) -> str:
+    """A name for what a backbone gives for a data set: of its layers and weights, of the images' names, labels and
+    contents, and of the pixels that it is given of a few, evenly spread, which tell one transform from another."""
     found = hashlib.sha256(weights_digest(backbone).encode())
-    for index in dataset.indices.tolist():
-        found.update(f"{dataset.images.image_id(index)} {dataset.images.labels[index]}\n".encode())
+    for index, content in zip(dataset.indices.tolist(), contents, strict=True):
+        line = f"{dataset.images.image_id(index)} {dataset.images.labels[index]} {content}\n"
+        found.update(line.encode(errors="surrogateescape"))
     for position in spread(len(dataset), LOOKED_AT):
         found.update(_bytes(dataset[0, position].image))
     return found.hexdigest()[:16]

@@ -1,7 +1,8 @@
 """The data module: splits, order and augmentation, all functions of the seed, the epoch and the sample."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -12,6 +13,7 @@ from torchvision.transforms import v2
 
 from interp_models.data.base import DATASETS, ImageDataset, Sample, collate
 from interp_models.data.choice import Indices, stratified_split
+from interp_models.data.contents import content_digests
 from interp_models.data.transforms import (
     Name,
     crop_to_box,
@@ -23,6 +25,33 @@ from interp_models.data.transforms import (
 from interp_models.errors import InputError
 from interp_models.registry import named
 from interp_models.rng import seed_of, uniform
+
+
+class Renumbered(ImageDataset):
+    """A data set whose labels are positions in a longer list of classes, which has its own in the same order."""
+
+    def __init__(self, images: ImageDataset, classes: Sequence[str]) -> None:
+        position = {name: label for label, name in enumerate(classes)}
+        self._images = images
+        self.classes = list(classes)
+        self.labels = [position[images.classes[label]] for label in images.labels]
+        self.part_names, self.mask_names = images.part_names, images.mask_names
+
+    def image_id(self, index: int) -> str:
+        """As the data set's own."""
+        return self._images.image_id(index)
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        """As the data set's own."""
+        return self._images.files(index)
+
+    def annotation(self, index: int) -> str:
+        """As the data set's own."""
+        return self._images.annotation(index)
+
+    def load(self, index: int) -> Sample:
+        """As the data set's own, but for the label."""
+        return self._images.load(index)._replace(label=self.labels[index])
 
 
 class TransformedDataset(Dataset[Sample]):
@@ -152,6 +181,7 @@ class DataModule(pl.LightningDataModule):
             if not len(indices):
                 raise InputError(f"data set {name!r}: no {split} image can be decoded")
         self._whole_test = self.test_indices
+        self._contents: dict[tuple[str, bytes], list[str]] = {}
         self.stored: Mapping[str, Dataset[Sample]] = {}
         """Splits whose features a training reads in place of images; see `store_features`."""
         self.train_indices, self.val_indices = stratified_split(
@@ -201,11 +231,48 @@ class DataModule(pl.LightningDataModule):
             crop = random_corner if augmented else crop_to_box
         return TransformedDataset(images, indices, make(self.image_size, self.transforms), self.seed, crop)
 
-    def fingerprint(self, split: str) -> int:
-        """A number from 0 to 2**62 - 1 that tells one set of images from another by their names, order and labels."""
+    def fingerprint(self, split: str, *, contents: bool = False) -> int:
+        """A number from 0 to 2**62 - 1 that tells one set of images from another by their names, order and labels, and
+        by their contents where asked; see `contents`."""
         dataset = self.dataset(split)
         lines = [f"{dataset.images.image_id(int(i))} {dataset.images.labels[int(i)]}" for i in dataset.indices]
-        return int.from_bytes(hashlib.sha256("\n".join(lines).encode()).digest()[:8], "big") >> 2
+        lines += self.contents(split) if contents else []
+        text = "\n".join(lines).encode(errors="surrogateescape")
+        return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 2
+
+    def contents(self, split: str, folder: Path | None = None) -> list[str]:
+        """The digest of every image of a split with its ground truth, computed once; see `content_digests`."""
+        dataset = self.dataset(split)
+        key = (split, dataset.indices.tobytes())
+        if key not in self._contents:
+            self._contents[key] = content_digests(
+                dataset.images, dataset.indices.tolist(), folder, shown=self.shows_progress
+            )
+        return self._contents[key]
+
+    def as_classes(self, names: Sequence[str], whose: str) -> None:
+        """Number the classes as a model does that was trained on `names`, of which the data set may have a part.
+
+        Raises:
+            InputError: if a class of the data set is not among the names, or stands in another order.
+        """
+        own = self.classes
+        if own == list(names):
+            return
+        if unknown := [name for name in own if name not in names]:
+            raise InputError(
+                f"{whose}: the data set has a class {unknown[0]!r} that the model was not trained on; it knows "
+                f"{_listed(names)}"
+            )
+        expected = [name for name in names if name in own]
+        for label, (is_name, was) in enumerate(zip(own, expected, strict=True)):
+            if is_name != was:
+                raise InputError(
+                    f"{whose}: the data set's classes stand in another order than the model's: class {label} is "
+                    f"{is_name!r}, and {was!r} in the model"
+                )
+        self.train_images = Renumbered(self.train_images, names)
+        self.test_images = Renumbered(self.test_images, names)
 
     def loader(self, split: str, *, shuffle: bool = False, augment: bool = True) -> DataLoader[Sample]:
         """A loader over this rank's share of a split, in the order of the data unless shuffled."""
@@ -261,6 +328,16 @@ class DataModule(pl.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Sample]:
         """The official test images."""
         return self.loader("test")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first names of many.
+
+    >>> _listed(["a", "b"])
+    "'a', 'b'"
+    """
+    shown = ", ".join(map(repr, names[:5]))
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} others"
 
 
 def data_of(trainer: pl.Trainer) -> "DataModule":

@@ -35,14 +35,17 @@ Gallery = Mapping[int, visual.Picture]
 
 
 class Evaluated(NamedTuple):
-    """A run with its `evaluation/`, its model and the images as it sees them."""
+    """A run, its model, the images as it sees them, and the folder of its evaluation."""
 
     folder: Path
     model: InterpModule
     data: DataModule
+    results: Path
 
 
-def compare(evaluated: Sequence[Evaluated], out: Path, n_images: int, figure: Sequence[str] = ()) -> Path:
+def compare(
+    evaluated: Sequence[Evaluated], out: Path, n_images: int, figure: Sequence[str] = ()
+) -> tuple[Path, list[ImageView]]:
     """Write `report.html` of evaluated runs to a folder, and for several runs `results.json` with all rows.
 
     Args:
@@ -52,26 +55,26 @@ def compare(evaluated: Sequence[Evaluated], out: Path, n_images: int, figure: Se
         figure: explainers of the first run that `figure.png` shows; none draws none.
 
     Returns:
-        The path of the page.
+        The path of the page, and the images that it shows.
     """
     rows: list[dict[str, Any]] = []
     left_out: dict[str, dict[str, str]] = {}
-    for folder, _, _ in evaluated:
-        results = json.loads((folder / "evaluation" / "results.json").read_text())
+    for run in evaluated:
+        results = json.loads((run.results / "results.json").read_text())
         rows += results["rows"]
-        left_out[runs.run_name(folder)] = results["left_out"]
+        left_out[runs.run_name(run.folder)] = results["left_out"]
     if len(evaluated) > 1:
         of_prototypes = [
-            {"run": runs.run_name(folder), **row}
-            for folder, _, _ in evaluated
-            for row in read_prototypes(folder / "evaluation").get("rows", [])
+            {"run": runs.run_name(run.folder), **row}
+            for run in evaluated
+            for row in read_prototypes(run.results).get("rows", [])
         ]
         results = {
             "schema_version": SCHEMA_VERSION, "rows": rows, "left_out": left_out, "prototypes": of_prototypes,
         }  # fmt: skip
         write_json(out / "results.json", results)
-    title = "Explanations of " + ", ".join(runs.run_name(folder) for folder, _, _ in evaluated)
-    summaries = [_summary(folder) for folder, _, _ in evaluated]
+    title = "Explanations of " + ", ".join(runs.run_name(run.folder) for run in evaluated)
+    summaries = [_summary(run) for run in evaluated]
     galleries = {run.folder: _patches(run) for run in evaluated}
     images = list(_views(evaluated, n_images, galleries))
     views = [_prototypes(run, images, galleries[run.folder]) for run in evaluated if has_prototypes(run.model)]
@@ -85,7 +88,7 @@ def compare(evaluated: Sequence[Evaluated], out: Path, n_images: int, figure: Se
     _write_parts(evaluated, images, out / "parts")
     if figure and images:
         _write_figure(images, summaries, figure, out / "figure.png")
-    return path
+    return path, images
 
 
 def _write_local(images: Sequence[ImageView], folder: Path) -> None:
@@ -150,14 +153,14 @@ def _ids(data: DataModule) -> list[str]:
     return [data.test_images.image_id(int(index)) for index in data.test_indices]
 
 
-def _summary(folder: Path) -> RunSummary:
-    config = runs.run_config(folder)
-    path = folder / "metrics.json"
+def _summary(run: Evaluated) -> RunSummary:
+    config = runs.run_config(run.folder)
+    path = run.folder / "metrics.json"
     metrics = json.loads(path.read_text()) if path.is_file() else {}
-    judged = json.loads((folder / "evaluation" / "results.json").read_text())["rows"][0]
-    table = pd.read_parquet(folder / "evaluation" / "per_image.parquet").drop_duplicates("index")
+    judged = json.loads((run.results / "results.json").read_text())["rows"][0]
+    table = pd.read_parquet(run.results / "per_image.parquet").drop_duplicates("index")
     return RunSummary(
-        name=runs.run_name(folder),
+        name=runs.run_name(run.folder),
         model=config["model"]["name"],
         dataset=config["data"]["dataset"]["name"],
         accuracy=metrics.get("test/acc"),
@@ -170,14 +173,14 @@ def _summary(folder: Path) -> RunSummary:
 
 
 def _views(evaluated: Sequence[Evaluated], n_images: int, galleries: Mapping[Path, Gallery]) -> Iterator[ImageView]:
-    tables = {run.folder: pd.read_parquet(run.folder / "evaluation" / "per_image.parquet") for run in evaluated}
-    listing = pd.read_csv(evaluated[0].folder / "evaluation" / "maps" / "index.csv")
+    tables = {run.folder: pd.read_parquet(run.results / "per_image.parquet") for run in evaluated}
+    listing = pd.read_csv(evaluated[0].results / "maps" / "index.csv")
     datasets = {run.folder: run.data.dataset("test") for run in evaluated}
     for row in spread(len(listing), n_images):
         index = int(listing["index"][row])
         maps: list[MapView] = []
         predictions, parts, pixels, reasons, totals = {}, {}, {}, {}, {}
-        for folder, model, data in evaluated:
+        for folder, model, data, results in evaluated:
             name = runs.run_name(folder)
             dataset = datasets[folder]
             sample = dataset[0, int(np.flatnonzero(dataset.indices == index)[0])]
@@ -187,7 +190,7 @@ def _views(evaluated: Sequence[Evaluated], n_images: int, galleries: Mapping[Pat
             first = of_image.iloc[0]
             predictions[name] = (data.classes[int(first["prediction"])], float(first["confidence"]))
             for explainer, values in of_image.groupby("explainer", sort=False):
-                heatmap = np.load(folder / "evaluation" / "maps" / f"{explainer}.npy", mmap_mode="r")[row]
+                heatmap = np.load(results / "maps" / f"{explainer}.npy", mmap_mode="r")[row]
                 pairs = zip(values["metric"], values["value"], strict=True)
                 scores = {str(key): None if np.isnan(value) else float(value) for key, value in pairs}
                 maps.append(MapView(name, str(explainer), np.asarray(heatmap), scores))
@@ -228,7 +231,7 @@ def _reasons(
 
 def _prototypes(run: Evaluated, images: Sequence[ImageView], gallery: Gallery) -> PrototypeView:
     """The prototypes of a run: how good they are, what is nearest to those that explain the images, and the tree."""
-    name, folder = runs.run_name(run.folder), run.folder / "evaluation"
+    name, folder = runs.run_name(run.folder), run.results
     shown = {panel.number for view in images for panel in view.reasons.get(name, ())}
     nearest = {}
     for path in (folder / "prototypes").glob("*/*.jpg"):

@@ -126,7 +126,9 @@ def _tiles(
 
 def of_these_images(sources: Sources, data: DataModule) -> bool:
     """Whether the training images are those of the sources."""
-    return int(sources.images) < 0 or data.fingerprint("train") == int(sources.images)
+    known = int(sources.images)
+    # Older checkpoints hold a fingerprint of names and labels alone.
+    return known < 0 or known in (data.fingerprint("train", contents=True), data.fingerprint("train"))
 
 
 def _known(sources: Sources, data: DataModule) -> bool:

@@ -108,11 +108,11 @@ def _table(preset: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _cell(metric: str, row: Mapping[str, Any] | None, best: str | None) -> dict[str, Any]:
     if row is None:
         return {"mean": None, "why": "not computed", "std": None, "undefined": 0, "best": False}
-    mean = _number(metric, row["mean"])
+    mean = number(metric, row["mean"])
     return {
         "mean": mean,
         "why": "undefined for every image",
-        "std": None if mean is None else _number(metric, row["std"]),
+        "std": None if mean is None else number(metric, row["std"]),
         "undefined": row["n_undefined"],
         "best": mean is not None and mean == best,
     }
@@ -120,7 +120,7 @@ def _cell(metric: str, row: Mapping[str, Any] | None, best: str | None) -> dict[
 
 def _best(metric: str, lines: Iterable[Mapping[str, Mapping[str, Any]]], higher: bool) -> str | None:
     """The best mean of a metric as it is shown, so that means which look the same are marked alike."""
-    shown = [_number(metric, line[metric]["mean"]) for line in lines if metric in line]
+    shown = [number(metric, line[metric]["mean"]) for line in lines if metric in line]
     return (max if higher else min)((text for text in shown if text is not None), key=float, default=None)
 
 
@@ -140,7 +140,7 @@ def _protocols(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
             groups.setdefault((settings, tuple(metrics)), []).append(run)
     return [
         {
-            "scope": "" if len(groups) == 1 else f"{', '.join(runs)} ({', '.join(map(_label, metrics))})",
+            "scope": "" if len(groups) == 1 else f"{', '.join(runs)} ({', '.join(map(label, metrics))})",
             "settings": " · ".join((f"preset {_plain(rows[0]['preset'])}", *settings)),
         }
         for (settings, metrics), runs in groups.items()
@@ -197,7 +197,7 @@ def _prototypes(view: PrototypeView) -> dict[str, Any]:
 
 
 def _score(metric: str, scores: Mapping[str, float | None]) -> tuple[str | None, str]:
-    return _number(metric, scores.get(metric)), "undefined for this image" if metric in scores else "not computed"
+    return number(metric, scores.get(metric)), "undefined for this image" if metric in scores else "not computed"
 
 
 def _drawn(image: NDArray[np.uint8], maps: NDArray[np.floating]) -> dict[str, str]:
@@ -206,10 +206,11 @@ def _drawn(image: NDArray[np.uint8], maps: NDArray[np.floating]) -> dict[str, st
 
 
 def _heading(metric: str, directions: Mapping[str, bool]) -> dict[str, Any]:
-    return {"label": _label(metric), "percent": _in_percent(metric), "higher": directions.get(metric)}
+    return {"label": label(metric), "percent": in_percent(metric), "higher": directions.get(metric)}
 
 
-def _label(metric: str) -> str:
+def label(metric: str) -> str:
+    """A metric's name as tables show it."""
     return metric if owner_of(metric) is None else metric.upper()
 
 
@@ -218,14 +219,15 @@ def _legend(metric: str) -> str:
     return "" if owner is None else owner.legend[metric]
 
 
-def _in_percent(metric: str) -> bool:
+def in_percent(metric: str) -> bool:
+    """Whether tables show a metric as percent."""
     owner = owner_of(metric)
     return owner is not None and owner.percent
 
 
-def _number(metric: str, value: float | None) -> str | None:
+def number(metric: str, value: float | None) -> str | None:
     """A mean or score as it is shown: percent with one digit or a decimal with three; None for an undefined one."""
-    if _in_percent(metric):
+    if in_percent(metric):
         return _percent(value)
     return f"{value:z.3f}" if value is not None and math.isfinite(value) else None  # z: no minus before a zero
 

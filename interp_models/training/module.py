@@ -57,6 +57,8 @@ class InterpModule(pl.LightningModule, ABC):
         if num_classes < 2:
             raise InputError(f"a classifier needs at least 2 classes; the data set has {num_classes}")
         self.num_classes = num_classes
+        self.classes: tuple[str, ...] = ()
+        """Class names by label, of a model that was loaded from a run."""
         self.recipe = Recipe()
         self.distillation: Distillation | None = None
         self.config: dict[str, Any] = {}

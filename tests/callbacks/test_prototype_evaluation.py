@@ -64,7 +64,7 @@ def runs(tiny_cub: Cub, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
 
 
 def opened(run: Path) -> Evaluated:
-    return Evaluated(run, load(run)[0], build_data(run_config(run)))
+    return Evaluated(run, load(run)[0], build_data(run_config(run)), run / "evaluation")
 
 
 def written(run: Path) -> tuple[dict[str, Any], pd.DataFrame]:
@@ -97,7 +97,7 @@ def by_hand(model: Any, data: DataModule) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_table_is_what_python_gives(runs: dict[str, Path], name: str) -> None:
-    _, model, data = opened(runs[name])
+    _, model, data, _ = opened(runs[name])
     rows, table = written(runs[name])
     assert set(rows) == KEYS
     assert len(table) == len(model.prototypes)
@@ -119,7 +119,7 @@ def test_the_table_is_what_python_gives(runs: dict[str, Path], name: str) -> Non
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_prototype_that_is_left_has_its_pictures(runs: dict[str, Path], name: str) -> None:
-    _, model, data = opened(runs[name])
+    _, model, data, _ = opened(runs[name])
     folder = runs[name] / "evaluation/prototypes"
     sheets = {sheet: numbers for sheet, numbers in model.prototype_sheets(data.classes).items() if numbers}
     expected = {f"{sheet}/{number}.jpg" for sheet, numbers in sheets.items() for number in numbers}
@@ -140,7 +140,7 @@ def test_every_prototype_that_is_left_has_its_pictures(runs: dict[str, Path], na
 
 def test_nearest_images_come_in_order(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Below the title, each image with the box around the upper 5 % of the prototype's map there."""
-    _, model, data = opened(runs["protopnet"])
+    _, model, data, _ = opened(runs["protopnet"])
     tiles = []
     monkeypatch.setattr(gallery, "_tile", lambda image, box, title: tiles.append((image, box, title)) or BLANK)
     number = kept_of(model)[0]
@@ -223,7 +223,7 @@ def test_an_evaluation_of_the_same_work_is_done(runs: dict[str, Path], tmp_path:
 def test_a_model_without_prototypes_has_none(cnn_run: Path, tmp_path: Path) -> None:
     run = copy_run(cnn_run, tmp_path / "tiny" / "run")
     page = Page(evaluated(run, plan=(ALL,)))
-    assert sorted(path.name for path in (run / "evaluation").iterdir()) == [
+    assert sorted(path.name for path in (run / "evaluation").glob("[!.]*")) == [
         "maps",
         "per_image.parquet",
         "report.html",

@@ -1,0 +1,94 @@
+"""Digests of images and their ground truth, by which results that were stored are told from those of other data."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from interp_models.data.base import ImageDataset, Sample
+from interp_models.errors import InputError
+from interp_models.files import write_whole
+
+MEMORY = ".images.json"
+"""File that remembers size, time and digest of image files, so that an unchanged file is not read again."""
+SETTLED = 2_000_000_000
+"""Nanoseconds for which a file must have rested: one that is changed within a tick of its clock keeps its time."""
+
+
+def content_digests(
+    images: ImageDataset, indices: Iterable[int], folder: Path | None = None, *, shown: bool = False
+) -> list[str]:
+    """A digest of each image's files and ground truth: it changes when a pixel, the class or a box does.
+
+    Args:
+        images: of which data set. Images that are in no file are loaded, and their pixels digested.
+        indices: which images.
+        folder: where `MEMORY` is kept. A file whose size and time are those remembered is not read again; None reads
+            every file.
+        shown: whether to show a progress bar.
+
+    Raises:
+        InputError: if a file cannot be read, naming it.
+    """
+    memory = None if folder is None else folder / MEMORY
+    known = _read(memory) if memory else {}
+    found: dict[str, list[int | str]] = {}
+    digests = []
+    for index in tqdm(list(indices), "checking images", unit="image", leave=False, disable=not shown, delay=2):
+        digest = hashlib.sha256(images.annotation(index).encode(errors="surrogatepass"))
+        files = images.files(index)
+        for path in files:
+            digest.update(_file_digest(path, known, found).encode())
+        if not files:
+            digest.update(_pixels(images.load(index)))
+        digests.append(digest.hexdigest()[:16])
+    if memory and found:
+        with suppress(OSError):  # without it the files are read again
+            write_whole(memory, json.dumps({**known, **found}))
+    return digests
+
+
+def together(digests: Iterable[str]) -> str:
+    """One digest of several, in their order."""
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
+
+
+def _file_digest(path: Path, known: dict[str, list[int | str]], found: dict[str, list[int | str]]) -> str:
+    try:
+        state = path.stat()
+        name, size, modified = str(path.absolute()), state.st_size, state.st_mtime_ns
+        if name in known and known[name][:2] == [size, modified]:
+            return str(known[name][2])
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except FileNotFoundError:
+        raise InputError(f"image {path} is missing; the data set's lists name it") from None
+    except OSError as error:
+        raise InputError(f"image {path} cannot be read ({error.strerror})") from None
+    if time.time_ns() - modified > SETTLED:
+        found[name] = [size, modified, digest]
+    return digest
+
+
+def _pixels(sample: Sample) -> bytes:
+    digest = hashlib.sha256()
+    for value in (sample.image, sample.box, sample.masks, sample.parts, sample.visible):
+        if value is not None:
+            array = np.ascontiguousarray(value.as_subclass(Tensor).numpy())
+            digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
+    return digest.digest()
+
+
+def _read(memory: Path) -> dict[str, list[int | str]]:
+    """What is remembered; nothing if the file is missing or broken."""
+    try:
+        known = json.loads(memory.read_text())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
