@@ -16,7 +16,7 @@ from interp_models.errors import InputError
 from interp_models.files import write_whole
 
 MEMORY = ".images.json"
-"""File that remembers size, time and digest of image files, so that an unchanged file is not read again."""
+"""File that remembers size, times and digest of image files, so that an unchanged file is not read again."""
 SETTLED = 2_000_000_000
 """Nanoseconds for which a file must have rested: one that is changed within a tick of its clock keeps its time."""
 
@@ -29,7 +29,7 @@ def content_digests(
     Args:
         images: of which data set. Images that are in no file are loaded, and their pixels digested.
         indices: which images.
-        folder: where `MEMORY` is kept. A file whose size and time are those remembered is not read again; None reads
+        folder: where `MEMORY` is kept. A file whose size and times are those remembered is not read again; None reads
             every file.
         shown: whether to show a progress bar.
 
@@ -62,17 +62,18 @@ def together(digests: Iterable[str]) -> str:
 def _file_digest(path: Path, known: dict[str, list[int | str]], found: dict[str, list[int | str]]) -> str:
     try:
         state = path.stat()
-        name, size, modified = str(path.absolute()), state.st_size, state.st_mtime_ns
-        if name in known and known[name][:2] == [size, modified]:
-            return str(known[name][2])
+        # The second time changes also when a file is replaced by one of the same size and, as by `cp -p`, time.
+        name, traits = str(path.absolute()), [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
+        if name in known and known[name][:-1] == traits:
+            return str(known[name][-1])
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except FileNotFoundError:
         raise InputError(f"image {path} is missing; the data set's lists name it") from None
     except OSError as error:
         raise InputError(f"image {path} cannot be read ({error.strerror})") from None
-    if time.time_ns() - modified > SETTLED:
-        found[name] = [size, modified, digest]
+    if time.time_ns() - max(traits[1:]) > SETTLED:
+        found[name] = [*traits, digest]
     return digest
 
 

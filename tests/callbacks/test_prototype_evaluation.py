@@ -173,7 +173,7 @@ BLANK = np.zeros((146, 132, 3), np.uint8)
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_page_and_the_local_analysis(runs: dict[str, Path], name: str) -> None:
-    run, model, data = opened(runs[name])
+    run, model, data, _ = opened(runs[name])
     page = Page(run / "evaluation/report.html")
     (section,) = [element for element in page.all("section") if element["attrs"]["aria-labelledby"] == "prototypes"]
     rows, _ = written(run)
@@ -272,7 +272,7 @@ def test_images_without_key_points(tmp_path: Path) -> None:
 
 def test_the_training_of_a_tree_says_how_it_decides(runs: dict[str, Path]) -> None:
     """`metrics.json` holds the means of the tree's statistics over all test images."""
-    run, model, data = opened(runs["prototree"])
+    run, model, data, _ = opened(runs["prototree"])
     dataset = data.dataset("test")
     found: dict[str, list[float]] = {}
     with torch.no_grad():

@@ -1,0 +1,61 @@
+"""One process at a time writes to a folder, and a lock does not outlive the process that held it."""
+
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from interp_models.errors import InputError
+from interp_models.files import LOCK, locked, new_folder, whole
+
+CONTEXT = multiprocessing.get_context("fork")
+
+
+def hold(folder: Path, ready: Path) -> None:
+    with locked(folder, "an evaluation"):
+        (folder / ".half.1234.partial").write_text("of a killed process")
+        ready.touch()
+        time.sleep(60)
+
+
+def test_a_second_one_is_told_and_a_killed_one_holds_nothing(tmp_path: Path) -> None:
+    folder, ready = tmp_path / "results", tmp_path / "ready"
+    process = CONTEXT.Process(target=hold, args=(folder, ready))
+    process.start()
+    while not ready.exists():
+        assert process.is_alive()
+        time.sleep(0.01)
+    with pytest.raises(InputError) as told, locked(folder, "an evaluation", "wait"):
+        pass
+    assert str(told.value).startswith(f"{folder} is in use by an evaluation of process {process.pid} on ")
+    assert str(told.value).endswith("; wait")
+    assert (folder / ".half.1234.partial").exists()
+    process.kill()
+    process.join()
+    with locked(folder, "an evaluation"):
+        assert [path.name for path in folder.iterdir()] == [LOCK]
+        assert f"process {os.getpid()} " in (folder / LOCK).read_text()
+    with locked(folder, "an evaluation"):  # it is free again
+        pass
+
+
+def test_what_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/results cannot be written \(Not a directory\), which an evaluation"):
+        locked(tmp_path / "file" / "results", "an evaluation").__enter__()
+    with pytest.raises(InputError, match=r"no folder can be made in .*file/runs \(Not a directory\); out=FOLDER"):
+        new_folder(tmp_path / "file" / "runs")
+    assert new_folder(tmp_path / "runs", "0-") == tmp_path / "runs" / "0-0"
+    assert new_folder(tmp_path / "runs", "0-") == tmp_path / "runs" / "0-1"
+
+
+def test_two_may_write_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    with whole(path) as first, whole(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+        assert not path.exists()
+    assert path.read_text() == "first"  # the context that ends last
+    assert list(tmp_path.iterdir()) == [path]
