@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional as F
 
-from interp_models.errors import InputError
+from interp_models.data.decoding import decode_image as decode_image
 from interp_models.registry import Registry
 
 
@@ -81,27 +79,9 @@ class ImageDataset(ABC):
 DATASETS: Registry[ImageDataset] = Registry("dataset")
 
 
-def decode_image(path: Path) -> tv_tensors.Image:
-    """Read an image file as (3, H, W) uint8 RGB, whatever its mode.
-
-    Raises:
-        InputError: if the file is missing or cannot be decoded.
-    """
-    try:
-        with Image.open(path) as file:
-            image: Image.Image = file
-            if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
-                image = image.point(lambda value: value / 257).convert("L")
-            return tv_tensors.Image(F.pil_to_tensor(image.convert("RGB")))
-    except FileNotFoundError:
-        raise InputError(f"image {path} is missing; the data set's lists name it") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"image {path} cannot be decoded ({error})") from None
-
-
 def boxed_sample(path: Path, label: int, index: int, box: Sequence[float]) -> Sample:
-    """An image file with its box, XYXY in pixels of the stored image; raises as `decode_image`."""
-    image = decode_image(path)
+    """An image file as it is stored, with its box, XYXY in its pixels; raises as `decode_image`."""
+    image = decode_image(path, upright=False)  # boxes are of stored pixels
     size = (image.shape[-2], image.shape[-1])
     boxes = tv_tensors.BoundingBoxes(torch.tensor([box]), format="XYXY", canvas_size=size)
     return Sample(image=image, label=label, index=index, box=boxes)

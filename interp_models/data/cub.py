@@ -121,11 +121,11 @@ class CUB(ImageDataset):
             InputError: if the image or its mask is missing or cannot be decoded, or their sizes differ.
         """
         image_file, *mask_files = self.files(index)
-        image = decode_image(image_file)
+        image = decode_image(image_file, upright=False)  # boxes and key points are of stored pixels
         height, width = image.shape[-2:]
         masks = None
         for path in mask_files:
-            masks = tv_tensors.Mask(decode_image(path)[:1] > 127)
+            masks = tv_tensors.Mask(decode_image(path, upright=False)[:1] > 127)
             if masks.shape[-2:] != image.shape[-2:]:
                 raise InputError(
                     f"mask {path} is {masks.shape[-1]}x{masks.shape[-2]} pixels, but its image is {width}x{height}"
