@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torchvision import tv_tensors
 
-from interp_models.data.base import DATASETS, ImageDataset, Sample, decode_image
+from interp_models.data.base import DATASETS, ImageDataset, Sample, decode_image, printable
 from interp_models.data.download import download_archive
 from interp_models.data.transforms import hide_outside
 from interp_models.errors import InputError
@@ -88,7 +88,7 @@ class CUB(ImageDataset):
         # Both splits count the classes of both, so that a class means the same in each.
         present = {class_ids[image]: class_names[class_ids[image]] for image in images}
         label_of = {class_id: label for label, class_id in enumerate(c for c in class_names if c in present)}
-        self.classes = [class_names[class_id][0] for class_id in label_of]
+        self.classes = [printable(class_names[class_id][0]) for class_id in label_of]
         self.part_names = [name for (name,) in part_names.values()]
         chosen = [image for image in images if training[image] == (split == "train",)]
         self.labels = [label_of[class_ids[image]] for image in chosen]
@@ -102,7 +102,7 @@ class CUB(ImageDataset):
 
     def image_id(self, index: int) -> str:
         """The image's path in `images.txt`."""
-        return self._paths[index]
+        return printable(self._paths[index])
 
     def files(self, index: int) -> tuple[Path, ...]:
         """The image's file and, where there are masks, its mask's."""
@@ -155,7 +155,7 @@ class _Table(dict[tuple[int, ...], tuple[Any, ...]]):
     def __init__(self, path: Path, columns: Mapping[str, Callable[[str], Any]], keys: int = 1) -> None:
         super().__init__()
         self.path = path
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue

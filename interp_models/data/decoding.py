@@ -1,7 +1,6 @@
 """Image files of every kind as 8-bit RGB: one rule for ranges of values, and no picture that is silently wrong."""
 
 import struct
-import warnings
 import zlib
 from pathlib import Path
 
@@ -134,8 +133,7 @@ def _is_deep(file: Image.Image) -> bool:
 
 def _orientation(file: Image.Image) -> int:
     try:
-        with warnings.catch_warnings(action="ignore"):  # Pillow warns of broken EXIF
-            return int(file.getexif().get(ORIENTATION, 1))
+        return int(file.getexif().get(ORIENTATION, 1))
     except ERRORS:  # of EXIF that is broken; the pixels are not
         return 1
 
