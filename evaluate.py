@@ -19,7 +19,7 @@ from interp_models import runs
 from interp_models.callbacks.explanation_evaluation import ExplanationEvaluation
 from interp_models.callbacks.plan import explainer_specs, resolve_grid
 from interp_models.callbacks.prototype_evaluation import PrototypeEvaluation
-from interp_models.cli import check_trainer, make_trainer, quiet, run_script, seed_everything, tell_skipped
+from interp_models.cli import check_trainer, make_trainer, quiet, run_script, seed_everything, tell_data
 from interp_models.config import EvaluateConfig, check, load_yaml, override
 from interp_models.data.choice import draw
 from interp_models.ensemble import Predictions, write_ensemble
@@ -80,6 +80,8 @@ def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
             use_distributed_sampler=False,
             **{"enable_progress_bar": False, **options},
         )
+        if data is evaluated[0].data:  # all checks have passed
+            tell_data(*(one.data for one in evaluated))
         trainer.test(model, data, verbose=False)
         if trainer.is_global_zero:
             report = compare([run], folder / "evaluation", config.report_images, config.figure)
@@ -111,8 +113,8 @@ def _loaded(folders: list[Path], config: EvaluateConfig) -> list[Evaluated]:
     for folder, model, data in zip(folders, models, modules, strict=True):
         if len(data.classes) != model.num_classes:
             raise InputError(f"{folder}: the model has {model.num_classes} classes, the data set {len(data.classes)}")
-        tell_skipped(data)
         data.test_indices = draw(data.test_indices, config.n_images, config.seed)
+        data.check_files("test")
     check_same_images(folders, modules)
     return [Evaluated(*run) for run in zip(folders, models, modules, strict=True)]
 
@@ -136,6 +138,8 @@ def ensemble(folders: list[Path], config: EvaluateConfig) -> Path:
             use_distributed_sampler=False,
             **{"enable_progress_bar": False, **options},
         )
+        if data is evaluated[0].data:  # all checks have passed
+            tell_data(*(one.data for one in evaluated))
         trainer.test(model, data, verbose=False)
     path = (out or folders[0]) / "metrics.json"
     if out is not None:
