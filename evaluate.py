@@ -21,7 +21,7 @@ from interp_models import runs
 from interp_models.callbacks.explanation_evaluation import ExplanationEvaluation
 from interp_models.callbacks.plan import explainer_specs, resolve_grid
 from interp_models.callbacks.prototype_evaluation import PrototypeEvaluation
-from interp_models.cli import check_trainer, make_trainer, quiet, run_script, seed_everything, tell_skipped
+from interp_models.cli import check_trainer, make_trainer, quiet, run_script, seed_everything, tell_data
 from interp_models.config import EvaluateConfig, check, load_yaml, override
 from interp_models.data.choice import draw
 from interp_models.ensemble import Predictions, write_ensemble
@@ -94,6 +94,8 @@ def _evaluate(evaluated: list[Evaluated], config: EvaluateConfig, options: dict[
             use_distributed_sampler=False,
             **{"enable_progress_bar": False, **options},
         )
+        if data is evaluated[0].data:  # all checks have passed
+            tell_data(*(one.data for one in evaluated))
         trainer.test(model, data, verbose=False)
         if trainer.is_global_zero:
             report, shown = compare([run], results, config.report_images, config.figure)
@@ -130,8 +132,8 @@ def _loaded(folders: list[Path], config: EvaluateConfig) -> list[Evaluated]:
             data.as_classes(model.classes, str(folder))
         elif len(data.classes) != model.num_classes:  # an older checkpoint, which holds no names
             raise InputError(f"{folder}: the model has {model.num_classes} classes, the data set {len(data.classes)}")
-        tell_skipped(data)
         data.test_indices = draw(data.test_indices, config.n_images, config.seed)
+        data.check_files("test")
     check_same_images(folders, modules)
     results = [folder / "evaluation" for folder in folders]
     if config.out is not None and len(folders) == 1:
@@ -171,6 +173,8 @@ def ensemble(folders: list[Path], config: EvaluateConfig) -> Path:
             use_distributed_sampler=False,
             **{"enable_progress_bar": False, **options},
         )
+        if data is evaluated[0].data:  # all checks have passed
+            tell_data(*(one.data for one in evaluated))
         trainer.test(model, data, verbose=False)
     path = (out or folders[0]) / "metrics.json"
     if out is not None:

@@ -16,7 +16,7 @@ from interp_models.callbacks.explanation_evaluation import ExplanationEvaluation
 from interp_models.callbacks.feature_cache import FeatureCache, check_features
 from interp_models.callbacks.progress_bar import ProgressBar
 from interp_models.callbacks.prototype_gallery import PrototypeGallery
-from interp_models.cli import check_trainer, make_trainer, quiet, run_script, seed_everything, tell_skipped
+from interp_models.cli import check_data, check_trainer, make_trainer, quiet, run_script, seed_everything, tell_data
 from interp_models.config import TrainConfig, check, load_yaml, override, plain, save_yaml
 from interp_models.data.module import DataModule
 from interp_models.errors import InputError
@@ -49,12 +49,12 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     options = check_trainer(config.trainer, REFUSED)
     config = runs.resolve(config)
     data = runs.build_data(plain(config))
-    tell_skipped(data)
     model = runs.build_model(plain(config), len(data.classes))
     model.distillation = build_distillation(config, data)
     model.check_selection(selecting=len(data.val_indices) > 0)
     check_features(config, model)
     check_image_size(model, data.image_size)
+    check_data(data, model)
     if not model.recipe.epochs:
         raise InputError("phases: at least one epoch is needed")
     run = runs.run_folder(config, resume)
@@ -96,6 +96,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
         logger.log_hyperparams(plain(config))
     if resume is None:
         keep_config()
+    tell_data(data)
     trainer.fit(model, data, ckpt_path=last if resuming else None)
     run = Path(str(trainer.strategy.broadcast(run)))
     best = runs.read_checkpoint(runs.checkpoint_path(run, "best"))

@@ -18,8 +18,9 @@ from interp_models.errors import InputError
 from interp_models.explainers.base import EXPLAINERS
 from interp_models.metrics.base import METRICS
 from interp_models.metrics.prototype_base import PROTOTYPE_METRICS
+from interp_models.projection import needs_every_class
 from interp_models.registry import Registry, schema_of, unknown
-from interp_models.training.module import MODELS
+from interp_models.training.module import MODELS, InterpModule
 
 
 def run_script(
@@ -116,12 +117,21 @@ def seed_everything(seed: int) -> None:
     pl.seed_everything(seed, workers=True, verbose=False)
 
 
+def check_data(data: DataModule, model: InterpModule) -> None:
+    """Raise `InputError`, before any training, for files that are missing or broken, and for classes without a training
+    image whose prototypes are to become patches of one."""
+    data.check_files("train", "val", "test")
+    without = data.classes_without("train")
+    if without and needs_every_class(model):
+        names = f"{', '.join(without[:5])}{', ...' * (len(without) > 5)}"
+        raise InputError(f"prototypes of a class need a training image of it; there is none of {len(without)}: {names}")
+
+
 @rank_zero_only
-def tell_skipped(data: DataModule) -> None:
-    """Say on stderr which images were left out because they cannot be decoded."""
-    if data.skipped:
-        count = f"{len(data.skipped)} image{'s' * (len(data.skipped) > 1)}"
-        print(f"left out {count} that cannot be decoded: {', '.join(data.skipped)}", file=sys.stderr)
+def tell_data(*modules: DataModule) -> None:
+    """Say on stderr which images are worked on and what is left out, once of data sets that are the same."""
+    for summary in dict.fromkeys(data.summary() for data in modules):
+        print(f"data: {summary}", file=sys.stderr, flush=True)
 
 
 def quiet() -> None:

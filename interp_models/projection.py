@@ -144,6 +144,11 @@ def has_prototypes(model: Any) -> TypeGuard[Prototypical]:
     return all(hasattr(model, name) for name in ("sources", "readings", "prototype_sheets"))
 
 
+def needs_every_class(model: Any) -> bool:
+    """Whether prototypes belong to classes, so that a class without a training image leaves some without a patch."""
+    return has_prototypes(model) and getattr(model, "class_specific", True)
+
+
 @torch.no_grad()
 def project(
     prototypes: Tensor,

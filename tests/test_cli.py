@@ -16,10 +16,21 @@ from PIL import Image
 
 from interp_models import DATASETS, EXPLAINERS, METRICS, MODELS
 from interp_models.config import EvaluateConfig, TrainConfig, load_yaml
+from interp_models.data.decoding import looks_whole
 from interp_models.data.module import DataModule
 from interp_models.metrics.prototype_base import PROTOTYPE_METRICS
 from interp_models.registry import schema_of
-from tests.conftest import QUICK_EVALUATION, TINY_CNN, Cub, Outcome, Script, copy_run, tiny_config, write_config
+from tests.conftest import (
+    QUICK_EVALUATION,
+    TINY_CNN,
+    Cub,
+    Outcome,
+    Script,
+    copy_run,
+    tiny_config,
+    tiny_options,
+    write_config,
+)
 from tests.data.make_cub import make_cub
 
 ROOT = Path(__file__).parents[1]
@@ -207,35 +218,84 @@ def test_missing_data(script: Script, own_cub: Path) -> None:
 def test_listed_image_missing(script: Script, own_cub: Path) -> None:
     path = train_images(own_cub)[3]
     path.unlink()
-    refused(train_on(script, own_cub), f"image {path} is missing; the data set's lists name it", late=True)
+    refused(train_on(script, own_cub), f"image {path} is missing; the data set's lists name it")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_corrupt_image_is_named(script: Script, own_cub: Path, workers: int) -> None:
+    """One that looks whole from outside is found when it is read."""
     path = train_images(own_cub)[3]
-    path.write_bytes(path.read_bytes()[:300])
+    Image.open(path).save(path, "PNG")
+    path.write_bytes(path.read_bytes()[:500] + bytes(100) + path.read_bytes()[600:])
+    assert looks_whole(path)
     outcome = train_on(script, own_cub, f"data.num_workers={workers}")
-    refused(outcome, f"error: image {path} cannot be decoded (", late=True)
+    refused(outcome, f"error: image {path} cannot be decoded (", "; data.skip_corrupt=true leaves", late=True)
+
+
+def test_files_that_are_not_whole_are_found_before_the_training(script: Script, own_cub: Path) -> None:
+    train, test = train_images(own_cub), train_images(own_cub, train=False)
+    train[3].write_bytes(train[3].read_bytes()[:-100])
+    refused(
+        train_on(script, own_cub), f"error: image {train[3]} cannot be decoded (", "; data.skip_corrupt=true leaves"
+    )
+    test[2].write_bytes(b"")
+    test[7].unlink()
+    refused(train_on(script, own_cub), f"error: 3 images cannot be used; the first: image {train[3]} cannot be decoded")
+    assert not (own_cub.parent / "run").exists()
+
+
+@pytest.mark.parametrize("model", ["protopnet", "prototree", "bcnn"])
+def test_a_class_without_a_training_image(script: Script, own_cub: Path, model: str) -> None:
+    lines = (own_cub / "image_class_labels.txt").read_text().split()
+    second = set(lines[:-1:2]) & {image for image, label in zip(lines[::2], lines[1::2], strict=True) if label == "2"}
+    split = own_cub / "train_test_split.txt"
+    rows = [line.split() for line in split.read_text().splitlines()]
+    split.write_text("".join(f"{image} {0 if image in second else flag}\n" for image, flag in rows))
+    options = tiny_options(model) | ({"depth": 2} if model == "prototree" else {})
+    phases = {
+        "bcnn": {"lrs": {"head": 0.01}},
+        "protopnet": {"lrs": {"prototypes": 0.01}, "then": ["push"], "select": "last"},
+        "prototree": {"lrs": {"prototypes": 0.01}, "then": ["prune", "project"], "select": "last"},
+    }
+    config = write_config(
+        own_cub.parent / "c.yaml",
+        tiny_config(own_cub, model={"name": model, **options}, phases=[{"epochs": 1, **phases[model]}]),
+    )
+    outcome = script("train", config, f"out={own_cub.parent / 'run'}")
+    if model == "bcnn":
+        assert outcome.code == 0
+        told = "6 training, 2 validation, 16 test images; classes without a training image: 1 (002.Kind_2)\n"
+        assert outcome.err == f"data: 3 classes; {told}"
+    else:
+        refused(outcome, "prototypes of a class need a training image of it; there is none of 1: 002.Kind_2")
+        assert not (own_cub.parent / "run").exists()
 
 
 def test_skip_corrupt_counts_and_names(script: Script, own_cub: Path) -> None:
     broken = [train_images(own_cub)[3], train_images(own_cub, train=False)[7]]
     broken[0].write_bytes(b"junk")
     broken[1].unlink()
-    names = ", ".join(str(path.relative_to(own_cub / "images")) for path in broken)
+    names = [str(path.relative_to(own_cub / "images")) for path in broken]
+    left_out = (
+        f"left out: images that cannot be decoded: 1 ({names[0]}); the first: image {broken[0]} cannot be decoded "
+        f"(cannot identify image file {str(broken[0])!r}), images that are missing: 1 ({names[1]}); the first: image "
+        f"{broken[1]} is missing; the data set's lists name it\n"
+    )
     outcome = train_on(script, own_cub, "data.skip_corrupt=true")
     assert outcome.code == 0
-    assert f"left out 2 images that cannot be decoded: {names}\n" in outcome.err
+    assert outcome.err == f"data: 3 classes; 8 training, 3 validation, 11 test images; {left_out}"
     assert "on 11 images" in outcome.out
     outcome = script("evaluate", own_cub.parent / "run", *QUICK_EVALUATION)
     assert outcome.code == 0
-    assert f"left out 2 images that cannot be decoded: {names}\n" in outcome.err
+    assert outcome.err.startswith(f"data: 3 classes; 8 training, 3 validation, 11 test images; {left_out}")
     rows = yaml.safe_load((own_cub.parent / "run/evaluation/results.json").read_text())["rows"]
     assert {row["n"] for row in rows} == {11}
     for path in train_images(own_cub):
         path.write_bytes(b"junk")
     shutil.rmtree(own_cub.parent / "run")
-    refused(train_on(script, own_cub, "data.skip_corrupt=true"), "data set 'cub': no train image can be decoded")
+    refused(
+        train_on(script, own_cub, "data.skip_corrupt=true"), "no train image of 12 can be loaded; the first: image "
+    )
 
 
 def test_empty_data_set(script: Script, own_cub: Path) -> None:

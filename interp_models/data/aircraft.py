@@ -5,7 +5,7 @@ from typing import Literal
 
 from torchvision.datasets import FGVCAircraft
 
-from interp_models.data.base import DATASETS, ImageDataset, Sample, boxed_sample
+from interp_models.data.base import DATASETS, ImageDataset, Sample, boxed_sample, printable
 from interp_models.data.download import download_archive
 from interp_models.errors import InputError
 
@@ -60,7 +60,7 @@ class Aircraft(ImageDataset):
 
     def image_id(self, index: int) -> str:
         """The name of the image's file."""
-        return self._paths[index].name
+        return printable(self._paths[index].name)
 
     def files(self, index: int) -> tuple[Path, ...]:
         """The image's file."""

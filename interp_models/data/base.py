@@ -1,18 +1,16 @@
 """What a data set gives: samples with whatever ground truth there is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional as F
 
-from interp_models.errors import InputError
+from interp_models.data.decoding import decode_image as decode_image
 from interp_models.registry import Registry
 
 
@@ -51,13 +49,19 @@ class ImageDataset(ABC):
     """Names of the key points, in the order of `Sample.parts`."""
     mask_names: Sequence[str] = ()
     """Names of the masks, in the order of `Sample.masks`; the first is the object."""
+    validation: Sequence[int] = ()
+    """Of the split `train`, the images that the data set itself sets aside for validation."""
+    note: str = ""
+    """How the split was made, where the data set does not come with one."""
+    left_out: Mapping[str, Sequence[str]] = {}
+    """What lies among the images and is not read: names, by what they are (`files that are no images`)."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @abstractmethod
     def image_id(self, index: int) -> str:
-        """A name of the image that stays the same from run to run (its path in the data set)."""
+        """A name of the image that stays the same from run to run (its path in the data set), see `printable`."""
 
     def files(self, index: int) -> tuple[Path, ...]:
         """The files that image `index` is read from, its mask's too; () where it is drawn, or the data set does not
@@ -81,27 +85,30 @@ class ImageDataset(ABC):
 DATASETS: Registry[ImageDataset] = Registry("dataset")
 
 
-def decode_image(path: Path) -> tv_tensors.Image:
-    """Read an image file as (3, H, W) uint8 RGB, whatever its mode.
+def printable(name: str) -> str:
+    r"""A file's name as text that can be printed and written anywhere; no two names become one.
 
-    Raises:
-        InputError: if the file is missing or cannot be decoded.
+    A byte that is no UTF-8 (in Python a lone surrogate) becomes `\xe9`, a character that does not print `\u000a`, and
+    a backslash two.
+
+    >>> printable("caf\udce9 \n.png")
+    'caf\\xe9 \\u000a.png'
     """
-    try:
-        with Image.open(path) as file:
-            image: Image.Image = file
-            if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
-                image = image.point(lambda value: value / 257).convert("L")
-            return tv_tensors.Image(F.pil_to_tensor(image.convert("RGB")))
-    except FileNotFoundError:
-        raise InputError(f"image {path} is missing; the data set's lists name it") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"image {path} cannot be decoded ({error})") from None
+
+    def shown(character: str) -> str:
+        code = ord(character)
+        if 0xDC80 <= code <= 0xDCFF:
+            return f"\\x{code - 0xDC00:02x}"
+        if character == "\\":
+            return "\\\\"
+        return character if character.isprintable() else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+    return "".join(map(shown, name))
 
 
 def boxed_sample(path: Path, label: int, index: int, box: Sequence[float]) -> Sample:
-    """An image file with its box, XYXY in pixels of the stored image; raises as `decode_image`."""
-    image = decode_image(path)
+    """An image file as it is stored, with its box, XYXY in its pixels; raises as `decode_image`."""
+    image = decode_image(path, upright=False)  # boxes are of stored pixels
     size = (image.shape[-2], image.shape[-1])
     boxes = tv_tensors.BoundingBoxes(torch.tensor([box]), format="XYXY", canvas_size=size)
     return Sample(image=image, label=label, index=index, box=boxes)

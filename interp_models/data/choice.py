@@ -9,12 +9,15 @@ from interp_models.rng import uniform
 Indices = NDArray[np.int64]
 
 
-def stratified_split(labels: Indices, indices: Indices, fraction: float, seed: int) -> tuple[Indices, Indices]:
+def stratified_split(
+    labels: Indices, indices: Indices, fraction: float, seed: int, keys: Indices | None = None
+) -> tuple[Indices, Indices]:
     """Split `indices` into a rest and a part that holds `fraction` of each class (rounded), drawn by seed.
 
-    A class never loses its last training image.
+    A class never loses its last training image. What is drawn depends on seed and `keys`, one for each of `indices`:
+    by default the indices themselves.
     """
-    order = indices[np.argsort(uniform(seed, indices), kind="stable")]
+    order = indices[np.argsort(uniform(seed, indices if keys is None else keys), kind="stable")]
     held_out: list[int] = []
     for label in np.unique(labels[indices]):
         members = order[labels[order] == label]

@@ -1,17 +1,18 @@
 """CUB-200-2011: birds with boxes, 15 key points and, where their archive is unpacked too, masks."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torchvision import tv_tensors
 
-from interp_models.data.base import DATASETS, ImageDataset, Sample, decode_image
+from interp_models.data.base import DATASETS, ImageDataset, Sample, decode_image, printable
 from interp_models.data.download import download_archive
 from interp_models.data.transforms import hide_outside
 from interp_models.errors import InputError
+from interp_models.registry import unknown
 
 # The archives of CaltechDATA's records 65de6-vp158 and w9d68-gec53, with the MD5 sums published there.
 IMAGES_URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
@@ -44,14 +45,23 @@ class CUB(ImageDataset):
     Args:
         split: `train` or `test`, as in `train_test_split.txt`.
         root: the folder that holds `images.txt`, or its parent with the folder `CUB_200_2011`.
+        classes: those to take, by name (`001.Black_footed_Albatross`, or without the number) or by number, as in
+            `classes.txt`; all by default.
         download: fetch the images (1.2 GB) and the masks (40 MB) into `root` where they are not there yet.
 
     Raises:
         InputError: if a list or the folder of images is missing, a line is malformed, a list lacks an image,
-            or a download fails.
+            a class is unknown, or a download fails.
     """
 
-    def __init__(self, *, split: Literal["train", "test"], root: str, download: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        split: Literal["train", "test"],
+        root: str,
+        classes: list[Any] | None = None,
+        download: bool = False,
+    ) -> None:
         top = Path(root).expanduser()
         folder = top if (top / "images.txt").exists() else top / "CUB_200_2011"
         if download and not (folder / "images.txt").exists():
@@ -70,7 +80,7 @@ class CUB(ImageDataset):
         self._folder = folder
         self.mask_names = () if self._masks is None else ("bird",)
 
-        images = _Table(folder / "images.txt", {"image_id": int, "path": str})
+        images: dict[Any, Any] = _Table(folder / "images.txt", {"image_id": int, "path": str})
         class_ids = _Table(folder / "image_class_labels.txt", {"image_id": int, "class_id": int})
         training = _Table(folder / "train_test_split.txt", {"image_id": int, "is_training": _flag})
         boxes = _Table(
@@ -87,8 +97,12 @@ class CUB(ImageDataset):
 
         # Both splits count the classes of both, so that a class means the same in each.
         present = {class_ids[image]: class_names[class_ids[image]] for image in images}
+        if classes is not None:
+            wanted = _chosen(classes, present)
+            images = {image: row for image, row in images.items() if class_ids[image] in wanted}
+            present = {class_id: name for class_id, name in present.items() if class_id in wanted}
         label_of = {class_id: label for label, class_id in enumerate(c for c in class_names if c in present)}
-        self.classes = [class_names[class_id][0] for class_id in label_of]
+        self.classes = [printable(class_names[class_id][0]) for class_id in label_of]
         self.part_names = [name for (name,) in part_names.values()]
         chosen = [image for image in images if training[image] == (split == "train",)]
         self.labels = [label_of[class_ids[image]] for image in chosen]
@@ -102,7 +116,7 @@ class CUB(ImageDataset):
 
     def image_id(self, index: int) -> str:
         """The image's path in `images.txt`."""
-        return self._paths[index]
+        return printable(self._paths[index])
 
     def files(self, index: int) -> tuple[Path, ...]:
         """The image's file and, where there are masks, its mask's."""
@@ -121,11 +135,11 @@ class CUB(ImageDataset):
             InputError: if the image or its mask is missing or cannot be decoded, or their sizes differ.
         """
         image_file, *mask_files = self.files(index)
-        image = decode_image(image_file)
+        image = decode_image(image_file, upright=False)  # boxes and key points are of stored pixels
         height, width = image.shape[-2:]
         masks = None
         for path in mask_files:
-            masks = tv_tensors.Mask(decode_image(path)[:1] > 127)
+            masks = tv_tensors.Mask(decode_image(path, upright=False)[:1] > 127)
             if masks.shape[-2:] != image.shape[-2:]:
                 raise InputError(
                     f"mask {path} is {masks.shape[-1]}x{masks.shape[-2]} pixels, but its image is {width}x{height}"
@@ -146,6 +160,26 @@ class CUB(ImageDataset):
         return hide_outside(sample)
 
 
+def _chosen(classes: Sequence[Any], present: Mapping[tuple[int, ...], tuple[Any, ...]]) -> set[tuple[int, ...]]:
+    """The ids of classes given by number or name.
+
+    Raises:
+        InputError: for one that has no image, a second time, or none at all.
+    """
+    named = {name: class_id for class_id, (name,) in present.items()}
+    known = named | {str(class_id[0]): class_id for class_id in present}
+    known |= {name.partition(".")[2]: class_id for name, class_id in named.items() if "." in name}
+    found = []
+    for one in classes:
+        if str(one) not in known:
+            raise unknown("class in data.dataset.classes:", str(one), named)
+        found.append(known[str(one)])
+    if not found or len(set(found)) < len(found):
+        twice = [str(one) for one, class_id in zip(classes, found, strict=True) if found.count(class_id) > 1]
+        raise InputError(f"data.dataset.classes must name some classes, each once; got {', '.join(twice) or 'none'}")
+    return set(found)
+
+
 class _Table(dict[tuple[int, ...], tuple[Any, ...]]):
     """The lines of a list file: the first `keys` columns, which are ids, lead to the values of the others.
 
@@ -155,7 +189,7 @@ class _Table(dict[tuple[int, ...], tuple[Any, ...]]):
     def __init__(self, path: Path, columns: Mapping[str, Callable[[str], Any]], keys: int = 1) -> None:
         super().__init__()
         self.path = path
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue

@@ -1,62 +1,211 @@
-"""Any data set of image files in a folder per class."""
+"""Any data set of image files in a folder per class, or named by a list."""
 
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+import numpy as np
 
-from interp_models.data.base import DATASETS, ImageDataset, Sample, decode_image
+from interp_models.data.base import DATASETS, ImageDataset, Sample, decode_image, printable
+from interp_models.data.choice import stratified_split
+from interp_models.data.listing import (
+    NO_IMAGES,
+    SPLITS,
+    Found,
+    LeftOut,
+    entries,
+    files_of,
+    joined,
+    read_list,
+    split_of,
+    stray,
+)
 from interp_models.errors import InputError
+
+FRACTION = 0.2
+"""Of the images that are tested on, where nothing says which."""
+LAYOUTS = "train/<class>/*.jpg and test/<class>/*.jpg (or val instead of test), or <class>/*.jpg"
 
 
 @DATASETS.register("image_folder")
 class ImageFolder(ImageDataset):
-    """Images in `root/train/<class>/` and `root/test/<class>/` (or `root/val/<class>/` if there is no `test`).
+    """Images in `root/train/<class>/` and `root/test/<class>/`, or in `root/<class>/`, or named by a list.
 
-    Classes are the folders' names, sorted; images come by class, then by path. There is no ground truth but the class.
+    `root/val/<class>/` beside both is for validation; without `test` it stands in for it. Where nothing says which
+    images are for the test, a part of each class is drawn, by the images' names. Classes are the folders' names, or the
+    list's labels, sorted; images come by class, then by path, or in the list's order. There is no ground truth but the
+    class. Names that begin with a dot are not data; images are turned upright by their EXIF orientation.
 
     Args:
         split: `train` or `test`.
-        root: the folder that holds `train` and `test`.
+        root: the folder.
+        list: a CSV file, here or in `root`, with the columns `path`, `label` and, if it is to say so, `split` (`train`,
+            `val`, `test`); paths are of `root` or of the list's folder.
+        test_fraction: of each class, where neither folders nor list say what is for the test; 0.2 if not given.
+        seed: what that part is drawn by.
+        max_value: the largest value of the range of images of more than 8 bits, see `decode_image`.
 
     Raises:
-        InputError: if a split's folder is missing, the splits' classes differ, or a class of the split has no image.
+        InputError: if a folder or a list is missing or can be read in two ways, the splits' classes differ, or a class
+            of the split has no image.
     """
 
-    def __init__(self, *, split: Literal["train", "test"], root: str) -> None:
-        self._root = Path(root).expanduser()
-        train, test = self._root / "train", self._root / "test"
-        if not test.is_dir() and (self._root / "val").is_dir():
-            test = self._root / "val"
-        for folder in (train, test):
-            if not folder.is_dir():
-                raise InputError(
-                    f"image folder: {folder} is missing; expected train/<class>/*.jpg and test/<class>/*.jpg "
-                    f"(or val instead of test) in {self._root}"
-                )
-        try:
-            self.classes, label_of = find_classes(train)
-            test_classes, _ = find_classes(test)
-            if differing := sorted(set(self.classes) ^ set(test_classes)):
-                raise InputError(f"{train} and {test} must hold the same classes; only one has {', '.join(differing)}")
-            images = make_dataset(train if split == "train" else test, label_of, IMG_EXTENSIONS)
-        except FileNotFoundError as error:  # no class, or a class without an image
-            raise InputError(f"image folder {self._root}, {split} images: {error}") from None
-        self._paths = [Path(path) for path, _ in images]
-        self.labels = [label for _, label in images]
+    def __init__(
+        self,
+        *,
+        split: Literal["train", "test"],
+        root: str,
+        list: str | None = None,
+        test_fraction: float | None = None,
+        seed: int = 0,
+        max_value: float | None = None,
+    ) -> None:
+        if test_fraction is not None and not 0 < test_fraction < 1:
+            raise InputError(f"data.dataset.test_fraction must be above 0 and below 1; got {test_fraction}")
+        if max_value is not None and not 0 < max_value < np.inf:
+            raise InputError(f"data.dataset.max_value must be above 0; got {max_value}")
+        top = Path(root).expanduser()
+        images, classes, self.left_out = _of_folders(top, split) if list is None else _of_list(list, top)
+        if not all(image.split for image in images):
+            fraction = FRACTION if test_fraction is None else test_fraction
+            images = _drawn(images, fraction, seed)
+            self.note = f"test images are {100 * fraction:g} % of each class, drawn by seed {seed}"
+        elif test_fraction is not None:
+            raise InputError(
+                f"data.dataset.test_fraction={test_fraction}: {list or top} says itself which images are for the test"
+            )
+        wanted = ("train", "val") if split == "train" else ("test",)
+        self._images = [image for part in wanted for image in images if image.split == part]
+        self.validation = [index for index, image in enumerate(self._images) if image.split == "val"]
+        self._max_value = max_value
+        self.classes = [printable(name).replace("/", "-") for name in classes]  # they become names of files
+        if twice := [name for name in self.classes if self.classes.count(name) > 1]:
+            raise InputError(f"two classes have the name {twice[0]}, as / becomes -")
+        label_of = {name: label for label, name in enumerate(classes)}
+        self.labels = [label_of[image.label] for image in self._images]
 
     def image_id(self, index: int) -> str:
-        """The image's path from `root`."""
-        return self._paths[index].relative_to(self._root).as_posix()
+        """The image's path from `root`, or in the list."""
+        return printable(self._images[index].name)
 
     def files(self, index: int) -> tuple[Path, ...]:
         """The image's file."""
-        return (self._paths[index],)
+        return (self._images[index].path,)
 
     def load(self, index: int) -> Sample:
         """Image `index` and its label.
 
         Raises:
-            InputError: if the file cannot be decoded.
+            InputError: if the file cannot be decoded, or the range of its values is not known.
         """
-        return Sample(image=decode_image(self._paths[index]), label=self.labels[index], index=index)
+        image = decode_image(self._images[index].path, max_value=self._max_value)
+        return Sample(image=image, label=self.labels[index], index=index)
+
+
+class _Layout(NamedTuple):
+    """What is found: of a folder with splits the images of one."""
+
+    images: list[Found]
+    classes: list[str]
+    left_out: LeftOut
+
+
+def _of_folders(root: Path, split: str) -> _Layout:
+    if root.exists() and not root.is_dir():
+        raise InputError(f"image folder: {root} is a file; expected a folder that holds {LAYOUTS}")
+    folders, others = _splits_in(root) if root.exists() else ({}, [])
+    if not root.exists() or (folders and not {"train", "test"} <= folders.keys()):
+        missing = root / ("test" if "train" in folders else "train")
+        why = f"; give other names to {', '.join(map(str, folders.values()))} if they are classes" if others else ""
+        raise InputError(f"image folder: {missing} is missing; expected {LAYOUTS} in {root}{why}")
+    if not folders:
+        classes = _classes_in(root)
+        images, left_out = files_of([(root / name, name) for name in classes], root, "")
+        _check_flat(root, classes)
+        _check_each(images, classes, root, "", left_out)
+        return _Layout(images, classes, joined(left_out, stray(root, root)))
+    by_split = {key: _classes_in(folders[key]) for key in SPLITS if key in folders}
+    classes = by_split["train"]
+    for key, own in by_split.items():
+        if differing := sorted((set(classes) ^ set(own)) if key == "test" else (set(own) - set(classes))):
+            names = ", ".join(map(printable, differing))
+            raise InputError(f"{folders['train']} and {folders[key]} must hold the same classes; only one has {names}")
+    images, left_out = [], {"folders that are no split": others} if others else {}
+    for key in ("train", "val") if split == "train" else ("test",):
+        if key in folders:
+            found, rest = files_of([(folders[key] / name, name) for name in by_split[key]], root, key)
+            if key != "val":
+                _check_each(found, classes, root, f"{key} ", rest)
+            images += found
+            left_out = joined(left_out, rest, stray(folders[key], root))
+    return _Layout(images, classes, left_out)
+
+
+def _splits_in(root: Path) -> tuple[dict[str, Path], list[str]]:
+    """The folders that are splits, `val` as `test` if there is no other, and the names of those that are none."""
+    folders: dict[str, Path] = {}
+    others = []
+    for name in entries(root)[0]:
+        split = split_of(name)
+        if split in folders:
+            raise InputError(f"image folder: {folders[split]} and {root / name} are both for {split}; keep one")
+        if split is None:
+            others.append(printable(name))
+        else:
+            folders[split] = root / name
+    if "test" not in folders and "val" in folders:
+        folders["test"] = folders.pop("val")
+    return folders, others
+
+
+def _classes_in(folder: Path) -> list[str]:
+    classes, _ = entries(folder)
+    if not classes:
+        raise InputError(f"image folder: could not find any class folder in {folder}; expected {LAYOUTS}")
+    return classes
+
+
+def _check_flat(root: Path, classes: Sequence[str]) -> None:
+    """Class folders that hold the same folders are likely splits of another name."""
+    seen: dict[str, str] = {}
+    for name in classes:
+        for inner in entries(root / name)[0]:
+            if inner in seen:
+                raise InputError(
+                    f"image folder: {root / seen[inner]} and {root / name} both hold {printable(inner)}; if they are "
+                    f"splits, name them {', '.join(SPLITS)}, and if they are classes, give a list of the images"
+                )
+            seen[inner] = name
+
+
+def _check_each(images: Sequence[Found], classes: Sequence[str], root: Path, split: str, left_out: LeftOut) -> None:
+    """Every class folder must hold an image."""
+    if without := sorted(set(classes) - {image.label for image in images}):
+        names = ", ".join(map(printable, without))
+        other = left_out.get(NO_IMAGES, [])
+        rest = f"; {len(other)} files are no images, such as {other[0]}" if other else ""
+        raise InputError(f"image folder {root}, {split}images: found none of the classes {names}{rest}")
+
+
+def _of_list(name: str, root: Path) -> _Layout:
+    file = Path(name).expanduser()
+    if not file.exists() and (root / file).exists():
+        file = root / file
+    images = read_list(file, root)
+    splits = {image.split for image in images}
+    if splits != {""}:
+        if "test" not in splits:
+            images = [image._replace(split={"val": "test"}.get(image.split, image.split)) for image in images]
+        if missing := {"train", "test"} - {image.split for image in images}:
+            raise InputError(f"list {file}: no image is of split {sorted(missing)[0]}")
+    return _Layout(images, sorted({image.label for image in images}), {})
+
+
+def _drawn(images: Sequence[Found], fraction: float, seed: int) -> list[Found]:
+    """The images, each of `train` or `test`; drawn by names, so that further images change little."""
+    labels = np.unique([image.label for image in images], return_inverse=True)[1]
+    keys = np.asarray([zlib.crc32(image.name.encode("utf-8", "surrogateescape")) for image in images], dtype=np.int64)
+    _, test = stratified_split(labels, np.arange(len(images)), fraction, seed, keys)
+    chosen = set(test.tolist())
+    return [image._replace(split="test" if i in chosen else "train") for i, image in enumerate(images)]

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from interp_models.data.base import DATASETS, ImageDataset, Sample, decode_image
+from interp_models.data.base import DATASETS, ImageDataset, Sample, decode_image, printable
 from interp_models.errors import InputError
 
 LISTS = {"train": "TrainImages.txt", "test": "TestImages.txt"}
@@ -31,21 +31,22 @@ class MIT67(ImageDataset):
                     f"MIT Indoor: {folder / name} is missing; expected Images, {', '.join(LISTS.values())}"
                 )
         try:
-            lists = {key: (folder / file).read_text().splitlines() for key, file in LISTS.items()}
-        except (OSError, UnicodeDecodeError) as error:
+            text = {key: (folder / file).read_text("utf-8", "surrogateescape") for key, file in LISTS.items()}
+        except OSError as error:
             raise InputError(f"MIT Indoor: the lists of {folder} cannot be read: {error}") from None
-        names = {key: [line.strip() for line in lines if line.strip()] for key, lines in lists.items()}
+        names = {key: [line.strip() for line in lines.splitlines() if line.strip()] for key, lines in text.items()}
         for key, of_split in names.items():
             if wrong := [name for name in of_split if name.count("/") != 1]:
                 raise InputError(f"MIT Indoor: {folder / LISTS[key]} names {wrong[0]!r}; expected <class>/<image>")
-        self.classes = sorted({name.split("/")[0] for of_split in names.values() for name in of_split})
+        classes = sorted({name.split("/")[0] for of_split in names.values() for name in of_split})
+        self.classes = [printable(name) for name in classes]
         self._folder, self._names = folder / "Images", names[split]
-        label_of = {name: label for label, name in enumerate(self.classes)}
+        label_of = {name: label for label, name in enumerate(classes)}
         self.labels = [label_of[name.split("/")[0]] for name in self._names]
 
     def image_id(self, index: int) -> str:
         """The image's path in the list."""
-        return self._names[index]
+        return printable(self._names[index])
 
     def files(self, index: int) -> tuple[Path, ...]:
         """The image's file."""

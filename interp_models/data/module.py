@@ -8,12 +8,14 @@ from typing import Any, cast
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from interp_models.data.base import DATASETS, ImageDataset, Sample, collate
+from interp_models.data.checks import by_kind, refuse, some, unusable
 from interp_models.data.choice import Indices, stratified_split
 from interp_models.data.contents import content_digests
+from interp_models.data.sampling import ShardSampler as ShardSampler
 from interp_models.data.transforms import (
     Name,
     crop_to_box,
@@ -24,7 +26,7 @@ from interp_models.data.transforms import (
 )
 from interp_models.errors import InputError
 from interp_models.registry import named
-from interp_models.rng import seed_of, uniform
+from interp_models.rng import seed_of
 
 
 class Renumbered(ImageDataset):
@@ -36,6 +38,7 @@ class Renumbered(ImageDataset):
         self.classes = list(classes)
         self.labels = [position[images.classes[label]] for label in images.labels]
         self.part_names, self.mask_names = images.part_names, images.mask_names
+        self.validation, self.note, self.left_out = images.validation, images.note, images.left_out
 
     def image_id(self, index: int) -> str:
         """As the data set's own."""
@@ -88,41 +91,6 @@ class TransformedDataset(Dataset[Sample]):
         return hide_outside(sample)
 
 
-class ShardSampler(Sampler[tuple[int, int]]):
-    """This rank's positions of an epoch as `(epoch, position)`.
-
-    In training (`global_batch` is given) the order is a permutation by seed and epoch, and the last incomplete batch
-    over all ranks is dropped unless it is the only one: ranks must step together, no image counts twice, and two
-    ranks see what one sees with twice the batch. In evaluation the order is that of the data and nothing is dropped
-    or repeated, so that n equals the data set.
-    """
-
-    def __init__(self, size: int, *, rank: int, world: int, seed: int = 0, global_batch: int | None = None) -> None:
-        self.size, self.rank, self.world, self.seed, self.global_batch = size, rank, world, seed, global_batch
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning when an epoch begins."""
-        self.epoch = epoch
-
-    @property
-    def _total(self) -> int:
-        """Positions of all ranks together."""
-        if self.global_batch is None:
-            return self.size
-        return self.size // self.global_batch * self.global_batch or -(-self.size // self.world) * self.world
-
-    def __len__(self) -> int:
-        return len(range(self.rank, self._total, self.world))
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        positions = np.arange(self.size)
-        if self.global_batch is not None:
-            positions = np.argsort(uniform(self.seed, self.epoch, positions), kind="stable")
-        for position in np.resize(positions, self._total)[self.rank :: self.world]:
-            yield self.epoch, int(position)
-
-
 class DataModule(pl.LightningDataModule):
     """Train, validation and test images of one data set.
 
@@ -132,9 +100,10 @@ class DataModule(pl.LightningDataModule):
         batch_size: images per step and device.
         num_workers: processes that load images; 0 loads in the main process.
         val_fraction: part of the training images, drawn by seed within each class, that models are selected on;
-            0 trains on all and takes the last epoch.
+            0 trains on all and takes the last epoch. A data set's own validation images stand in for that part.
         crop_to_box: crop images to their box first, in training and test, as prototype papers do.
-        skip_corrupt: leave out images that cannot be decoded instead of stopping; decodes all images once at the start.
+        skip_corrupt: leave out images that cannot be loaded instead of stopping; decodes all images once at the start.
+        balanced: in training every class comes equally often; an epoch has as many images as without.
         augment: draw crops, flips and the like in training.
         transforms: whose, see `train_transform` and `plain_transform`. With `prototree`, prototypes are projected on
             images that are cropped to their box, and other images are cropped by `crop_to_box` alone.
@@ -151,6 +120,7 @@ class DataModule(pl.LightningDataModule):
         val_fraction: float = 0.1,
         crop_to_box: bool = False,
         skip_corrupt: bool = False,
+        balanced: bool = False,
         augment: bool = True,
         transforms: Name = "wsdan",
         seed: int = 0,
@@ -168,25 +138,25 @@ class DataModule(pl.LightningDataModule):
         name, options = named(dataset, "data.dataset", DATASETS)
         self.image_size, self.batch_size, self.num_workers, self.seed = image_size, batch_size, num_workers, seed
         self.crop_to_box, self.augment, self.transforms = crop_to_box, augment, transforms
+        self.skip_corrupt, self.balanced = skip_corrupt, balanced
         self.train_images = DATASETS.build(name, options, split="train")
         self.test_images = DATASETS.build(name, options, split="test")
-        for split, images in (("train", self.train_images), ("test", self.test_images)):
+        for split, images in self._splits():
             if not len(images):
                 raise InputError(f"data set {name!r} has no {split} images")
-        self.skipped: list[str] = []
-        """Identifiers of corrupt images that were left out."""
-        kept = self._readable(self.train_images) if skip_corrupt else np.arange(len(self.train_images))
-        self.test_indices = self._readable(self.test_images) if skip_corrupt else np.arange(len(self.test_images))
-        for split, indices in (("train", kept), ("test", self.test_indices)):
-            if not len(indices):
-                raise InputError(f"data set {name!r}: no {split} image can be decoded")
+        self.skipped: dict[str, str] = {}
+        """Why images were left out, by their identifiers."""
+        kept, self.test_indices = (self._kept(split, images) for split, images in self._splits())
         self._whole_test = self.test_indices
         self._contents: dict[tuple[str, bytes], list[str]] = {}
         self.stored: Mapping[str, Dataset[Sample]] = {}
         """Splits whose features a training reads in place of images; see `store_features`."""
-        self.train_indices, self.val_indices = stratified_split(
-            np.asarray(self.train_images.labels), kept, val_fraction, seed
-        )
+        if len(self.train_images.validation):
+            own = np.isin(kept, self.train_images.validation)
+            self.train_indices, self.val_indices = kept[~own], kept[own] if val_fraction else kept[:0]
+        else:
+            labels = np.asarray(self.train_images.labels)
+            self.train_indices, self.val_indices = stratified_split(labels, kept, val_fraction, seed)
         if val_fraction and not len(self.val_indices):
             raise InputError(f"data.val_fraction={val_fraction} leaves no validation image; use 0 or a larger fraction")
 
@@ -201,15 +171,54 @@ class DataModule(pl.LightningDataModule):
         trainer = self.trainer
         return trainer is None or (trainer.is_global_zero and trainer.progress_bar_callback is not None)
 
-    def _readable(self, images: ImageDataset) -> Indices:
-        kept = []
-        for index in range(len(images)):
-            try:
-                images.load(index)
-                kept.append(index)
-            except InputError:
-                self.skipped.append(images.image_id(index))
-        return np.asarray(kept, dtype=np.int64)
+    def _splits(self) -> list[tuple[str, ImageDataset]]:
+        return [("train", self.train_images), ("test", self.test_images)]
+
+    def _kept(self, split: str, images: ImageDataset) -> Indices:
+        """All images of a split, or those that can be loaded."""
+        reasons = unusable(images, range(len(images)), decode=True) if self.skip_corrupt else {}
+        self.skipped |= {images.image_id(index): reason for index, reason in reasons.items()}
+        if len(reasons) == len(images):
+            raise InputError(
+                f"no {split} image of {len(images)} can be loaded; the first: {next(iter(reasons.values()))}"
+            )
+        return np.setdiff1d(np.arange(len(images)), np.asarray(list(reasons), dtype=np.int64))
+
+    def check_files(self, *splits: str) -> None:
+        """Look at the files of all images of `train`, `val`, `test` or `whole_test`, without decoding those that look
+        whole.
+
+        Raises:
+            InputError: if one is missing or broken, saying how many.
+        """
+        sets = [] if self.skip_corrupt else [self.dataset(split) for split in splits]
+        refuse([reason for own in sets for reason in unusable(own.images, own.indices, decode=False).values()])
+
+    def classes_without(self, split: str) -> list[str]:
+        """Names of the classes that have no image in `train`, `val`, `test` or `whole_test`."""
+        own = self.dataset(split)
+        present = {own.images.labels[int(index)] for index in own.indices}
+        return [name for label, name in enumerate(self.classes) if label not in present]
+
+    def summary(self) -> str:
+        """One line: classes, images per split, how the data set made them, and what is left out."""
+        test, whole = len(self.test_indices), len(self._whole_test)
+        tested = f"{test} test images" if test == whole else f"{test} of {whole} test images"
+        parts = [f"{len(self.classes)} classes"]
+        parts += [f"{len(self.train_indices)} training, {len(self.val_indices)} validation, {tested}"]
+        parts += [note for note in dict.fromkeys(images.note for _, images in self._splits()) if note]
+        if self.train_images.validation and not len(self.val_indices):
+            parts += [f"{len(self.train_images.validation)} validation images are not used, as val_fraction is 0"]
+        for split, name in (("train", "training"), ("whole_test", "test")):
+            if without := self.classes_without(split):
+                parts += [f"classes without a {name} image: {some(without)}"]
+        listed: dict[str, list[str]] = {}
+        for _, images in self._splits():
+            for kind, names in images.left_out.items():
+                listed[kind] = sorted({*listed.get(kind, []), *names})
+        left_out = {kind: some(names) for kind, names in listed.items()} | by_kind(self.skipped)
+        parts += [f"left out: {', '.join(f'{kind}: {names}' for kind, names in left_out.items())}"] if left_out else []
+        return "; ".join(parts)
 
     def dataset(self, split: str, *, augment: bool = True) -> TransformedDataset:
         """The images of `train`, `val`, `test` or `whole_test`.
@@ -289,6 +298,7 @@ class DataModule(pl.LightningDataModule):
             world=world,
             seed=self.seed,
             global_batch=self.batch_size * world if shuffle else None,
+            labels=self._balanced_labels() if shuffle else None,
         )
         if trainer and shuffle:
             # Lightning sets the epoch after it has made the iterator, and worker processes begin at once: the first
@@ -306,11 +316,15 @@ class DataModule(pl.LightningDataModule):
             generator=torch.Generator().manual_seed(self.seed),
         )
 
+    def _balanced_labels(self) -> Indices | None:
+        return np.asarray(self.train_images.labels)[self.train_indices] if self.balanced else None
+
     def batches(self, epoch: int) -> Iterator[list[int]]:
         """Positions among the training images of every step of an epoch, those of all ranks together."""
         world = self.trainer.world_size if self.trainer else 1
         size = self.batch_size * world
-        sampler = ShardSampler(len(self.train_indices), rank=0, world=1, seed=self.seed, global_batch=size)
+        count, labels = len(self.train_indices), self._balanced_labels()
+        sampler = ShardSampler(count, rank=0, world=1, seed=self.seed, global_batch=size, labels=labels)
         sampler.set_epoch(epoch)
         positions = [position for _, position in sampler]
         return (positions[first : first + size] for first in range(0, len(positions), size))

@@ -125,6 +125,40 @@ def test_labels_follow_the_order_of_classes_txt(tmp_path: Path) -> None:
     assert images.labels == [2, 2, 1, 1, 0, 0]
 
 
+@pytest.mark.parametrize(
+    "classes",
+    [[3, 1], ["003.Kind_3", "001.Kind_1"], ["Kind_1", 3], ["1", "3"]],
+    ids=["numbers", "names", "both", "text"],
+)
+def test_some_classes(tmp_path: Path, classes: list[Any]) -> None:
+    """Labels count those that are taken, in the order of classes.txt."""
+    birds = [bird for bird in make_cub(tmp_path) if bird.train and bird.label != 1]
+    images = DATASETS.build("cub", {"root": str(tmp_path), "classes": classes}, split="train")
+    assert images.classes == ["001.Kind_1", "003.Kind_3"]
+    assert [images.image_id(index) for index in range(len(images))] == [bird.path for bird in birds]
+    assert images.labels == [0, 0, 1, 1]
+    for index, bird in enumerate(birds):
+        assert torch.equal(images.load(index).parts.as_subclass(torch.Tensor), torch.tensor(bird.parts))
+
+
+@pytest.mark.parametrize(
+    ("classes", "says"),
+    [
+        (["Kind_4"], "unknown class in data.dataset.classes: 'Kind_4'; did you mean '003.Kind_3'"),
+        ([4], "unknown class in data.dataset.classes: '4'"),
+        ([1, "Kind_1"], "data.dataset.classes must name some classes, each once; got 1, Kind_1"),
+        ([], "data.dataset.classes must name some classes, each once; got none"),
+        (2, "dataset 'cub'.classes: "),
+    ],
+)
+def test_classes_that_are_none(tmp_path: Path, classes: Any, says: str) -> None:
+    make_cub(tmp_path)
+    with pytest.raises(InputError) as error:
+        DATASETS.build("cub", {"root": str(tmp_path), "classes": classes}, split="train")
+    assert str(error.value).startswith(says)
+    assert "\n" not in str(error.value)
+
+
 def test_windows_line_ends_and_blank_lines(tmp_path: Path) -> None:
     birds = make_cub(tmp_path)
     for path in tmp_path.rglob("*.txt"):

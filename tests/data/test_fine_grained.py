@@ -1,6 +1,7 @@
 """Aircraft, cars and indoor scenes, each on a generated tree in its official layout."""
 
 import functools
+import os
 import tarfile
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -131,6 +132,17 @@ def test_the_data_module_takes_them(tmp_path: Path, name: str) -> None:
     assert (batch.box is None) == (name == "mit67")
 
 
+def test_names_that_are_no_utf8(tmp_path: Path) -> None:
+    root = make_mit67(tmp_path)
+    folder = b"caf\xe9"
+    (root / "Images" / os.fsdecode(folder)).mkdir()
+    os.rename(root / "Images/bar/b.jpg", root / "Images" / os.fsdecode(folder) / "b.jpg")
+    (root / "TrainImages.txt").write_bytes(folder + b"/b.jpg\nattic/1 a.jpg\n")
+    images = MIT67(split="train", root=str(root))
+    assert images.classes == ["attic", "bar", r"caf\xe9"]
+    assert told(images)[0][:3] == (r"caf\xe9/b.jpg", r"caf\xe9", 1)
+
+
 @pytest.mark.parametrize(
     ("name", "gone", "says"),
     [
@@ -171,7 +183,8 @@ def test_a_malformed_list_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"Stanford Cars: the lists of .* cannot be read"):
         Cars(split="test", root=str(root))
     root = make_mit67(tmp_path / "d")
-    (root / "TrainImages.txt").write_bytes("caf\u00e9/a.jpg".encode("latin-1"))
+    (root / "TrainImages.txt").unlink()
+    (root / "TrainImages.txt").mkdir()
     with pytest.raises(InputError, match=r"MIT Indoor: the lists of .* cannot be read"):
         MIT67(split="test", root=str(root))
     root = make_aircraft(tmp_path / "b")

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
 from interp_models.data.base import Sample, collate
 from interp_models.data.choice import draw, stratified_split
-from interp_models.data.module import DataModule, ShardSampler
+from interp_models.data.module import DataModule
+from interp_models.data.sampling import AGAIN, ShardSampler, balanced
 from interp_models.data.transforms import (
     crop_to_box,
     hide_outside,
@@ -112,6 +114,109 @@ def test_draw() -> None:
             draw(indices, n, 0)
 
 
+def make_folder(root: Path, names: str) -> Path:
+    """Images of 8 x 8 pixels, of one grey level each."""
+    for number, name in enumerate(names.split()):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number,) * 3).save(path, "PNG")
+    return root
+
+
+def of_folder(root: Path, **options: Any) -> DataModule:
+    dataset = {"name": "image_folder", "root": str(root)} | options.pop("dataset", {})
+    return DataModule(dataset=dataset, image_size=16, batch_size=2, num_workers=0, **options)
+
+
+SPLITS = "train/a/1 train/a/2 train/b/1 train/b/2 train/b/3 val/a/1 val/b/1 test/a/1 test/b/1"
+SPLITS = " ".join(f"{name}.png" for name in SPLITS.split())
+
+
+def test_the_data_sets_own_validation_images_are_taken(tmp_path: Path) -> None:
+    """In place of a drawn part, of whatever size; with val_fraction=0 they are not looked at."""
+    make_folder(tmp_path, SPLITS)
+
+    def named(data: DataModule, split: str) -> list[str]:
+        own = data.dataset(split)
+        return [own.images.image_id(int(index)) for index in own.indices]
+
+    train = SPLITS.split()[:5]
+    for options in ({}, {"val_fraction": 0.9}, {"seed": 7}):
+        data = of_folder(tmp_path, **options)
+        assert named(data, "train") == train
+        assert named(data, "val") == ["val/a/1.png", "val/b/1.png"]
+        assert [batch.label.tolist() for batch in data.val_dataloader()] == [[0, 1]]
+        assert data.summary() == "2 classes; 5 training, 2 validation, 2 test images"
+    data = of_folder(tmp_path, val_fraction=0)
+    assert named(data, "train") == train
+    assert data.val_dataloader() == []
+    notice = "2 validation images are not used, as val_fraction is 0"
+    assert data.summary() == f"2 classes; 5 training, 0 validation, 2 test images; {notice}"
+    for name in ("a", "b"):
+        (tmp_path / f"val/{name}/1.png").write_bytes(b"junk")
+    with pytest.raises(InputError, match=r"val_fraction=0\.1 leaves no validation image"):
+        of_folder(tmp_path, skip_corrupt=True)
+
+
+def test_summary_of_what_is_drawn_and_left_out(tmp_path: Path) -> None:
+    names = " ".join(f"{kind}/{i}.png" for kind, n in (("a", 10), ("b", 5), ("c", 1)) for i in range(n))
+    make_folder(tmp_path, names)
+    for name in ("a/1.txt", "a/2.txt", "b/x.svg", "b/y.mov"):
+        (tmp_path / name).touch()
+    assert of_folder(tmp_path, val_fraction=0.25).summary() == (
+        "3 classes; 10 training, 3 validation, 3 test images; test images are 20 % of each class, drawn by seed 0; "
+        "classes without a test image: 1 (c); left out: files that are no images: 4 (a/1.txt, a/2.txt, b/x.svg, ...)"
+    )
+    data = of_folder(tmp_path, val_fraction=0.25)
+    data.test_indices = data.test_indices[:2]
+    assert "3 validation, 2 of 3 test images" in data.summary()
+
+
+def test_ranges_that_are_refused_are_not_left_out_without_a_word(tmp_path: Path) -> None:
+    make_folder(tmp_path, SPLITS)
+    deep = Image.fromarray(np.array([[0, 4080]], dtype=np.uint16))
+    for name in ("train/a/x.png", "train/a/y.png", "test/b/x.png"):
+        deep.save(tmp_path / name)
+    (tmp_path / "train/b/1.png").write_bytes(b"junk")
+    with pytest.raises(InputError) as error:
+        of_folder(tmp_path).check_files("train", "test")
+    first = f"image {tmp_path}/train/a/x.png is ambiguous: its values are from 0 to 4080, so their range need not be"
+    assert str(error.value).startswith(f"4 images cannot be used; the first: {first}")
+    data = of_folder(tmp_path, skip_corrupt=True)
+    data.check_files("train", "val", "test")
+    assert len(data.train_indices) == 4
+    told = f"left out: images that are ambiguous: 3 (train/a/x.png, train/a/y.png, test/b/x.png); the first: {first}"
+    assert told in data.summary()
+    assert "images that cannot be decoded: 1 (train/b/1.png); the first: " in data.summary()
+    assert of_folder(tmp_path, skip_corrupt=True, dataset={"max_value": 4080}).skipped.keys() == {"train/b/1.png"}
+    for path in tmp_path.glob("test/*/*"):
+        deep.save(path)
+    with pytest.raises(InputError, match=r"no test image of 3 can be loaded; the first: image .* is ambiguous: "):
+        of_folder(tmp_path, skip_corrupt=True)
+
+
+def test_whole_files_are_not_decoded_by_a_check(tiny_cub: Cub, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = module(tiny_cub)
+    monkeypatch.setattr(type(data.train_images), "load", lambda *_: pytest.fail("decoded"))
+    data.check_files("train", "val", "test")
+
+
+def test_classes_without_an_image(tmp_path: Path) -> None:
+    make_folder(tmp_path, "1.png 2.png 3.png 4.png 5.png 6.png")
+    rows = "1.png,a,train 2.png,b,val 3.png,a,train 4.png,c,test 5.png,a,test 6.png,d,train"
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows.split()]))
+    data = of_folder(tmp_path, dataset={"list": "list.csv"})
+    assert data.classes == ["a", "b", "c", "d"]
+    assert data.classes_without("train") == ["b", "c"]
+    assert data.classes_without("val") == ["a", "c", "d"]
+    assert data.classes_without("test") == ["b", "d"]
+    told = "classes without a training image: 2 (b, c); classes without a test image: 2 (b, d)"
+    assert data.summary() == f"4 classes; 3 training, 1 validation, 2 test images; {told}"
+    (tmp_path / "6.png").write_bytes(b"junk")
+    data = of_folder(tmp_path, dataset={"list": "list.csv"}, skip_corrupt=True)
+    assert data.classes_without("train") == ["b", "c", "d"]
+
+
 # The order
 
 
@@ -128,6 +233,68 @@ def order(size: int, rank: int, world: int, batch: int, epoch: int = 0, seed: in
     assert {at for at, _ in keys} == {epoch}
     positions = [position for _, position in keys]
     return [positions[i : i + batch] for i in range(0, len(positions), batch)]
+
+
+LABELS = np.array([0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 2])
+"""Seven, three and one image of three classes."""
+
+
+def test_balanced_classes_come_equally_often_and_images_in_turn() -> None:
+    extra = set()
+    for seed in range(3):
+        for epoch in range(8):
+            positions, rounds = balanced(LABELS, seed, epoch)
+            counts = np.bincount(LABELS[positions])
+            assert sorted(counts) == [3, 4, 4]  # 11 images of 3 classes
+            extra.add(int(counts.argmin()))
+            for label in range(3):
+                times = np.bincount(positions[LABELS[positions] == label], minlength=11)[label == LABELS]
+                assert times.max() - times.min() <= 1  # none comes again before all others
+            for position in np.unique(positions):
+                assert sorted(rounds[positions == position]) == list(range((positions == position).sum()))
+    assert extra == {0, 1, 2}
+    seen = np.concatenate([balanced(LABELS, 0, epoch)[0] for epoch in range(300)])
+    of_large = np.bincount(seen)[:7]
+    assert of_large.sum() == pytest.approx(300 * 11 / 3, abs=40)
+    assert of_large.min() > 0.8 * of_large.mean()  # all images of the large class, over the epochs
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_balanced_ranks_see_what_one_sees(world: int) -> None:
+    """The same keys in the same steps, dropped incomplete batch included; also after a resume at any epoch."""
+    for epoch in (0, 5):
+        shards = []
+        for rank in range(world):
+            sampler = ShardSampler(11, rank=rank, world=world, seed=3, global_batch=2 * world, labels=LABELS)
+            sampler.set_epoch(epoch)
+            shards.append(list(sampler))
+            assert len(shards[-1]) == len(sampler)
+        alone = ShardSampler(11, rank=0, world=1, seed=3, global_batch=2 * world, labels=LABELS)
+        alone.set_epoch(epoch)
+        assert [key for step in zip(*shards, strict=True) for key in step] == list(alone)
+        assert len(list(alone)) == 11 // (2 * world) * 2 * world
+        assert {at % AGAIN for at, _ in alone} == {epoch}
+
+
+def test_balanced_training(tmp_path: Path) -> None:
+    """An image that comes again is augmented anew; positions for stored features are the same; tests are as without."""
+    names = [
+        f"{split}/{kind}/{i}.png" for split in ("train", "test") for kind, n in (("a", 9), ("b", 1)) for i in range(n)
+    ]
+    make_folder(tmp_path, " ".join(names))
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "train/b/0.png")
+    data = of_folder(tmp_path, val_fraction=0, balanced=True)
+    batches = list(data.train_dataloader())
+    labels = torch.cat([batch.label for batch in batches])
+    assert torch.bincount(labels).tolist() == [5, 5]
+    rare = torch.cat([batch.image for batch in batches])[labels == 1]
+    assert len({image.numpy().tobytes() for image in rare}) == 5
+    index = torch.cat([batch.index for batch in batches]).tolist()
+    assert [position for step in data.batches(0) for position in step] == index
+    plain = of_folder(tmp_path, val_fraction=0)
+    assert sorted(position for step in plain.batches(0) for position in step) == list(range(10))
+    assert [b.index.tolist() for b in data.test_dataloader()] == [b.index.tolist() for b in plain.test_dataloader()]
 
 
 def test_order_is_a_permutation_of_seed_and_epoch() -> None:

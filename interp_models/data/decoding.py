@@ -1,0 +1,189 @@
+"""Image files of every kind as 8-bit RGB: one rule for ranges of values, and no picture that is silently wrong."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFile, features
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
+
+from interp_models.errors import InputError
+
+BROKEN, MISSING, AMBIGUOUS = "cannot be decoded", "is missing", "is ambiguous"
+"""What is wrong with an image, in every message about one."""
+ADVICE = "data.skip_corrupt=true leaves such images out"
+
+ERRORS = (
+    OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, NotImplementedError,
+    struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+"""What Pillow raises for files that are broken."""
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings the pixels of an EXIF orientation upright."""
+
+BITS_PER_SAMPLE, PHOTOMETRIC, MAX_VALUE, ORIENTATION, SAMPLE_FORMAT, MAX_VALUE_OF_FORMAT = 258, 262, 281, 274, 339, 341
+"""Tags of TIFF."""
+
+
+def endings() -> frozenset[str]:
+    """Endings of the files that Pillow reads as pixels here, in lower case: no drawings, no films, no bare stubs."""
+    Image.init()
+    optional = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
+    absent = {form for form, feature in optional.items() if not features.check(feature)}
+
+    def reads_pixels(form: str) -> bool:
+        opener = Image.OPEN.get(form, (None,))[0]
+        stub = isinstance(opener, type) and issubclass(opener, ImageFile.StubImageFile)
+        return opener is not None and not stub and form not in {"EPS", "IPTC", "MPEG", *absent}
+
+    return frozenset(ending.lower() for ending, form in Image.registered_extensions().items() if reads_pixels(form))
+
+
+def decode_image(path: Path, *, upright: bool = True, max_value: float | None = None) -> tv_tensors.Image:
+    """Read an image file as (3, H, W) uint8 RGB, whatever its kind; of a film or a file of many pages the first image.
+
+    Values of more than 8 bits are scaled from a range that begins at 0 and must be known: up to `max_value`, or to what
+    the file says of itself, or to the largest value of their type (1 of real numbers) if at least one lies in the upper
+    half, or all are multiples of 257, which 8 bits become in 16. What is transparent keeps its colour.
+
+    Args:
+        path: of the file.
+        upright: turn the image as its EXIF orientation says; without, it stays as it is stored.
+        max_value: the largest value of the range of grey images of more than 8 bits.
+
+    Raises:
+        InputError: if the file is missing or cannot be decoded, or the range of its values is not known.
+    """
+    try:
+        with Image.open(path) as file:
+            return tv_tensors.Image(F.pil_to_tensor(_rgb(file, upright, max_value)))
+    except InputError as error:
+        raise InputError(f"image {path} {AMBIGUOUS}: {error}; {ADVICE}") from None
+    except FileNotFoundError:
+        why = "it is a link to nothing" if path.is_symlink() else "the data set's lists name it"
+        raise InputError(f"image {path} {MISSING}; {why}; {ADVICE}") from None
+    except ERRORS as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"image {path} {BROKEN} ({reason}); {ADVICE}") from None
+
+
+def looks_whole(path: Path) -> bool:
+    """Whether header and end of a file are those of a whole image of 8 bits: what does not, may be broken.
+
+    Nothing is decoded: this costs a tenth of a millisecond.
+    """
+    try:
+        with path.open("rb") as file, Image.open(file) as image:
+            form, deep = image.format, _is_deep(image)
+            size = file.seek(0, 2)
+            file.seek(max(0, size - 64))
+            tail = file.read()
+            file.seek(4)
+            length = int.from_bytes(file.read(4), "little")
+    except ERRORS:
+        return False
+    if form == "WEBP":
+        return length + 8 <= size
+    if form == "GIF":
+        return tail.endswith(b"\0;")
+    ends = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+    return not deep and ends.get(str(form), b"") in tail
+
+
+def _rgb(file: Image.Image, upright: bool, max_value: float | None) -> Image.Image:
+    deep, grey = _is_deep(file), file.mode[0] in "IF"
+    file.load()
+    if grey:
+        image = _scaled(file, max_value)
+    elif "transparency" in file.info or file.mode[-1] in "Aa":
+        image = file.convert("RGBA")
+        *colours, (least, most) = [band.getextrema() for band in image.split()]
+        if least != most and all(low == high for low, high in colours):
+            raise InputError("its picture lies in its transparency alone, which models do not see")
+    else:
+        image = file
+    image = image.convert("RGB")
+    if deep and not grey:
+        _check_deep_colours(file, image, max_value)
+    turn = TURNS.get(_orientation(file)) if upright else None
+    return image if turn is None else image.transpose(turn)
+
+
+def _is_deep(file: Image.Image) -> bool:
+    """Whether an image that is not loaded yet has more than 8 bits per value."""
+    if file.mode[0] in "IF":
+        return True
+    if file.format == "TIFF":
+        return bool(np.max(file.tag_v2.get(BITS_PER_SAMPLE, 1)) > 8)  # type: ignore[attr-defined]
+    # Of 16-bit colours Pillow keeps no other trace than how it is going to read them
+    ways = [f"{tile[0]} {tile[3] if isinstance(tile[3], str) else tile[3][0]}" for tile in getattr(file, "tile", ())]
+    return file.format in ("PNG", "SGI") and any("16" in way for way in ways)
+
+
+def _orientation(file: Image.Image) -> int:
+    try:
+        return int(file.getexif().get(ORIENTATION, 1))
+    except ERRORS:  # of EXIF that is broken; the pixels are not
+        return 1
+
+
+def _range(file: Image.Image) -> tuple[float, bool]:
+    """The largest value that an image of more than 8 bits may have, and whether the file itself says so."""
+    if file.format in ("PPM", "JPEG2000") and file.mode != "F":  # both say how many bits; Pillow makes 16 of them
+        return 65535, True
+    bits, signed = {"F": (0, False), "I": (32, True)}.get(file.mode, (16, False))
+    if file.format == "PNG":
+        bits, signed = 16, False
+    if file.format == "TIFF":
+        tags = file.tag_v2  # type: ignore[attr-defined]
+        for tag in (MAX_VALUE_OF_FORMAT, MAX_VALUE):
+            if tag in tags:
+                return float(np.max(tags[tag])), True
+        if file.mode != "F":
+            bits, signed = int(np.max(tags.get(BITS_PER_SAMPLE, 16))), np.max(tags.get(SAMPLE_FORMAT, 1)) == 2
+    return (2.0 ** (bits - signed) - 1 if bits else 1.0), bits not in (0, 16, 32)
+
+
+def _scaled(file: Image.Image, max_value: float | None) -> Image.Image:
+    """Grey levels of more than 8 bits, of any range, as 8 bits."""
+    values = np.asarray(file)
+    top, known = _range(file)
+    if file.mode == "I" and top > 2**31:
+        values = values.view(np.uint32)  # Pillow reads unsigned as signed
+    top, known = (max_value, True) if max_value is not None else (top, known)
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= top):  # also for NaN
+        raise InputError(f"its values are from {low:g} to {high:g}, not from 0 to {top:g}")
+    of_bytes = top == 65535 and bool((values % 257 == 0).all())
+    if not known and not of_bytes and high <= top / 2:
+        raise InputError(
+            f"its values are from {low:g} to {high:g}, so their range need not be 0 to {top:g}; "
+            "data.dataset.max_value of image_folder gives it"
+        )
+    levels = values.astype(np.float64) / top
+    if file.format == "TIFF" and file.tag_v2.get(PHOTOMETRIC) == 0:  # type: ignore[attr-defined]
+        levels = 1 - levels  # Pillow turns "white is zero" for 8 bits alone
+    return Image.fromarray(np.rint(255 * levels).astype(np.uint8))
+
+
+def _check_deep_colours(file: Image.Image, image: Image.Image, max_value: float | None) -> None:
+    """Pillow reads 16-bit colours by their upper 8 bits, which is right for the whole range of 16 bits alone."""
+    top, known = (max_value, True) if max_value is not None else _range(file)
+    if known and top != 65535:
+        raise InputError(f"its 16-bit colours cannot be read for a range of 0 to {top:g}; convert it to 8 bits")
+    if not known and max(high for _, high in image.getextrema()) < 128:  # type: ignore[misc]
+        raise InputError(
+            "its 16-bit colours all lie in the lower half of 0 to 65535, so that their range may be another; convert "
+            "it to 8 bits, or give data.dataset.max_value=65535 of image_folder"
+        )
