@@ -90,6 +90,10 @@ def test_training(one_process: Path, two_processes: Path) -> None:
     table = pd.read_csv(two_processes / "metrics.csv")
     assert table["val/n"].dropna().tolist() == [3, 3, 3]
     assert table["train/loss"].nunique() == 3
+    assert table["epoch"].tolist() == [0, 1, 2]
+    assert table["train/acc"].nunique() > 1
+    assert (two_processes / "classes.csv").read_text() == (one_process / "classes.csv").read_text()
+    assert pd.read_csv(two_processes / "classes.csv")["n"].tolist() == [3, 3, 3]
 
 
 OTHERS: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -146,7 +150,7 @@ def test_crops_drops_and_effects_go_on_alike(odd_cub: Path, tmp_path: Path) -> N
 
 def test_one_run_folder(two_processes: Path) -> None:
     names = sorted(path.name for path in two_processes.iterdir())
-    assert names == ["checkpoints", "config.yaml", "metrics.csv", "metrics.json"]
+    assert names == ["checkpoints", "classes.csv", "config.yaml", "confusion.png", "metrics.csv", "metrics.json"]
     folder = two_processes.parents[1]
     assert sorted(path.name for path in folder.iterdir()) == ["c.yaml", "tiny"]
     assert [path.name for path in (folder / "tiny").iterdir()] == ["run"]
