@@ -32,6 +32,7 @@ from interp_models.resume import (
     check_same_classes,
     epochs_done,
     images_of,
+    keep_places,
 )
 from interp_models.scoring import evaluating
 from interp_models.training.distillation import Distillation
@@ -82,7 +83,8 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
 
     def keep_config(*_: object) -> None:
         if run is not None:
-            save_yaml(run / "config.yaml", plain(config))
+            node = plain(config)
+            save_yaml(run / "config.yaml", node if resume is None else keep_places(node, runs.run_config(resume)))
 
     trainer = make_trainer(
         default_root_dir=run,

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from omegaconf import OmegaConf
 
 from interp_models import runs
 from interp_models.config import TrainConfig, check, plain
@@ -10,16 +12,9 @@ from interp_models.data.module import DataModule
 from interp_models.errors import InputError
 from interp_models.training.recipe import Phase, Recipe
 
-CHANGEABLE = (
-    "phases",
-    "trainer",
-    "logger",
-    "data.dataset.root",
-    "data.num_workers",
-    "distillation.teacher",
-    "feature_cache",
-)
-"""Of the config. Where images and teacher lie may change: which they are is checked by their digests."""
+PLACES = ("data.dataset.root", "data.num_workers", "distillation.teacher", "feature_cache")
+"""Of the config: where images and teacher lie, and how they are read. Which they are is checked by their digests."""
+CHANGEABLE = ("phases", "trainer", "logger", *PLACES)
 KEPT = {
     "data.batch_size": "the steps of an epoch and the images of each step would change",
     "data": "the images or their form would change in the middle of the training",
@@ -59,6 +54,16 @@ def check_config(last: Path, checkpoint: Mapping[str, Any], config: TrainConfig)
                 )
 
 
+def keep_places(config: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """A config to be saved, with the places of the one before: other ones count for one command, as they may be those
+    of another machine."""
+    kept, was = OmegaConf.create(dict(config)), OmegaConf.create(dict(before))
+    for key in PLACES:
+        if OmegaConf.select(kept, key) is not None:
+            OmegaConf.update(kept, key, OmegaConf.select(was, key))
+    return cast(dict[str, Any], OmegaConf.to_container(kept))
+
+
 def check_data(last: Path, checkpoint: Mapping[str, Any], data: DataModule) -> None:
     """Raise `InputError` unless classes, training images and validation images are those of the checkpoint."""
     own = checkpoint["interp_models"]
@@ -83,12 +88,11 @@ def check_same_classes(before: Sequence[str], now: Sequence[str], whose: str) ->
         if was != name:
             raise InputError(f"{whose}: was trained with {was!r} as class {label}, the data set has {name!r} there")
     if len(before) != len(now):
-        longer = now if len(now) > len(before) else before
-        which = "only the data set" if longer is now else "the data set does not"
-        first = longer[min(len(before), len(now))]
+        missing = len(before) > len(now)
+        first = (before if missing else now)[min(len(before), len(now))]
         raise InputError(
-            f"{whose}: was trained with {len(before)} classes, the data set has {len(now)}: {first!r} is one that "
-            f"{which} has"
+            f"{whose}: was trained with {len(before)} classes, the data set has {len(now)}: {first!r} is "
+            f"{'missing' if missing else 'new'}"
         )
 
 

@@ -33,12 +33,11 @@ def draw_confusion(counts: Tensor, classes: Sequence[str], path: Path) -> None:
     figure = Figure((side / dpi, side / dpi), dpi)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_title("test images by class and predicted class; colour: share of the class", fontsize=9, loc="left")
     axes.set_xlabel("predicted class")
     axes.set_ylabel("class")
-    axes.set_title("test images by class and predicted class; colour: share of the class", fontsize=9, loc="left")
     if size <= MANY:
-        names = [_short(name) for name in classes]
-        font = 9 if size <= FEW else 6
+        names, font = [_short(name) for name in classes], 9 if size <= FEW else 6
         axes.set_xticks(range(size), names, fontsize=font, rotation=90, parse_math=False)
         axes.set_yticks(range(size), names, fontsize=font, parse_math=False)
         axes.tick_params(length=0)
