@@ -1,17 +1,20 @@
 """Train a model.
 
 python train.py [CONFIG.yaml] [key=value ...]   (without a config: configs/quickstart.yaml)
-python train.py resume=RUN [phases[0].epochs=... trainer.*=... logger.*=...]
+python train.py resume=RUN [phases[0].epochs=... trainer.*=... logger.*=... data.dataset.root=...]
 """
 
+import copy
 import sys
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from interp_models import runs
 from interp_models.callbacks.attention_logger import AttentionLogger
+from interp_models.callbacks.class_report import ClassReport
 from interp_models.callbacks.explanation_evaluation import ExplanationEvaluation
 from interp_models.callbacks.feature_cache import FeatureCache, check_features
 from interp_models.callbacks.progress_bar import ProgressBar
@@ -21,12 +24,20 @@ from interp_models.config import TrainConfig, check, load_yaml, override, plain,
 from interp_models.data.module import DataModule
 from interp_models.errors import InputError
 from interp_models.files import write_json
-from interp_models.loggers import close, make_loggers
+from interp_models.loggers import MetricsFile, close, make_loggers
+from interp_models.resume import (
+    check_assignment,
+    check_config,
+    check_same_classes,
+    check_same_data,
+    epochs_done,
+    images_of,
+    keep_places,
+)
 from interp_models.scoring import evaluating
 from interp_models.training.distillation import Distillation
 from interp_models.training.module import InterpModule
 
-RESUMABLE = ("phases", "trainer", "logger")
 REFUSED = {
     **dict.fromkeys(("max_steps", "max_time", "min_epochs", "min_steps"), "phases say how long a training is"),
     **dict.fromkeys(("fast_dev_run", "barebones"), "try phases[0].epochs=1 trainer.limit_train_batches=2"),
@@ -47,24 +58,33 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     quiet()
     seed_everything(config.seed)
     options = check_trainer(config.trainer, REFUSED)
+    devices = make_trainer(logger=False, **options).world_size  # before a folder is made
     config = runs.resolve(config)
+    last = None if resume is None else resume / "checkpoints" / "last.ckpt"
+    checkpoint = runs.read_checkpoint(last) if last is not None and last.is_file() else None
+    if last is not None and checkpoint is not None:
+        check_config(last, checkpoint, config)
     data = runs.build_data(plain(config))
-    model = runs.build_model(plain(config), len(data.classes))
+    if last is not None and checkpoint is not None:
+        check_same_data(last, checkpoint, data)
+    model = runs.build_model(plain(config), len(data.classes), trained=checkpoint is not None)
+    model.images = images_of(data)
     model.distillation = build_distillation(config, data)
     model.check_selection(selecting=len(data.val_indices) > 0)
+    model.recipe.check_timeline()
     check_features(config, model)
-    check_image_size(model, data.image_size)
+    check_images(model, data, devices, synced=bool(options.get("sync_batchnorm")))
     check_data(data, model)
-    if not model.recipe.epochs:
-        raise InputError("phases: at least one epoch is needed")
     run = runs.run_folder(config, resume)
-    last = None if resume is None else resume / "checkpoints" / "last.ckpt"
-    resuming = last is not None and last.is_file()
-    done, row = runs.epochs_done(last, config) if last and resuming else (None, None)
+    done, row = None, None
+    if last is not None and checkpoint is not None:
+        done, row = epochs_done(last, checkpoint, config), checkpoint["interp_models"].get("metrics", {})
+    del checkpoint  # which holds the optimizer's state
 
     def keep_config(*_: object) -> None:
         if run is not None:
-            save_yaml(run / "config.yaml", plain(config))
+            node = plain(config)
+            save_yaml(run / "config.yaml", node if resume is None else keep_places(node, runs.run_config(resume)))
 
     trainer = make_trainer(
         default_root_dir=run,
@@ -76,6 +96,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
             *runs.checkpoints(run, selecting=len(data.val_indices) > 0),
             *AttentionLogger.of(config.attention, run),
             PrototypeGallery(run),
+            ClassReport(model.num_classes, run),
             *ExplanationEvaluation.of(config.evaluation, config.seed),
             *FeatureCache.of(config.feature_cache),
         ],
@@ -97,30 +118,68 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     if resume is None:
         keep_config()
     tell_data(data)
-    trainer.fit(model, data, ckpt_path=last if resuming else None)
+    try:
+        trainer.fit(model, data, ckpt_path=None if done is None else last)
+    except MisconfigurationException as error:
+        raise InputError(f"trainer: {' '.join(str(error).split())}") from None
     run = Path(str(trainer.strategy.broadcast(run)))
     best = runs.read_checkpoint(runs.checkpoint_path(run, "best"))
     runs.load_weights(model, best, str(run))
     metrics = trainer.test(model, data, verbose=False)[0]
     if trainer.is_global_zero:
-        write_json(
-            run / "metrics.json", {**metrics, "epoch": best["epoch"], "selection": runs.selection(plain(config))}
-        )
-        print(f"test accuracy {100 * metrics['test/acc']:.2f} % on {metrics['test/n']:.0f} images: {run}")
+        table = next(logger for logger in trainer.loggers if isinstance(logger, MetricsFile))
+        selected = {**table.rows.get(best["epoch"], {}), **best["interp_models"].get("metrics", {})}
+        validated = {key: float(selected[key]) for key in ("val/acc", "val/n") if key in selected}
+        about = {"epoch": best["epoch"], "selection": runs.selection(plain(config))}
+        write_json(run / "metrics.json", {**metrics, **validated, **about})
+        chosen = f"validation accuracy {100 * validated['val/acc']:.2f} %, " if "val/acc" in validated else ""
+        print(f"{chosen}test accuracy {100 * metrics['test/acc']:.2f} % on {metrics['test/n']:.0f} images: {run}")
     close(trainer.loggers)
     return run
 
 
-def check_image_size(model: InterpModule, size: int) -> None:
-    """Raise `InputError` if a model cannot take square images of this size."""
+def check_images(model: InterpModule, data: DataModule, devices: int, *, synced: bool = False) -> None:
+    """Raise `InputError` if a model cannot take the images of a test, or those of the steps of a phase.
+
+    Batch norms in train mode need two values of a channel: two images, or maps of two cells. A copy of the model tries
+    that, so that no weight, statistic or random state changes.
+
+    Args:
+        model: with its recipe.
+        data: the images.
+        devices: among which the training images are dealt out.
+        synced: whether batch norms see the images of all devices.
+    """
+    size, name = data.image_size, type(model).__name__
     try:
         with torch.no_grad(), evaluating(model):
             model(torch.zeros(1, 3, size, size))
     except InputError:
         raise
     except (AssertionError, RuntimeError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise InputError(f"data.image_size={size}: {type(model).__name__} cannot take such images ({first})") from None
+        raise InputError(f"data.image_size={size}: {name} cannot take such images ({_first(error)})") from None
+    count = min(data.batch_size, -(-len(data.train_indices) // devices))
+    seen = min(2, count * devices if synced else count)
+    tried = copy.deepcopy(model)
+    for number, phase in enumerate(model.recipe.phases):
+        if not phase.epochs:
+            continue
+        phase.set_modes(tried)
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                tried.loss(tried(torch.zeros(seen, 3, size, size)), torch.zeros(seen, dtype=torch.long))
+        except InputError:
+            raise
+        except (AssertionError, RuntimeError, ValueError) as error:
+            advice = "; take more images per step, larger images, or eval_modules that hold its batch norms"
+            raise InputError(
+                f"phases[{number}]: {name} cannot be trained by steps of {count} image{'s' * (count > 1)} per device "
+                f"at data.image_size={size} ({_first(error)}){advice if seen == 1 else ''}"
+            ) from None
+
+
+def _first(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def build_distillation(config: TrainConfig, data: DataModule) -> Distillation | None:
@@ -134,13 +193,12 @@ def build_distillation(config: TrainConfig, data: DataModule) -> Distillation | 
         return None
     try:
         teacher, _ = runs.load(path)
-        own = runs.read_checkpoint(runs.checkpoint_path(Path(path), "best"))["interp_models"]
     except InputError as error:
         raise InputError(f"distillation.teacher: {error}") from None
-    if own.get("classes", data.classes) != data.classes or teacher.num_classes != len(data.classes):
+    check_same_classes(teacher.classes or data.classes, data.classes, f"distillation.teacher: {path}")
+    if teacher.num_classes != len(data.classes):
         raise InputError(
-            f"distillation.teacher: {path} knows {teacher.num_classes} classes, the data set has {len(data.classes)}; "
-            "they must be the same, in the same order"
+            f"distillation.teacher: {path} knows {teacher.num_classes} classes, the data set has {len(data.classes)}"
         )
     of_teacher = runs.run_config(Path(path))["data"]
     for key in ("image_size", "crop_to_box"):
@@ -159,8 +217,7 @@ def main(positional: list[str], overrides: list[str]) -> Path:
         node = load_yaml(Path(positional[0] if positional else "configs/quickstart.yaml"))
         return train(check(TrainConfig, override(node, overrides)))
     for assignment in overrides:
-        if not assignment.startswith(RESUMABLE):
-            raise InputError(f"{assignment}: a resumed run can change {', '.join(RESUMABLE)} only")
+        check_assignment(assignment)
     return train(check(TrainConfig, override(runs.run_config(resume), overrides)), resume)
 
 

@@ -16,6 +16,7 @@ from interp_models.data.base import DATASETS
 from interp_models.data.module import DataModule
 from interp_models.errors import InputError
 from interp_models.explainers.base import EXPLAINERS
+from interp_models.files import unwritable
 from interp_models.metrics.base import METRICS
 from interp_models.metrics.prototype_base import PROTOTYPE_METRICS
 from interp_models.projection import needs_every_class
@@ -46,6 +47,11 @@ def run_script(
         run(positional, overrides)
     except InputError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if (line := unwritable(error)) is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
         return 2
     return 0
 

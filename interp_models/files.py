@@ -1,5 +1,6 @@
 """Files and folders that are written whole or not at all, never over others, and by one process at a time."""
 
+import errno
 import json
 import os
 import socket
@@ -53,7 +54,9 @@ def whole(path: Path) -> Iterator[Path]:
         with partial.open("rb") as file:
             os.fsync(file.fileno())  # else a power cut may leave the new name with nothing behind it
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
+        if (cause := _no_room(error)) and cause.filename is None:
+            cause.filename = str(path)  # errors of writing name no file
         partial.unlink(missing_ok=True)
         raise
 
@@ -105,3 +108,30 @@ def locked(folder: Path, work: str, advice: str = "wait for its end") -> Iterato
         yield
     finally:
         lock.release()
+
+
+NO_ROOM = {
+    errno.ENOSPC: "no space left in {}",
+    errno.EDQUOT: "the disk quota is used up in {}",
+    errno.EROFS: "{} is on a file system that is read-only",
+}
+
+
+def unwritable(error: BaseException) -> str | None:
+    """One line for an error behind which is a disk that is full or read-only; None for another error."""
+    cause = _no_room(error)
+    if cause is not None:
+        folder = "the folder that is written to" if cause.filename is None else Path(cause.filename).parent
+        return NO_ROOM[cause.errno or 0].format(folder)
+    if "No space left on device" in str(error):  # torch's, of memory that loader processes share
+        return f"no space left: {str(error).strip().splitlines()[-1]}"
+    return None
+
+
+def _no_room(error: BaseException | None) -> OSError | None:
+    """The error of `NO_ROOM` that an error came of: torch.save raises others while it tidies up after one."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            return error
+        error = error.__cause__ or error.__context__
+    return None

@@ -116,13 +116,16 @@ def close(loggers: Iterable[Logger]) -> None:
 
 
 class MetricsFile(Logger):
-    """`metrics.csv`, written whole whenever a row is added, with the names of phases, which Lightning logs as numbers.
+    """`metrics.csv`: one row per epoch with what training and validation logged, written whole whenever that grows.
+
+    Phases, which Lightning logs as numbers, stand there by name. Results on test images are in `metrics.json` alone, as
+    no epoch is to be chosen by them.
 
     Args:
         run: the run folder.
         phases: names of the phases on the timeline.
         epochs: epochs already done by the run that goes on, whose rows are kept; None begins anew.
-        last: the row that the last of them ends with, which is added if the run was stopped before it was written.
+        last: the row of the last of them, which is filled in if the run was stopped before all of it was written.
     """
 
     name, version = "metrics", ""
@@ -132,13 +135,15 @@ class MetricsFile(Logger):
     ) -> None:
         super().__init__()
         self.path, self.phases = run / "metrics.csv", phases
-        self.rows: list[dict[str, Any]] = []
+        self.rows: dict[int, dict[str, Any]] = {}
+        """By epoch."""
         if epochs is not None and self.path.is_file():
             with self.path.open(newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.DictReader(file) if None not in row.values()]  # a cut one lacks cells
-            rows = [row for row in rows if row.get("epoch", "").isdecimal() and int(row["epoch"]) < epochs]
-            self.rows = [{key: value for key, value in row.items() if value} for row in rows]
-        if last and not any(row["epoch"] == str(last["epoch"]) and row.get("train/loss") for row in self.rows):
+            for row in rows:  # earlier versions wrote several rows for an epoch
+                if row.get("epoch", "").isdecimal() and int(row["epoch"]) < epochs:
+                    self._fill(int(row["epoch"]), {key: value for key, value in row.items() if value})
+        if last:
             self.log_metrics(last, int(last["step"]))
 
     @property
@@ -146,17 +151,23 @@ class MetricsFile(Logger):
         """The run folder, where Lightning's profilers write too."""
         return str(self.path.parent)
 
+    def _fill(self, epoch: int, values: Mapping[str, Any]) -> None:
+        self.rows[epoch] = {**self.rows.get(epoch, {}), **values}
+
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Add a row."""
-        row: dict[str, Any] = {**metrics, "step": step}
+        """Fill in the row of the epoch that the metrics name."""
+        row = {key: value for key, value in metrics.items() if not key.startswith("test/")}
+        if row.keys() == {"epoch"}:
+            return
         if isinstance(row.get("phase"), float):
             row["phase"] = self.phases[int(row["phase"])]
-        self.rows.append(row)
+        self._fill(int(row["epoch"]), {**row, "step": step})
         text = io.StringIO()
-        writer = csv.DictWriter(text, sorted({key for row in self.rows for key in row}), lineterminator="\n")
+        rows = [self.rows[epoch] for epoch in sorted(self.rows)]
+        writer = csv.DictWriter(text, sorted({key for row in rows for key in row}), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self.rows)
+        writer.writerows(rows)
         write_whole(self.path, text.getvalue())
 
     def log_hyperparams(self, params: Any) -> None:

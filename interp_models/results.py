@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -90,8 +91,8 @@ class PartialResults:
         """Write a part whole or not at all."""
         path = self._file(label, part["common"]["index"])
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as partial:
-            torch.save({key: _to_cpu(value) for key, value in part.items()}, partial)
+        with whole(path) as partial, partial.open("wb") as file:  # of a path, torch.save would not say what failed
+            torch.save({key: _to_cpu(value) for key, value in part.items()}, file)
 
     def find(self, label: str, index: Tensor) -> Part | None:
         """The part of these images, if it was kept."""
@@ -255,6 +256,9 @@ def _write_maps(
     row_of = np.argsort(np.argsort(index))
     with whole(folder / f"{label}.npy") as path:
         maps = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(index), *grid))
+        if hasattr(os, "posix_fallocate"):  # on a full disk, writing to mapped memory would kill the process
+            with path.open("rb+") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         first = 0
         for part in parts:
             maps[row_of[first : first + len(part["maps"])]] = part["maps"].numpy()

@@ -20,7 +20,7 @@ from interp_models.errors import InputError
 from interp_models.files import new_folder, whole
 from interp_models.registry import named, parse, schema_of
 from interp_models.training.module import FORMAT_VERSION, MODELS, InterpModule
-from interp_models.training.recipe import Phase, Recipe
+from interp_models.training.recipe import Recipe
 
 Ckpt = Literal["best", "last"]
 
@@ -126,37 +126,12 @@ class WholeCheckpointIO(TorchCheckpointIO):
         """Write to a partial file first."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as partial:
-            torch.save(checkpoint, partial)
+        with whole(path) as partial, partial.open("wb") as file:  # of a path, torch.save would not say what failed
+            torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read with `weights_only=True`, whatever is asked for."""
         return read_checkpoint(Path(path), map_location)
-
-
-def epochs_done(last: Path, config: TrainConfig) -> tuple[int, dict[str, Any]]:
-    """The epochs that a run to go on with has behind it, and what the last of them logs at its end.
-
-    Raises:
-        InputError: if the config is of another training, or ends before.
-    """
-    checkpoint = read_checkpoint(last)
-    written, now = checkpoint["interp_models"]["config"], plain(config)
-    for key in ("model", "distillation", "optimizer", "seed"):
-        if key in written and written[key] != now[key]:
-            raise InputError(f"{last}: was trained with {key} {written[key]}, config.yaml says {now[key]}")
-    done = int(checkpoint["epoch"]) + 1
-    if (wanted := sum(phase.epochs for phase in config.phases)) < done:
-        raise InputError(f"{last}: {done} epochs are done, the phases have {wanted}")
-    before = [Phase(**phase) for phase in written["phases"]]
-    for epoch in range(done):
-        was, now_is = (Recipe(phases).at(epoch) for phases in (before, config.phases))
-        if (was[0].name, was[1]) != (now_is[0].name, now_is[1]):
-            raise InputError(
-                f"{last}: epoch {epoch} was number {was[1]} of phase {was[0].name!r}, phases say {now_is[1]} of "
-                f"{now_is[0].name!r}; only epochs that are not done can change"
-            )
-    return done, checkpoint["interp_models"].get("metrics", {})
 
 
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:

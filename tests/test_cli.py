@@ -365,9 +365,18 @@ def test_out_is_never_overwritten(script: Script, tiny_cub: Cub, tmp_path: Path)
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("seed=3", "seed=3: a resumed run can change phases, trainer, logger only"),
-        ("model.name=cnn", "model.name=cnn: a resumed run can change phases, trainer, logger only"),
-        ("data.batch_size=1", "data.batch_size=1: a resumed run can change phases, trainer, logger only"),
+        ("seed=3", "seed=3: a resumed run can change phases, trainer, logger, data.dataset.root, data.num_workers, "),
+        ("seed=3", "feature_cache only (the split, the order and the augmentation of the images are drawn by it)"),
+        ("model.name=cnn", "model.name=cnn: a resumed run can change phases, "),
+        ("model.name=cnn", " only (the checkpoint holds this model)"),
+        ("data.batch_size=1", "data.batch_size=1: a resumed run can change phases, "),
+        ("data.batch_size=1", " only (the steps of an epoch and the images of each step would change)"),
+        ("data.augment=false", " only (the images or their form would change in the middle of the training)"),
+        ("data={}", " only (the images or their form would change in the middle of the training)"),
+        ("optimizer.eps=1", " only (the checkpoint holds the state of this optimizer)"),
+        ("distillation.weight=1", " only (the loss would change in the middle of the training)"),
+        ("out=x", "out=x: a resumed run can change phases, "),
+        ("trainers=1", "trainers=1: a resumed run can change phases, "),
         ("phases[0].lrs.hed=1", "unknown parameter group in phases[0].lrs: 'hed'; did you mean 'head'?"),
         ("phases[0].epochs=0", "phases: at least one epoch is needed"),
         ("phases[0].epochs=2", "last.ckpt: 4 epochs are done, the phases have 2"),
@@ -390,7 +399,10 @@ def test_resume_of_another_training(script: Script, bcnn_run: Path, tmp_path: Pa
     config = load_yaml(run / "config.yaml")
     config["optimizer"]["name"] = "sgd"
     write_config(run / "config.yaml", config)
-    refused(script("train", f"resume={run}"), "last.ckpt: was trained with optimizer {'name': 'adamw'")
+    refused(
+        script("train", f"resume={run}"),
+        "last.ckpt: was trained with optimizer.name 'adamw', the config now says 'sgd'; ",
+    )
 
 
 def test_resume_of_no_run(script: Script, bcnn_run: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from interp_models.config import AttentionConfig
 from interp_models.data.base import Sample, collate
 from interp_models.data.choice import spread
 from interp_models.data.module import DataModule, data_of
+from interp_models.files import whole
 from interp_models.scoring import evaluating
 from interp_models.training.module import InterpModule
 
@@ -64,7 +65,8 @@ class AttentionLogger(pl.Callback):
         ]
         path = self.folder / f"epoch-{trainer.current_epoch:03d}.png"
         self.folder.mkdir(exist_ok=True)
-        visual.contact_sheet(rows, labels, ["image", module.explanations[0], "three maps as RGB"], path)
+        with whole(path) as partial:
+            visual.contact_sheet(rows, labels, ["image", module.explanations[0], "three maps as RGB"], partial)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image("attention", [str(path)])

@@ -1,4 +1,4 @@
-"""The abstract LightningModule of every architecture, and the callback that walks it through its phases."""
+"""The abstract LightningModule of every architecture."""
 
 import math
 from abc import ABC, abstractmethod
@@ -7,7 +7,6 @@ from typing import Any, ClassVar, cast
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics import MeanMetric
@@ -18,12 +17,10 @@ from interp_models.data.module import data_of
 from interp_models.errors import InputError
 from interp_models.outputs import InterpOutput
 from interp_models.registry import Registry, unknown
-from interp_models.rng import seed_of
-from interp_models.scoring import evaluating
 from interp_models.training.distillation import Distillation
-from interp_models.training.distributed import share_buffers
 from interp_models.training.optimizers import make_optimizer
 from interp_models.training.recipe import Recipe, check_groups
+from interp_models.training.schedule import PhaseSchedule
 
 FORMAT_VERSION = 1
 """Version of what checkpoints hold beside Lightning's own keys."""
@@ -63,6 +60,8 @@ class InterpModule(pl.LightningModule, ABC):
         self.distillation: Distillation | None = None
         self.config: dict[str, Any] = {}
         """The resolved config of the run, plain containers, stored in checkpoints."""
+        self.images: dict[str, list[int]] = {}
+        """What tells the images that it is trained on from others, stored in checkpoints."""
         self.accuracy = nn.ModuleDict(
             {f"{stage}_acc": MulticlassAccuracy(num_classes, average="micro") for stage in ("val", "test")}
         )
@@ -141,7 +140,7 @@ class InterpModule(pl.LightningModule, ABC):
         return kind or self.explanations[0]
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
-        """The sum of the loss terms, each logged as `train/<term>`."""
+        """The sum of the loss terms, each logged as `train/<term>`, and the accuracy as `train/acc`."""
         output = self(batch.image)
         terms = self.loss(output, batch.label)
         if self.distillation is not None:
@@ -149,9 +148,10 @@ class InterpModule(pl.LightningModule, ABC):
         loss = torch.stack(list(terms.values())).sum()
         with torch.no_grad():
             self.observe(output, batch.label)
+            right = (output.logits.argmax(dim=1) == batch.label).float().mean()
         size = len(batch.label)
-        for name, term in terms.items():
-            self.log(f"train/{name}", term, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+        for name, value in (*terms.items(), ("acc", right)):  # in training all ranks have batches of one size
+            self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=size, sync_dist=True)
         return loss
 
@@ -196,12 +196,14 @@ class InterpModule(pl.LightningModule, ABC):
         """Add the format version, the resolved config, the name of the phase and the epoch's row of `metrics.csv`,
         which Lightning logs after it has saved, plain containers."""
         logged = self.trainer.callback_metrics.items()
-        row = {key: float(value) for key, value in logged if key.startswith(("train/", "lr/"))}
+        # Not val/<metric>/<explainer>, which may be of an epoch before.
+        row = {k: float(v) for k, v in logged if k.startswith(("train/", "val/", "lr/")) and k.count("/") == 1}
         phase = self.recipe.at(self.current_epoch)[0].name
         checkpoint["interp_models"] = {
             "format_version": FORMAT_VERSION,
             "num_classes": self.num_classes,
             "classes": list(data_of(self.trainer).classes),
+            "images": self.images,
             "teacher": self.distillation and self.distillation.digest,
             "config": self.config,
             "phase": phase,
@@ -213,76 +215,6 @@ class InterpModule(pl.LightningModule, ABC):
         before = checkpoint["interp_models"].get("teacher")
         if before and self.distillation and self.distillation.digest != before:
             raise InputError("distillation.teacher: its weights are not those that this training began with")
-
-
-class PhaseSchedule(pl.Callback):
-    """Sets frozen groups, eval modes, learning rates and the random seed: all pure functions of the epoch.
-
-    Nothing is counted and nothing stored, so a run resumes at any epoch. Groups are frozen here, after DDP has
-    wrapped the module: parameters frozen before would not be registered with its reducer and ranks would diverge.
-    """
-
-    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Refuse what cannot train: overlapping groups, unknown names, DDP that cannot skip frozen groups."""
-        assert isinstance(module, InterpModule)
-        module.check_recipe()
-        groups = module.parameter_groups()
-        frozen = any(set(phase.lrs) != set(groups) for phase in module.recipe.phases if phase.epochs)
-        strategy = trainer.strategy
-        finds_unused = not isinstance(strategy, DDPStrategy) or strategy._ddp_kwargs.get("find_unused_parameters")
-        if frozen and not finds_unused:
-            raise InputError("phases that freeze groups need trainer.strategy=ddp_find_unused_parameters_true")
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Enter the epoch's phase, and seed dropout by seed, epoch and rank."""
-        assert isinstance(module, InterpModule)
-        phase, _ = module.recipe.at(trainer.current_epoch)
-        for name, parameters in module.parameter_groups().items():
-            for parameter in parameters:
-                parameter.requires_grad_(name in phase.lrs)
-        module.train()
-        for name in phase.eval_modules:
-            module.get_submodule(name).eval()
-        torch.manual_seed(seed_of(int(module.config.get("seed", 0)), trainer.current_epoch, trainer.global_rank))
-        module.log("phase", float(module.recipe.phases.index(phase)))
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """After the last step of a phase do what it ends with, so that validation and checkpoint see the result."""
-        assert isinstance(module, InterpModule)
-        phase, position = module.recipe.at(trainer.current_epoch)
-        if position == phase.epochs - 1 and batch_idx == trainer.num_training_batches - 1:
-            share_buffers(module)
-            for action in phase.then:
-                with torch.no_grad(), evaluating(module):
-                    getattr(module, action)(data_of(trainer))
-
-    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Give every rank the first one's buffers."""
-        share_buffers(module)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Stop a training that has diverged, before its weights are saved."""
-        for key, name in (("train/loss", "training"), ("val/loss", "validation")):
-            loss = trainer.callback_metrics.get(key)
-            if loss is not None and not bool(torch.isfinite(loss)):
-                raise InputError(
-                    f"the {name} loss of epoch {trainer.current_epoch} is {float(loss)}; lower the learning rates"
-                )
-
-    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Set the learning rate of every group for this step, and log that of scale 1, its mean over the epoch, as
-        `lr/<group>`."""
-        assert isinstance(module, InterpModule)
-        phase, epoch = module.recipe.at(trainer.current_epoch)
-        before = module.recipe.before(trainer.current_epoch)
-        factor = phase.factor(epoch + batch_idx / trainer.num_training_batches, before)
-        for group in trainer.optimizers[0].param_groups:
-            group["lr"] = phase.lrs.get(group["name"], 0.0) * factor * group.get("scale", 1.0)
-        for name in module.parameter_groups():
-            rate = phase.lrs.get(name, 0.0) * factor
-            module.log(f"lr/{name}", rate, on_step=False, on_epoch=True, batch_size=1)
 
 
 def check_fraction(**values: float) -> None:

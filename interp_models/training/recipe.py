@@ -55,6 +55,12 @@ class Phase:
             return self.gamma ** sum(milestone <= before + int(epoch) for milestone in self.milestones)
         return 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup)))
 
+    def set_modes(self, module: nn.Module) -> None:
+        """Put a module into train mode, but for `eval_modules`."""
+        module.train()
+        for name in self.eval_modules:
+            module.get_submodule(name).eval()
+
 
 @dataclass
 class Optimizer:
@@ -148,6 +154,20 @@ class Recipe:
             for module in phase.eval_modules:
                 if module not in modules:
                     raise unknown(f"module in {where}.eval_modules:", module, modules)
+
+    def check_timeline(self) -> None:
+        """Raise `InputError` unless there is an epoch to train, and every action has one to end.
+
+        Only a training needs that: a run of before may have a phase of 0 epochs with actions that never happened.
+        """
+        if not self.epochs:
+            raise InputError("phases: at least one epoch is needed")
+        for number, phase in enumerate(self.phases):
+            if phase.then and not phase.epochs:
+                raise InputError(
+                    f"phases[{number}].then: {phase.then[0]} would never happen, as the phase has epochs=0; give it "
+                    f"an epoch, or phases[{number}].then=[]"
+                )
 
     def check_pushed(self, action: str, harmless: Sequence[str], norms: Sequence[str], *, selecting: bool) -> None:
         """Raise `InputError` if an epoch could be selected whose prototypes are no patches, unless none ever are.

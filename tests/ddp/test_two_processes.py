@@ -16,6 +16,7 @@ from interp_models import METRICS, PROTOTYPE_METRICS, load
 from interp_models.runs import build_data, run_config
 from interp_models.training.distributed import gathered_objects
 from tests import processes
+from tests.callbacks.test_class_report import report_of
 from tests.conftest import BCNN_LRS, copy_run, fit, tiny_config, tiny_options, write_config
 from tests.contract.prototype_metrics import case, equal, judge
 from tests.data.make_cub import PARTS, make_cub
@@ -90,6 +91,10 @@ def test_training(one_process: Path, two_processes: Path) -> None:
     table = pd.read_csv(two_processes / "metrics.csv")
     assert table["val/n"].dropna().tolist() == [3, 3, 3]
     assert table["train/loss"].nunique() == 3
+    assert table["epoch"].tolist() == [0, 1, 2]
+    assert table["train/acc"].nunique() > 1
+    assert (two_processes / "classes.csv").read_text() == (one_process / "classes.csv").read_text()
+    assert pd.read_csv(two_processes / "classes.csv")["n"].tolist() == [3, 3, 3]
 
 
 OTHERS: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -146,7 +151,7 @@ def test_crops_drops_and_effects_go_on_alike(odd_cub: Path, tmp_path: Path) -> N
 
 def test_one_run_folder(two_processes: Path) -> None:
     names = sorted(path.name for path in two_processes.iterdir())
-    assert names == ["checkpoints", "config.yaml", "metrics.csv", "metrics.json"]
+    assert names == ["checkpoints", "classes.csv", "config.yaml", "confusion.png", "metrics.csv", "metrics.json"]
     folder = two_processes.parents[1]
     assert sorted(path.name for path in folder.iterdir()) == ["c.yaml", "tiny"]
     assert [path.name for path in (folder / "tiny").iterdir()] == ["run"]
@@ -261,6 +266,31 @@ def test_resuming(odd_cub: Path, one_process: Path, tmp_path: Path) -> None:
     run = tmp_path / "tiny" / "run"
     command("train.py", f"resume={run}", f"phases={json.dumps(phases)}", cwd=tmp_path)
     assert_same_training(run, one_process)
+
+
+# Classes of a test
+
+
+def _report(rank: int, folder: Path) -> None:
+    logits, labels = scores_and_labels()
+    found = report_of(logits[rank::2], labels[rank::2])  # 12 and 11 images
+    torch.save((found[0].counts, found[1]), folder / f"{rank}.pt")
+
+
+def scores_and_labels() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(23, 8, generator=generator), torch.randint(8, (23,), generator=generator)
+
+
+def test_classes_are_judged_by_the_images_of_all_ranks(tmp_path: Path) -> None:
+    processes.run_ranks(_report, tmp_path)
+    report, logged = report_of(*scores_and_labels())
+    assert int(report.counts.sum()) == 23
+    assert set(logged) == {"test/acc_class_mean", "test/acc_top5"}
+    for rank in range(2):
+        counts, values = torch.load(tmp_path / f"{rank}.pt")
+        assert torch.equal(counts, report.counts)
+        assert values == pytest.approx(logged)
 
 
 # A rank without images

@@ -102,7 +102,8 @@ def test_bad_teachers_are_refused(script: Script, tiny_cub: Cub, bcnn_run: Path,
     torch.save(checkpoint, path)
     outcome = script("train", write_config(tmp_path / "c.yaml", node))
     assert outcome.code == 2
-    assert "knows 3 classes, the data set has 3; they must be the same, in the same order" in outcome.err
+    names = "was trained with '003.Kind_3' as class 0, the data set has '001.Kind_1' there"
+    assert f"distillation.teacher: {run}: {names}" in outcome.err
     assert not (tmp_path / "out").exists()
 
 

@@ -23,8 +23,9 @@ from interp_models.config import TrainConfig, check, plain
 from interp_models.data.base import Sample, collate
 from interp_models.errors import InputError
 from interp_models.models.cnn import CNN
-from interp_models.training.module import FORMAT_VERSION, InterpModule, PhaseSchedule, check_groups
+from interp_models.training.module import FORMAT_VERSION, InterpModule, check_groups
 from interp_models.training.recipe import Optimizer, Phase, Recipe
+from interp_models.training.schedule import PhaseSchedule
 from tests.conftest import BCNN_LRS, QUICK_EVALUATION, TINY_CNN, Cub, Script, fit, tiny_config, write_config
 
 ROOT = Path(__file__).parents[2]
@@ -198,6 +199,7 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def test_checkpoints_hold_plain_containers(bcnn_run: Path) -> None:
+    data = runs.build_data(runs.run_config(bcnn_run))
     for name in ("best", "last"):
         content = checkpoint(bcnn_run, name)  # weights_only=True refuses anything else
         row = content["interp_models"].pop("metrics")
@@ -207,6 +209,7 @@ def test_checkpoints_hold_plain_containers(bcnn_run: Path) -> None:
             "format_version": FORMAT_VERSION,
             "num_classes": 3,
             "classes": ["001.Kind_1", "002.Kind_2", "003.Kind_3"],
+            "images": {"train": [9, data.fingerprint("train")], "val": [3, data.fingerprint("val")]},
             "teacher": None,
             "config": runs.run_config(bcnn_run),
             "phase": "train",
@@ -283,6 +286,7 @@ def test_without_validation_the_last_epoch_is_taken(tiny_cub: Cub, tmp_path: Pat
     assert same(spy.tested, spy.states[3])
     metrics = json.loads((run / "metrics.json").read_text())
     assert (metrics["epoch"], metrics["selection"]) == (2, "last epoch")
+    assert "val/acc" not in metrics
     table = pd.read_csv(run / "metrics.csv")
     assert table["train/loss"].count() == 3
     assert not [column for column in table if column.startswith("val/")]
@@ -315,8 +319,7 @@ def test_test_accuracy_is_that_of_a_plain_loop(name: str, request: pytest.Fixtur
     assert metrics["test/n"] == 12
     assert metrics["test/acc"] == pytest.approx(right.sum().item() / 12)
     table = pd.read_csv(run / "metrics.csv")
-    assert table["test/acc"].dropna().tolist() == pytest.approx([metrics["test/acc"]])
-    assert table["test/n"].dropna().tolist() == [12]
+    assert not [column for column in table if column.startswith("test/")]  # no epoch is to be chosen by them
 
 
 def test_validation_numbers_are_those_of_a_plain_loop(bcnn_run: Path, tiny_cub: Cub) -> None:
@@ -332,21 +335,66 @@ def test_validation_numbers_are_those_of_a_plain_loop(bcnn_run: Path, tiny_cub: 
     assert last["val/loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
 
 
-def test_metrics_csv_has_the_rows_of_every_epoch(bcnn_run: Path) -> None:
+def test_metrics_csv_has_a_row_for_every_epoch(bcnn_run: Path) -> None:
     table = pd.read_csv(bcnn_run / "metrics.csv")
-    columns = ["epoch", "step", "phase", "train/ce", "train/loss", "val/acc", "val/loss", "val/n", "test/acc", "test/n"]
+    columns = ["epoch", "step", "phase", "train/acc", "train/ce", "train/loss", "val/acc", "val/loss", "val/n"]
     columns += ["lr/backbone", "lr/attention", "lr/head"]
     assert sorted(table.columns) == sorted(columns)
-    for filled in (["val/acc", "val/loss", "val/n"], ["phase", "train/ce", "train/loss"]):
-        rows = table.dropna(subset=filled)
-        assert rows["epoch"].tolist() == [0, 1, 2, 3]
-        assert rows["step"].tolist() == [1, 3, 5, 7]
-        assert len(table.dropna(subset=filled, how="all")) == 4
-    assert len(table) == 9
+    assert table["epoch"].tolist() == [0, 1, 2, 3]
+    assert table["step"].tolist() == [1, 3, 5, 7]
+    assert table.notna().all(axis=None)
     for group, lr in BCNN_LRS.items():
-        assert table[f"lr/{group}"].dropna().tolist() == pytest.approx([lr] * 4)
-    assert table["phase"].dropna().unique().tolist() == ["train"]
+        assert table[f"lr/{group}"].tolist() == pytest.approx([lr] * 4)
+    assert table["phase"].tolist() == ["train"] * 4
     assert table["train/ce"].equals(table["train/loss"])  # the B-CNN's loss has one term
+
+
+def test_train_accuracy_is_that_of_the_steps(tiny_cub: Cub, tmp_path: Path, inject: Inject) -> None:
+    """Of what the model said of the images it learnt from, in one epoch of two batches of four."""
+
+    class Steps(pl.Callback):
+        def __init__(self) -> None:
+            self.right: list[float] = []
+            self.hooked = False
+
+        def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Sample, batch_idx: int) -> None:
+            def note(_: nn.Module, __: Any, output: Any) -> None:
+                self.right += (output.logits.argmax(dim=1) == batch.label).tolist()
+
+            self.handle = module.register_forward_hook(note)
+
+        def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+            self.handle.remove()
+
+    inject(steps := Steps())
+    run = fit(tiny_config(tiny_cub.root, out=str(tmp_path / "run"), phases=[{"epochs": 3, "lrs": BCNN_LRS}]))
+    expected = np.reshape(steps.right, (3, 8)).mean(axis=1)
+    assert len(set(expected)) > 1
+    table = pd.read_csv(run / "metrics.csv")
+    assert table["train/acc"].tolist() == pytest.approx(expected.tolist())
+
+
+@pytest.mark.parametrize("every", [1, 50])
+def test_logging_every_so_many_steps_leaves_the_table_alone(tiny_cub: Cub, tmp_path: Path, every: int) -> None:
+    trainer = {"accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": every}
+    run = fit(cnn_config(tiny_cub, tmp_path / "run", 2, trainer=trainer))
+    table = pd.read_csv(run / "metrics.csv")
+    assert table["epoch"].tolist() == [0, 1]
+    assert table.notna().all(axis=None)
+
+
+def test_metrics_json_holds_the_selected_epochs_validation(
+    tiny_cub: Cub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fit(tiny_config(tiny_cub.root, out=str(tmp_path / "run"), phases=[{"epochs": 4, "lrs": BCNN_LRS}]))
+    metrics = json.loads((run / "metrics.json").read_text())
+    table = pd.read_csv(run / "metrics.csv").set_index("epoch")
+    assert metrics["val/acc"] == table.loc[metrics["epoch"], "val/acc"] == table["val/acc"].max()
+    assert metrics["val/n"] == 3
+    said = (
+        f"validation accuracy {100 * metrics['val/acc']:.2f} %, test accuracy {100 * metrics['test/acc']:.2f} % on 12"
+    )
+    assert capsys.readouterr().out.splitlines()[-1] == f"{said} images: {run}"
 
 
 def test_the_phase_is_named(tiny_cub: Cub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -388,7 +436,8 @@ def test_attention_is_drawn(tiny_cub: Cub, tmp_path: Path, monkeypatch: pytest.M
     assert sorted(path.name for path in (run / "attention").iterdir()) == ["epoch-001.png", "epoch-003.png"]
     assert len(sheets.calls) == 2
     rows, labels, columns, path = sheets.calls[-1]
-    assert path == run / "attention/epoch-003.png"
+    assert path.parent == run / "attention"
+    path = run / "attention/epoch-003.png"
     assert columns == ["image", "mean", "three maps as RGB"]
     model, _ = load(run, "last")
     data = runs.build_data(runs.run_config(run))

@@ -491,17 +491,54 @@ def test_attention_logger_is_what_the_helpers_replace() -> None:
     assert train.AttentionLogger is AttentionLogger
 
 
-@pytest.mark.parametrize("lost", [1, 2, 3])
-def test_rows_lost_after_a_checkpoint_was_saved_are_written_again(whole_run: Path, tmp_path: Path, lost: int) -> None:
-    """The test's, that of the last training epoch, which is logged after the checkpoint; that before it is not: it was
-    written before the checkpoint."""
-    run = tmp_path / "run"
-    shutil.copytree(whole_run, run)
-    lines = (run / "metrics.csv").read_text().splitlines(keepends=True)
-    (run / "metrics.csv").write_text("".join(lines[:-lost]))
+@pytest.mark.parametrize("lost", ["row", "cells", "file"])
+def test_what_a_kill_after_a_checkpoint_lost_is_written_again(whole_run: Path, tmp_path: Path, lost: str) -> None:
+    """The last row, or what a training logs in it after the checkpoint, is in the checkpoint too; earlier rows were
+    written before the checkpoint was."""
+    run = copy_run(whole_run, tmp_path / "run")
+    table = run / "metrics.csv"
+    text = table.read_text()
+    header, *lines = text.splitlines(keepends=True)
+    assert len(lines) == 4
+    if lost == "row":
+        table.write_text("".join([header, *lines[:-1]]))
+    elif lost == "cells":
+        last = dict(zip(header.strip().split(","), lines[-1].strip().split(","), strict=True))
+        early = [value if key.startswith("val/") or key in ("epoch", "step") else "" for key, value in last.items()]
+        table.write_text("".join([header, *lines[:-1], ",".join(early) + "\n"]))
+        assert table.read_text() != text
+    else:
+        table.unlink()
     fit(runs.run_config(run), resume=run)
-    kept = lines if lost < 3 else [*lines[:-3], *lines[-2:]]
-    assert (run / "metrics.csv").read_text() == "".join(kept)
+    assert table.read_text() == (text if lost != "file" else header + lines[-1])
+
+
+def test_rows_of_earlier_versions_are_merged(whole_run: Path, tmp_path: Path) -> None:
+    """They had a row of the validation, one of the training, and one of the test."""
+    run = copy_run(whole_run, tmp_path / "run")
+    table = run / "metrics.csv"
+    text = table.read_text()
+    frame = pd.read_csv(table, dtype=str)
+    columns = [*frame.columns, "test/acc", "test/n"]
+    rows = []
+    for row in frame.to_dict("records"):
+        shared = {key: row[key] for key in ("epoch", "step")}
+        rows += [
+            shared | {key: value for key, value in row.items() if key.startswith("val/")},
+            shared | {key: value for key, value in row.items() if not key.startswith("val/")},
+        ]
+    rows.append({"epoch": "4", "step": "8", "test/acc": "0.5", "test/n": "12"})
+    pd.DataFrame(rows)[sorted(columns)].to_csv(table, index=False)
+    for name in ("best", "last"):  # nor did checkpoints hold numbers of the validation, or what tells images apart
+        path = run / f"checkpoints/{name}.ckpt"
+        checkpoint = torch.load(path, weights_only=True)
+        own = checkpoint["interp_models"]
+        own["metrics"] = {key: value for key, value in own["metrics"].items() if not key.startswith("val/")}
+        del own["images"]
+        torch.save(checkpoint, path)
+    fit(runs.run_config(run), resume=run)
+    assert table.read_text() == text
+    assert (run / "metrics.json").read_text() == (whole_run / "metrics.json").read_text()
 
 
 def test_the_last_row_is_written_before_further_epochs(tiny_cub: Cub, tmp_path: Path) -> None:
@@ -511,14 +548,14 @@ def test_the_last_row_is_written_before_further_epochs(tiny_cub: Cub, tmp_path: 
     run = fit(config)
     text = (run / "metrics.csv").read_text()
     lines = text.splitlines(keepends=True)
-    (run / "metrics.csv").write_text("".join(lines[:-2]) + "1,")
+    (run / "metrics.csv").write_text("".join(lines[:-1]) + "1,")
     config["phases"] += [{"name": "b", "epochs": 1, "lrs": {"head": 0.01}}]
     fit(config, resume=run)
     resumed = (run / "metrics.csv").read_text()
-    assert resumed.startswith("".join(lines[:-1]))
+    assert resumed.startswith(text)
     table = pd.read_csv(run / "metrics.csv")
     assert table["phase"].dropna().tolist() == ["a", "a", "b"]
-    assert table["test/acc"].notna().sum() == 1
+    assert table["epoch"].tolist() == [0, 1, 2]
     with pytest.raises(InputError, match=r"epoch 0 was number 0 of phase 'a', phases say 0 of 'c'"):
         fit(config | {"phases": [{"name": "c", "epochs": 3, "lrs": {"head": 0.01}}]}, resume=run)
     config["phases"][0]["epochs"], config["phases"][1]["epochs"] = 1, 2

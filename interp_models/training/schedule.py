@@ -1,0 +1,84 @@
+"""The callback that walks a model through its phases."""
+
+from typing import TYPE_CHECKING, Any, cast
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.strategies import DDPStrategy
+
+from interp_models.data.module import data_of
+from interp_models.errors import InputError
+from interp_models.rng import seed_of
+from interp_models.scoring import evaluating
+from interp_models.training.distributed import share_buffers
+
+if TYPE_CHECKING:
+    from interp_models.training.module import InterpModule
+
+
+class PhaseSchedule(pl.Callback):
+    """Sets frozen groups, eval modes, learning rates and the random seed: all pure functions of the epoch.
+
+    Nothing is counted and nothing stored, so a run resumes at any epoch. Groups are frozen here, after DDP has
+    wrapped the module: parameters frozen before would not be registered with its reducer and ranks would diverge.
+    """
+
+    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Refuse what cannot train: overlapping groups, unknown names, DDP that cannot skip frozen groups."""
+        module = cast("InterpModule", module)
+        module.check_recipe()
+        groups = module.parameter_groups()
+        frozen = any(set(phase.lrs) != set(groups) for phase in module.recipe.phases if phase.epochs)
+        strategy = trainer.strategy
+        finds_unused = not isinstance(strategy, DDPStrategy) or strategy._ddp_kwargs.get("find_unused_parameters")
+        if frozen and not finds_unused:
+            raise InputError("phases that freeze groups need trainer.strategy=ddp_find_unused_parameters_true")
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Enter the epoch's phase, and seed dropout by seed, epoch and rank."""
+        module = cast("InterpModule", module)
+        phase, _ = module.recipe.at(trainer.current_epoch)
+        for name, parameters in module.parameter_groups().items():
+            for parameter in parameters:
+                parameter.requires_grad_(name in phase.lrs)
+        phase.set_modes(module)
+        torch.manual_seed(seed_of(int(module.config.get("seed", 0)), trainer.current_epoch, trainer.global_rank))
+        module.log("phase", float(module.recipe.phases.index(phase)))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After the last step of a phase do what it ends with, so that validation and checkpoint see the result."""
+        module = cast("InterpModule", module)
+        phase, position = module.recipe.at(trainer.current_epoch)
+        if position == phase.epochs - 1 and batch_idx == trainer.num_training_batches - 1:
+            share_buffers(module)
+            for action in phase.then:
+                with torch.no_grad(), evaluating(module):
+                    getattr(module, action)(data_of(trainer))
+
+    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Give every rank the first one's buffers."""
+        share_buffers(module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Stop a training that has diverged, before its weights are saved."""
+        for key, name in (("train/loss", "training"), ("val/loss", "validation")):
+            loss = trainer.callback_metrics.get(key)
+            if loss is not None and not bool(torch.isfinite(loss)):
+                raise InputError(
+                    f"the {name} loss of epoch {trainer.current_epoch} is {float(loss)}; lower the learning rates"
+                )
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Set the learning rate of every group for this step, and log that of scale 1, its mean over the epoch, as
+        `lr/<group>`."""
+        module = cast("InterpModule", module)
+        phase, epoch = module.recipe.at(trainer.current_epoch)
+        before = module.recipe.before(trainer.current_epoch)
+        factor = phase.factor(epoch + batch_idx / trainer.num_training_batches, before)
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = phase.lrs.get(group["name"], 0.0) * factor * group.get("scale", 1.0)
+        for name in module.parameter_groups():
+            rate = phase.lrs.get(name, 0.0) * factor
+            module.log(f"lr/{name}", rate, on_step=False, on_epoch=True, batch_size=1)
