@@ -187,7 +187,7 @@ class FaithfulnessMetric(Measure, ABC):
     def _check_kept(self, maps: Tensor) -> None:
         """Raise `InputError` where the values of these maps would be averaged with those of another grid."""
         own = tuple(getattr(maps, "shape", ())[1:])
-        if self.grid is None and self._kept is not None and own != self._kept:
+        if self.grid is None and self._kept is not None and len(own) == 2 and own != self._kept:
             raise InputError(
                 f"maps are of the grid {own}, those before of {self._kept}: values on different grids do not compare; "
                 f"give the metric one for all, such as grid={self._kept}"
