@@ -1,6 +1,7 @@
 """What explainers, metrics and `probabilities` are handed: the right thing passes, others end in one line."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import to_pil_image
 
-from interp_models import EXPLAINERS, METRICS, MODELS, probabilities
+from interp_models import EXPLAINERS, METRICS, MODELS, load, probabilities
 from interp_models.errors import InputError
 from interp_models.scoring import per_image
 from tests.conftest import PoolLinear, tiny_options
@@ -200,6 +202,28 @@ def test_targets_that_are_no_classes_are_refused(foreign: nn.Module, target: Any
         score(probabilities(foreign), IMAGES, MAPS, target)
 
 
+def test_the_transform_of_a_run_takes_known_ranges_alone(bcnn_run: Path) -> None:
+    _, transform = load(bcnn_run)
+    pixels = (torch.arange(48).reshape(3, 4, 4) * 5).byte()
+    expected = transform(pixels)
+    for same in (to_pil_image(pixels), pixels.permute(1, 2, 0).numpy()):
+        torch.testing.assert_close(transform(same), expected, rtol=0, atol=0)
+    torch.testing.assert_close(transform(pixels / 255), expected, atol=1 / 255, rtol=0)
+    for wrong, found in (
+        (pixels.float(), "floats from 0 to 235"),
+        (pixels / 255 * 4 - 2, "floats from -2"),
+        (pixels.permute(1, 2, 0).numpy() * 1.0, "floats from 0 to 235"),
+        (pixels.int(), "torch.int32"),
+        (Image.fromarray(np.zeros((4, 4), np.uint16)), "a PIL image of mode I;16"),
+        (Image.fromarray(np.zeros((4, 4), np.float32)), "a PIL image of mode F"),
+        ("bird.jpg", "str"),
+    ):
+        with pytest.raises(
+            InputError, match=r"expected a PIL image of 8 bits, or uint8 or floats in \[0, 1\]; got " + found
+        ):
+            transform(wrong)
+
+
 @pytest.mark.parametrize("explainer", ["gradient", "gradcam", "kernelshap"])
 def test_precision_of_images_and_weights_is_the_same(foreign: nn.Module, explainer: str) -> None:
     message = "are torch.float64 on cpu, the model's weights are torch.float32 on cpu: they must be the same"
@@ -222,15 +246,14 @@ def test_other_errors_of_a_model_stay_what_they_are(foreign: nn.Module) -> None:
         EXPLAINERS.build("gradient", model=foreign).attribute(IMAGES[:, :2])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_device_of_images_and_weights_is_the_same(foreign: nn.Module) -> None:
-    model = foreign.cuda()
-    for make in (EXPLAINERS.build("gradient", model=model).attribute, probabilities(model)):
-        make(IMAGES.cuda())
+    elsewhere = PoolLinear().eval().to("meta")
+    for make in (lambda x: EXPLAINERS.build("gradient", model=x).attribute, probabilities):
+        make(foreign)(IMAGES)
         with pytest.raises(
-            InputError, match=r"are torch.float32 on cpu, the model's weights are torch.float32 on cuda:0"
+            InputError, match=r"are torch.float32 on cpu, the model's weights are torch.float32 on meta"
         ):
-            make(IMAGES)
+            make(elsewhere)(IMAGES)
 
 
 @pytest.mark.parametrize(
