@@ -27,7 +27,7 @@ from interp_models.data.choice import draw
 from interp_models.ensemble import Predictions, write_ensemble
 from interp_models.errors import InputError
 from interp_models.files import LOCK, locked
-from interp_models.loggers import close, log_maps, log_pictures, log_results, make_loggers
+from interp_models.loggers import close, log_map_table, log_pictures, log_results, make_loggers
 from interp_models.report.comparison import Evaluated, check_same_images, compare
 from interp_models.report.text import text_table
 from interp_models.results import Provenance
@@ -101,7 +101,7 @@ def _evaluate(evaluated: list[Evaluated], config: EvaluateConfig, options: dict[
             report, shown = compare([run], results, config.report_images, config.figure)
             rows = json.loads((results / "results.json").read_text())["rows"]
             log_results(trainer.loggers, rows)
-            log_maps(trainer.loggers, shown)
+            log_map_table(trainer.loggers, shown)
             for key in ("local", "parts"):
                 log_pictures(trainer.loggers, key, sorted((results / key).glob("*.jpg")))
             print(text_table(rows))

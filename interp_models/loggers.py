@@ -7,7 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -59,7 +62,8 @@ def make_loggers(
         )
     if config.tensorboard:
         try:
-            loggers.append(TensorBoardLogger(save_dir=run, name="", version="tensorboard"))
+            # Its own metric of hyperparameters would be -1 for every run
+            loggers.append(TensorBoardLogger(run, name="", version="tensorboard", default_hp_metric=False))
         except ModuleNotFoundError:
             raise InputError(
                 "logger.tensorboard=true needs the extra: pip install 'interp_models[tensorboard]'"
@@ -80,7 +84,7 @@ def log_results(loggers: Iterable[Logger], rows: Sequence[Mapping[str, Any]]) ->
             logger.log_table("results", dataframe=pd.DataFrame(list(table.values())))
 
 
-def log_maps(loggers: Iterable[Logger], images: Sequence[ImageView]) -> None:
+def log_map_table(loggers: Iterable[Logger], images: Sequence[ImageView]) -> None:
     """Send the images that a page shows to Weights & Biases as a table: a row per image, a column per explainer."""
     sending = [logger for logger in loggers if isinstance(logger, WandbLogger)]
     if not sending or not images:
@@ -101,11 +105,35 @@ def log_maps(loggers: Iterable[Logger], images: Sequence[ImageView]) -> None:
         logger.log_table("maps", columns=columns, data=rows)
 
 
-def log_pictures(loggers: Iterable[Logger], key: str, paths: Sequence[Path]) -> None:
-    """Send picture files to Weights & Biases."""
+def log_pictures(loggers: Iterable[Logger], key: str, paths: Sequence[Path], step: int = 0) -> None:
+    """Send picture files to Weights & Biases, with their names as captions, and to TensorBoard as `<key>/<name>`."""
     for logger in loggers:
         if isinstance(logger, WandbLogger) and paths:
-            logger.log_image(key, [str(path) for path in paths])
+            logger.log_image(key, [str(path) for path in paths], caption=[path.stem for path in paths])
+        elif isinstance(logger, TensorBoardLogger):
+            for path in paths:
+                picture = np.asarray(Image.open(path).convert("RGB"))
+                logger.experiment.add_image(f"{key}/{path.stem}", picture, step, dataformats="HWC")
+
+
+def log_maps(
+    loggers: Iterable[Logger], pictures: Sequence[NDArray[np.uint8]], captions: Sequence[str], sheet: Path, step: int
+) -> None:
+    """Send pictures of the model's own maps: to Weights & Biases each with its caption, to TensorBoard the sheet.
+
+    Args:
+        loggers: any.
+        pictures: (H, W, 3), one for each image.
+        captions: what is said of each.
+        sheet: the file of all of them.
+        step: of the training.
+    """
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image("attention", list(pictures), caption=list(captions))
+        elif isinstance(logger, TensorBoardLogger):
+            picture = np.asarray(Image.open(sheet).convert("RGB"))
+            logger.experiment.add_image("attention", picture, step, dataformats="HWC")
 
 
 def close(loggers: Iterable[Logger]) -> None:

@@ -19,11 +19,24 @@ C = TypeVar("C", bound=type)
 
 
 def unknown(kind: str, name: object, known: typing.Iterable[str]) -> InputError:
-    """An error for a name that does not exist, with the nearest ones that do."""
+    """An error for a name that does not exist, with the nearest ones that do.
+
+    Spellings count as one name: `GradCAM++`, `Grad-CAM-pp` and `gradcam_pp`.
+    """
     names = sorted(known)
-    close = difflib.get_close_matches(str(name), names, n=3)
+    by_letters: dict[str, list[str]] = {}
+    for one in names:
+        by_letters.setdefault(_letters(one), []).append(one)
+    near = difflib.get_close_matches(_letters(str(name)), by_letters, n=3)
+    same = by_letters.get(_letters(str(name)), [])
+    close = same or [one for letters in near for one in by_letters[letters]]
     hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(names)}"
     return InputError(f"unknown {kind} {name!r}; {hint}")
+
+
+def _letters(name: str) -> str:
+    """The letters and digits of a name, small."""
+    return "".join(x for x in name.lower().replace("plusplus", "pp").replace("++", "pp") if x.isalnum())
 
 
 def schema_of(cls: Callable[..., Any], given: typing.Collection[str] = ()) -> type:
@@ -99,7 +112,7 @@ def _nested(schema: Any, value: Any, where: str) -> Any:
 
 
 class Registry(Generic[T]):
-    """Named classes of one kind.
+    """Named classes of one kind: iterates over their names, and prints them.
 
     >>> SHAPES = Registry("shape")
     >>> @SHAPES.register("square")
@@ -124,15 +137,34 @@ class Registry(Generic[T]):
 
         return enter
 
+    def __repr__(self) -> str:
+        return f"<{self.kind} registry: {', '.join(self)}>"
+
+    def __iter__(self) -> typing.Iterator[str]:
+        return iter(self.names())
+
+    def __len__(self) -> int:
+        return len(self._classes)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._classes or name in self.aliases()
+
+    def aliases(self) -> Mapping[str, str]:
+        """Other names that `get` and `build` take, and the registered ones that they stand for; none by default."""
+        return {}
+
     def names(self, pattern: str = "*") -> list[str]:
         """The registered names that match a shell-style pattern, sorted."""
         return sorted(fnmatch.filter(self._classes, pattern))
 
     def get(self, name: str) -> Any:
-        """The class registered under `name`; an unknown name raises `InputError` with the nearest ones."""
-        if name not in self._classes:
-            raise unknown(self.kind, name, self._classes)
-        return self._classes[name]
+        """The class registered under `name` or an alias of it; an unknown one raises `InputError` with the nearest."""
+        if name in self._classes:
+            return self._classes[name]
+        aliases = self.aliases()
+        if name not in aliases:
+            raise unknown(self.kind, name, [*self._classes, *aliases])
+        return self._classes[aliases[name]]
 
     def options(self, name: str, options: Mapping[str, Any], given: typing.Collection[str] = ()) -> dict[str, Any]:
         """All options of `name`, defaults included; `InputError` unless it exists and takes these. Builds nothing."""

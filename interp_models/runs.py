@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from interp_models.config import TrainConfig, check, load_yaml, override, plain
 from interp_models.data.base import DATASETS
 from interp_models.data.module import DataModule
-from interp_models.data.transforms import plain_transform
+from interp_models.data.transforms import of_known_range, plain_transform
 from interp_models.errors import InputError
 from interp_models.files import new_folder, whole
 from interp_models.registry import named, parse, schema_of
@@ -235,7 +235,7 @@ def data_options(config: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 def load(run: str | Path, ckpt: Ckpt = "best") -> tuple[InterpModule, v2.Transform]:
-    """A trained model in eval mode, and the transform that makes its input of a PIL image or uint8 tensor.
+    """A trained model in eval mode, and the transform that makes its input of an image in [0, 1] or of 8 bits.
 
     The transform knows no boxes: images of a run with `data.crop_to_box` are to be cropped before.
 
@@ -258,7 +258,7 @@ def load(run: str | Path, ckpt: Ckpt = "best") -> tuple[InterpModule, v2.Transfo
     model.classes = tuple(checkpoint["interp_models"].get("classes", ()))
     data = parse(schema_of(DataModule), {"dataset": {}, **config["data"]}, "data")
     transform = plain_transform(data["image_size"], data["transforms"])
-    return model.eval(), v2.Compose([v2.RGB(), v2.ToImage(), transform])
+    return model.eval(), v2.Compose([of_known_range, v2.RGB(), v2.ToImage(), transform])
 
 
 def load_weights(model: InterpModule, checkpoint: Mapping[str, Any], where: str) -> None:

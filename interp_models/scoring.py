@@ -1,21 +1,27 @@
 """How class scores are read off a model: the one module that explainers and metrics share.
 
-It knows torch and errors alone, so that explainers and metrics work on any module that returns logits.
+It knows torch, errors and checks of inputs alone, so that explainers and metrics work on any module that returns
+logits.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from interp_models.errors import InputError
+from interp_models.inputs import are_probabilities, check_images_for, check_probabilities, fitting
 
 Score = Literal["logit", "probability"]
 Target = Tensor | int | None
 ScoreFn = Callable[[Tensor], Tensor]
 """Images (B, 3, H, W) -> class probabilities (B, K)."""
+
+_checked: ContextVar[bool] = ContextVar("checked_images", default=False)
 
 
 class SelfExplaining(Protocol):
@@ -81,12 +87,21 @@ def scores_of(output: Any, score: Score) -> Tensor:
 
 
 def per_image(target: Tensor | int, batch: int) -> Tensor:
-    """A class for each image, int64 (B,), of one for all or one each; another number raises `InputError`.
+    """A class for each image, int64 (B,), of one for all or one each.
+
+    Raises:
+        InputError: for another number of classes, and for numbers that are not whole, such as floats.
 
     >>> per_image(3, 2).tolist()
     [3, 3]
     """
-    targets = torch.as_tensor(target, dtype=torch.long)
+    try:
+        targets = torch.as_tensor(target)
+    except (RuntimeError, TypeError, ValueError):  # text, rows of different lengths
+        raise InputError(f"target must be a class number, or one per image; got {target!r}") from None
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        raise InputError(f"target must be whole numbers of classes (int64); got {targets.dtype}")
+    targets = targets.long()
     if targets.dim() == 0:
         targets = targets.repeat(batch)
     if targets.shape != (batch,):
@@ -125,16 +140,59 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+@contextmanager
+def checked_images() -> Iterator[None]:
+    """While open, `probabilities` does not look at its images: they are made of some that have been checked."""
+    token = _checked.set(True)
+    try:
+        yield
+    finally:
+        _checked.reset(token)
+
+
+def checked(score_fn: ScoreFn) -> ScoreFn:
+    """The same function; `check_probabilities` looks at what it returns first."""
+    seen = False
+
+    def score(images: Tensor) -> Tensor:
+        nonlocal seen
+        scores = score_fn(images)
+        if not seen:
+            check_probabilities(scores, len(images))
+            seen = True
+        return scores
+
+    return score
+
+
 def probabilities(model: nn.Module) -> ScoreFn:
     """The function of images that metrics are fed with: the softmax of the model's logits, in eval mode, no gradient.
+
+    If what the model returns first is probabilities already, its outputs are taken as they are, with a warning.
+    The function raises `InputError` for what is no float tensor (B, C, H, W), and for images that are not in [0, 1] if
+    the model is one of this package.
 
     >>> probabilities(nn.Flatten())(torch.zeros(1, 1, 1, 4)).tolist()
     [[0.25, 0.25, 0.25, 0.25]]
     """
+    ends_in_softmax: bool | None = None
 
     def score(images: Tensor) -> Tensor:
-        with torch.no_grad(), evaluating(model):
-            return scores_of(model(images), "probability")
+        nonlocal ends_in_softmax
+        if not _checked.get():
+            check_images_for(model, images, "images")
+        with torch.no_grad(), evaluating(model), fitting(model, images, "images"):
+            output = logits_of(model(images))
+        if ends_in_softmax is None:  # once, as it waits for the device
+            rounding = max(1e-5, 2 * torch.finfo(output.dtype).eps)
+            ends_in_softmax = output.shape[1] > 1 and are_probabilities(output, rounding)
+            if ends_in_softmax:
+                name = type(model).__name__
+                warnings.warn(
+                    f"{name} returns probabilities already (rows add up to 1): no second softmax is applied",
+                    stacklevel=2,
+                )
+        return scores_of(output, "logit" if ends_in_softmax else "probability")
 
     return score
 

@@ -13,13 +13,13 @@ PACKAGE = ROOT / "interp_models"
 SCRIPTS = [ROOT / "train.py", ROOT / "evaluate.py"]
 
 LEAVES = {f"interp_models.{name}" for name in ("errors", "discovery", "outputs", "rng", "files", "registry", "scoring")}
-LEAVES |= {"interp_models.visual"}
-"""What others are built on; of ours they know the error alone."""
+LEAVES |= {"interp_models.visual", "interp_models.inputs"}
+"""What others are built on; of ours they know the error and the checks of inputs alone, and these the error alone."""
 
 FREE_STANDING = ("interp_models.explainers", "interp_models.metrics")
 """They work on any module that returns logits, and could be lifted out of the package."""
 THEIR_LIBRARIES = {"torch", "torchvision", "torchmetrics", "numpy"} | set(sys.stdlib_module_names)
-THEIR_MODULES = {"attention", "discovery", "errors", "maps", "prepared", "registry", "rng", "scoring"}
+THEIR_MODULES = {"attention", "discovery", "errors", "inputs", "maps", "prepared", "registry", "rng", "scoring"}
 THEIR_MODULES = {f"interp_models.{name}" for name in THEIR_MODULES}
 
 KINDS = ("interp_models.models", "interp_models.explainers", "interp_models.metrics")
@@ -95,8 +95,9 @@ def violations(source: str, module: str, *, package: bool = False) -> list[str]:
                 allowed = name in THEIR_MODULES or within(name, own) if ours else top in THEIR_LIBRARIES
                 if not allowed:
                     found.append(f"{module} imports {name}: explainers and metrics stand on their own")
-        if module in LEAVES and ours and name != "interp_models.errors":
-            found.append(f"{module} imports {name}: a leaf knows nothing of ours but the error")
+        known = ("interp_models.errors", "interp_models.inputs")[: 1 if module == "interp_models.inputs" else 2]
+        if module in LEAVES and ours and name not in known:
+            found.append(f"{module} imports {name}: a leaf knows nothing of ours but the error and checks of inputs")
     if len(kinds) > 1 and not any(within(module, place) for place in MEETING_PLACES[1:]) and module != "interp_models":
         found.append(f"{module} imports {' and '.join(sorted(kinds))}, which meet elsewhere")
     return found
@@ -141,6 +142,7 @@ def test_every_named_module_exists() -> None:
         ("interp_models.metrics.new", "if True:\n    import pandas", "stand on their own"),
         ("interp_models.scoring", "from interp_models.rng import uniform", "a leaf knows nothing of ours"),
         ("interp_models.errors", "from interp_models import registry", "a leaf knows nothing of ours"),
+        ("interp_models.inputs", "from interp_models.scoring import Target", "a leaf knows nothing of ours"),
         (
             "interp_models.training.module",
             "from interp_models.explainers import EXPLAINERS\nfrom interp_models.metrics.base import METRICS",
@@ -175,6 +177,7 @@ def test_planted_violations_are_found(tmp_path: Path, module: str, source: str, 
         ("interp_models.callbacks.new", "import interp_models.models, interp_models.metrics, interp_models.explainers"),
         ("interp_models.cli", "import pytorch_lightning as pl\nfrom pytorch_lightning.callbacks import Callback"),
         ("interp_models.scoring", "from interp_models.errors import InputError"),
+        ("interp_models.scoring", "from interp_models.inputs import check_images"),
     ],
 )
 def test_what_is_allowed(module: str, source: str) -> None:

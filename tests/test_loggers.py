@@ -1,4 +1,4 @@
-"""What Weights & Biases gets of an evaluation, read where it leaves our hands."""
+"""What loggers are sent: pictures with what they show."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,93 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from pytorch_lightning.loggers import WandbLogger
+from PIL import Image
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
+from interp_models import load, loggers, runs, visual
+from interp_models.callbacks.attention_logger import AttentionLogger
+from interp_models.data.base import collate
 from tests.conftest import Script, copy_run
+
+
+class Board(TensorBoardLogger):
+    """TensorBoard that keeps what it is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, np.ndarray, int, str]] = []
+
+    @property
+    def experiment(self) -> Any:
+        return self
+
+    def add_image(self, tag: str, picture: np.ndarray, step: int, dataformats: str) -> None:
+        self.sent.append((tag, picture, step, dataformats))
+
+
+class Biases(WandbLogger):
+    """W&B that keeps what it is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, list[Any], list[str]]] = []
+
+    def log_image(self, key: str, images: list[Any], step: int | None = None, *, caption: list[str]) -> None:
+        self.sent.append((key, images, caption))
+
+
+def test_picture_files_go_to_both(tmp_path: Path) -> None:
+    paths = [tmp_path / "wren.png", tmp_path / "level-0.png"]
+    for path, value in zip(paths, (30, 200), strict=True):
+        Image.new("RGB", (3, 2), (value, 0, 0)).save(path)
+    board, biases = Board(), Biases()
+    loggers.log_pictures([board, biases], "prototypes", paths, 7)
+    loggers.log_pictures([board, biases], "parts", [])
+    assert biases.sent == [("prototypes", [str(path) for path in paths], ["wren", "level-0"])]
+    tags, pictures, steps, formats = zip(*board.sent, strict=True)
+    assert (tags, steps, formats) == (("prototypes/wren", "prototypes/level-0"), (7, 7), ("HWC", "HWC"))
+    for picture, value in zip(pictures, (30, 200), strict=True):
+        assert (picture == np.asarray([[[value, 0, 0]] * 3] * 2)).all()
+
+
+def test_maps_of_a_training_carry_what_they_show(bcnn_run: Path, tmp_path: Path) -> None:
+    model, _ = load(bcnn_run, "last")
+    data = runs.build_data(runs.run_config(bcnn_run))
+    board, biases = Board(), Biases()
+
+    class Trainer:
+        current_epoch, datamodule, loggers = 3, data, (board, biases)
+
+    AttentionLogger(1, 2, tmp_path).on_train_epoch_end(Trainer(), model)  # type: ignore[arg-type]
+    dataset = data.dataset("val")
+    batch = collate([dataset[0, position] for position in (0, len(dataset) - 1)])
+    output = model(batch.image)
+    chances, guesses = output.logits.softmax(dim=1).max(dim=1)
+    ((key, pictures, captions),) = biases.sent
+    assert key == "attention"
+    assert captions == [
+        f"{data.train_images.image_id(index)}: {data.classes[label]} → {data.classes[guess]}, {100 * chance:.0f} %"
+        for index, label, guess, chance in zip(
+            batch.index.tolist(), batch.label.tolist(), guesses.tolist(), chances.tolist(), strict=True
+        )
+    ]
+    maps = model.explain(output, guesses).detach().numpy()
+    for picture, image, own in zip(pictures, batch.image, maps, strict=True):
+        assert picture.shape == (64, 3 * 64, 3)
+        assert (picture[:, :64] == visual.to_uint8(image)).all()
+        assert (picture[:, 64:128] == visual.overlay(image, own)).all()
+    ((tag, sheet, step, _),) = board.sent
+    assert (tag, step) == ("attention", 3)
+    assert (sheet == np.asarray(Image.open(tmp_path / "attention" / "epoch-003.png").convert("RGB"))).all()
+
+
+def test_tensorboard_has_no_metric_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Lightning would log -1 as `hp_metric` of every run."""
+    from interp_models.config import LoggerConfig
+
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr(loggers, "TensorBoardLogger", lambda folder, **options: made.append({"at": folder, **options}))
+    config = LoggerConfig(wandb="disabled", tensorboard=True)
+    loggers.make_loggers(config, tmp_path, group="g")
+    assert made == [{"at": tmp_path, "name": "", "version": "tensorboard", "default_hp_metric": False}]
 
 
 def test_tables_of_an_evaluation(

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import pytest
 
+from interp_models import EXPLAINERS, METRICS
 from interp_models.errors import InputError
 from interp_models.registry import Registry, parse, schema_of, unknown
 
@@ -137,6 +138,53 @@ def test_unknown_name_names_the_nearest(things: Registry[Thing]) -> None:
     with pytest.raises(InputError, match=r"^unknown thing 'zebra'; known: thing$"):
         things.build("zebra")
     assert str(unknown("colour", "grey", ["green", "grew"])) == "unknown colour 'grey'; did you mean 'grew' or 'green'?"
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("GradCAM", "gradcam"),
+        ("grad-cam", "gradcam"),
+        ("Grad-CAM++", "gradcam_pp"),
+        ("GradCAMPlusPlus", "gradcam_pp"),
+        ("GradCAMpp", "gradcam_pp"),
+        ("ScoreCAM", "scorecam"),
+        ("Eigen CAM", "eigencam"),
+        ("IntegratedGradients", "integrated_gradients"),
+        ("smooth_grad", "smoothgrad"),
+        ("RISE", "rise"),
+    ],
+)
+def test_spellings_count_as_one_name(given: str, meant: str) -> None:
+    assert EXPLAINERS.get(meant)
+    with pytest.raises(InputError) as error:
+        EXPLAINERS.get(given)
+    assert str(error.value) == f"unknown explainer {given!r}; did you mean {meant!r}?"
+
+
+def test_names_that_differ_in_signs_alone_are_both_offered() -> None:
+    assert str(unknown("layer", "AB", ["a.b", "a_b", "c"])) == "unknown layer 'AB'; did you mean 'a.b' or 'a_b'?"
+
+
+def test_a_registry_shows_its_names(things: Registry[Thing]) -> None:
+    things.register("another")(Plan)
+    assert list(things) == things.names() == ["another", "thing"]
+    assert len(things) == 2
+    assert "thing" in things
+    assert "Thing" not in things
+    assert repr(things) == "<thing registry: another, thing>"
+
+
+def test_metrics_are_found_by_what_they_give() -> None:
+    for name in METRICS:
+        for key in (name, *METRICS.get(name).keys):
+            assert key in METRICS
+            assert type(METRICS.build(key, {"max_steps": 3})) is METRICS.get(name)
+    assert type(METRICS.build("dauc")).__name__ == "DeletionInsertion"
+    assert METRICS.get("ai") is METRICS.get("iic") is METRICS.get("masked_confidence")
+    assert list(METRICS) == METRICS.names() == ["deletion_insertion", "masked_confidence"]
+    with pytest.raises(InputError, match=r"^unknown metric 'DAUC'; did you mean 'dauc'\?$"):
+        METRICS.build("DAUC")
 
 
 def test_options_builds_nothing() -> None:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from interp_models import visual
+from interp_models.errors import InputError
 
 RANDOM = np.random.default_rng(0)
 PICTURE = RANDOM.integers(0, 256, (8, 12, 3), dtype=np.uint8)
@@ -40,7 +41,7 @@ def test_normalise_keeps_the_order_of_tiny_and_huge_values() -> None:
     assert visual.normalise([[-1e300, 0.0, 1e300]]).tolist() == [[0.0, 0.5, 1.0]]
 
 
-@pytest.mark.parametrize("map", [np.zeros(4), np.zeros((1, 2, 2)), np.zeros((0, 3)), [[0.0, np.inf]], [[np.nan, 1.0]]])
+@pytest.mark.parametrize("map", [np.zeros(4), np.zeros((2, 2, 2)), np.zeros((0, 3)), [[0.0, np.inf]], [[np.nan, 1.0]]])
 def test_normalise_refuses_what_is_no_map(map: object) -> None:
     with pytest.raises(ValueError, match=r"expected a map|not finite"):
         visual.normalise(map)  # type: ignore[arg-type]
@@ -70,6 +71,73 @@ def test_overlay_is_the_weighted_mean() -> None:
     colour = np.array(matplotlib.colormaps[visual.CMAP](0.0, bytes=True)[:3])
     found = visual.overlay(np.full((2, 2, 3), 200, np.uint8), np.ones((2, 2)), alpha=0.25)
     assert (found == np.round(0.75 * 200 + 0.25 * colour)).all()
+
+
+FLOATS = np.asarray([[[0.0, 0.2, 1.0], [0.8, 0.4, 0.6]]], np.float32)  # one row of two pixels, from 0 to 1
+BYTES = [[[0, 51, 255], [204, 102, 153]]]
+FIRST = np.moveaxis(FLOATS, 2, 0).copy()
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.asarray(BYTES, np.uint8),
+        Image.fromarray(np.asarray(BYTES, np.uint8)),
+        FLOATS,
+        FLOATS.astype(np.float64),
+        FIRST,
+        torch.tensor(FIRST, requires_grad=True),
+        torch.tensor(FIRST)[None],
+        torch.tensor(FIRST) + 5e-4 * torch.tensor([-1.0, 1.0]),  # rounding
+        torch.tensor(np.asarray(BYTES, np.uint8)).permute(2, 0, 1),
+        torch.tensor(FLOATS),
+    ],
+)
+def test_pictures_of_every_form_are_the_same(image: object) -> None:
+    map, expected = [[0.0, 1.0]], np.asarray(BYTES, np.uint8)
+    assert visual.as_picture(image).tolist() == BYTES
+    assert visual.overlay(image, map, alpha=0).tolist() == BYTES
+    assert (visual.overlay(image, map) == visual.overlay(expected, map)).all()
+    assert (visual.rgb([map], image) == visual.rgb([map], expected)).all()
+    assert (visual.boxed(image, (0, 0, 1, 1)) == visual.boxed(expected, (0, 0, 1, 1))).all()
+    assert (visual.fitted(image, (4, 4)) == visual.fitted(expected, (4, 4))).all()
+    assert (visual.shrunk(image, 1) == visual.shrunk(expected, 1)).all()
+    assert visual.jpeg_uri(image) == visual.jpeg_uri(expected)
+
+
+def test_channels_come_first_in_tensors_and_last_in_arrays() -> None:
+    square = np.arange(27, dtype=np.uint8).reshape(3, 3, 3)
+    assert (visual.as_picture(square) == square).all()
+    assert (visual.as_picture(torch.tensor(square)) == np.moveaxis(square, 0, 2)).all()
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (FLOATS * 255, r"expected a picture of uint8, or of floats in \[0, 1\], got floats from 0 to 255"),
+        (torch.tensor(FIRST) * 4 - 2, "got floats from -2 to 2"),
+        (FLOATS * np.nan, "got floats from nan to nan"),
+        (np.asarray(BYTES), "got int64"),
+        (FLOATS > 0.5, "got bool"),
+        (FLOATS[..., :2], r"expected a picture of shape .* got \(1, 2, 2\)"),
+        (torch.zeros(2, 3, 4, 4), r"got \(2, 3, 4, 4\)"),
+        (Image.fromarray(np.zeros((2, 2), np.uint16)), "expected a picture of 8 bits, got a PIL image of mode I;16"),
+        ("bird.jpg", r"got \(\)"),
+    ],
+)
+def test_pictures_that_cannot_be_told_are_refused(image: object, message: str) -> None:
+    for draw in (visual.overlay, lambda picture, map: visual.contact_sheet([[picture]], ["a"], ["b"], Path("x.png"))):
+        with pytest.raises(InputError, match=message):
+            draw(image, [[0.0, 1.0]])
+
+
+@pytest.mark.parametrize("form", [torch.tensor, np.asarray, lambda map: torch.tensor([map], requires_grad=True)])
+def test_maps_of_every_form_are_the_same(form: object) -> None:
+    map = [[0.0, 1.0], [2.0, 4.0]]
+    given = form(map)  # type: ignore[operator]
+    assert visual.normalise(given).tolist() == [[0.0, 0.25], [0.5, 1.0]]
+    assert (visual.resize(given, (3, 5)) == visual.resize(map, (3, 5))).all()
+    assert (visual.overlay(PICTURE, given) == visual.overlay(PICTURE, map)).all()
 
 
 def test_heat_of_a_signed_map_keeps_0_in_the_middle() -> None:

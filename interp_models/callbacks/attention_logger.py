@@ -5,8 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from PIL import Image
-from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
 from interp_models import visual
 from interp_models.config import AttentionConfig
@@ -14,12 +12,13 @@ from interp_models.data.base import Sample, collate
 from interp_models.data.choice import spread
 from interp_models.data.module import DataModule, data_of
 from interp_models.files import whole
+from interp_models.loggers import log_maps
 from interp_models.scoring import evaluating
 from interp_models.training.module import InterpModule
 
 
 class AttentionLogger(pl.Callback):
-    """Every n epochs, draws the model's maps on the same few images, to `attention/epoch-<n>.png` and to W&B.
+    """Every n epochs, draws the model's maps on the same few images, to `attention/epoch-<n>.png` and to loggers.
 
     The images are spread over the validation set, or over the training set of a run without one. Each row shows the
     image, the model's explanation of its prediction, and its maps for display as red, green and blue.
@@ -35,6 +34,7 @@ class AttentionLogger(pl.Callback):
         self.n_images = n_images
         self.folder = None if run is None else run / "attention"
         self._batch: Sample | None = None
+        self._image_ids: list[str] = []
 
     @classmethod
     def of(cls, config: AttentionConfig, run: Path | None) -> "list[AttentionLogger]":
@@ -54,29 +54,29 @@ class AttentionLogger(pl.Callback):
             predicted = output.logits.argmax(dim=1)
             maps = module.explain(output, predicted).float().cpu().numpy()
             parts = module.display(output, predicted).float().cpu().numpy()
+            chances = output.logits.softmax(dim=1).amax(dim=1)
         rows = []
         for image, own, several in zip(batch.image, maps, parts, strict=True):
             pixels = visual.to_uint8(image)
             finite = np.isfinite(own).all() and np.isfinite(several).all()  # a training that diverges is stopped later
             rows.append([pixels, visual.overlay(pixels, own), visual.rgb(several, pixels)] if finite else [pixels])
-        labels = [
-            f"{data.classes[label]}\n→ {data.classes[guess]}"
-            for label, guess in zip(batch.label.tolist(), predicted.tolist(), strict=True)
-        ]
+        labels, captions = [], []
+        for image_id, label, guess, chance in zip(
+            self._image_ids, batch.label.tolist(), predicted.tolist(), chances.tolist(), strict=True
+        ):
+            labels.append(f"{data.classes[label]}\n→ {data.classes[guess]}")
+            captions.append(f"{image_id}: {data.classes[label]} → {data.classes[guess]}, {100 * chance:.0f} %")
         path = self.folder / f"epoch-{trainer.current_epoch:03d}.png"
         self.folder.mkdir(exist_ok=True)
         with whole(path) as partial:
             visual.contact_sheet(rows, labels, ["image", module.explanations[0], "three maps as RGB"], partial)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_image("attention", [str(path)])
-            elif isinstance(logger, TensorBoardLogger):
-                picture = np.asarray(Image.open(path).convert("RGB"))
-                logger.experiment.add_image("attention", picture, trainer.current_epoch, dataformats="HWC")
+        joined = [np.concatenate(row, axis=1) for row in rows]
+        log_maps(trainer.loggers, joined, captions, path, trainer.current_epoch)
 
     def _images(self, data: DataModule) -> Sample:
         if self._batch is None:
             split = "val" if len(data.val_indices) else "train"
             dataset = data.dataset(split, augment=False)
             self._batch = collate([dataset[0, position] for position in spread(len(dataset), self.n_images)])
+            self._image_ids = [dataset.images.image_id(index) for index in self._batch.index.tolist()]
         return self._batch

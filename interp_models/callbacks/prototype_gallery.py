@@ -14,7 +14,7 @@ from interp_models.report.gallery import draw_sheets
 class PrototypeGallery(pl.Callback):
     """After the test of a training, draws every prototype of the model that was tested, from its source.
 
-    One sheet per class (ProtoPNet) or level of the tree (ProtoTree), `prototypes/<name>.jpg`, also to W&B.
+    One sheet per class (ProtoPNet) or level of the tree (ProtoTree), `prototypes/<name>.jpg`, also to loggers.
 
     Args:
         run: the run folder; None on ranks that draw nothing.

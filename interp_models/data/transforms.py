@@ -1,9 +1,11 @@
 """The papers' train and test transforms, on images and ground truth together."""
 
 from math import ceil
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -11,6 +13,7 @@ from torchvision.transforms.v2 import functional as F
 
 from interp_models.data.base import Sample
 from interp_models.errors import InputError
+from interp_models.inputs import ROUNDING, pixel_range
 
 CROP_RATIO = 0.875
 """Side of the crop ÷ side of the resized image: 256 for 224, 512 for 448."""
@@ -66,6 +69,23 @@ def plain_transform(size: int, name: Name = "wsdan") -> v2.Transform:
     if name in CROPPED:
         return v2.Compose([v2.Resize(_squashed(size), antialias=True), v2.CenterCrop(size), *_to_float()])
     return v2.Compose([v2.Resize([size, size], antialias=True), *_to_float()])
+
+
+def of_known_range(image: Any) -> Any:
+    """The same image; `InputError` unless it is known which of its values are black and white: a PIL image of 8 bits,
+    or an array or a tensor of uint8 or of floats in [0, 1]."""
+    found, known = type(image).__name__, False
+    if isinstance(image, Image.Image):
+        found, known = f"a PIL image of mode {image.mode}", not image.mode.startswith(("I", "F"))
+    elif isinstance(image, Tensor | np.ndarray):
+        values = torch.as_tensor(image)
+        found, known = str(values.dtype), values.dtype == torch.uint8
+        if values.is_floating_point() and values.numel():
+            low, high = pixel_range(values, "pixels")
+            found, known = f"floats from {low:.3g} to {high:.3g}", low >= -ROUNDING and high <= 1 + ROUNDING
+    if not known:
+        raise InputError(f"expected a PIL image of 8 bits, or uint8 or floats in [0, 1]; got {found}")
+    return image
 
 
 def random_corner(sample: Sample) -> Sample:

@@ -1,6 +1,5 @@
 """The base of all explainers: what the caller asks for and what is left as it was."""
 
-import math
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from types import TracebackType
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from interp_models.errors import InputError
+from interp_models.inputs import check_images_for, fitting
 from interp_models.prepared import Preparation, class_name, prepare, unwrapped
 from interp_models.registry import Registry
 from interp_models.scoring import (
@@ -53,11 +53,13 @@ class Explainer(ABC):
             target: class to explain: one for all, one per image (B,), or None for the class of the highest score.
 
         Raises:
-            InputError: for images that are not (B, C, H, W), hold NaN, or a class that does not exist.
+            InputError: for images that are no float tensor (B, C, H, W), hold NaN, are not in [0, 1] where the model is
+                one of this package, or are of another device or precision than the model; for a class that does not
+                exist.
         """
-        check_images(inputs)
+        check_images_for(self.model, inputs)
         # Lightning evaluates in inference mode, whose tensors autograd refuses.
-        with torch.inference_mode(False), evaluating(self.model):
+        with torch.inference_mode(False), evaluating(self.model), fitting(self.model, inputs):
             images = inputs.clone() if inputs.is_inference() else inputs.detach()
             targets = None if target is None else per_image(target, len(images))
             size, untouched, version = default_batch(images), images.clone(), images._version
@@ -93,16 +95,6 @@ class Explainer(ABC):
         """The function of images that gives what is explained, of all classes (B, K), by the prepared model."""
         model = self.prepared(images)
         return lambda images: scores_of(model(images), self.score)
-
-
-def check_images(inputs: Tensor) -> None:
-    """Raise `InputError` unless inputs are float images (B, C, H, W), one at least, of finite pixels."""
-    if inputs.dim() != 4 or not inputs.is_floating_point() or not inputs.numel():
-        found = f"{inputs.dtype} {tuple(inputs.shape)}"
-        raise InputError(f"inputs must be float images (batch, channels, height, width); got {found}")
-    low, high = torch.aminmax(inputs)
-    if not (math.isfinite(low) and math.isfinite(high)):  # far cheaper than isfinite of every pixel
-        raise InputError("inputs hold NaN or infinite pixels")
 
 
 def target_scores(output: Any, score: Score, target: Target) -> Tensor:

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from interp_models.errors import InputError, NotApplicable
-from interp_models.explainers.base import EXPLAINERS, Explainer, check_images
+from interp_models.explainers.base import EXPLAINERS, Explainer
+from interp_models.inputs import check_images_for
 from interp_models.maps import full_precision
 from interp_models.rng import uniform
 from interp_models.scoring import Target
@@ -120,7 +121,7 @@ class GroundTruth(Explainer, ABC):
             NotApplicable: without boxes.
             InputError: for another number of them.
         """
-        check_images(inputs)
+        check_images_for(self.model, inputs)
         needs = f"{type(self).__name__} shows ground truth and needs a box (x0, y0, x1, y1) of every image"
         if boxes is None:
             raise NotApplicable(f"{needs}; the images have none")

@@ -1,9 +1,10 @@
 """The base of faithfulness metrics: per image inside, reduced over ranks; and their protocols."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +13,13 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from interp_models.errors import InputError
+from interp_models.inputs import check_clean, check_images, check_unit, pixel_range
 from interp_models.metrics import perturbation
 from interp_models.registry import Registry, unknown
-from interp_models.scoring import ScoreFn, per_image
+from interp_models.scoring import ScoreFn, checked, checked_images, per_image
 
 Grid = tuple[int, int]
+WRAP = "0 is black; wrap a model that wants others: nn.Sequential(Normalize(mean, std), model)"
 
 
 @dataclass(frozen=True)
@@ -113,44 +116,102 @@ class FaithfulnessMetric(Measure, ABC):
             raise InputError(f"max_steps, batch and grid must be at least 1; got {max_steps}, {batch}, {grid}")
         self.preset = PRESETS[preset]
         self.grid, self.max_steps, self.batch = grid, max_steps, batch
+        self._kept: Grid | None = None
+        """The grid of maps whose values are kept."""
+        self._seen: Grid | None = None
+        """The grid of the last maps."""
         for key in self.keys:
             self.add_state(f"values_{key}", default=[], dist_reduce_fx="cat")
 
     def update(
         self, score_fn: ScoreFn, images: Tensor, maps: Tensor, target: Tensor | int, clean: Tensor | None = None
     ) -> None:
-        """Score a batch and keep its values; see `score`."""
-        self.add(self.score(score_fn, images, maps, target, clean))
+        """Score a batch and keep its values; see `score`.
 
-    @torch.no_grad()
+        Raises:
+            InputError: as `score`, and without `grid` for maps of another grid than those before.
+        """
+        self._check_kept(maps)
+        values = self.score(score_fn, images, maps, target, clean)
+        self._kept = (maps.shape[1], maps.shape[2])
+        self.add(values)
+
+    def forward(
+        self, score_fn: ScoreFn, images: Tensor, maps: Tensor, target: Tensor | int, clean: Tensor | None = None
+    ) -> Any:
+        """`update`, and the means of this batch alone."""
+        self._check_kept(maps)  # the batch alone knows nothing of those before
+        return super().forward(score_fn, images, maps, target, clean)
+
     def score(
         self, score_fn: ScoreFn, images: Tensor, maps: Tensor, target: Tensor | int, clean: Tensor | None = None
     ) -> dict[str, Tensor]:
         """The value of every image (B,) by key, NaN where it is undefined; keeps nothing.
 
+        Without `grid`, maps that have a cell for each pixel, and maps of another grid than those before, are scored
+        with a warning: the number of cells is that of the steps, so their values do not compare with those of other
+        grids.
+
         Args:
             score_fn: images (B, 3, H, W) -> class probabilities (B, K), as from `scoring.probabilities(model)`.
-            images: (B, 3, H, W); 0 is black.
+            images: (B, 3, H, W) in [0, 1]; 0 is black.
             maps: (B, h, w), larger is more important.
             target: class of each image (B,), or one class for all.
             clean: the target's probability of each image (B,), if it is known; saves a pass.
 
         Raises:
-            InputError: for maps of the wrong shape, with NaN or finer than the image, and a class that does not exist.
+            InputError: for images that are no float tensor or not in [0, 1], maps of the wrong shape, with NaN or
+                finer than the image, a class that does not exist, and a function that does not return probabilities.
         """
+        check_images(images, "images")
+        check_unit(pixel_range(images, "images"), WRAP, "images")
         perturbation.check_maps(images, maps)
-        own = maps.to(images.device).float()
-        maps = perturbation.to_grid(own, self.grid)
-        perturbation.check_grid(images, maps)
-        target = per_image(target, len(images)).to(images.device)
-        if clean is None:
-            clean = perturbation.score_all(score_fn, images, target, self.batch)
-        values = self._score(score_fn, images, maps, target, clean)
+        if self.grid is None:
+            self._tell_grid((maps.shape[1], maps.shape[2]), (images.shape[2], images.shape[3]))
+        with torch.no_grad(), checked_images():
+            own = maps.to(images.device).float()
+            maps = perturbation.to_grid(own, self.grid)
+            perturbation.check_grid(images, maps)
+            target = per_image(target, len(images)).to(images.device)
+            score_fn = checked(score_fn)
+            if clean is None:
+                clean = perturbation.score_all(score_fn, images, target, self.batch)
+            check_clean(clean, len(images))
+            values = self._score(score_fn, images, maps, target, clean)
         # Also of the map as given: what resampling makes of a constant is rounding noise, which looks like a map
         constant = perturbation.is_constant(own) | perturbation.is_constant(maps)
         return {
             key: torch.where(constant, torch.nan, value.float().to(constant.device)) for key, value in values.items()
         }
+
+    def _check_kept(self, maps: Tensor) -> None:
+        """Raise `InputError` where the values of these maps would be averaged with those of another grid."""
+        own = tuple(getattr(maps, "shape", ())[1:])
+        if self.grid is None and self._kept is not None and len(own) == 2 and own != self._kept:
+            raise InputError(
+                f"maps are of the grid {own}, those before of {self._kept}: values on different grids do not compare; "
+                f"give the metric one for all, such as grid={self._kept}"
+            )
+
+    def _tell_grid(self, own: Grid, size: Grid) -> None:
+        """Warn of maps whose values do not compare with others'."""
+        seen, self._seen = self._seen, own
+        if seen not in (None, own):
+            why = f"those before were of {seen}"
+        elif own == size:
+            why = "a cell for each pixel; a map that was enlarged has lost its own grid"
+        else:
+            return
+        warnings.warn(
+            f"maps are of the grid {own}, {why}: values on different grids do not compare; give the metric one for "
+            "all, such as grid=(7, 7)",
+            stacklevel=3,
+        )
+
+    def reset(self) -> None:
+        """Forget all values."""
+        super().reset()
+        self._kept = self._seen = None
 
     @abstractmethod
     def _score(
@@ -183,20 +244,25 @@ class FaithfulnessMetric(Measure, ABC):
         """The number of steps (None for a metric without) on a grid, and the name of the fill."""
 
 
-METRICS: Registry[FaithfulnessMetric] = Registry("metric")
-
 ALIASES = {"ai": "iic"}
 """Other names of keys in the literature: average increase."""
 
 
-def _owners() -> dict[str, str]:
-    return {key: name for name in METRICS.names() for key in METRICS.get(name).keys}
+class MetricRegistry(Registry[FaithfulnessMetric]):
+    """Metrics are also found by the keys that they give, so that `METRICS.build("dauc")` is `deletion_insertion`."""
+
+    def aliases(self) -> dict[str, str]:
+        """The registered metric of every key, and of other names of keys."""
+        owners = {key: name for name, cls in self._classes.items() for key in cls.keys}  # type: ignore[attr-defined]
+        return owners | {alias: owners[key] for alias, key in ALIASES.items() if key in owners}
+
+
+METRICS = MetricRegistry("metric")
 
 
 def owner_of(key: str) -> type[FaithfulnessMetric] | None:
     """The registered metric that gives a key, None if there is none."""
-    name = _owners().get(key)
-    return None if name is None else METRICS.get(name)
+    return METRICS.get(key) if key in METRICS.aliases() else None
 
 
 def metrics_of(keys: Iterable[str]) -> dict[str, str]:
@@ -205,8 +271,8 @@ def metrics_of(keys: Iterable[str]) -> dict[str, str]:
     >>> metrics_of(["ai"])
     {'iic': 'masked_confidence'}
     """
-    owners = _owners()
+    owners = METRICS.aliases()
     for key in keys:
-        if key not in owners and key not in ALIASES:
-            raise unknown("metric", key, [*owners, *ALIASES])
+        if key not in owners:
+            raise unknown("metric", key, owners)
     return {key: owners[key] for key in (ALIASES.get(key, key) for key in keys)}

@@ -11,11 +11,18 @@ from interp_models.errors import InputError
 from interp_models.scoring import ScoreFn, all_scores, resolve_target, scores_of_variants
 
 
-def check_maps(images: Tensor, maps: Tensor) -> None:
-    """Raise `InputError` unless maps are (B, h, w) with the batch of the images, and finite."""
-    if maps.dim() != 3 or len(maps) != len(images):
+def check_maps(images: Tensor, maps: object) -> None:
+    """Raise `InputError` unless maps are a tensor (B, h, w) with the batch of the images, and finite."""
+    if not isinstance(maps, Tensor) or maps.dim() != 3 or len(maps) != len(images):
+        found, hint = type(maps).__name__, "; torch.from_numpy makes a tensor of an array"
+        if isinstance(maps, Tensor):
+            found, hint = str(tuple(maps.shape)), ""
+            if maps.dim() == 4 and maps.shape[1] == 1:
+                hint = "; drop the channel: maps[:, 0]"
+            elif maps.dim() == 2 and len(images) == 1:
+                hint = "; write maps[None]"
         raise InputError(
-            f"maps must be (batch, rows, columns) for {len(images)} images (one map per image); got {tuple(maps.shape)}"
+            f"maps must be (batch, rows, columns) for {len(images)} images (one map per image); got {found}{hint}"
         )
     if not bool(torch.isfinite(maps).all()):
         raise InputError("a map holds NaN or infinite values")

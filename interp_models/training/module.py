@@ -22,8 +22,7 @@ from interp_models.training.optimizers import make_optimizer
 from interp_models.training.recipe import Recipe, check_groups
 from interp_models.training.schedule import PhaseSchedule
 
-FORMAT_VERSION = 1
-"""Version of what checkpoints hold beside Lightning's own keys."""
+FORMAT_VERSION = 1  # of what checkpoints hold beside Lightning's own keys
 
 
 class InterpModule(pl.LightningModule, ABC):
@@ -34,6 +33,7 @@ class InterpModule(pl.LightningModule, ABC):
     to the loss, so `forward` is the same in both, logs nothing and knows no trainer.
     """
 
+    unit_images: ClassVar[bool] = True  # explainers and `probabilities` refuse others, see `inputs.check_images_for`
     additive: ClassVar[bool] = False
     """Whether logits are sums over the maps, and `evidence` says what each adds."""
     actions: ClassVar[tuple[str, ...]] = ("reset_optimizer",)

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from scipy import ndimage, stats
 from torch import nn
+from torchvision.transforms import v2
 
 from interp_models.errors import InputError
 from interp_models.metrics.deletion_insertion import DeletionInsertion
@@ -342,10 +343,10 @@ def test_preset_equals_saliency_maps_metrics_on_real_images(shared_cub):
     net = timm.create_model("tf_efficientnet_lite0")
     state = torch.load(bundled_weights("tf_efficientnet_lite0"), weights_only=True)
     net.load_state_dict(dict(zip(net.state_dict(), state.values(), strict=True)))
-    net = nn.Sequential(net, nn.Softmax(1)).eval()
+    net = nn.Sequential(v2.Normalize([0.5] * 3, [0.5] * 3), net, nn.Softmax(1)).eval()
     files = sorted(shared_cub.glob("images/*/*.jpg"))[::700]
     pixels = [np.asarray(Image.open(file).convert("RGB").resize((224, 224))) for file in files]
-    images = torch.tensor(np.stack(pixels)).permute(0, 3, 1, 2) / 127.5 - 1
+    images = torch.tensor(np.stack(pixels)).permute(0, 3, 1, 2) / 255
     maps = torch.rand(len(images), 5, 5)
     with torch.no_grad():
         target = net(images).argmax(1)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -521,6 +522,7 @@ def test_tensorboard(script: Script, tiny_cub: Cub, tmp_path: Path) -> None:
         assert outcome.code == 0
         (events,) = (tmp_path / "run/tensorboard").glob("events.out.tfevents.*")
         assert b"train/loss" in events.read_bytes()
+        assert b"hp_metric" not in events.read_bytes()
     else:
         assert outcome == (
             2,
@@ -540,7 +542,8 @@ def test_wandb_writes_into_the_run_folder(
     monkeypatch.setenv("WANDB_SILENT", "true")
     folders = [tmp_path / name for name in ("one", "two")]
     for folder in folders:
-        config = cnn_config(tiny_cub, folder, 1, logger={"wandb": "offline"})
+        shown = {"every_n_epochs": 1, "n_images": 1}
+        config = cnn_config(tiny_cub, folder, 1, logger={"wandb": "offline"}, attention=shown)
         assert script("train", write_config(tmp_path / "c.yaml", config)).code == 0
     options = ["logger.wandb=offline" if "wandb" in option else option for option in QUICK_EVALUATION]
     options += [f"out={tmp_path}/both", f"config={ROOT}/configs/eval/faithfulness.yaml"]
@@ -556,6 +559,9 @@ def test_wandb_writes_into_the_run_folder(
             assert written.stat().st_size > 0
         (trained,) = (folder / "wandb").glob(f"offline-run-*-{expected[0]}/run-{expected[0]}.wandb")
         assert b"train/loss" in trained.read_bytes()
+        caption = re.compile(r"\.jpg: [\w.]+ → [\w.]+, \d+ %".encode())
+        assert caption.search(trained.read_bytes())
+        assert len(list(trained.parent.glob("files/media/images/attention_*.png"))) == 1
         identities += names
     assert len(set(identities)) == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["both", "c.yaml", "one", "two"]

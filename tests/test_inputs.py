@@ -1,0 +1,311 @@
+"""What explainers, metrics and `probabilities` are handed: the right thing passes, others end in one line."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms.v2.functional import to_pil_image
+
+from interp_models import EXPLAINERS, METRICS, MODELS, load, probabilities
+from interp_models.errors import InputError
+from interp_models.scoring import per_image
+from tests.conftest import PoolLinear, tiny_options
+
+IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+MAPS = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def ours() -> nn.Module:
+    return MODELS.build("cnn", tiny_options("cnn"), num_classes=3).eval()
+
+
+@pytest.fixture
+def foreign() -> nn.Module:
+    return PoolLinear().eval()
+
+
+def uses(model: nn.Module) -> list[Any]:
+    """Every public way of images into the package."""
+    known = probabilities(model)
+    return [
+        EXPLAINERS.build("gradient", model=model).attribute,
+        EXPLAINERS.build("occlusion", {"window": 16, "stride": 16}, model=model).attribute,
+        EXPLAINERS.build("random", model=model).attribute,
+        known,
+        *(lambda x, n=n: METRICS.build(n).score(known, x, MAPS, 0) for n in METRICS),
+        *(lambda x, n=n: METRICS.build(n).update(known, x, MAPS, 0) for n in METRICS),
+    ]
+
+
+WRONG = [
+    (
+        IMAGES.numpy(),
+        r"must be a tensor of float images \(batch, channels, height, width\); got ndarray \(2, 3, 32, 32\)",
+    ),
+    (Image.new("RGB", (32, 32)), r"got Image.*its transform"),
+    ([Image.new("RGB", (32, 32))], r"got list; make a tensor"),
+    (list(IMAGES), r"got list; .*torch.stack of a list"),
+    (None, "got NoneType"),
+    ((255 * IMAGES).byte(), r"got torch.uint8 \(2, 3, 32, 32\); .*/ 255"),
+    ((255 * IMAGES).long(), r"got torch.int64"),
+    (IMAGES[0], r"got torch.float32 \(3, 32, 32\); a single image .*\[None\]"),
+    (IMAGES.permute(0, 2, 3, 1), r"got torch.float32 \(2, 32, 32, 3\); .*permute\(0, 3, 1, 2\)"),
+    (IMAGES * torch.nan, "hold NaN or infinite pixels"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG)
+def test_what_is_no_batch_of_float_images_is_refused(foreign: nn.Module, wrong: Any, message: str) -> None:
+    for use in uses(foreign):
+        use(IMAGES)
+        with pytest.raises(InputError, match=message) as error:
+            use(wrong)
+        assert "\n" not in str(error.value)
+
+
+NOT_UNIT = [
+    (255 * IMAGES, r"must have pixels in \[0, 1\]; got 0\.\d+ to 255; .* / 255"),
+    (4 * IMAGES - 2, r"must have pixels in \[0, 1\]; got -2 to 2; "),
+    (IMAGES - 0.01, r"got -0\.0\d+ to 0\.99"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), NOT_UNIT)
+def test_models_of_this_package_take_images_in_0_1(ours: nn.Module, wrong: Tensor, message: str) -> None:
+    for use in uses(ours):
+        use(IMAGES + 5e-4 * (2 * IMAGES - 1))  # beyond [0, 1] by rounding
+        with pytest.raises(InputError, match=message):
+            use(wrong)
+    with pytest.raises(InputError, match=message):
+        probabilities(nn.DataParallel(ours))(wrong)
+    with pytest.raises(InputError, match=r"inputs must have 3 channels .* got \(2, 1, 32, 32\)"):
+        uses(ours)[0](IMAGES[:, :1])
+
+
+def test_foreign_models_may_want_other_images_but_in_metrics(foreign: nn.Module) -> None:
+    explain, occlude, noise, known, *metrics = uses(foreign)
+    for images in (255 * IMAGES, 4 * IMAGES - 2):
+        for use in (explain, occlude, noise):
+            assert use(images).shape[0] == 2
+        torch.testing.assert_close(known(images), foreign(images).softmax(1))
+        for use in metrics:
+            with pytest.raises(InputError, match=r"0 is black; wrap a model that wants others: nn.Sequential\(Norm"):
+                use(images)
+
+
+class Watched(PoolLinear):
+    """A model of this package, as far as its images go, that counts images out of [0, 1]."""
+
+    unit_images = True
+    outside = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.outside += int(((images < -0.01) | (images > 1.01)).any())
+        return super().forward(images)
+
+
+def test_what_metrics_make_of_images_is_not_refused() -> None:
+    """Bicubic masks go beyond [0, 1]."""
+    model, maps = Watched().eval(), torch.zeros(2, 4, 4)
+    maps[:, 1, 1] = 1
+    metric = METRICS.build("ad", {"preset": "saliency-maps-metrics"})
+    score_fn = probabilities(model)
+    metric.score(score_fn, torch.ones_like(IMAGES), maps, 0)
+    assert model.outside
+    with pytest.raises(InputError, match=r"pixels in \[0, 1\]"):  # what the user hands over still is
+        score_fn(2 * IMAGES)
+
+
+@pytest.mark.parametrize("name", ["deletion_insertion", "masked_confidence"])
+def test_scores_that_are_no_probabilities_are_refused(foreign: nn.Module, name: str) -> None:
+    score = METRICS.build(name).score
+    right = probabilities(foreign)
+    expected = score(right, IMAGES, MAPS, 0)
+    for dtype in (torch.float16, torch.bfloat16):
+        score(lambda x, to=dtype: right(x).to(to), IMAGES, MAPS, 0)
+        score(lambda x, to=dtype: right(x).to(to).float(), IMAGES, MAPS, 0)
+    wrong = {
+        "got values from -": lambda x: foreign(x).detach() - 1,
+        r"score_fn = probabilities\(model\)": foreign,
+        r"each row in \[0, 1\] and 1 in all": lambda x: foreign(x).sigmoid(),
+        "got one column, p; give torch.cat": lambda x: right(x)[:, :1],
+        r"of 2 images; got shape \(2,\)": lambda x: right(x)[:, 0],
+        r"of 2 images; got shape \(1, 4\)": lambda x: right(x)[:1],
+        "got ndarray": lambda x: right(x).numpy(),
+        "got values from nan": lambda x: right(x) * torch.nan,
+    }
+    for message, score_fn in wrong.items():
+        with pytest.raises(InputError, match=f"score_fn must return class probabilities.*{message}"):
+            score(score_fn, IMAGES, MAPS, 0)
+    clean = right(IMAGES)[:, 0]
+    for key, value in score(right, IMAGES, MAPS, 0, clean).items():
+        torch.testing.assert_close(value, expected[key], equal_nan=True)
+    with pytest.raises(InputError, match="score_fn must return class probabilities"):
+        score(foreign, IMAGES, MAPS, 0, clean)
+    for other, message in ((clean.numpy(), "got ndarray"), (clean[:1], r"got \(1,\)"), (clean + 5, r"got \[5")):
+        with pytest.raises(InputError, match=f"clean must be the target's probability.*{message}"):
+            score(right, IMAGES, MAPS, 0, other)
+
+
+def test_what_a_model_of_this_package_returns_is_no_score(ours: nn.Module) -> None:
+    with pytest.raises(InputError, match=r"got InterpOutput; write score_fn = probabilities\(model\)"):
+        METRICS.build("dauc").score(ours, IMAGES, MAPS, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_no_second_softmax(foreign: nn.Module, dtype: torch.dtype) -> None:
+    model, images = foreign.to(dtype), IMAGES.to(dtype)
+    ends = nn.Sequential(model, nn.Softmax(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        expected = probabilities(model)(images)
+    with pytest.warns(UserWarning, match="Sequential returns probabilities already .*: no second softmax is applied"):
+        found = probabilities(ends)(images)
+    torch.testing.assert_close(found, expected, atol=torch.finfo(dtype).eps, rtol=1e-2)
+
+
+TARGETS = [1, np.int64(1), np.uint8(1), [1, 1], np.asarray([1, 1]), np.asarray([1, 1], np.uint8), torch.tensor([1, 1])]
+
+
+@pytest.mark.parametrize("target", [*TARGETS, torch.tensor(1, dtype=torch.int32)])
+def test_targets_of_every_form_are_the_same(target: Any) -> None:
+    assert per_image(target, 2).dtype == torch.long
+    assert per_image(target, 2).tolist() == [1, 1]
+
+
+NO_TARGETS = [
+    1.0,
+    True,
+    "wren",
+    [0.9, 2.7],
+    torch.tensor([1.0, 2.0]),
+    np.asarray([0.5, 1.5]),
+    torch.tensor([True, False]),
+]
+
+
+@pytest.mark.parametrize("target", [*NO_TARGETS, torch.tensor([[0, 1, 0], [1, 0, 0]]), [1, 1, 1], [[1], [1, 2]], -1, 4])
+def test_targets_that_are_no_classes_are_refused(foreign: nn.Module, target: Any) -> None:
+    explain = EXPLAINERS.build("gradient", model=foreign).attribute
+    score = METRICS.build("ad").score
+    explain(IMAGES, [3, 0])
+    score(probabilities(foreign), IMAGES, MAPS, [3, 0])
+    with pytest.raises(InputError, match=r"^target"):
+        explain(IMAGES, target)
+    with pytest.raises(InputError, match=r"^target"):
+        score(probabilities(foreign), IMAGES, MAPS, target)
+
+
+def test_the_transform_of_a_run_takes_known_ranges_alone(bcnn_run: Path) -> None:
+    _, transform = load(bcnn_run)
+    pixels = (torch.arange(48).reshape(3, 4, 4) * 5).byte()
+    expected = transform(pixels)
+    for same in (to_pil_image(pixels), pixels.permute(1, 2, 0).numpy()):
+        torch.testing.assert_close(transform(same), expected, rtol=0, atol=0)
+    torch.testing.assert_close(transform(pixels / 255), expected, atol=1 / 255, rtol=0)
+    for wrong, found in (
+        (pixels.float(), "floats from 0 to 235"),
+        (pixels / 255 * 4 - 2, "floats from -2"),
+        (pixels.permute(1, 2, 0).numpy() * 1.0, "floats from 0 to 235"),
+        (pixels.int(), "torch.int32"),
+        (Image.fromarray(np.zeros((4, 4), np.uint16)), "a PIL image of mode I;16"),
+        (Image.fromarray(np.zeros((4, 4), np.float32)), "a PIL image of mode F"),
+        ("bird.jpg", "str"),
+    ):
+        with pytest.raises(
+            InputError, match=r"expected a PIL image of 8 bits, or uint8 or floats in \[0, 1\]; got " + found
+        ):
+            transform(wrong)
+
+
+@pytest.mark.parametrize("explainer", ["gradient", "gradcam", "kernelshap"])
+def test_precision_of_images_and_weights_is_the_same(foreign: nn.Module, explainer: str) -> None:
+    message = "are torch.float64 on cpu, the model's weights are torch.float32 on cpu: they must be the same"
+    for make in (EXPLAINERS.build(explainer, model=foreign).attribute, probabilities(foreign)):
+        make(IMAGES)
+        with pytest.raises(InputError, match=message):
+            make(IMAGES.double())
+
+    class Converts(PoolLinear):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images.float())
+
+    model = Converts().eval()
+    maps = EXPLAINERS.build(explainer, model=model).attribute(IMAGES.double())  # nothing is refused that works
+    torch.testing.assert_close(maps, EXPLAINERS.build(explainer, model=model).attribute(IMAGES))
+
+
+def test_other_errors_of_a_model_stay_what_they_are(foreign: nn.Module) -> None:
+    with pytest.raises(RuntimeError, match="to have 3 channels"):
+        EXPLAINERS.build("gradient", model=foreign).attribute(IMAGES[:, :2])
+
+
+def test_device_of_images_and_weights_is_the_same(foreign: nn.Module) -> None:
+    elsewhere = PoolLinear().eval().to("meta")
+    for make in (lambda x: EXPLAINERS.build("gradient", model=x).attribute, probabilities):
+        make(foreign)(IMAGES)
+        with pytest.raises(
+            InputError, match=r"are torch.float32 on cpu, the model's weights are torch.float32 on meta"
+        ):
+            make(elsewhere)(IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("maps", "message"),
+    [
+        (MAPS.numpy(), "got ndarray; torch.from_numpy"),
+        (MAPS[:, None], r"got \(2, 1, 4, 4\); drop the channel: maps\[:, 0\]"),
+        (list(MAPS), "got list"),
+        (None, "got NoneType"),
+    ],
+)
+def test_maps_that_are_none_are_refused(foreign: nn.Module, maps: Any, message: str) -> None:
+    for metric in (METRICS.build(name) for name in METRICS):
+        for use in (metric.score, metric.update):
+            use(probabilities(foreign), IMAGES, MAPS, 0)
+            with pytest.raises(InputError, match=rf"maps must be \(batch, rows, columns\) for 2 images.*{message}"):
+                use(probabilities(foreign), IMAGES, maps, 0)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_one_grid_for_one_mean(foreign: nn.Module, name: str) -> None:
+    """Values on different grids are not averaged; brought to one grid they are."""
+    score_fn, fine = probabilities(foreign), MAPS.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    message = r"maps are of the grid \(8, 8\), those before of \(4, 4\): values on different grids do not compare"
+    for kept in ("update", "forward"):
+        metric = METRICS.build(name)
+        use = getattr(metric, kept)
+        use(score_fn, IMAGES, MAPS, 0)
+        use(score_fn, IMAGES[:1], MAPS[:1], 0)
+        before = metric.compute()
+        with pytest.raises(InputError, match=message):
+            use(score_fn, IMAGES, fine, 0)
+        assert all(torch.equal(value, before[key]) for key, value in metric.compute().items())
+        metric.reset()
+        use(score_fn, IMAGES, fine, 0)
+    one = METRICS.build(name, {"grid": (4, 4)})
+    for maps in (MAPS, fine):
+        one.update(score_fn, IMAGES, maps, 0)
+    for value in one.per_image().values():
+        torch.testing.assert_close(value[:2], value[2:], equal_nan=True)
+
+
+def test_maps_without_a_grid_of_their_own_are_told(foreign: nn.Module) -> None:
+    score_fn = probabilities(foreign)
+    pixels = torch.nn.functional.interpolate(MAPS[None], size=(32, 32), mode="bilinear")[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metric = METRICS.build("dauc")
+        metric.score(score_fn, IMAGES, MAPS, 0)
+        metric.score(score_fn, IMAGES, MAPS, 1)
+        METRICS.build("dauc", {"grid": (4, 4)}).score(score_fn, IMAGES, pixels, 0)
+    with pytest.warns(UserWarning, match=r"of the grid \(32, 32\), those before were of \(4, 4\): values on different"):
+        metric.score(score_fn, IMAGES, pixels, 0)
+    with pytest.warns(UserWarning, match=r"of the grid \(32, 32\), a cell for each pixel; .*such as grid=\(7, 7\)"):
+        METRICS.build("dauc").score(score_fn, IMAGES, pixels, 0)
