@@ -19,7 +19,7 @@ from interp_models.callbacks.prototype_gallery import PrototypeGallery
 from interp_models.cli import check_trainer, make_trainer, quiet, run_script, seed_everything, tell_skipped
 from interp_models.config import TrainConfig, check, load_yaml, override, plain, save_yaml
 from interp_models.data.module import DataModule
-from interp_models.errors import InputError
+from interp_models.errors import InputError, first_line
 from interp_models.files import write_json
 from interp_models.loggers import close, make_loggers
 from interp_models.scoring import evaluating
@@ -117,9 +117,10 @@ def check_image_size(model: InterpModule, size: int) -> None:
             model(torch.zeros(1, 3, size, size))
     except InputError:
         raise
-    except (AssertionError, RuntimeError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise InputError(f"data.image_size={size}: {type(model).__name__} cannot take such images ({first})") from None
+    except Exception as error:  # any that a timm model's code meets
+        raise InputError(
+            f"data.image_size={size}: {type(model).__name__} cannot take such images ({first_line(error)})"
+        ) from None
 
 
 def build_distillation(config: TrainConfig, data: DataModule) -> Distillation | None:
