@@ -16,7 +16,7 @@ from interp_models.callbacks.explanation_evaluation import ExplanationEvaluation
 from interp_models.callbacks.feature_cache import FeatureCache, check_features
 from interp_models.callbacks.progress_bar import ProgressBar
 from interp_models.callbacks.prototype_gallery import PrototypeGallery
-from interp_models.cli import check_trainer, make_trainer, quiet, run_script, seed_everything, tell_skipped
+from interp_models.cli import check_trainer, make_trainer, quiet, run_script, seed_everything, tell_head, tell_skipped
 from interp_models.config import TrainConfig, check, load_yaml, override, plain, save_yaml
 from interp_models.data.module import DataModule
 from interp_models.errors import InputError, first_line
@@ -51,6 +51,8 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     data = runs.build_data(plain(config))
     tell_skipped(data)
     model = runs.build_model(plain(config), len(data.classes))
+    if resume is None:
+        tell_head(model, data)
     model.distillation = build_distillation(config, data)
     model.check_selection(selecting=len(data.val_indices) > 0)
     check_features(config, model)

@@ -86,7 +86,8 @@ class Backbone(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Images that are normalised -> features, as `forward`."""
-        given: Tensor = self.trunk(images) if self.form.headless else self.trunk.forward_features(images)
+        trunk: Any = self.trunk
+        given: Tensor = trunk(images) if self.form.headless else trunk.forward_features(images)
         return given.permute(0, 3, 1, 2) if self.form.channels_last else given
 
 

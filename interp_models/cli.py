@@ -18,8 +18,9 @@ from interp_models.errors import InputError
 from interp_models.explainers.base import EXPLAINERS
 from interp_models.metrics.base import METRICS
 from interp_models.metrics.prototype_base import PROTOTYPE_METRICS
+from interp_models.models.cnn import CNN
 from interp_models.registry import Registry, schema_of, unknown
-from interp_models.training.module import MODELS
+from interp_models.training.module import MODELS, InterpModule
 
 
 def run_script(
@@ -122,6 +123,12 @@ def tell_skipped(data: DataModule) -> None:
     if data.skipped:
         count = f"{len(data.skipped)} image{'s' * (len(data.skipped) > 1)}"
         print(f"left out {count} that cannot be decoded: {', '.join(data.skipped)}", file=sys.stderr)
+
+
+def tell_head(model: InterpModule, data: DataModule) -> None:
+    """Say on stderr if the classifier of a file of weights was taken for the data's classes."""
+    if isinstance(model, CNN) and (line := model.keep_head(data.classes)) is not None:
+        rank_zero_only(print)(line, file=sys.stderr)
 
 
 def quiet() -> None:

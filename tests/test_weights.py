@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 
 from interp_models import MODELS
 from interp_models.backbones import Backbone
+from interp_models.cli import tell_head
 from interp_models.errors import InputError
 from interp_models.models.cnn import CNN
 from interp_models.models.vit_cls import ViTCLS
 from interp_models.weights import find
-from tests.conftest import TINY_VIT
+from tests.conftest import TINY, TINY_VIT, Cub, Script, tiny_config, write_config
 
 State = dict[str, Tensor]
 NET = "test_resnet"
@@ -285,3 +287,49 @@ def test_a_head_behind_another_layer_is_not_loaded(tmp_path):
         check(state, model.backbone.trunk.state_dict())
         assert any(value.shape == model.head.weight.shape for value in state.values())
         assert model.head_source is None
+
+
+def test_a_head_of_other_classes_starts_at_random(tmp_path, capsys):
+    """A checkpoint of a run says its classes; another file cannot, and a line says what is taken for granted."""
+    model = MODELS.build("cnn", {"backbone": NET, "weights": None}, num_classes=3)
+    file = tmp_path / "best.ckpt"
+    torch.save(ours("cnn", model, ["a", "b", "c"]), file)
+    for classes, same in ((["a", "b", "c"], True), (["a", "c", "b"], False)):
+        again = CNN(3, backbone=NET, weights=str(file))
+        tell_head(again, SimpleNamespace(classes=classes))
+        assert torch.equal(again.head.weight, model.head.weight) == same
+        said = f"head from {file}, of the same classes"
+        other = f"head not taken from {file}: of other classes, 'b' in place of 'c'"
+        assert capsys.readouterr().err == (said if same else other) + "\n"
+    whole = state_of(NET)
+    torch.save(whole, tmp_path / "w.pth")
+    foreign = CNN(7, backbone=NET, weights=str(tmp_path / "w.pth"))
+    tell_head(foreign, SimpleNamespace(classes=list("abcdefg")))
+    assert torch.equal(foreign.head.weight, whole["fc.weight"])
+    assert "whose order of classes is taken for that of the data" in capsys.readouterr().err
+    tell_head(model, SimpleNamespace(classes=["x", "y", "z"]))
+    assert capsys.readouterr().err == ""
+
+
+def test_training_goes_on_from_a_run(script: Script, tiny_cub: Cub, tmp_path: Path) -> None:
+    """Its best checkpoint as `weights`: with a learning rate of 0, trunk and head stay those of the file."""
+    model = {"name": "cnn", "backbone": TINY, "weights": None}
+    config = tiny_config(tiny_cub.root, out=str(tmp_path / "a"), model=model)
+    config |= {"phases": [{"epochs": 1, "lrs": {"head": 0.1}, "eval_modules": ["backbone"]}]}
+    assert script("train", write_config(tmp_path / "a.yaml", config)).code == 0
+    best = next((tmp_path / "a/checkpoints").glob("best.ckpt"))
+    config["model"] = {**model, "weights": str(best)}
+    config |= {
+        "out": str(tmp_path / "b"),
+        "phases": [{"epochs": 1, "lrs": {"head": 0.0}, "eval_modules": ["backbone"]}],
+    }
+    outcome = script("train", write_config(tmp_path / "b.yaml", config))
+    assert outcome.code == 0, outcome.err
+    assert f"head from {best}, of the same classes" in outcome.err
+    before, after = (
+        torch.load(tmp_path / run / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in "ab"
+    )
+    first = torch.load(best, weights_only=True)["state_dict"]
+    assert before.keys() == after.keys()
+    for key in (key for key in first if key.startswith(("backbone.", "head."))):
+        assert torch.equal(first[key], after[key]), key

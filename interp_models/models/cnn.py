@@ -71,6 +71,20 @@ class CNN(InterpModule):
         logits = self.head(self.dropout(features.mean(dim=(2, 3))))
         return InterpOutput(logits, features.mean(dim=1, keepdim=True))
 
+    def keep_head(self, classes: list[str]) -> str | None:
+        """What to say of a head that came from a file; one of other classes than these starts at random again."""
+        if self.head_source is None:
+            return None
+        file, own = self.head_source
+        if own is None:
+            return f"head from {file}, whose order of classes is taken for that of the data"
+        if own == classes:
+            return f"head from {file}, of the same classes"
+        self.head_source = None
+        self.head.reset_parameters()
+        a, b = next((a, b) for a, b in zip(own, classes, strict=True) if a != b)
+        return f"head not taken from {file}: of other classes, {a!r} in place of {b!r}"
+
     def loss(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
         """Cross-entropy."""
         return {"ce": F.cross_entropy(output.logits, targets, label_smoothing=self.label_smoothing)}
