@@ -19,10 +19,19 @@ from interp_models.callbacks.explanation_evaluation import ExplanationEvaluation
 from interp_models.callbacks.feature_cache import FeatureCache, check_features
 from interp_models.callbacks.progress_bar import ProgressBar
 from interp_models.callbacks.prototype_gallery import PrototypeGallery
-from interp_models.cli import check_data, check_trainer, make_trainer, quiet, run_script, seed_everything, tell_data
+from interp_models.cli import (
+    check_data,
+    check_trainer,
+    make_trainer,
+    quiet,
+    run_script,
+    seed_everything,
+    tell_data,
+    tell_head,
+)
 from interp_models.config import TrainConfig, check, load_yaml, override, plain, save_yaml
 from interp_models.data.module import DataModule
-from interp_models.errors import InputError
+from interp_models.errors import InputError, first_line
 from interp_models.files import write_json
 from interp_models.loggers import MetricsFile, close, make_loggers
 from interp_models.resume import (
@@ -118,6 +127,8 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     if resume is None:
         keep_config()
     tell_data(data)
+    if done is None:
+        tell_head(model, data)
     try:
         trainer.fit(model, data, ckpt_path=None if done is None else last)
     except MisconfigurationException as error:
@@ -156,8 +167,8 @@ def check_images(model: InterpModule, data: DataModule, devices: int, *, synced:
             model(torch.zeros(1, 3, size, size))
     except InputError:
         raise
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise InputError(f"data.image_size={size}: {name} cannot take such images ({_first(error)})") from None
+    except Exception as error:  # any that a timm model's code meets
+        raise InputError(f"data.image_size={size}: {name} cannot take such images ({first_line(error)})") from None
     count = min(data.batch_size, -(-len(data.train_indices) // devices))
     seen = min(2, count * devices if synced else count)
     tried = copy.deepcopy(model)
@@ -170,16 +181,12 @@ def check_images(model: InterpModule, data: DataModule, devices: int, *, synced:
                 tried.loss(tried(torch.zeros(seen, 3, size, size)), torch.zeros(seen, dtype=torch.long))
         except InputError:
             raise
-        except (AssertionError, RuntimeError, ValueError) as error:
+        except Exception as error:
             advice = "; take more images per step, larger images, or eval_modules that hold its batch norms"
             raise InputError(
                 f"phases[{number}]: {name} cannot be trained by steps of {count} image{'s' * (count > 1)} per device "
-                f"at data.image_size={size} ({_first(error)}){advice if seen == 1 else ''}"
+                f"at data.image_size={size} ({first_line(error)}){advice if seen == 1 else ''}"
             ) from None
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def build_distillation(config: TrainConfig, data: DataModule) -> Distillation | None:

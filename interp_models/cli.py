@@ -19,6 +19,7 @@ from interp_models.explainers.base import EXPLAINERS
 from interp_models.files import unwritable
 from interp_models.metrics.base import METRICS
 from interp_models.metrics.prototype_base import PROTOTYPE_METRICS
+from interp_models.models.cnn import CNN
 from interp_models.projection import needs_every_class
 from interp_models.registry import Registry, schema_of, unknown
 from interp_models.training.module import MODELS, InterpModule
@@ -138,6 +139,12 @@ def tell_data(*modules: DataModule) -> None:
     """Say on stderr which images are worked on and what is left out, once of data sets that are the same."""
     for summary in dict.fromkeys(data.summary() for data in modules):
         print(f"data: {summary}", file=sys.stderr, flush=True)
+
+
+def tell_head(model: InterpModule, data: DataModule) -> None:
+    """Say on stderr if the classifier of a file of weights was taken for the data's classes."""
+    if isinstance(model, CNN) and (line := model.keep_head(data.classes)) is not None:
+        rank_zero_only(print)(line, file=sys.stderr)
 
 
 def quiet() -> None:

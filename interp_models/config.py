@@ -11,7 +11,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from interp_models.errors import InputError
+from interp_models.errors import InputError, first_line
 from interp_models.files import write_whole
 from interp_models.prepared import Preparation
 from interp_models.registry import parse
@@ -201,11 +201,11 @@ def override(node: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, A
             given = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
             OmegaConf.update(config, key, typing.cast(dict[str, Any], given)["value"], merge=False)
         except (OmegaConfBaseException, yaml.YAMLError, IndexError, ValueError, TypeError, AssertionError) as error:
-            raise InputError(f"override {assignment!r} cannot be applied: {str(error).splitlines()[0]}") from None
+            raise InputError(f"override {assignment!r} cannot be applied: {first_line(error)}") from None
     try:
         return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     except OmegaConfBaseException as error:
-        raise InputError(f"config.{getattr(error, 'full_key', None)}: {str(error).splitlines()[0]}") from None
+        raise InputError(f"config.{getattr(error, 'full_key', None)}: {first_line(error)}") from None
 
 
 def check(schema: type, node: Mapping[str, Any]) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from interp_models.errors import InputError
+from interp_models.errors import InputError, first_line
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -91,7 +91,7 @@ def parse(schema: type, node: Mapping[str, Any], where: str) -> dict[str, Any]:
         except OmegaConfBaseException as error:
             if not error.full_key:  # of a tuple, for which OmegaConf does not say what is wrong either
                 raise InputError(f"{where}.{key}: expected {hints[key]}, got {value!r}") from None
-            raise InputError(f"{where}.{error.full_key}: {str(error).splitlines()[0]}") from None
+            raise InputError(f"{where}.{error.full_key}: {first_line(error)}") from None
     missing = sorted(key for key in OmegaConf.missing_keys(merged) if key not in nested)
     if missing:
         raise InputError(f"{where}: {missing[0]!r} has no default and must be given")

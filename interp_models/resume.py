@@ -12,7 +12,7 @@ from interp_models.data.module import DataModule
 from interp_models.errors import InputError
 from interp_models.training.recipe import Phase, Recipe
 
-PLACES = ("data.dataset.root", "data.dataset.list", "data.num_workers", "distillation.teacher", "feature_cache")
+PLACES = ("data.dataset.root", "data.num_workers", "data.dataset.list", "distillation.teacher", "feature_cache")
 """Of the config: where images and teacher lie, and how they are read. Which they are is checked by their digests."""
 CHANGEABLE = ("phases", "trainer", "logger", *PLACES)
 KEPT = {

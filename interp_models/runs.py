@@ -16,7 +16,7 @@ from interp_models.config import TrainConfig, check, load_yaml, override, plain
 from interp_models.data.base import DATASETS
 from interp_models.data.module import DataModule
 from interp_models.data.transforms import of_known_range, plain_transform
-from interp_models.errors import InputError
+from interp_models.errors import InputError, first_line
 from interp_models.files import new_folder, whole
 from interp_models.registry import named, parse, schema_of
 from interp_models.training.module import FORMAT_VERSION, MODELS, InterpModule
@@ -145,8 +145,7 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"checkpoint {path} cannot be read ({why})") from None
+        raise InputError(f"checkpoint {path} cannot be read ({first_line(error)})") from None
     own = checkpoint.get("interp_models") if isinstance(checkpoint, dict) else None
     if not isinstance(own, dict) or "format_version" not in own:
         raise InputError(f"checkpoint {path} was not written by interp_models")

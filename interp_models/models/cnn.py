@@ -3,14 +3,29 @@
 Its own map is the activation map of the tutorial (Gomez et al., JEI 2023, section 3.1.3): the mean of the feature maps.
 """
 
-from typing import ClassVar
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
+import timm
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from interp_models.backbones import BUNDLED, Backbone
+from interp_models.backbones import BUNDLED, Backbone, weights_path
 from interp_models.outputs import InterpOutput
+from interp_models.scoring import evaluating
 from interp_models.training.module import MODELS, InterpModule, check_fraction
+from interp_models.weights import classifiers, find
+from interp_models.weights_file import read
+
+
+class Source(NamedTuple):
+    """Where a head's weights came from."""
+
+    file: Path
+    classes: list[str] | None
+    """Names of its classes in their order, if the file holds them."""
 
 
 @MODELS.register("cnn")
@@ -20,7 +35,8 @@ class CNN(InterpModule):
     Args:
         num_classes: classes K.
         backbone: timm model, see `Backbone`.
-        weights: see `Backbone`.
+        weights: see `Backbone`. The classifier of a file is loaded, too, if it has as many classes and the model's
+            logits are then the file's; class k of the file is taken for class k.
         output_stride: see `Backbone`.
         dropout: on the pooled features.
         label_smoothing: of the cross-entropy.
@@ -45,12 +61,29 @@ class CNN(InterpModule):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(self.backbone.channels, num_classes)
         self.label_smoothing = label_smoothing
+        path = weights_path(backbone, weights)
+        self.head_source = None if path is None else load_head(self.head, self.backbone, backbone, path)
+        """Where the head's weights came from, unless it starts at random."""
 
     def forward(self, images: Tensor) -> InterpOutput:
         """Images (B, 3, H, W) -> logits (B, K) and the activation map (B, 1, h, w)."""
         features = self.backbone(images)
         logits = self.head(self.dropout(features.mean(dim=(2, 3))))
         return InterpOutput(logits, features.mean(dim=1, keepdim=True))
+
+    def keep_head(self, classes: list[str]) -> str | None:
+        """What to say of a head that came from a file; one of other classes than these starts at random again."""
+        if self.head_source is None:
+            return None
+        file, own = self.head_source
+        if own is None:
+            return f"head from {file}, whose order of classes is taken for that of the data"
+        if own == classes:
+            return f"head from {file}, of the same classes"
+        self.head_source = None
+        self.head.reset_parameters()
+        a, b = next((a, b) for a, b in zip(own, classes, strict=True) if a != b)
+        return f"head not taken from {file}: of other classes, {a!r} in place of {b!r}"
 
     def loss(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
         """Cross-entropy."""
@@ -69,3 +102,52 @@ class CNN(InterpModule):
         """The activation map (B, h, w), the same for every class."""
         self.check_kind(kind)
         return output.maps[:, 0]
+
+
+def load_head(head: nn.Linear, backbone: Backbone, name: str, path: Path) -> Source | None:
+    """Load a file's classifier into a head, if it has as many classes and mean pool and head give the file's logits.
+
+    Args:
+        head: of as many classes as the data have.
+        backbone: with the file's weights.
+        name: timm's name of it.
+        path: of the file.
+
+    Returns:
+        Where it came from; None leaves the head as it was.
+    """
+    content = read(path)
+    written = content.get("interp_models")
+    if isinstance(written, Mapping):
+        if written["config"]["model"]["name"] != "cnn":
+            return None
+        state = {key: content["state_dict"][f"head.{key}"] for key in ("weight", "bias")}
+        if any(state[key].shape != value.shape for key, value in head.state_dict().items()):
+            return None
+        head.load_state_dict(state)
+        return Source(path, written.get("classes"))
+    whole = find(backbone.trunk, content, path).state
+    names = classifiers(backbone.trunk)
+    state = {key: whole[f"{n}.{key}"].float() for n in names for key in ("weight", "bias") if f"{n}.{key}" in whole}
+    if len(names) != 1 or any(k not in state or state[k].shape != v.shape for k, v in head.state_dict().items()):
+        return None
+    if not _same_logits(backbone, state, name, whole):
+        return None
+    head.load_state_dict(state)
+    return Source(path, None)
+
+
+@torch.no_grad()
+def _same_logits(backbone: Backbone, head: dict[str, Tensor], name: str, whole: dict[str, Tensor]) -> bool:
+    """Whether mean pool and head give the logits of timm's whole model: no layer stands between them."""
+    try:
+        model: Any = timm.create_model(name, num_classes=len(head["bias"]))
+        own = model.state_dict()
+        model.load_state_dict({k: v for k, v in whole.items() if k in own and v.shape == own[k].shape}, strict=False)
+        images = torch.randn(2, *model.default_cfg["input_size"], generator=torch.Generator().manual_seed(0))
+        expected = model.eval()(images)
+        with evaluating(backbone):
+            found = F.linear(backbone.features(images).mean(dim=(2, 3)), head["weight"], head["bias"])
+    except Exception:  # timm's model has another form, then the head does, too
+        return False
+    return expected.shape == found.shape and torch.allclose(expected, found, rtol=1e-3, atol=1e-3 * float(found.std()))

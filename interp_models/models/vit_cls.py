@@ -5,7 +5,6 @@ in self-supervised vision transformers" (DINO), ICCV 2021. Tutorial: Gomez and M
 10. Differs in: see docs/quirks.md, `vit_cls`.
 """
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 import timm
@@ -14,11 +13,12 @@ from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from interp_models.attention import attentions, class_rows, on_grid, patch_size, transformer
-from interp_models.backbones import load_file, pixel_statistics, without_weights
-from interp_models.errors import InputError, NotApplicable
+from interp_models.backbones import create, pixel_statistics, weights_path
+from interp_models.errors import InputError, NotApplicable, first_line
 from interp_models.outputs import InterpOutput
 from interp_models.registry import unknown
 from interp_models.training.module import MODELS, InterpModule, check_fraction
+from interp_models.weights import load_file
 
 
 @MODELS.register("vit_cls")
@@ -121,17 +121,20 @@ def _trunk(name: str, weights: str | None, drop_path: float) -> Any:
     if not timm.is_model(name):
         raise unknown("timm model", name, timm.list_models())
     options: dict[str, Any] = {"num_classes": 0, "drop_path_rate": drop_path, "dynamic_img_size": True}
+    path = weights_path(name, weights)
     try:
-        trunk: Any = timm.create_model(name, pretrained=weights == "timm", **options)
+        trunk = create(name, options, pretrained=weights == "timm")
         transformer(trunk)
     except TypeError:
         raise InputError(
             f"timm model {name!r} cannot be the backbone of vit_cls: it is no vision transformer for images of any size"
         ) from None
-    except (AssertionError, NotApplicable) as error:
+    except NotApplicable as error:
         raise InputError(f"timm model {name!r} cannot be the backbone of vit_cls: {error}") from None
-    except (OSError, RuntimeError) as error:
-        raise without_weights(name, error) from None
-    if weights not in ("timm", None):
-        load_file(trunk, Path(str(weights)))
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"timm model {name!r} cannot be the backbone of vit_cls: {first_line(error)}") from None
+    if path is not None:
+        load_file(trunk, path)
     return trunk

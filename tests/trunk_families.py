@@ -1,0 +1,120 @@
+"""The smallest member of each of timm's families as a backbone; writes the table of docs/backbones.md.
+
+python -m tests.trunk_families   (8 minutes on two cores)
+"""
+
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from interp_models.backbones import Backbone
+from interp_models.errors import InputError
+
+TABLE = Path(__file__).parents[1] / "docs" / "backbones.md"
+MOST = 140
+"""Millions of parameters of the largest model that is tried."""
+
+
+def listed() -> dict[str, tuple[str, str]]:
+    """Model and verdict of each family of the table."""
+    rows = [line.strip("| ").split(" | ") for line in TABLE.read_text().splitlines() if line.startswith("| `")]
+    return {family.strip("`"): (model.strip("`"), verdict) for family, model, verdict in rows}
+
+
+def millions(name: str) -> float:
+    """Parameters of a model, without building it."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in timm.create_model(name).parameters()) / 1e6
+
+
+def smallest(family: str) -> str:
+    """The model of a family with the fewest parameters."""
+    return min(timm.list_models(module=family), key=millions)
+
+
+def verdict(name: str) -> str:
+    """What comes of a model as a backbone.
+
+    Raises:
+        AssertionError: if cells of its map are not where the table's text says.
+    """
+    if (size := millions(name)) > MOST:
+        return f"not tried: {size:.0f} million parameters"
+    torch.manual_seed(0)
+    try:
+        backbone = Backbone(name, weights=None)
+    except InputError as error:
+        return f"refused: {str(error).removeprefix(f'timm model {name!r} cannot be a backbone: ')}"
+    side = images_of(backbone)
+    check_places(backbone, side)
+    form = backbone.form
+    notes = ["channels last"] * form.channels_last + ["by `forward_features`"] * (not form.headless)
+    notes += [f"images of {side} pixels alone"] * (not takes(backbone, side // 2 * 3))
+    return f"{form.channels} channels, a cell of {form.stride} pixels" + "".join(f"; {note}" for note in notes)
+
+
+def takes(backbone: Backbone, side: int) -> bool:
+    """Whether it takes square images of this size."""
+    try:
+        with torch.no_grad():
+            backbone.eval()(torch.rand(1, 3, side, side))
+    except Exception:
+        return False
+    return True
+
+
+def images_of(backbone: Backbone) -> int:
+    """A size of images that it takes, small ones first."""
+    own: int = backbone.trunk.default_cfg["input_size"][1]  # type: ignore[union-attr, index, assignment]
+    return next(side for side in (128, own) if takes(backbone, side))
+
+
+@torch.no_grad()
+def check_places(backbone: Backbone, side: int) -> None:
+    """A patch that moves down moves the change of the features down and not to a side; one that moves right, right.
+
+    Statistics of batch norm are made those of such images: else little is left of a signal behind a random start.
+    """
+    for part in backbone.modules():
+        if isinstance(part, _BatchNorm):
+            part.momentum = 1.0
+    base = torch.rand(3, 3, side, side) * 0.2 + 0.4
+    backbone.train()(base)
+    backbone.eval()
+    base = base[:1]
+    plain = backbone(base)
+    cells, third = plain.shape[2], side // 3
+    assert plain.shape[2] == plain.shape[3]
+
+    def centre(row: int, column: int) -> Tensor:
+        x = base.clone()
+        x[..., row * third : (row + 1) * third, column * third : (column + 1) * third] = 1.0
+        change = (backbone(x) - plain).square().sum(dim=1)[0]
+        grid = torch.stack(torch.meshgrid(torch.arange(cells), torch.arange(cells), indexing="ij"))
+        return (change * grid).sum(dim=(1, 2)) / change.sum()
+
+    middle = centre(1, 1)
+    for axis in (0, 1):
+        before, after = (centre(*((place, 1) if axis == 0 else (1, place))) for place in (0, 2))
+        assert before[axis] < middle[axis] < after[axis], (axis, before, middle, after)
+        along, across = (after - before)[axis], (after - before)[1 - axis].abs()
+        assert along > 2 * across, (axis, before, after)
+
+
+def main() -> None:
+    """Write the table."""
+    text = TABLE.read_text()
+    start = text.index("| Family")
+    rows = ["| Family | Smallest model | As a backbone |", "| --- | --- | --- |"]
+    for family in timm.list_modules():
+        name = smallest(family)
+        rows.append(f"| `{family}` | `{name}` | {verdict(name)} |")
+        print(rows[-1], flush=True)
+    TABLE.write_text(text[:start] + "\n".join(rows) + "\n")
+
+
+if __name__ == "__main__":
+    main()
