@@ -47,7 +47,7 @@ def timings(bench: Bench, grid: int, batch: int | None = None) -> list[Timing]:
 
 def works(images: Tensor, score_fn: ScoreFn, grid: int, batch: int | None) -> dict[str, tuple[str, Work]]:
     """What the floor counts, and the work, by name."""
-    maps = torch.rand(len(images), grid, grid)
+    maps = torch.rand(len(images), grid, grid, device=images.device)
     target = score_fn(images).argmax(dim=1)
     clean = score_all(score_fn, images, target)
     curves = METRICS.get("deletion_insertion")(batch=batch)

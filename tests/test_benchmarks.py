@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import bap, prototype_interruptions, tables
+from benchmarks import bap, gpu, gpu_agreement, prototype_interruptions, tables
 from benchmarks.explainers import rise_of_size
 from benchmarks.faithfulness import curves_of_size
 from benchmarks.harness import (
@@ -481,3 +482,79 @@ def test_the_gallery_shows_every_explainer_or_why_not(bcnn_run: Path, tmp_path: 
     reasons = ("has activations", "does not end, after the layer", "rescale rule does not cover", "no vision trans")
     assert text.count('class="none"') == sum(text.count(reason) for reason in reasons) == 6 + 5
     assert (tmp_path / "gallery-0.png").stat().st_size > 10_000
+
+
+def gpu_rehearsal(folder: Path, *sections: str) -> tuple[dict[str, Any], gpu.Found]:
+    path, found = gpu.main(["--device", "cpu", "--tiny", "--sections", *sections, "--out", str(folder)])
+    return json.loads(path.read_text()), found
+
+
+def test_the_gpu_benchmark_finds_a_planted_wrong_map_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, found = gpu_rehearsal(tmp_path, "agreement")
+    assert not found.wrong
+    assert not found.failures
+    whats = [check["what"] for check in results["checks"]]
+    assert {"gradcam of test_resnet", "dauc, gomez2023, float32", "stability of protopnet"} <= set(whats)
+    gradcam, edges = EXPLAINERS.get("gradcam"), EXPLAINERS.get("random")
+    right, calls = gradcam._combine, []
+
+    def elsewhere(self: Any, a: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+        """Two calls are the CPU's, then come the device's."""
+        calls.append(1)
+        return right(self, a, g) * (1.01 if len(calls) % 4 in (3, 0) else 1)
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("indices on two devices")
+
+    monkeypatch.setattr(gradcam, "_combine", elsewhere)
+    monkeypatch.setattr(edges, "_attribute", fails)
+    results, found = gpu_rehearsal(tmp_path, "agreement")
+    assert [check.what for check in found.wrong] == ["gradcam of test_resnet", "gradcam of protopnet"]
+    assert all(check.apart == pytest.approx(0.01, rel=1e-3) for check in found.wrong)
+    assert [check["what"] for check in results["checks"] if not check["right"]] == [c.what for c in found.wrong]
+    assert [failure["what"] for failure in results["failures"]] == ["random of test_resnet", "random of protopnet"]
+    assert results["failures"][0]["error"] == "RuntimeError: indices on two devices"
+    assert "in fails" in results["failures"][0]["trace"][-2]
+    failed = {"random of test_resnet", "random of protopnet"}
+    assert [what for what in whats if what not in failed] == [check["what"] for check in results["checks"]]
+
+
+def test_the_gpu_benchmark_ends_in_time(tmp_path: Path) -> None:
+    def slow() -> Any:
+        yield Value("before", 1.0, "s")
+        time.sleep(60)
+
+    def quick() -> Any:
+        yield Value("after", 2.0, "s")
+
+    kept: list[int] = []
+    items = [("slow", slow), ("quick", quick), ("late", quick)]
+    begin = time.monotonic()
+    found = gpu.run(items, begin + 30, 0.2, lambda found: kept.append(len(found.rows)))
+    assert time.monotonic() - begin < 20
+    assert [row.what for row in found.rows] == ["before", "after", "after"]
+    assert [(f.what, f.error) for f in found.failures] == [("slow", "stopped after 0 s")]
+    assert kept == [1, 2, 3, 3]
+    assert gpu.run(items, time.monotonic() - 1, 1, lambda found: None).left == ["slow", "quick", "late"]
+
+
+def test_the_gpu_benchmark_compares_what_it_says() -> None:
+    a, b = torch.tensor([1.0, torch.nan, 300.0]), torch.tensor([1.5, torch.nan, 330.0])
+    assert gpu_agreement.furthest(a, b) == pytest.approx(0.5 / 1.5)
+    assert gpu_agreement.furthest(a, torch.nan_to_num(b)) == float("inf")
+    assert gpu_agreement.apart(torch.tensor([3.0, 3.0]), torch.tensor([3.0, 4.0])) == pytest.approx(0.2)
+    assert not gpu_agreement.Check("x", float("nan"), 1.0).right
+
+
+@pytest.mark.slow
+def test_a_rehearsal_of_the_gpu_benchmark(tmp_path: Path) -> None:
+    results, found = gpu_rehearsal(tmp_path, "training", "training_costs", "judging_costs")
+    assert not found.wrong
+    assert not found.failures
+    values = {row["what"]: row["value"] for row in results["values"]}
+    assert values["training step of cnn, test_efficientnet, 32-true"] > 0
+    passes = {row["what"]: row["passes"] for row in results["timings"]}
+    assert passes["rise of test_efficientnet, plain"] == passes["rise of test_efficientnet, exact"] == 101
+    assert passes["deletion and insertion of test_resnet, bfloat16"] == 2 * 2**2

@@ -1,0 +1,410 @@
+"""Whether a device gives the CPU's numbers, for `benchmarks.gpu`: explainers, metrics, prepared copies, trainings.
+
+Maps are apart by ‖a - b‖ / ‖b‖ over all of them, values by their largest difference. What amplifies rounding is asked
+in float64, where rounding is small. Of a training the first epoch's loss must agree closely, the last one's roughly:
+rounding grows from step to step. Random numbers do not explain a difference: ours are functions of keys.
+"""
+
+import copy
+import csv
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from benchmarks.harness import Row, Value
+from benchmarks.prototype_interruptions import BACKBONE, SHARED
+from benchmarks.prototype_interruptions import MODELS as RECIPES
+from interp_models.config import EvaluateConfig, TrainConfig, check
+from interp_models.data.part_birds import PartBirds
+from interp_models.errors import NotApplicable
+from interp_models.explainers import EXPLAINERS
+from interp_models.explainers.controls import attribute_with
+from interp_models.metrics import METRICS, PROTOTYPE_METRICS
+from interp_models.metrics.base import PRESETS
+from interp_models.metrics.prototype_base import Found
+from interp_models.models import MODELS
+from interp_models.prepared import Prepared, prepare
+from interp_models.scoring import logits_of, probabilities
+
+CLASSES = 4
+SMALL: Mapping[str, dict[str, Any]] = {
+    "rise": {"masks": 12},
+    "opticam": {"steps": 4},
+    "kernelshap": {"samples": 8, "cells": 2},
+    "lime": {"samples": 6, "cells": 2},
+    "occlusion": {"window": 40, "stride": 24},
+    "smoothgrad": {"samples": 3},
+    "smoothgrad_squared": {"samples": 3},
+    "vargrad": {"samples": 3},
+    "smoothed_guided_backprop": {"samples": 3},
+    "integrated_gradients": {"steps": 3},
+    "integrated_guided_backprop": {"steps": 3},
+    "smoothed_integrated_gradients": {"samples": 2, "steps": 3},
+    "integrated_smoothgrad": {"samples": 2, "steps": 3},
+    "scorecam": {"layer": "layer1"},  # of the ResNet: fewer channels
+}
+"""Options that make an explainer fast."""
+AMPLIFIES = {"kernelshap", "lime", "occlusion", "opticam", "xgradcam"}
+"""Small differences of scores, Adam's steps and quotients by what is nearly 0 drown in float32's rounding."""
+EXACT = {"random", "fakecam", "gt_box", "gt_background"}
+MAPS, MAPS_64 = 2e-3, 1e-5
+SUPERPIXELS = 0.05
+"""Of lime and kernelshap: a few pixels between two segments may go to the other one."""
+VALUES, VALUES_64 = 1e-2, 1e-5
+FIRST, LAST, BFLOAT16 = 2e-3, 5e-2, 5e-2
+"""Of losses, relative."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A result of a device beside the CPU's."""
+
+    what: str
+    apart: float
+    tolerance: float
+
+    @property
+    def right(self) -> bool:
+        """Whether they agree; NaN never does."""
+        return self.apart <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is done, and where."""
+
+    device: str
+    seed: int = 0
+    subjects: tuple[str, ...] = ("resnet18", "vit", *MODELS.names())
+    explainers: tuple[str, ...] = tuple(EXPLAINERS.names())
+    trainings: tuple[str, ...] = tuple(MODELS.names())
+    judged: str = "protopnet"
+    """The trained model that is evaluated."""
+    lite: str = "tf_efficientnet_lite0"
+    resnet: str = "resnet50"
+    vit: str = "vit_small_patch16_224"
+    side: int = 224
+    batch: int = 128
+    """Images of a training step."""
+    images: int = 64
+    """That are explained at once."""
+    batches: tuple[int, ...] = (32, 64, 128, 256)
+    """Among which the floor's best is looked for."""
+    scale: int = 4
+    """Of `posthoc.cases`."""
+    grid: int = 7
+    pairs: int = 3
+    seconds: float = 0.15
+    few: bool = False
+    """A few cases stand for all."""
+
+    @classmethod
+    def tiny(cls, device: str, seed: int) -> "Sizes":
+        """Sizes of a rehearsal on a CPU, of seconds."""
+        return cls(
+            device, seed, subjects=("test_resnet", "protopnet"), trainings=("protopnet",),
+            explainers=("gradcam", "guided_backprop", "random", "cls_attention"),
+            lite="test_efficientnet", resnet="test_resnet", vit="test_vit", side=64, batch=4, images=4, batches=(2, 4),
+            scale=1, grid=2, pairs=1, seconds=0.0, few=True,
+        )  # fmt: skip
+
+
+def tiny_model(name: str, seed: int = 1) -> nn.Module:
+    """A small network with statistics as after some training: one of ours, `resnet18`, `test_resnet` or `vit`."""
+    torch.manual_seed(seed)
+    if name == "resnet18":
+        model: nn.Module = torchvision.models.resnet18(weights=None, num_classes=CLASSES)
+    elif name == "vit":
+        model = timm.create_model("test_vit", num_classes=CLASSES, img_size=64)
+    elif name == "test_resnet":
+        model = timm.create_model(name, num_classes=CLASSES)
+    else:
+        model = MODELS.build(name, tiny_options(name), num_classes=CLASSES)
+        with torch.no_grad():  # a tree without a batch behind it gives all classes the same
+            model.observe(model.eval()(torch.rand(4, 3, 64, 64)), torch.arange(4))
+            if name == "prototree":
+                model.leaves.mul_(100)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.uniform_(-0.2, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+def tiny_options(name: str) -> dict[str, Any]:
+    """Options of one of our models that make it tiny."""
+    if name == "vit_cls":
+        return {"backbone": "test_vit", "weights": None, "drop_path": 0.0}
+    small = {"prototree": {"depth": 3, "channels": 4}, "protopnet": {"prototypes_per_class": 3, "channels": 8}}
+    return {**BACKBONE, **small.get(name, {})}
+
+
+@cache
+def birds(count: int, size: int, seed: int) -> Found:
+    """Drawn birds with their ground truth, without maps; drawn once."""
+    drawn = PartBirds(split="test", image_size=size, seed=seed)
+    samples = [drawn.load(number * 7 % len(drawn)) for number in range(count)]
+    images = torch.stack([sample.image.as_subclass(Tensor) for sample in samples]).float() / 255
+    parts = torch.stack([sample.parts.as_subclass(Tensor) for sample in samples if sample.parts is not None])
+    visible = torch.stack([sample.visible for sample in samples if sample.visible is not None])
+    labels = torch.arange(count) % CLASSES
+    return Found(images, torch.empty(0), labels, torch.arange(count), parts.float(), visible)
+
+
+def apart(found: Tensor, expected: Tensor) -> float:
+    """‖found - expected‖ / ‖expected‖; infinite for other shapes.
+
+    >>> apart(torch.tensor([3.0, 0.0]), torch.tensor([4.0, 0.0]))
+    0.25
+    """
+    if found.shape != expected.shape:
+        return float("inf")
+    size = float(expected.double().norm())
+    return float((found.cpu().double() - expected.cpu().double()).norm()) / (size or 1.0)
+
+
+def furthest(found: Tensor, expected: Tensor) -> float:
+    """The largest difference of values, of those above 1 relative; infinite where only one of two is defined."""
+    a, b = found.cpu().double(), expected.cpu().double()
+    if a.shape != b.shape or not torch.equal(a.isnan(), b.isnan()):
+        return float("inf")
+    differences = ((a - b).abs() / b.abs().clamp(min=1))[~b.isnan()]
+    return float(differences.max()) if len(differences) else 0.0
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """While open, convolutions on GPUs are of float32, as products of matrices are by default."""
+    was = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = was
+
+
+def agreement(sizes: Sizes) -> Iterator[tuple[str, Callable[[], Iterable[Row | Check]]]]:
+    """Items of prepared copies, metrics and explainers, the foreign models first."""
+    first, *rest = sizes.subjects
+    yield f"passes of {first}", partial(passes, first, sizes)
+    for name in METRICS.names():
+        yield f"metric {name}", partial(metric, name, sizes)
+    for name in sizes.explainers:
+        yield f"{name} of {first}", partial(explained, name, first, sizes)
+    for subject in ("protopnet", "prototree"):
+        if subject in sizes.subjects:
+            for name in PROTOTYPE_METRICS.names():
+                yield f"{name} of {subject}", partial(prototypes, name, subject, sizes)
+    for subject in rest:
+        yield f"passes of {subject}", partial(passes, subject, sizes)
+        for name in sizes.explainers:
+            yield f"{name} of {subject}", partial(explained, name, subject, sizes)
+        if subject in MODELS.names():
+            yield f"own maps of {subject}", partial(own_maps, subject, sizes)
+
+
+def passes(subject: str, sizes: Sizes) -> Iterator[Check]:
+    """Logits, and those of prepared copies."""
+    images = birds(8, 64, sizes.seed).images
+    model = tiny_model(subject)
+    with torch.no_grad(), without_tf32():
+        expected = logits_of(model(images))
+        there = copy.deepcopy(model).to(sizes.device)
+        yield Check(f"{subject}, logits", apart(logits_of(there(images.to(sizes.device))), expected), 1e-4)
+        for how, tolerance in (("exact", 1e-4), ("bfloat16", 5e-2)):
+            made = prepare(there, images.to(sizes.device), how)  # type: ignore[arg-type]
+            yield Check(f"{subject}, {how}: not prepared", float(not isinstance(made, Prepared)), 0)
+            found = logits_of(made(images.to(sizes.device)))
+            yield Check(f"{subject}, {how}: logits", apart(found, expected), tolerance)
+
+
+def explained(name: str, subject: str, sizes: Sizes) -> Iterator[Check | Value]:
+    """Maps of given classes; refused must be what the CPU refuses."""
+    dtype = torch.float64 if name in AMPLIFIES else torch.float32
+    expected, there = (_maps(name, subject, device, dtype, sizes) for device in ("cpu", sizes.device))
+    what = f"{name} of {subject}"
+    if isinstance(expected, str) or isinstance(there, str):
+        yield Check(f"{what}: refused", 0.0 if expected == there else float("inf"), 0.0)
+        return
+    tolerance = 0.0 if name in EXACT else SUPERPIXELS if name in ("lime", "kernelshap") else MAPS
+    if dtype == torch.float64 and tolerance == MAPS:
+        tolerance = MAPS_64
+    yield Check(what, apart(there[0], expected[0]), tolerance)
+    if again := apart(there[1], there[0]):
+        yield Value(f"{what}: another call", again, "of its size apart")
+
+
+def _maps(name: str, subject: str, device: str, dtype: torch.dtype, sizes: Sizes) -> tuple[Tensor, Tensor] | str:
+    """The maps, twice, or why there are none."""
+    given = birds(3, 64, sizes.seed)
+    boxes = torch.tensor([[8.0, 16.0, 40.0, 30.0]] * 3)
+    options = SMALL.get(name, {})
+    if name == "scorecam" and "resnet" not in subject:
+        options = {}
+    model = tiny_model(subject).to(device, dtype)
+    with without_tf32():
+        try:
+            explainer = EXPLAINERS.build(name, options, model=model)
+            images = given.images.to(device, dtype)
+            first, second = (attribute_with(explainer, images, given.label, boxes).cpu() for _ in range(2))
+        except NotApplicable as error:
+            return str(error)
+    return first, second
+
+
+def own_maps(subject: str, sizes: Sizes) -> Iterator[Check]:
+    """Every kind of explanation of one of our models, what it measures, and its pictures' maps."""
+    given, found = birds(4, 64, sizes.seed), []
+    for device in ("cpu", sizes.device):
+        model: Any = tiny_model(subject).to(device)
+        labels = given.label.to(device)
+        with torch.no_grad(), without_tf32():
+            output = model(given.images.to(device))
+            own = {kind: model.explain(output, labels, kind) for kind in model.explanations}
+            own |= {f"measured {key}": value for key, value in model.measure(output, labels).items()}
+            own |= {"display": model.display(output, labels)}
+            if model.additive:
+                own["evidence"] = model.evidence(output, labels)
+        found.append(own)
+    for key, expected in found[0].items():
+        yield Check(f"{subject}, {key}", apart(found[1][key], expected), MAPS)
+
+
+def metric(name: str, sizes: Sizes) -> Iterator[Check]:
+    """Values of random maps under every protocol."""
+    given = birds(4, 64, sizes.seed)
+    maps = torch.rand(4, 7, 7, generator=torch.Generator().manual_seed(0))
+    for preset in PRESETS:
+        for dtype, tolerance in ((torch.float64, VALUES_64), (torch.float32, VALUES)):
+            found = []
+            for device in ("cpu", sizes.device):
+                model: Any = tiny_model("test_resnet")
+                with torch.no_grad():
+                    model.fc.weight.mul_(20)  # scores that differ
+                    score = probabilities(model.to(device, dtype))
+                    images = given.images.to(device, dtype)
+                    with without_tf32():
+                        judge = METRICS.get(name)(preset=preset, max_steps=8).to(device)
+                        judge.update(score, images, maps.to(device), given.label.to(device))
+                        found.append(judge.per_image())
+                        assert all(value.is_floating_point() for value in judge.compute().values())
+            for key, expected in found[0].items():
+                what = f"{key}, {preset}, {str(dtype).removeprefix('torch.')}"
+                yield Check(what, furthest(found[1][key], expected), tolerance)
+
+
+def prototypes(name: str, subject: str, sizes: Sizes) -> Iterator[Check]:
+    """Values of every prototype."""
+    found = []
+    for device in ("cpu", sizes.device):
+        model: Any = tiny_model(subject).to(device)
+        given = Found(*(x.to(device) for x in birds(24, 64, sizes.seed) if x is not None))
+        judge = PROTOTYPE_METRICS.get(name)(model, PartBirds.part_names).to(device)
+        with torch.no_grad(), without_tf32():
+            judge.update(model, given._replace(maps=model(given.images).maps))
+            found.append(judge.of_all_ranks())
+    for key, expected in found[0].items():
+        yield Check(f"{key} of {subject}", furthest(found[1][key], expected), 1e-3)
+
+
+def training(sizes: Sizes) -> Iterator[tuple[str, Callable[[], Iterable[Row | Check]]]]:
+    """Items of trainings, and of the evaluation of one."""
+    folder = tempfile.TemporaryDirectory()
+    place = Path(folder.name)
+    names = sorted(sizes.trainings, key=lambda name: name != sizes.judged)
+    for name in names:
+        yield f"training of {name}", partial(trained, name, sizes, place)
+        if name == sizes.judged:
+            yield f"evaluation of {name}", partial(evaluated, place / f"{name}-device", sizes, place)
+    folder.cleanup()
+
+
+def recipe(name: str) -> dict[str, Any]:
+    """Model and phases of a training of a few steps, whose last phase a resumed one adds."""
+    if name in RECIPES:
+        config = copy.deepcopy(RECIPES[name])
+        for phase in config["phases"]:
+            phase["epochs"] = 1
+        if name == "protopnet":
+            config["model"] |= {"last_layer_steps": 100, "prune_least": 0}
+            config["phases"][1]["then"].append("prune")
+        else:
+            config["phases"].append({**config["phases"][1], "name": "more", "then": ["project"]})
+        return config
+    model = MODELS.build(name, tiny_options(name), num_classes=CLASSES)
+    lrs = dict.fromkeys(model.parameter_groups(), 1e-2)
+    options = {"bcnn": {"normalise": True, "centre": 1.0}, "dpnet": {"complementary": 1.0, "covering": 0.1}}
+    phases = [{"name": "train", "epochs": 1, "lrs": lrs}, {"name": "more", "epochs": 1, "lrs": lrs}]
+    return {"model": {"name": name, **tiny_options(name), **options.get(name, {})}, "phases": phases}
+
+
+def trained(name: str, sizes: Sizes, folder: Path) -> Iterator[Check]:
+    """A run on the device that is resumed for its last phase, beside one of the CPU, and one in bfloat16."""
+    import train
+
+    accelerator = {"accelerator": "gpu" if torch.device(sizes.device).type == "cuda" else "cpu"}
+    shared = copy.deepcopy(SHARED) | {"optimizer": {"name": "sgd"}, "attention": {"every_n_epochs": 1, "n_images": 2}}
+    shared["trainer"] |= {"enable_model_summary": False}
+    config = shared | recipe(name)
+
+    def fit(place: str, trainer: Mapping[str, Any], phases: Any, resume: Path | None = None) -> Path:
+        own = {"out": str(folder / f"{name}-{place}"), "phases": phases, "trainer": shared["trainer"] | trainer}
+        return train.train(check(TrainConfig, config | own), resume)
+
+    with without_tf32():
+        expected = losses(fit("cpu", {}, config["phases"]))
+        run = fit("device", accelerator, config["phases"][:-1])
+        found = losses(fit("device", accelerator, config["phases"], run))
+        for epoch, (loss, there) in enumerate(zip(expected, found, strict=True)):
+            away = abs(there - loss) / abs(loss)
+            yield Check(f"training of {name}, loss of epoch {epoch}", away, LAST if epoch else FIRST)
+    low = losses(fit("bfloat16", {**accelerator, "precision": "bf16-mixed"}, config["phases"]))
+    yield Check(f"training of {name}, bfloat16, first loss", abs(low[0] - expected[0]) / abs(expected[0]), BFLOAT16)
+    finite = all(abs(loss) < float("inf") for loss in low)
+    yield Check(f"training of {name}, bfloat16, not finite", float(not finite), 0)
+
+
+def losses(run: Path) -> list[float]:
+    """The training loss of every epoch of a run."""
+    with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        return [float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")]
+
+
+def evaluated(run: Path, sizes: Sizes, folder: Path) -> Iterator[Check]:
+    """`evaluate.py` of a run, by all explainers, metrics and prototype metrics."""
+    import evaluate
+
+    explainers = [{"name": name, **SMALL.get(name, {})} for name in sizes.explainers if name != "scorecam"]
+    found = {}
+    for place in ("cpu", "gpu" if torch.device(sizes.device).type == "cuda" else "again"):
+        own = {
+            "explainers": explainers, "prototype_metrics": PROTOTYPE_METRICS.names(), "n_images": 6, "max_steps": 8,
+            "report_images": 2, "batch_size": 4, "out": str(folder / f"evaluation-{place}"),
+            "logger": {"wandb": "disabled"}, "trainer": {"accelerator": place if place == "gpu" else "cpu"},
+        }  # fmt: skip
+        with without_tf32():
+            evaluate.evaluate([run], check(EvaluateConfig, own))
+        results = json.loads((folder / f"evaluation-{place}" / "results.json").read_text())
+        of_prototypes = json.loads((folder / f"evaluation-{place}" / "prototypes.json").read_text())["rows"]
+        means = {(row["explainer"], row["metric"]): row["mean"] for row in results["rows"]}
+        found[place] = means | {("prototypes", row["metric"]): row["mean"] for row in of_prototypes}
+        found[place] |= {("left out", label): 0.0 for label in results["left_out"]}
+    expected, there = found.values()
+    yield Check("evaluation, rows that only one has", float(len(expected.keys() ^ there.keys())), 0)
+    for explainer in dict.fromkeys(explainer for explainer, _ in expected):
+        both = [(there.get(key), mean) for key, mean in expected.items() if key[0] == explainer]
+        a, b = (torch.tensor([float("nan") if x is None else x for x in some]) for some in zip(*both, strict=True))
+        tolerance = 0.2 if explainer in AMPLIFIES else 2e-2
+        yield Check(f"evaluation, means of {explainer}", furthest(a, b), tolerance)
