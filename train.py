@@ -2,8 +2,11 @@
 
 python train.py [CONFIG.yaml] [key=value ...]   (without a config: configs/quickstart.yaml)
 python train.py resume=RUN [phases[0].epochs=... trainer.*=... logger.*=...]
+python train.py --list-runs [FOLDER]            (without a folder: runs)
 """
 
+import functools
+import shlex
 import sys
 from pathlib import Path
 
@@ -16,16 +19,29 @@ from interp_models.callbacks.explanation_evaluation import ExplanationEvaluation
 from interp_models.callbacks.feature_cache import FeatureCache, check_features
 from interp_models.callbacks.progress_bar import ProgressBar
 from interp_models.callbacks.prototype_gallery import PrototypeGallery
-from interp_models.cli import check_trainer, make_trainer, quiet, run_script, seed_everything, tell_skipped
-from interp_models.config import TrainConfig, check, load_yaml, override, plain, save_yaml
+from interp_models.cli import (
+    check_trainer,
+    config_path,
+    make_trainer,
+    quiet,
+    run_script,
+    seed_everything,
+    taken,
+    tell_skipped,
+)
+from interp_models.config import TrainConfig, configured, plain, save_yaml
 from interp_models.data.module import DataModule
 from interp_models.errors import InputError
 from interp_models.files import write_json
 from interp_models.loggers import close, make_loggers
+from interp_models.run_list import run_list
 from interp_models.scoring import evaluating
+from interp_models.stopping import goes_on_by
 from interp_models.training.distillation import Distillation
 from interp_models.training.module import InterpModule
+from interp_models.written import expanded
 
+LIST = "--list-runs"
 RESUMABLE = ("phases", "trainer", "logger")
 REFUSED = {
     **dict.fromkeys(("max_steps", "max_time", "min_epochs", "min_steps"), "phases say how long a training is"),
@@ -58,6 +74,8 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     if not model.recipe.epochs:
         raise InputError("phases: at least one epoch is needed")
     run = runs.run_folder(config, resume)
+    if run is not None:
+        goes_on_by(functools.partial(way_on, run, model.recipe.epochs))
     last = None if resume is None else resume / "checkpoints" / "last.ckpt"
     resuming = last is not None and last.is_file()
     done, row = runs.epochs_done(last, config) if last and resuming else (None, None)
@@ -148,20 +166,34 @@ def build_distillation(config: TrainConfig, data: DataModule) -> Distillation | 
     return Distillation(teacher, temperature=config.distillation.temperature, weight=config.distillation.weight)
 
 
-def main(positional: list[str], overrides: list[str]) -> Path:
+def way_on(run: Path, epochs: int) -> str:
+    """How a training that was stopped goes on."""
+    last = run / "checkpoints" / "last.ckpt"
+    done = int(runs.read_checkpoint(last)["epoch"]) + 1 if last.is_file() else 0
+    return f"{shlex.quote(f'resume={run}')} goes on with {f'epoch {done}' if done < epochs else 'the test'}"
+
+
+def main(positional: list[str], overrides: list[str]) -> Path | None:
     """Read the config, apply the overrides, train."""
-    resume = next((Path(o.partition("=")[2]) for o in overrides if o.startswith("resume=")), None)
-    overrides = [o for o in overrides if not o.startswith("resume=")]
+    goes_on_by(lambda: "nothing was trained yet")
+    if LIST in positional:
+        folders = [name for name in positional if name != LIST]
+        if len(folders) > 1 or overrides:
+            raise InputError(f"{LIST} takes one folder at most; got {' '.join([*folders, *overrides])}")
+        print(run_list(Path(expanded(folders[0] if folders else "runs"))))
+        return None
+    resume, overrides = taken(overrides, "resume")
     if len(positional) > 1 or (resume and positional):
         raise InputError(f"one config at most, and none with resume=; got {' '.join(positional)}")
     if resume is None:
-        node = load_yaml(Path(positional[0] if positional else "configs/quickstart.yaml"))
-        return train(check(TrainConfig, override(node, overrides)))
+        path = config_path(positional[0] if positional else "configs/quickstart.yaml")
+        return train(configured(TrainConfig, path, overrides))
     for assignment in overrides:
         if not assignment.startswith(RESUMABLE):
             raise InputError(f"{assignment}: a resumed run can change {', '.join(RESUMABLE)} only")
-    return train(check(TrainConfig, override(runs.run_config(resume), overrides)), resume)
+    run = Path(expanded(resume))
+    return train(configured(TrainConfig, runs.run_config(run), overrides), run)
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(__doc__, TrainConfig, main))
+    sys.exit(run_script(__doc__, TrainConfig, main, options=[LIST]))

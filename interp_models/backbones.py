@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from interp_models.errors import InputError
 from interp_models.registry import unknown
+from interp_models.written import PathText
 
+Weights = PathText | None
+"""Type of an option that names weights: `timm`, `bundled`, a file, or none."""
 BUNDLED = "tf_efficientnet_lite0"
 """The model whose ImageNet weights come as a Python package, in the extra `demo`."""
 

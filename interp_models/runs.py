@@ -12,7 +12,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 from torchvision.transforms import v2
 
-from interp_models.config import TrainConfig, check, load_yaml, override, plain
+from interp_models.config import TrainConfig, configured, plain
 from interp_models.data.base import DATASETS
 from interp_models.data.module import DataModule
 from interp_models.data.transforms import plain_transform
@@ -21,6 +21,7 @@ from interp_models.files import new_folder, whole
 from interp_models.registry import named, parse, schema_of
 from interp_models.training.module import FORMAT_VERSION, MODELS, InterpModule
 from interp_models.training.recipe import Phase, Recipe
+from interp_models.written import OptionsOf, typed
 
 Ckpt = Literal["best", "last"]
 
@@ -187,7 +188,7 @@ def run_config(run: Path) -> dict[str, Any]:
     if not (run / "config.yaml").is_file():
         raise InputError(f"{run} is not a run folder: it holds no config.yaml")
     try:
-        return plain(resolve(check(TrainConfig, override(load_yaml(run / "config.yaml"), []))))
+        return plain(resolve(configured(TrainConfig, run / "config.yaml")))
     except InputError as error:
         raise InputError(f"run {run}: {error}") from None
 
@@ -219,9 +220,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     Raises:
         InputError: for an unknown name or option, or a wrong type.
     """
-    data = data_options(plain(config))
-    name, options = named(data["dataset"], "data.dataset", DATASETS)
-    data["dataset"] = {"name": name, **DATASETS.options(name, options, given=("split",))}
+    data = data_options(vars(config))
     name, options = named(config.model, "model", MODELS)
     model = {"name": name, **MODELS.options(name, options, given=("num_classes",))}
     return dataclasses.replace(config, data=data, model=model)
@@ -251,10 +250,11 @@ def build_data(config: Mapping[str, Any], **changes: Any) -> DataModule:
 def data_options(config: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
     """The options of the data module, those of the data set in `dataset`, with all defaults; see `build_data`."""
     options = {**config["data"], **{key: value for key, value in changes.items() if key != "dataset"}}
-    dataset = options.get("dataset", {})
+    dataset = typed(OptionsOf, options.get("dataset", {}))
     if not isinstance(dataset, Mapping):
         raise InputError(f"data.dataset: expected keys and values (name and options), got {dataset!r}")
-    options["dataset"] = {**dataset, **changes.get("dataset", {})}
+    name, of_dataset = named({**dataset, **changes.get("dataset", {})}, "data.dataset", DATASETS)
+    options["dataset"] = {"name": name, **DATASETS.options(name, of_dataset, given=("split",))}
     options.setdefault("seed", int(config.get("seed", 0)))
     return parse(schema_of(DataModule), options, "data")
 

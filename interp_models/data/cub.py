@@ -12,6 +12,7 @@ from interp_models.data.base import DATASETS, ImageDataset, Sample, decode_image
 from interp_models.data.download import download_archive
 from interp_models.data.transforms import hide_outside
 from interp_models.errors import InputError
+from interp_models.written import PathText
 
 # The archives of CaltechDATA's records 65de6-vp158 and w9d68-gec53, with the MD5 sums published there.
 IMAGES_URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
@@ -51,7 +52,7 @@ class CUB(ImageDataset):
             or a download fails.
     """
 
-    def __init__(self, *, split: Literal["train", "test"], root: str, download: bool = False) -> None:
+    def __init__(self, *, split: Literal["train", "test"], root: PathText, download: bool = False) -> None:
         top = Path(root).expanduser()
         folder = top if (top / "images.txt").exists() else top / "CUB_200_2011"
         if download and not (folder / "images.txt").exists():

@@ -7,6 +7,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_datas
 
 from interp_models.data.base import DATASETS, ImageDataset, Sample, decode_image
 from interp_models.errors import InputError
+from interp_models.written import PathText
 
 
 @DATASETS.register("image_folder")
@@ -23,7 +24,7 @@ class ImageFolder(ImageDataset):
         InputError: if a split's folder is missing, the splits' classes differ, or a class of the split has no image.
     """
 
-    def __init__(self, *, split: Literal["train", "test"], root: str) -> None:
+    def __init__(self, *, split: Literal["train", "test"], root: PathText) -> None:
         self._root = Path(root).expanduser()
         train, test = self._root / "train", self._root / "test"
         if not test.is_dir() and (self._root / "val").is_dir():
