@@ -33,7 +33,7 @@ from interp_models.config import EvaluateConfig, configured
 from interp_models.data.choice import draw
 from interp_models.ensemble import Predictions, write_ensemble
 from interp_models.errors import InputError
-from interp_models.loggers import close, log_pictures, log_results, make_loggers
+from interp_models.loggers import check_loggers, close, log_pictures, log_results, make_loggers
 from interp_models.report.comparison import Evaluated, check_same_images, compare
 from interp_models.results import Provenance
 from interp_models.stopping import goes_on_by
@@ -50,6 +50,7 @@ def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
     """
     quiet()
     options = check_trainer(config.trainer, REFUSED)
+    check_loggers(config.logger)
     if config.out is not None and len(folders) == 1:
         raise InputError("out= is the folder of a comparison of several runs; the results of one go to RUN/evaluation")
     if config.report_images < 0:

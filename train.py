@@ -33,7 +33,7 @@ from interp_models.config import TrainConfig, configured, plain, save_yaml
 from interp_models.data.module import DataModule
 from interp_models.errors import InputError
 from interp_models.files import write_json
-from interp_models.loggers import close, make_loggers
+from interp_models.loggers import check_loggers, close, make_loggers
 from interp_models.run_list import run_list
 from interp_models.scoring import evaluating
 from interp_models.stopping import goes_on_by
@@ -63,6 +63,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     quiet()
     seed_everything(config.seed)
     options = check_trainer(config.trainer, REFUSED)
+    check_loggers(config.logger)
     config = runs.resolve(config)
     data = runs.build_data(plain(config))
     tell_skipped(data)

@@ -7,16 +7,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from interp_models.errors import InputError
+
 
 def new_folder(parent: Path, prefix: str = "") -> Path:
-    """Make and return parent/<prefix><n> with the first n from 0 that does not exist: nothing is ever overwritten."""
-    parent.mkdir(parents=True, exist_ok=True)
+    """Make and return parent/<prefix><n> with the first n from 0 that does not exist: nothing is ever overwritten.
+
+    Raises:
+        InputError: if it cannot be made.
+    """
     number = 0
     while True:
         folder = parent / f"{prefix}{number}"
         try:
+            parent.mkdir(parents=True, exist_ok=True)
             folder.mkdir()
-        except FileExistsError:
+        except OSError as error:
+            if not folder.exists():
+                raise InputError(
+                    f"folder {folder.absolute()} cannot be made: {error.strerror}; out= names another"
+                ) from None
             number += 1
         else:
             return folder

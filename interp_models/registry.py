@@ -27,6 +27,22 @@ def unknown(kind: str, name: object, known: typing.Iterable[str]) -> InputError:
     return InputError(f"unknown {kind} {name!r}; {hint}")
 
 
+Misfit = tuple[str, object, typing.Sequence[str]]
+"""A name that does not exist: its kind, the name, and those that do."""
+
+
+def unfit(found: typing.Sequence[Misfit]) -> InputError:
+    """One error for all names that do not exist."""
+    if len(found) == 1:
+        return unknown(*found[0])
+    parts = []
+    for kind, known in dict.fromkeys((kind, tuple(known)) for kind, _, known in found):
+        names = [repr(name) for other, name, those in found if (other, tuple(those)) == (kind, known)]
+        shown = [name for name in sorted(known) if len(known) <= 30 or "." not in name]  # not all modules of a trunk
+        parts.append(f"unknown {kind} {', '.join(names)} (known: {', '.join(shown) or 'none'})")
+    return InputError("; ".join(parts))
+
+
 def schema_of(cls: Callable[..., Any], given: typing.Collection[str] = ()) -> type:
     """A dataclass with the typed keyword parameters of `cls`, except those that are `given` by the program."""
     constructor = vars(cls).get("__init__") or getattr(cls, "__init__", cls)
@@ -54,11 +70,9 @@ def parse(schema: type, node: Mapping[str, Any], where: str) -> dict[str, Any]:
         InputError: for unknown keys (with the nearest one), a wrong type or a missing value.
     """
     names = [field.name for field in dataclasses.fields(schema)]
-    strange = [key for key in node if key not in names]
-    if len(strange) > 1:
-        raise InputError(f"unknown keys in {where}: {', '.join(map(repr, strange))}; known: {', '.join(sorted(names))}")
+    strange: list[Misfit] = [(f"key in {where}:", key, names) for key in node if key not in names]
     if strange:
-        raise unknown(f"key in {where}:", strange[0], names)
+        raise unfit(strange)
     hints = typing.get_type_hints(schema)
     marked = typing.get_type_hints(schema, include_extras=True)
     checked, nested = {}, {}

@@ -1,6 +1,7 @@
 """Run folders: their names, their files, and how a model is had back from them."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from interp_models.data.module import DataModule
 from interp_models.data.transforms import plain_transform
 from interp_models.errors import InputError
 from interp_models.files import new_folder, whole
+from interp_models.misfits import check_fits
 from interp_models.registry import named, parse, schema_of
 from interp_models.training.module import FORMAT_VERSION, MODELS, InterpModule
 from interp_models.training.recipe import Phase, Recipe
@@ -38,6 +40,8 @@ def run_folder(config: TrainConfig, resume: Path | None = None) -> Path | None:
         InputError: if `out` already holds something or cannot be made.
     """
     if resume is not None:
+        if not os.access(resume, os.W_OK):
+            raise InputError(f"run {resume} cannot be written to")
         return resume
     if config.out is None:
         return new_folder(Path("runs") / config.experiment, f"{config.seed}-")
@@ -68,6 +72,8 @@ def empty_folder(out: str, why: str) -> Path:
         full = any(folder.iterdir())
     except OSError as error:
         raise InputError(f"out={folder} cannot be made: {error}") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"out={folder} cannot be written to")
     if full:
         raise InputError(f"out={folder} is not empty; {why}")
     return folder
@@ -222,6 +228,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     """
     data = data_options(vars(config))
     name, options = named(config.model, "model", MODELS)
+    check_fits(config, name, options)
     model = {"name": name, **MODELS.options(name, options, given=("num_classes",))}
     return dataclasses.replace(config, data=data, model=model)
 
