@@ -32,6 +32,25 @@ def new_folder(parent: Path, prefix: str = "") -> Path:
             return folder
 
 
+def empty_folder(out: str, why: str) -> Path:
+    """Make and return a folder that holds nothing.
+
+    Raises:
+        InputError: if it holds something or cannot be made.
+    """
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        full = any(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"out={folder} cannot be made: {error}") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"out={folder} cannot be written to")
+    if full:
+        raise InputError(f"out={folder} is not empty; {why}")
+    return folder
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A path to write to, in the same folder, that becomes `path` at the end; after an exception nothing is left."""

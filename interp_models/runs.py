@@ -18,7 +18,7 @@ from interp_models.data.base import DATASETS
 from interp_models.data.module import DataModule
 from interp_models.data.transforms import plain_transform
 from interp_models.errors import InputError
-from interp_models.files import new_folder, whole
+from interp_models.files import empty_folder, new_folder, whole
 from interp_models.misfits import check_fits
 from interp_models.registry import named, parse, schema_of
 from interp_models.training.module import FORMAT_VERSION, MODELS, InterpModule
@@ -58,25 +58,6 @@ def folder_of_several(out: str | None, kind: str) -> Path | None:
     if out is None:
         return new_folder(Path("runs") / kind)
     return empty_folder(out, f"{kind} are never overwritten")
-
-
-def empty_folder(out: str, why: str) -> Path:
-    """Make and return a folder that holds nothing.
-
-    Raises:
-        InputError: if it holds something or cannot be made.
-    """
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        full = any(folder.iterdir())
-    except OSError as error:
-        raise InputError(f"out={folder} cannot be made: {error}") from None
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"out={folder} cannot be written to")
-    if full:
-        raise InputError(f"out={folder} is not empty; {why}")
-    return folder
 
 
 def run_name(run: Path) -> str:
