@@ -21,16 +21,27 @@ from interp_models import runs
 from interp_models.callbacks.explanation_evaluation import ExplanationEvaluation
 from interp_models.callbacks.plan import explainer_specs, resolve_grid
 from interp_models.callbacks.prototype_evaluation import PrototypeEvaluation
-from interp_models.cli import check_trainer, make_trainer, quiet, run_script, seed_everything, tell_data
-from interp_models.config import EvaluateConfig, check, load_yaml, override
+from interp_models.cli import (
+    check_trainer,
+    config_path,
+    make_trainer,
+    quiet,
+    run_script,
+    seed_everything,
+    taken,
+    tell_data,
+)
+from interp_models.config import EvaluateConfig, configured
 from interp_models.data.choice import draw
 from interp_models.ensemble import Predictions, write_ensemble
 from interp_models.errors import InputError
 from interp_models.files import LOCK, locked
-from interp_models.loggers import close, log_map_table, log_pictures, log_results, make_loggers
+from interp_models.loggers import check_loggers, close, log_map_table, log_pictures, log_results, make_loggers
 from interp_models.report.comparison import Evaluated, check_same_images, compare
 from interp_models.report.text import text_table
 from interp_models.results import Provenance
+from interp_models.stopping import goes_on_by
+from interp_models.written import expanded
 
 DEFAULT = "configs/eval/faithfulness.yaml"
 REFUSED = dict.fromkeys(("limit_test_batches", "fast_dev_run"), "n_images= says how many images are judged")
@@ -44,6 +55,7 @@ def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
     """
     quiet()
     options = check_trainer(config.trainer, REFUSED)
+    check_loggers(config.logger)
     if config.report_images < 0:
         raise InputError(f"report_images must be at least 0; got {config.report_images}")
     labels = [label for label, _, _ in explainer_specs(config.explainers)]
@@ -186,19 +198,19 @@ def ensemble(folders: list[Path], config: EvaluateConfig) -> Path:
 
 def main(positional: list[str], overrides: list[str]) -> Path:
     """Read the config, apply the overrides, evaluate."""
-    given = next((o for o in overrides if o.startswith("ensemble=")), None)
+    goes_on_by(lambda: "repeat the command to go on")
+    given = any(override.startswith("ensemble=") for override in overrides)
     if given and positional:
         raise InputError(f"ensemble= names its runs itself; got {' '.join(positional)} too")
     if not positional and not given:
         raise InputError("no run given; write python evaluate.py RUN [RUN ...] [key=value ...]")
-    source = next((o.partition("=")[2] for o in overrides if o.startswith("config=")), DEFAULT)
-    overrides = [o for o in overrides if not o.startswith("config=")]
-    config: EvaluateConfig = check(EvaluateConfig, override(load_yaml(Path(source)), overrides))
+    source, overrides = taken(overrides, "config")
+    config: EvaluateConfig = configured(EvaluateConfig, config_path(source or DEFAULT), overrides)
     if given:
         if not any(o.startswith("n_images=") for o in overrides):
             config = dataclasses.replace(config, n_images=None)  # that of the yaml is for maps
         return ensemble([Path(run) for run in config.ensemble], config)
-    return evaluate([Path(run) for run in positional], config)
+    return evaluate([Path(expanded(run)) for run in positional], config)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,20 @@
 
 python train.py [CONFIG.yaml] [key=value ...]   (without a config: configs/quickstart.yaml)
 python train.py resume=RUN [phases[0].epochs=... trainer.*=... logger.*=... data.dataset.root=...]
+python train.py --list-runs [FOLDER]            (without a folder: runs)
 """
 
 import copy
+import functools
+import shlex
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities import rank_zero_only
 
 from interp_models import runs
 from interp_models.callbacks.attention_logger import AttentionLogger
@@ -22,18 +27,20 @@ from interp_models.callbacks.prototype_gallery import PrototypeGallery
 from interp_models.cli import (
     check_data,
     check_trainer,
+    config_path,
     make_trainer,
     quiet,
     run_script,
     seed_everything,
+    taken,
     tell_data,
     tell_head,
 )
-from interp_models.config import TrainConfig, check, load_yaml, override, plain, save_yaml
+from interp_models.config import TrainConfig, configured, plain, save_yaml
 from interp_models.data.module import DataModule
 from interp_models.errors import InputError, first_line
-from interp_models.files import write_json
-from interp_models.loggers import MetricsFile, close, make_loggers
+from interp_models.files import locked, write_json
+from interp_models.loggers import MetricsFile, check_loggers, close, make_loggers
 from interp_models.resume import (
     check_assignment,
     check_config,
@@ -43,10 +50,14 @@ from interp_models.resume import (
     images_of,
     keep_places,
 )
+from interp_models.run_list import run_list
 from interp_models.scoring import evaluating
+from interp_models.stopping import goes_on_by
 from interp_models.training.distillation import Distillation
 from interp_models.training.module import InterpModule
+from interp_models.written import expanded
 
+LIST = "--list-runs"
 REFUSED = {
     **dict.fromkeys(("max_steps", "max_time", "min_epochs", "min_steps"), "phases say how long a training is"),
     **dict.fromkeys(("fast_dev_run", "barebones"), "try phases[0].epochs=1 trainer.limit_train_batches=2"),
@@ -64,10 +75,24 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
         config: the resolved config.
         resume: an existing run folder, whose broken epoch is repeated from its start.
     """
+    with ExitStack() as locks:
+        if resume is not None:
+            lock(resume, locks)  # before its checkpoint is read
+        return _train(config, resume, locks)
+
+
+@rank_zero_only
+def lock(run: Path, locks: ExitStack) -> None:
+    """Let no other training write to a run folder; raises `InputError` if one does."""
+    locks.enter_context(locked(run, "a training", "wait for its end"))
+
+
+def _train(config: TrainConfig, resume: Path | None, locks: ExitStack) -> Path:
     quiet()
     seed_everything(config.seed)
     options = check_trainer(config.trainer, REFUSED)
     devices = make_trainer(logger=False, **options).world_size  # before a folder is made
+    check_loggers(config.logger)
     config = runs.resolve(config)
     last = None if resume is None else resume / "checkpoints" / "last.ckpt"
     checkpoint = runs.read_checkpoint(last) if last is not None and last.is_file() else None
@@ -85,6 +110,10 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
     check_images(model, data, devices, synced=bool(options.get("sync_batchnorm")))
     check_data(data, model)
     run = runs.run_folder(config, resume)
+    if run is not None:
+        if resume is None:
+            lock(run, locks)
+        goes_on_by(functools.partial(way_on, run, model.recipe.epochs))
     done, row = None, None
     if last is not None and checkpoint is not None:
         done, row = epochs_done(last, checkpoint, config), checkpoint["interp_models"].get("metrics", {})
@@ -214,19 +243,33 @@ def build_distillation(config: TrainConfig, data: DataModule) -> Distillation | 
     return Distillation(teacher, temperature=config.distillation.temperature, weight=config.distillation.weight)
 
 
-def main(positional: list[str], overrides: list[str]) -> Path:
+def way_on(run: Path, epochs: int) -> str:
+    """How a training that was stopped goes on."""
+    last = run / "checkpoints" / "last.ckpt"
+    done = int(runs.read_checkpoint(last)["epoch"]) + 1 if last.is_file() else 0
+    return f"{shlex.quote(f'resume={run}')} goes on with {f'epoch {done}' if done < epochs else 'the test'}"
+
+
+def main(positional: list[str], overrides: list[str]) -> Path | None:
     """Read the config, apply the overrides, train."""
-    resume = next((Path(o.partition("=")[2]) for o in overrides if o.startswith("resume=")), None)
-    overrides = [o for o in overrides if not o.startswith("resume=")]
+    goes_on_by(lambda: "nothing was trained yet")
+    if LIST in positional:
+        folders = [name for name in positional if name != LIST]
+        if len(folders) > 1 or overrides:
+            raise InputError(f"{LIST} takes one folder at most; got {' '.join([*folders, *overrides])}")
+        print(run_list(Path(expanded(folders[0] if folders else "runs"))))
+        return None
+    resume, overrides = taken(overrides, "resume")
     if len(positional) > 1 or (resume and positional):
         raise InputError(f"one config at most, and none with resume=; got {' '.join(positional)}")
     if resume is None:
-        node = load_yaml(Path(positional[0] if positional else "configs/quickstart.yaml"))
-        return train(check(TrainConfig, override(node, overrides)))
+        path = config_path(positional[0] if positional else "configs/quickstart.yaml")
+        return train(configured(TrainConfig, path, overrides))
     for assignment in overrides:
         check_assignment(assignment)
-    return train(check(TrainConfig, override(runs.run_config(resume), overrides)), resume)
+    run = Path(expanded(resume))
+    return train(configured(TrainConfig, runs.run_config(run), overrides), run)
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(__doc__, TrainConfig, main))
+    sys.exit(run_script(__doc__, TrainConfig, main, options=[LIST]))

@@ -12,7 +12,10 @@ from interp_models.errors import InputError, first_line
 from interp_models.registry import unknown
 from interp_models.scoring import evaluating
 from interp_models.weights import classifiers, load_file
+from interp_models.written import PathText
 
+Weights = PathText | None
+"""Type of an option that names weights: `timm`, `bundled`, a file, or none."""
 BUNDLED = "tf_efficientnet_lite0"
 """The model whose ImageNet weights come as a Python package, in the extra `demo`."""
 

@@ -1,10 +1,15 @@
 """What the two scripts share: arguments, `--help`, and one clear line for bad input."""
 
+import contextlib
 import inspect
 import logging
+import os
+import signal
 import sys
+import typing
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -21,8 +26,10 @@ from interp_models.metrics.base import METRICS
 from interp_models.metrics.prototype_base import PROTOTYPE_METRICS
 from interp_models.models.cnn import CNN
 from interp_models.projection import needs_every_class
-from interp_models.registry import Registry, schema_of, unknown
+from interp_models.registry import Registry, parse, schema_of, unknown
+from interp_models.stopping import Stopped, StopsRanks, end_with_parent, how_to_go_on, stop_of, stoppable
 from interp_models.training.module import MODELS, InterpModule
+from interp_models.written import expanded
 
 
 def run_script(
@@ -30,31 +37,91 @@ def run_script(
     schema: type,
     run: Callable[[list[str], list[str]], object],
     arguments: Sequence[str] | None = None,
+    options: Sequence[str] = (),
 ) -> int:
     """Run a script's function on its arguments without `=` and its overrides; returns the exit code.
 
-    Bad input ends in one line on stderr and exit code 2, without a traceback.
+    Bad input ends in one line on stderr and exit code 2, without a traceback; a signal in one line that says how to go
+    on, and 128 + its number. `options` are words with dashes that the function takes.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if any(argument in ("-h", "--help") for argument in arguments):
-        print(help_text(usage or "", schema))
-        return 0
-    positional = [argument for argument in arguments if "=" not in argument]
-    overrides = [argument for argument in arguments if "=" in argument]
+    end_with_parent()
     try:
-        for argument in positional:
-            if argument.startswith("-"):
-                raise InputError(f"unknown option {argument}; options are written key=value, see --help")
-        run(positional, overrides)
+        with stoppable():
+            if any(argument in ("-h", "--help") for argument in arguments):
+                print(help_text(usage or "", schema))
+            else:
+                run(*separated(arguments, options))
+            sys.stdout.flush()
     except InputError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-    except Exception as error:
+    except BaseException as error:
+        stop = stop_of(error)
+        if stop is not None:
+            return stopped(stop)
+        if isinstance(error, BrokenPipeError) and output_is_gone():
+            return 128 + signal.SIGPIPE
         if (line := unwritable(error)) is None:
             raise
         print(f"error: {line}", file=sys.stderr)
         return 2
     return 0
+
+
+def separated(arguments: Sequence[str], options: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+    """Arguments without `=`, and overrides; raises `InputError` for an option that does not exist."""
+    for argument in arguments:
+        key, sign, value = argument.partition("=")
+        if sign and not key:
+            raise InputError(f"{argument!r} is not an override; write key=value, without spaces around =")
+        if sign and not value.strip():
+            none = f"{key}=null is none"
+            raise InputError(f"{argument!r} has no value; write key=value, without spaces around =; {none}")
+        if argument.startswith("-") and not sign and argument not in options:
+            known = f" or {', '.join(options)}" if options else ""
+            raise InputError(f"unknown option {argument}; options are written key=value, see --help{known}")
+    return [a for a in arguments if "=" not in a], [a for a in arguments if "=" in a]
+
+
+def stopped(stop: Stopped) -> int:
+    """Say how to go on after a signal; returns the exit code.
+
+    Other ranks than the first say nothing, and end with 0 as Lightning kills the first one, too, if they do not.
+    """
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        return 0
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(f"stopped by {stop}; {how_to_go_on()}", file=sys.stderr)
+    return 128 + stop.number
+
+
+def output_is_gone() -> bool:
+    """Whether nobody reads stdout any more, as after `| head`; if so, what is left to write is dropped."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
+def taken(overrides: Sequence[str], key: str) -> tuple[str | None, list[str]]:
+    """The value of an override that is no key of the config, and the other overrides."""
+    found = [override for override in overrides if override.startswith(f"{key}=")]
+    if len(found) > 1:
+        raise InputError(f"{key}= is given twice: {' '.join(found)}")
+    value = found[0].partition("=")[2] if found else None
+    return value, [override for override in overrides if override not in found]
+
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def config_path(name: str) -> Path:
+    """A config file; one that is not there is looked for in the repository of the scripts, which ships some."""
+    path = Path(expanded(name))
+    return REPOSITORY / path if not path.exists() and (REPOSITORY / path).is_file() else path
 
 
 def one_line(error: BaseException) -> str:
@@ -82,6 +149,9 @@ def help_text(usage: str, schema: type) -> str:
 
 
 SET_BY_SCRIPTS = {"logger", "callbacks", "max_epochs", "default_root_dir", "use_distributed_sampler", "plugins"}
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
+LEAST = {"accumulate_grad_batches": 1, "gradient_clip_val": 0, "log_every_n_steps": 1, "num_sanity_val_steps": -1}
+"""Least values of options that Lightning takes as they are."""
 
 
 def check_trainer(options: Mapping[str, Any], refused: Mapping[str, str]) -> dict[str, Any]:
@@ -92,7 +162,8 @@ def check_trainer(options: Mapping[str, Any], refused: Mapping[str, str]) -> dic
         refused: option -> what to do instead.
 
     Raises:
-        InputError: for an option that does not exist, is refused, or is the scripts' own affair.
+        InputError: for an option that does not exist, is refused, or is the scripts' own affair, and for a value that
+            cannot work.
     """
     known = [name for name in inspect.signature(pl.Trainer).parameters if name not in SET_BY_SCRIPTS]
     for key, value in options.items():
@@ -106,15 +177,40 @@ def check_trainer(options: Mapping[str, Any], refused: Mapping[str, str]) -> dic
             raise InputError(f"trainer.{key} must not be 0; data.val_fraction=0 trains without validation")
         if key == "precision" and str(value) in ("bf16-true", "16-true"):
             raise InputError(f"trainer.precision={value} is not supported; bf16-mixed and 16-mixed are")
-    return {"devices": 1, **options}
+        if key == "strategy" and isinstance(value, str) and value not in STRATEGIES:
+            raise InputError(f"trainer.strategy={value} is not supported; {', '.join(STRATEGIES)} are")
+        if key == "deterministic" and value not in (True, False, None, "warn"):
+            raise InputError(f"trainer.deterministic must be true, false or warn; got {value!r}")
+    options = {"devices": 1, **options, **_checked_types(options)}
+    for key, least in LEAST.items():
+        if options.get(key) is not None and not options[key] >= least:
+            raise InputError(f"trainer.{key} must be at least {least}; got {options[key]}")
+    trial = make_trainer(logger=False, enable_checkpointing=False, **options)
+    cores = max(2, os.cpu_count() or 1)
+    if trial.strategy.root_device.type == "cpu" and trial.num_devices > cores:
+        raise InputError(f"trainer.devices={trial.num_devices}: this machine has {cores} CPU cores")
+    return options
 
 
-def make_trainer(**options: Any) -> pl.Trainer:
-    """A trainer; `InputError` for values that Lightning refuses."""
+def _checked_types(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options that are numbers, truth values or names, as Lightning does not check what it is given."""
+    plain = {bool, int, float, str, type(None)}
+    hints = typing.get_type_hints(pl.Trainer.__init__)
+    other = [name for name, hint in hints.items() if not {*(typing.get_args(hint) or [hint])} <= plain]
+    mine = {key: value for key, value in options.items() if key not in other}
+    checked = parse(schema_of(pl.Trainer, given=other), mine, "trainer")
+    return {key: checked[key] for key in mine}
+
+
+def make_trainer(*, callbacks: Sequence[pl.Callback] = (), **options: Any) -> pl.Trainer:
+    """A trainer that leaves signals to `run_script`; `InputError` for values that Lightning refuses."""
     try:
-        return pl.Trainer(**options)
-    except (MisconfigurationException, ValueError, TypeError) as error:
+        trainer = pl.Trainer(callbacks=[*callbacks, StopsRanks()], **options)
+    except (MisconfigurationException, ImportError, RuntimeError, ValueError, TypeError) as error:
         raise InputError(f"trainer: {' '.join(str(error).split())}") from None
+    # Lightning would end a training at SIGTERM as if it were done.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def seed_everything(seed: int) -> None:

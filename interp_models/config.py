@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
 
-from interp_models.errors import InputError, first_line
 from interp_models.files import write_whole
 from interp_models.prepared import Preparation
 from interp_models.registry import parse
 from interp_models.training.recipe import Optimizer, Phase
+from interp_models.written import ListOfOptions, OptionsOf, PathText, values
+from interp_models.yaml_files import chain, overridden
 
 Mode = Literal["offline", "online", "disabled"]
 
@@ -46,7 +45,7 @@ class AttentionConfig:
 class ExplanationConfig:
     """Which maps are judged, by which metrics, and how."""
 
-    explainers: list[Any] = field(default_factory=lambda: ["intrinsic", "gradcam", "activation_map", "random"])
+    explainers: ListOfOptions = field(default_factory=lambda: ["intrinsic", "gradcam", "activation_map", "random"])
     """Names, or mappings with `name`, options and an optional `label` for the table."""
     metrics: list[str] = field(default_factory=lambda: ["ad", "iic", "add", "ag", "dauc", "dc", "iauc", "ic"])
     """Keys of metrics."""
@@ -78,7 +77,7 @@ class ValidationConfig(ExplanationConfig):
 class DistillationConfig:
     """Learning from a trained run beside the labels."""
 
-    teacher: str | None = None
+    teacher: PathText | None = None
     """Run folder; null has no teacher."""
     temperature: float = 6.0
     """T, by which logits are divided."""
@@ -94,15 +93,15 @@ class TrainConfig:
     """Name of the folder below `runs` and of the group in Weights & Biases."""
     seed: int = 0
     """Of everything random."""
-    out: str | None = None
+    out: PathText | None = None
     """Run folder; null makes runs/<experiment>/<seed>-<n>."""
-    data: dict[str, Any] = field(default_factory=dict)
+    data: OptionsOf = field(default_factory=dict)
     """Options of the data module; `dataset` holds the data set's `name` and options."""
-    model: dict[str, Any] = field(default_factory=dict)
+    model: OptionsOf = field(default_factory=dict)
     """`name` of the model and its options."""
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     """A teacher."""
-    feature_cache: str | None = None
+    feature_cache: PathText | None = None
     """Folder of features of a frozen backbone, computed once and read in place of training and validation images; null
     passes the images at every step."""
     phases: list[Phase] = field(default_factory=list)
@@ -125,9 +124,9 @@ class EvaluateConfig(ExplanationConfig):
 
     ckpt: Literal["best", "last"] = "best"
     """Which checkpoint."""
-    ensemble: list[str] = field(default_factory=list)
+    ensemble: list[PathText] = field(default_factory=list)
     """Runs whose class probabilities are averaged, in place of runs to compare; only accuracy is measured."""
-    out: str | None = None
+    out: PathText | None = None
     """Folder of one run's evaluation, or of a comparison or ensemble of several runs; null takes RUN/evaluation, or
     makes runs/comparisons/<n> or runs/ensembles/<n>."""
     seed: int = 0
@@ -141,7 +140,7 @@ class EvaluateConfig(ExplanationConfig):
     own maps (the tutorial's figure 8); none draws none."""
     batch_size: int | None = None
     """Images per test batch; null is the run's own."""
-    dataset: dict[str, Any] = field(default_factory=dict)
+    dataset: OptionsOf = field(default_factory=dict)
     """Options of the data set that differ from the training's, such as `root`."""
     trainer: dict[str, Any] = field(default_factory=dict)
     """Passed to pytorch_lightning.Trainer unchanged."""
@@ -150,36 +149,12 @@ class EvaluateConfig(ExplanationConfig):
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """A yaml file with its base merged in: `extends: FILE` is relative to the file, and one level deep.
+    """A yaml file with its base merged in: `extends: FILE` is relative to the file, and may extend another.
 
     Raises:
-        InputError: if a file is missing or malformed, or a base itself extends another.
+        InputError: if a file is missing or malformed, or extends itself.
     """
-    node = _read(path)
-    base_name = node.pop("extends", None)
-    if base_name is None:
-        return node
-    base = _read(path.parent / str(base_name))
-    if "extends" in base:
-        raise InputError(f"{path.parent / str(base_name)}: a base must not extend another file (one level only)")
-    return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.merge(base, node), resolve=False))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text()
-    except (FileNotFoundError, IsADirectoryError):
-        near = sorted(str(file) for file in path.parent.glob("*.yaml"))
-        raise InputError(f"config {path} does not exist; found there: {', '.join(near) or 'no yaml file'}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"config {path} cannot be read: {error}") from None
-    try:
-        node = OmegaConf.to_container(OmegaConf.create(text))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise InputError(f"config {path} is not valid yaml: {' '.join(str(error).split())}") from None
-    if not isinstance(node, dict):
-        raise InputError(f"config {path} must hold keys and values")
-    return typing.cast(dict[str, Any], node)
+    return typing.cast(dict[str, Any], values(chain(path)))
 
 
 def override(node: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
@@ -191,21 +166,18 @@ def override(node: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, A
         InputError: for a malformed assignment, a list position that does not exist, or an interpolation that leads
             nowhere.
     """
-    config = OmegaConf.create(dict(node))
-    assert isinstance(config, DictConfig)
-    for assignment in assignments:
-        key, sign, value = assignment.partition("=")
-        if not sign or not key:
-            raise InputError(f"{assignment!r} is not an override; write key=value")
-        try:
-            given = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
-            OmegaConf.update(config, key, typing.cast(dict[str, Any], given)["value"], merge=False)
-        except (OmegaConfBaseException, yaml.YAMLError, IndexError, ValueError, TypeError, AssertionError) as error:
-            raise InputError(f"override {assignment!r} cannot be applied: {first_line(error)}") from None
-    try:
-        return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-    except OmegaConfBaseException as error:
-        raise InputError(f"config.{getattr(error, 'full_key', None)}: {first_line(error)}") from None
+    return typing.cast(dict[str, Any], values(overridden(node, assignments)))
+
+
+def configured(schema: type, source: Path | Mapping[str, Any], assignments: Sequence[str] = ()) -> Any:
+    """The config of a yaml file (or of a node) with overrides, as an instance of its schema.
+
+    Unlike `override` of `load_yaml`, it leaves text as it is written: `experiment=007` is not 7.
+
+    Raises:
+        InputError: as `load_yaml`, `override` and `check`.
+    """
+    return check(schema, overridden(chain(source) if isinstance(source, Path) else source, assignments))
 
 
 def check(schema: type, node: Mapping[str, Any]) -> Any:
@@ -215,7 +187,7 @@ def check(schema: type, node: Mapping[str, Any]) -> Any:
 
 def plain(config: Any) -> dict[str, Any]:
     """A config as plain containers, to be saved as yaml and in checkpoints."""
-    return dataclasses.asdict(config)
+    return typing.cast(dict[str, Any], values(dataclasses.asdict(config)))
 
 
 def save_yaml(path: Path, config: Mapping[str, Any]) -> None:
@@ -240,12 +212,16 @@ def describe(schema: type, indent: str = "  ") -> str:
             lines.append(f"{indent}{item.name}[i].   {notes.get(item.name, '')}".rstrip())
             lines.append(describe(typing.get_args(hint)[0], indent + "  "))
         else:
-            kind = str(hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else hint).replace(
-                "typing.", ""
-            )
             shown = "(must be given)" if default == "???" else f"= {default}"
-            lines.append(f"{indent}{item.name}: {kind} {shown}   {notes.get(item.name, '')}".rstrip())
+            lines.append(f"{indent}{item.name}: {_shown(hint)} {shown}   {notes.get(item.name, '')}".rstrip())
     return "\n".join(lines)
+
+
+def _shown(hint: Any) -> str:
+    """A type as it is written in source."""
+    if typing.get_origin(hint) is typing.Union:  # of which typing makes Optional[...] where it strips what is annotated
+        return " | ".join("None" if member is type(None) else _shown(member) for member in typing.get_args(hint))
+    return str(hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else hint).replace("typing.", "")
 
 
 def attribute_notes(schema: type) -> dict[str, str]:

@@ -26,20 +26,38 @@ def new_folder(parent: Path, prefix: str = "") -> Path:
         InputError: if it cannot be made.
     """
     number = 0
+    while True:
+        folder = parent / f"{prefix}{number}"
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+        except OSError as error:
+            if not folder.exists():
+                raise InputError(
+                    f"folder {folder.absolute()} cannot be made: {error.strerror}; out= names another"
+                ) from None
+            number += 1
+        else:
+            return folder
+
+
+def empty_folder(out: str, why: str) -> Path:
+    """Make and return a folder that holds nothing.
+
+    Raises:
+        InputError: if it holds something or cannot be made.
+    """
+    folder = Path(out)
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            folder = parent / f"{prefix}{number}"
-            try:
-                folder.mkdir()
-            except FileExistsError:
-                number += 1
-            else:
-                return folder
+        folder.mkdir(parents=True, exist_ok=True)
+        full = any(folder.iterdir())
     except OSError as error:
-        raise InputError(
-            f"no folder can be made in {parent.absolute()} ({error.strerror}); out=FOLDER names another place"
-        ) from None
+        raise InputError(f"out={folder} cannot be made: {error}") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"out={folder} cannot be written to")
+    if full:
+        raise InputError(f"out={folder} is not empty; {why}")
+    return folder
 
 
 @contextmanager

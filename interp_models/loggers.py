@@ -1,11 +1,20 @@
 """Where a run's numbers go: `metrics.csv` always, Weights & Biases and TensorBoard as asked."""
 
+import base64
 import csv
+import importlib.util
 import io
+import json
+import netrc
+import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pandas as pd
@@ -15,10 +24,67 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from interp_models import visual
-from interp_models.config import LoggerConfig
+from interp_models.config import LoggerConfig, Mode
 from interp_models.errors import InputError
 from interp_models.files import write_whole
 from interp_models.report.views import ImageView
+
+
+def wandb_mode(config: LoggerConfig) -> str:
+    """The mode of Weights & Biases: `WANDB_MODE` if it is set, but what the config disables stays so.
+
+    Raises:
+        InputError: for an unknown `WANDB_MODE`.
+    """
+    given = os.environ.get("WANDB_MODE", "")
+    if config.wandb == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes"):
+        return "disabled"
+    mode = {"": config.wandb, "dryrun": "offline", "run": "online"}.get(given, given)  # Lightning sets dryrun
+    if mode not in get_args(Mode):
+        raise InputError(f"WANDB_MODE={given} must be one of {', '.join(get_args(Mode))}")
+    return mode
+
+
+@rank_zero_only
+def check_loggers(config: LoggerConfig) -> None:
+    """Raise `InputError` if a logger could not work: an extra, a login or the network is missing; made to be early."""
+    if config.tensorboard and not any(map(importlib.util.find_spec, ("tensorboard", "tensorboardX"))):
+        raise InputError("logger.tensorboard=true needs the extra: pip install 'interp_models[tensorboard]'")
+    if wandb_mode(config) != "online":
+        return
+    import wandb  # slow, and only needed here
+
+    settings = wandb.setup().settings
+    url, instead = settings.base_url.rstrip("/"), "or use logger.wandb=offline"
+    key = os.environ.get("WANDB_API_KEY") or settings.api_key or _netrc_key(url)
+    if not key and not os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        raise InputError(f"logger.wandb=online: no login for {url}; run wandb login, set WANDB_API_KEY, {instead}")
+    request = Request(f"{url}/graphql", json.dumps({"query": "query { viewer { id } }"}).encode())
+    request.add_header("Content-Type", "application/json")
+    if key:
+        request.add_header("Authorization", f"Basic {base64.b64encode(f'api:{key}'.encode()).decode()}")
+    try:
+        with urlopen(request, timeout=5) as answer:
+            known = b'"viewer":null' not in answer.read().replace(b" ", b"")
+    except HTTPError as error:  # the server is there
+        known = error.code not in (401, 403)
+    except (OSError, HTTPException, ValueError) as error:
+        raise InputError(
+            f"logger.wandb=online: {url} cannot be reached ({' '.join(str(error).split())}); connect, {instead}"
+        ) from None
+    if key and not known:
+        raise InputError(f"logger.wandb=online: {url} does not know the API key; run wandb login --relogin, {instead}")
+
+
+def _netrc_key(url: str) -> str | None:
+    """The password that `wandb login` wrote."""
+    try:
+        entry = netrc.netrc(os.environ.get("NETRC") or os.path.expanduser("~/.netrc")).authenticators(
+            urlsplit(url).hostname or ""
+        )
+    except (OSError, netrc.NetrcParseError):
+        return None
+    return entry[2] if entry else None
 
 
 def make_loggers(
@@ -47,12 +113,13 @@ def make_loggers(
     loggers: list[Logger] = []
     if job == "train":
         loggers.append(MetricsFile(run, phases, epochs, last))
-    if config.wandb != "disabled":
+    mode = wandb_mode(config)
+    if mode != "disabled":
         loggers.append(
             WandbLogger(
                 project=config.project,
                 save_dir=run,
-                offline=config.wandb == "offline",
+                offline=mode == "offline",
                 id=_wandb_id(run, job),
                 resume="allow",
                 group=group,
@@ -61,13 +128,8 @@ def make_loggers(
             )
         )
     if config.tensorboard:
-        try:
-            # Its own metric of hyperparameters would be -1 for every run
-            loggers.append(TensorBoardLogger(run, name="", version="tensorboard", default_hp_metric=False))
-        except ModuleNotFoundError:
-            raise InputError(
-                "logger.tensorboard=true needs the extra: pip install 'interp_models[tensorboard]'"
-            ) from None
+        # Its own metric of hyperparameters would be -1 for every run
+        loggers.append(TensorBoardLogger(run, name="", version="tensorboard", default_hp_metric=False))
     return loggers
 
 

@@ -13,6 +13,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from interp_models.errors import InputError, first_line
+from interp_models.written import is_open, text_of, typed, values
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -39,10 +40,26 @@ def _letters(name: str) -> str:
     return "".join(x for x in name.lower().replace("plusplus", "pp").replace("++", "pp") if x.isalnum())
 
 
+Misfit = tuple[str, object, typing.Sequence[str]]
+"""A name that does not exist: its kind, the name, and those that do."""
+
+
+def unfit(found: typing.Sequence[Misfit]) -> InputError:
+    """One error for all names that do not exist."""
+    if len(found) == 1:
+        return unknown(*found[0])
+    parts = []
+    for kind, known in dict.fromkeys((kind, tuple(known)) for kind, _, known in found):
+        names = [repr(name) for other, name, those in found if (other, tuple(those)) == (kind, known)]
+        shown = [name for name in sorted(known) if len(known) <= 30 or "." not in name]  # not all modules of a trunk
+        parts.append(f"unknown {kind} {', '.join(names)} (known: {', '.join(shown) or 'none'})")
+    return InputError("; ".join(parts))
+
+
 def schema_of(cls: Callable[..., Any], given: typing.Collection[str] = ()) -> type:
     """A dataclass with the typed keyword parameters of `cls`, except those that are `given` by the program."""
     constructor = vars(cls).get("__init__") or getattr(cls, "__init__", cls)
-    hints = typing.get_type_hints(constructor if isinstance(cls, type) else cls)
+    hints = typing.get_type_hints(constructor if isinstance(cls, type) else cls, include_extras=True)
     fields: list[tuple[str, Any, Any]] = []
     for parameter in inspect.signature(cls).parameters.values():
         if parameter.name in given or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
@@ -63,16 +80,21 @@ def parse(schema: type, node: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Check a config node against a dataclass and return its fields as objects.
 
     Raises:
-        InputError: for an unknown key (with the nearest one), a wrong type or a missing value.
+        InputError: for unknown keys (with the nearest one), a wrong type or a missing value.
     """
     names = [field.name for field in dataclasses.fields(schema)]
-    for key in node:
-        if key not in names:
-            raise unknown(f"key in {where}:", key, names)
+    strange: list[Misfit] = [(f"key in {where}:", key, names) for key in node if key not in names]
+    if strange:
+        raise unfit(strange)
     hints = typing.get_type_hints(schema)
-    values, nested = {}, {}
+    marked = typing.get_type_hints(schema, include_extras=True)
+    checked, nested = {}, {}
     for key, value in node.items():
         hint = hints[key]
+        try:
+            value = typed(marked[key], value)
+        except InputError as error:
+            raise InputError(f"{where}.{key}: {error}") from None
         if typing.get_origin(hint) is list:
             if not isinstance(value, list | tuple):
                 raise InputError(f"{where}.{key}: expected a list, got {value!r}")
@@ -83,9 +105,11 @@ def parse(schema: type, node: Mapping[str, Any], where: str) -> dict[str, Any]:
         elif dataclasses.is_dataclass(hint):
             nested[key] = _nested(hint, value, f"{where}.{key}")
             continue
-        values[key] = value
+        if is_open(marked[key]):
+            nested[key] = value
+        checked[key] = values(value)
     merged: Any = OmegaConf.structured(schema)
-    for key, value in values.items():
+    for key, value in checked.items():
         try:
             merged = OmegaConf.merge(merged, {key: value})
         except OmegaConfBaseException as error:
@@ -97,8 +121,8 @@ def parse(schema: type, node: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise InputError(f"{where}: {missing[0]!r} has no default and must be given")
     for name in names:
         value = nested[name] if name in nested else merged[name]
-        values[name] = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
-    return {name: values[name] for name in names}
+        checked[name] = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
+    return {name: checked[name] for name in names}
 
 
 def _nested(schema: Any, value: Any, where: str) -> Any:
@@ -180,4 +204,4 @@ def named(node: Mapping[str, Any], where: str, registry: Registry[Any]) -> tuple
     """The `name` of a config node and its options; `InputError` if it has no name."""
     if "name" not in node:
         raise InputError(f"{where}.name must be given: one of {', '.join(registry.names())}")
-    return str(node["name"]), {key: value for key, value in node.items() if key != "name"}
+    return text_of(node["name"]), {key: value for key, value in node.items() if key != "name"}

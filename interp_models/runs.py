@@ -1,6 +1,7 @@
 """Run folders: their names, their files, and how a model is had back from them."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -12,15 +13,17 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 from torchvision.transforms import v2
 
-from interp_models.config import TrainConfig, check, load_yaml, override, plain
+from interp_models.config import TrainConfig, configured, plain
 from interp_models.data.base import DATASETS
 from interp_models.data.module import DataModule
 from interp_models.data.transforms import of_known_range, plain_transform
 from interp_models.errors import InputError, first_line
-from interp_models.files import new_folder, whole
+from interp_models.files import empty_folder, new_folder, whole
+from interp_models.misfits import check_fits
 from interp_models.registry import named, parse, schema_of
 from interp_models.training.module import FORMAT_VERSION, MODELS, InterpModule
 from interp_models.training.recipe import Recipe
+from interp_models.written import OptionsOf, typed
 
 Ckpt = Literal["best", "last"]
 
@@ -37,6 +40,8 @@ def run_folder(config: TrainConfig, resume: Path | None = None) -> Path | None:
         InputError: if `out` already holds something or cannot be made.
     """
     if resume is not None:
+        if not os.access(resume, os.W_OK):
+            raise InputError(f"run {resume} cannot be written to")
         return resume
     if config.out is None:
         return new_folder(Path("runs") / config.experiment, f"{config.seed}-")
@@ -53,23 +58,6 @@ def folder_of_several(out: str | None, kind: str) -> Path | None:
     if out is None:
         return new_folder(Path("runs") / kind)
     return empty_folder(out, f"{kind} are never overwritten")
-
-
-def empty_folder(out: str, why: str) -> Path:
-    """Make and return a folder that holds nothing.
-
-    Raises:
-        InputError: if it holds something or cannot be made.
-    """
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        full = any(folder.iterdir())
-    except OSError as error:
-        raise InputError(f"out={folder} cannot be made: {error}") from None
-    if full:
-        raise InputError(f"out={folder} is not empty; {why}")
-    return folder
 
 
 def run_name(run: Path) -> str:
@@ -161,7 +149,7 @@ def run_config(run: Path) -> dict[str, Any]:
     if not (run / "config.yaml").is_file():
         raise InputError(f"{run} is not a run folder: it holds no config.yaml")
     try:
-        return plain(resolve(check(TrainConfig, override(load_yaml(run / "config.yaml"), []))))
+        return plain(resolve(configured(TrainConfig, run / "config.yaml")))
     except InputError as error:
         raise InputError(f"run {run}: {error}") from None
 
@@ -193,10 +181,9 @@ def resolve(config: TrainConfig) -> TrainConfig:
     Raises:
         InputError: for an unknown name or option, or a wrong type.
     """
-    data = data_options(plain(config))
-    name, options = named(data["dataset"], "data.dataset", DATASETS)
-    data["dataset"] = {"name": name, **DATASETS.options(name, options, given=("split",))}
+    data = data_options(vars(config))
     name, options = named(config.model, "model", MODELS)
+    check_fits(config, name, options)
     model = {"name": name, **MODELS.options(name, options, given=("num_classes",))}
     return dataclasses.replace(config, data=data, model=model)
 
@@ -225,10 +212,11 @@ def build_data(config: Mapping[str, Any], **changes: Any) -> DataModule:
 def data_options(config: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
     """The options of the data module, those of the data set in `dataset`, with all defaults; see `build_data`."""
     options = {**config["data"], **{key: value for key, value in changes.items() if key != "dataset"}}
-    dataset = options.get("dataset", {})
+    dataset = typed(OptionsOf, options.get("dataset", {}))
     if not isinstance(dataset, Mapping):
         raise InputError(f"data.dataset: expected keys and values (name and options), got {dataset!r}")
-    options["dataset"] = {**dataset, **changes.get("dataset", {})}
+    name, of_dataset = named({**dataset, **changes.get("dataset", {})}, "data.dataset", DATASETS)
+    options["dataset"] = {"name": name, **DATASETS.options(name, of_dataset, given=("split",))}
     options.setdefault("seed", int(config.get("seed", 0)))
     return parse(schema_of(DataModule), options, "data")
 

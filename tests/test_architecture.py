@@ -13,8 +13,14 @@ PACKAGE = ROOT / "interp_models"
 SCRIPTS = [ROOT / "train.py", ROOT / "evaluate.py"]
 
 LEAVES = {f"interp_models.{name}" for name in ("errors", "discovery", "outputs", "rng", "files", "registry", "scoring")}
-LEAVES |= {"interp_models.visual", "interp_models.inputs"}
-"""What others are built on; of ours they know the error and the checks of inputs alone, and these the error alone."""
+LEAVES |= {f"interp_models.{name}" for name in ("visual", "inputs", "written")}
+"""What others are built on; of ours they know the error and the checks of inputs alone, and the registry how values are
+written."""
+LEAF_IMPORTS = {
+    "interp_models.errors": LEAVES,
+    "interp_models.inputs": LEAVES,
+    "interp_models.written": {"interp_models.registry"},
+}
 
 FREE_STANDING = ("interp_models.explainers", "interp_models.metrics")
 """They work on any module that returns logits, and could be lifted out of the package."""
@@ -95,8 +101,7 @@ def violations(source: str, module: str, *, package: bool = False) -> list[str]:
                 allowed = name in THEIR_MODULES or within(name, own) if ours else top in THEIR_LIBRARIES
                 if not allowed:
                     found.append(f"{module} imports {name}: explainers and metrics stand on their own")
-        known = ("interp_models.errors", "interp_models.inputs")[: 1 if module == "interp_models.inputs" else 2]
-        if module in LEAVES and ours and name not in known:
+        if module in LEAVES and ours and module not in LEAF_IMPORTS.get(name, ()):
             found.append(f"{module} imports {name}: a leaf knows nothing of ours but the error and checks of inputs")
     if len(kinds) > 1 and not any(within(module, place) for place in MEETING_PLACES[1:]) and module != "interp_models":
         found.append(f"{module} imports {' and '.join(sorted(kinds))}, which meet elsewhere")

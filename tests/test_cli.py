@@ -135,7 +135,7 @@ def contents(folder: Path) -> dict[str, str]:
         ("trainer.logger=true", "trainer.logger is set by the script and cannot be given"),
         ("trainer.max_epochs=3", "trainer.max_epochs is set by the script and cannot be given"),
         ("trainer.accelerator=gpuu", "trainer: You selected an invalid accelerator name: `accelerator='gpuu'`."),
-        ("trainer.strategy=dpd", "trainer: You selected an invalid strategy name: `strategy='dpd'`."),
+        ("trainer.strategy=dpd", "trainer.strategy=dpd is not supported; auto, ddp, ddp_find_unused_p"),
         ("trainer.devices=none", "trainer: `devices` selected with `CPUAccelerator` should be an int > 0."),
         ("trainer.enable_checkpointing=false", "trainer.enable_checkpointing cannot be given; every epoch is saved"),
         ("trainer.val_check_interval=3", "trainer.val_check_interval cannot be given; every epoch ends with its valid"),
@@ -407,7 +407,11 @@ def test_resume_of_another_training(script: Script, bcnn_run: Path, tmp_path: Pa
 
 def test_resume_of_no_run(script: Script, bcnn_run: Path, tmp_path: Path) -> None:
     refused(script("train", f"resume={tmp_path}"), f"{tmp_path} is not a run folder: it holds no config.yaml")
-    refused(script("train", "resume="), ". is not a run folder: it holds no config.yaml")
+    refused(script("train", "resume="), "'resume=' has no value; write key=value, without spaces around =")
+    refused(script("train", f"resume={bcnn_run}", f"resume={tmp_path}"), "resume= is given twice: resume=")
+    (tmp_path / "file").touch()
+    for name in ("none", "file"):
+        refused(script("train", f"resume={tmp_path}/{name}"), f"{tmp_path}/{name} is not a run folder")
     refused(script("train", "a.yaml", f"resume={bcnn_run}"), "one config at most, and none with resume=; got a.yaml")
 
 
@@ -430,7 +434,7 @@ def test_resume_from_a_broken_checkpoint(script: Script, bcnn_run: Path, tmp_pat
         ("dataset.rot=x", "unknown key in dataset 'cub': 'rot'; did you mean 'root'?"),
         ("logger.wanbd=online", "unknown key in config.logger: 'wanbd'; did you mean 'wandb'?"),
         ("trainer.device=1", "unknown key in trainer: 'device'; did you mean 'devices'?"),
-        ("trainer.strategy=dpd", "trainer: You selected an invalid strategy name: `strategy='dpd'`."),
+        ("trainer.strategy=dpd", "trainer.strategy=dpd is not supported; auto, ddp, ddp_find_unused_p"),
         ("explainers=[gradcm]", "unknown explainer 'gradcm'; did you mean 'gradcam'"),
         ("explainers=gradcam", "config.explainers: expected a list, got 'gradcam'"),
         ("explainers=[]", "explainers and metrics: at least one of each is needed"),

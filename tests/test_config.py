@@ -44,13 +44,28 @@ def test_a_file_extends_another(tmp_path: Path) -> None:
     }
 
 
-def test_extends_is_one_level_deep(tmp_path: Path) -> None:
-    write(tmp_path / "a.yaml", "seed: 1\n")
-    write(tmp_path / "b.yaml", "extends: a.yaml\n")
-    top = write(tmp_path / "c.yaml", "extends: b.yaml\n")
-    assert load_yaml(tmp_path / "b.yaml") == {"seed": 1}
-    with pytest.raises(InputError, match=r"b\.yaml: a base must not extend another file \(one level only\)"):
-        load_yaml(top)
+def test_extends_in_a_chain(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", "seed: 1\ndata: {size: 1, root: a}\n")
+    write(tmp_path / "deep/b.yaml", "extends: ../a.yaml\ndata: {root: b, more: 2}\n")
+    write(tmp_path / "deep/c.yaml", "extends: b.yaml\nexperiment: c\n")
+    top = write(tmp_path / "d.yaml", "extends: deep/c.yaml\ndata: {more: 3}\n")
+    assert load_yaml(top) == {"seed": 1, "data": {"size": 1, "root": "b", "more": 3}, "experiment": "c"}
+
+
+def test_extends_in_a_circle_is_refused(tmp_path: Path) -> None:
+    a, b, c = (tmp_path / f"{name}.yaml" for name in "abc")
+    write(a, "extends: ./b.yaml\n")
+    write(b, "extends: c.yaml\n")
+    write(c, "extends: a.yaml\n")
+    with pytest.raises(InputError) as error:
+        load_yaml(a)
+    assert str(error.value) == f"configs extend each other in a circle: {a} -> {b} -> {c} -> {a}"
+    write(c, "extends: c.yaml\n")
+    with pytest.raises(InputError, match=r"circle: .*/b\.yaml -> .*/c\.yaml -> .*/c\.yaml$"):
+        load_yaml(b)
+    write(c, "extends: [a.yaml, b.yaml]\n")
+    with pytest.raises(InputError, match=r"c\.yaml: extends must be the name of one file; got \['a"):
+        load_yaml(c)
 
 
 def test_missing_base_is_named(tmp_path: Path) -> None:
@@ -59,7 +74,7 @@ def test_missing_base_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         load_yaml(top)
     assert str(error.value) == (
-        f"config {tmp_path}/bse.yaml does not exist; found there: {tmp_path}/base.yaml, {tmp_path}/top.yaml"
+        f"config {tmp_path}/bse.yaml, which {top} extends, does not exist; found there: {tmp_path}/base.yaml, {top}"
     )
 
 
@@ -115,7 +130,7 @@ NODE = {
         ("data.dataset.root=/b=c/d e", ["data", "dataset"], {"name": "cub", "root": "/b=c/d e"}),
         ("data.dataset={name: other}", ["data", "dataset"], {"name": "other"}),
         ("data.size=null", ["data", "size"], None),
-        ("data.size=", ["data", "size"], None),
+        ("data.size=0x10", ["data", "size"], 16),
         ("new.deep.key=true", ["new"], {"deep": {"key": True}}),
         ("names=[a, 1, 1.5, null, 'x y']", ["names"], ["a", 1, 1.5, None, "x y"]),
         ("nested={a: {b: [1, {c: 2e-4}]}}", ["nested"], {"a": {"b": [1, {"c": 0.0002}]}}),
@@ -155,7 +170,13 @@ def test_overrides_apply_in_order_and_leave_the_node_alone() -> None:
         ("=3", "'=3' is not an override; write key=value"),
         ("phases[2].epochs=1", "override 'phases[2].epochs=1' cannot be applied: list index out of range"),
         ("phases[x].epochs=1", "override 'phases[x].epochs=1' cannot be applied: Index 'x' (str) is not an int"),
-        ("data.size=[1", "override 'data.size=[1' cannot be applied: "),
+        ("data.size=", "'data.size=' has no value; data.size=null is none, data.size=\"''\" is empty text"),
+        (
+            "data.size[0=1",
+            "override 'data.size[0=1' cannot be applied: 'data.size[0' is no key such as",
+        ),
+        ("seed.deep=1", "override 'seed.deep=1' cannot be applied: 0 holds no 'deep'"),
+        ("data.size=[1", "'[1' is not valid yaml: expected ',' or ']'"),
         ("data.size=${nope}", "config.data.size: Interpolation key 'nope' not found"),
     ],
 )

@@ -8,6 +8,7 @@ from torchvision.datasets import FGVCAircraft
 from interp_models.data.base import DATASETS, ImageDataset, Sample, boxed_sample, printable
 from interp_models.data.download import download_archive
 from interp_models.errors import InputError
+from interp_models.written import PathText
 
 URL = FGVCAircraft._URL
 
@@ -34,7 +35,7 @@ class Aircraft(ImageDataset):
         self,
         *,
         split: Literal["train", "test"],
-        root: str,
+        root: PathText,
         level: Literal["variant", "family", "manufacturer"] = "variant",
         download: bool = False,
     ) -> None:

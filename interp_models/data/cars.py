@@ -8,6 +8,7 @@ from torchvision.datasets import StanfordCars
 
 from interp_models.data.base import DATASETS, ImageDataset, Sample, boxed_sample
 from interp_models.errors import InputError
+from interp_models.written import PathText
 
 FILES = (
     "devkit/cars_train_annos.mat", "devkit/cars_meta.mat", "cars_test_annos_withlabels.mat", "cars_train", "cars_test",
@@ -30,7 +31,7 @@ class Cars(ImageDataset):
         InputError: if scipy is not installed, or a part of the data set is missing.
     """
 
-    def __init__(self, *, split: Literal["train", "test"], root: str) -> None:
+    def __init__(self, *, split: Literal["train", "test"], root: PathText) -> None:
         folder = Path(root).expanduser() / "stanford_cars"
         for name in FILES:
             if not (folder / name).exists():

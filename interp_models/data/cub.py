@@ -13,6 +13,7 @@ from interp_models.data.download import download_archive
 from interp_models.data.transforms import hide_outside
 from interp_models.errors import InputError
 from interp_models.registry import unknown
+from interp_models.written import PathText
 
 # The archives of CaltechDATA's records 65de6-vp158 and w9d68-gec53, with the MD5 sums published there.
 IMAGES_URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
@@ -58,7 +59,7 @@ class CUB(ImageDataset):
         self,
         *,
         split: Literal["train", "test"],
-        root: str,
+        root: PathText,
         classes: list[Any] | None = None,
         download: bool = False,
     ) -> None:

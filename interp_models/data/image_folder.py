@@ -22,6 +22,7 @@ from interp_models.data.listing import (
     stray,
 )
 from interp_models.errors import InputError
+from interp_models.written import PathText
 
 FRACTION = 0.2
 """Of the images that are tested on, where nothing says which."""
@@ -55,8 +56,8 @@ class ImageFolder(ImageDataset):
         self,
         *,
         split: Literal["train", "test"],
-        root: str,
-        list: str | None = None,
+        root: PathText,
+        list: PathText | None = None,
         test_fraction: float | None = None,
         seed: int = 0,
         max_value: float | None = None,

@@ -5,6 +5,7 @@ from typing import Literal
 
 from interp_models.data.base import DATASETS, ImageDataset, Sample, decode_image, printable
 from interp_models.errors import InputError
+from interp_models.written import PathText
 
 LISTS = {"train": "TrainImages.txt", "test": "TestImages.txt"}
 
@@ -23,7 +24,7 @@ class MIT67(ImageDataset):
         InputError: if a list or the images are missing, or a list names no image.
     """
 
-    def __init__(self, *, split: Literal["train", "test"], root: str) -> None:
+    def __init__(self, *, split: Literal["train", "test"], root: PathText) -> None:
         folder = Path(root).expanduser()
         for name in ("Images", *LISTS.values()):
             if not (folder / name).exists():

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from interp_models.backbones import BUNDLED, Backbone
+from interp_models.backbones import BUNDLED, Backbone, Weights
 from interp_models.errors import InputError
 from interp_models.outputs import InterpOutput
 from interp_models.training.distributed import gathered
@@ -62,7 +62,7 @@ class BCNN(InterpModule):
         num_classes: int,
         *,
         backbone: str = BUNDLED,
-        weights: str | None = "timm",
+        weights: Weights = "timm",
         output_stride: int | None = None,
         n_maps: int = 3,
         relu: bool = True,

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from interp_models.backbones import BUNDLED, Backbone
+from interp_models.backbones import BUNDLED, Backbone, Weights
 from interp_models.errors import InputError
 from interp_models.outputs import InterpOutput
 from interp_models.training.module import MODELS, InterpModule, check_fraction
@@ -50,7 +50,7 @@ class BRNPA(InterpModule):
         num_classes: int,
         *,
         backbone: str = BUNDLED,
-        weights: str | None = "timm",
+        weights: Weights = "timm",
         output_stride: int | None = None,
         n_parts: int = 3,
         dropout: float = 0.0,

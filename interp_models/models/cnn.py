@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from interp_models.backbones import BUNDLED, Backbone, weights_path
+from interp_models.backbones import BUNDLED, Backbone, Weights, weights_path
 from interp_models.outputs import InterpOutput
 from interp_models.scoring import evaluating
 from interp_models.training.module import MODELS, InterpModule, check_fraction
@@ -50,7 +50,7 @@ class CNN(InterpModule):
         num_classes: int,
         *,
         backbone: str = BUNDLED,
-        weights: str | None = "timm",
+        weights: Weights = "timm",
         output_stride: int | None = None,
         dropout: float = 0.0,
         label_smoothing: float = 0.0,

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from interp_models.backbones import BUNDLED, Backbone
+from interp_models.backbones import BUNDLED, Backbone, Weights
 from interp_models.errors import InputError
 from interp_models.outputs import InterpOutput
 from interp_models.training.module import MODELS, InterpModule, check_fraction, check_not_negative
@@ -56,7 +56,7 @@ class DPNet(InterpModule):
         num_classes: int,
         *,
         backbone: str = BUNDLED,
-        weights: str | None = "timm",
+        weights: Weights = "timm",
         output_stride: int | None = None,
         parts_per_class: int = 10,
         windows: tuple[int, ...] = (1, 2, 3),

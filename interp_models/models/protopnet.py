@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from interp_models.backbones import BUNDLED, Backbone
+from interp_models.backbones import BUNDLED, Backbone, Weights
 from interp_models.data.module import DataModule
 from interp_models.errors import InputError
 from interp_models.outputs import InterpOutput
@@ -76,7 +76,7 @@ class ProtoPNet(InterpModule):
         num_classes: int,
         *,
         backbone: str = BUNDLED,
-        weights: str | None = "timm",
+        weights: Weights = "timm",
         output_stride: int | None = None,
         prototypes_per_class: int = 10,
         channels: int = 128,

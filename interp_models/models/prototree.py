@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from interp_models.backbones import BUNDLED, Backbone
+from interp_models.backbones import BUNDLED, Backbone, Weights
 from interp_models.data.module import DataModule
 from interp_models.errors import InputError
 from interp_models.outputs import InterpOutput
@@ -75,7 +75,7 @@ class ProtoTree(InterpModule):
         num_classes: int,
         *,
         backbone: str = BUNDLED,
-        weights: str | None = "timm",
+        weights: Weights = "timm",
         output_stride: int | None = None,
         depth: int = 9,
         channels: int = 256,

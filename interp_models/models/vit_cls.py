@@ -13,7 +13,7 @@ from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from interp_models.attention import attentions, class_rows, on_grid, patch_size, transformer
-from interp_models.backbones import create, pixel_statistics, weights_path
+from interp_models.backbones import Weights, create, pixel_statistics, weights_path
 from interp_models.errors import InputError, NotApplicable, first_line
 from interp_models.outputs import InterpOutput
 from interp_models.registry import unknown
@@ -50,7 +50,7 @@ class ViTCLS(InterpModule):
         num_classes: int,
         *,
         backbone: str = "vit_small_patch16_224",
-        weights: str | None = "timm",
+        weights: Weights = "timm",
         drop_path: float = 0.1,
         layer_decay: float = 0.75,
         dropout: float = 0.0,

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 
 from interp_models.errors import InputError
-from interp_models.registry import unknown
+from interp_models.registry import Misfit, unfit
 
 
 @dataclass
@@ -117,10 +117,29 @@ class Recipe:
         phase, position = self.at(epoch)
         return phase.select == "every" or (phase.select == "last" and position == phase.epochs - 1)
 
+    def misfits(self, groups: Sequence[str], modules: Sequence[str], actions: Sequence[str]) -> list[Misfit]:
+        """Names that the model does not have: kind, name, and those that it has."""
+        found: list[Misfit] = [
+            ("parameter group in optimizer.weight_decays:", group, groups)
+            for group in self.optimizer.weight_decays
+            if group not in groups
+        ]
+        for number, phase in enumerate(self.phases):
+            for key, kind, names, known in (
+                ("lrs", "parameter group", list(phase.lrs), groups),
+                ("then", "action", phase.then, actions),
+                ("eval_modules", "module", phase.eval_modules, modules),
+            ):
+                where = f"{kind} in phases[{number}].{key}:"
+                found += [(where, name, known) for name in names if name not in known]
+        return found
+
     def check(self, groups: Sequence[str], modules: Sequence[str], actions: Sequence[str] = ()) -> None:
         """Raise `InputError` unless every phase is sound and names groups, modules and actions that exist."""
         if not self.phases:
             raise InputError("phases: at least one phase is needed")
+        if found := self.misfits(groups, modules, actions):
+            raise unfit(found)
         for key in ("weight_decay", "momentum"):
             value = getattr(self.optimizer, key)
             if not 0 <= value < math.inf:
@@ -128,8 +147,6 @@ class Recipe:
         if not 0 < self.optimizer.eps < math.inf:
             raise InputError(f"optimizer.eps must be above 0; got {self.optimizer.eps}")
         for group, decay in self.optimizer.weight_decays.items():
-            if group not in groups:
-                raise unknown("parameter group in optimizer.weight_decays:", group, groups)
             if not 0 <= decay < math.inf:
                 raise InputError(f"optimizer.weight_decays.{group} must be 0 or more; got {decay}")
         trained = [phase for phase in self.phases if phase.epochs]
@@ -144,16 +161,8 @@ class Recipe:
                     f"{where}.lrs: a learning rate is needed for at least one group of {', '.join(groups)}"
                 )
             for group, lr in phase.lrs.items():
-                if group not in groups:
-                    raise unknown(f"parameter group in {where}.lrs:", group, groups)
                 if not 0 <= lr < math.inf:
                     raise InputError(f"{where}.lrs.{group} must be 0 or more; got {lr}")
-            for action in phase.then:
-                if action not in actions:
-                    raise unknown(f"action in {where}.then:", action, actions)
-            for module in phase.eval_modules:
-                if module not in modules:
-                    raise unknown(f"module in {where}.eval_modules:", module, modules)
 
     def check_timeline(self) -> None:
         """Raise `InputError` unless there is an epoch to train, and every action has one to end.
