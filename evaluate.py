@@ -156,10 +156,11 @@ def _loaded(folders: list[Path], config: EvaluateConfig) -> list[Evaluated]:
 def _own_folder(out: Path) -> Path:
     """The folder for one run's evaluation, which may hold one already; raises `InputError` if it holds other things."""
     try:
-        taken = out.exists() and any(out.iterdir()) and not (out / LOCK).exists()
+        full = out.exists() and any(out.iterdir())
+        other = full and ((out / "checkpoints").exists() or not (out / LOCK).exists())
     except OSError as error:
         raise InputError(f"out={out} cannot be read: {error.strerror}") from None
-    if taken:
+    if other:
         raise InputError(
             f"out={out} holds other files than an evaluation's; name a new folder, or that of an evaluation"
         )
