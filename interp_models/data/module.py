@@ -139,8 +139,11 @@ class DataModule(pl.LightningDataModule):
         self.image_size, self.batch_size, self.num_workers, self.seed = image_size, batch_size, num_workers, seed
         self.crop_to_box, self.augment, self.transforms = crop_to_box, augment, transforms
         self.skip_corrupt, self.balanced = skip_corrupt, balanced
-        self.train_images = DATASETS.build(name, options, split="train")
-        self.test_images = DATASETS.build(name, options, split="test")
+        try:
+            self.train_images = DATASETS.build(name, options, split="train")
+            self.test_images = DATASETS.build(name, options, split="test")
+        except OSError as error:  # such as a folder that may not be entered
+            raise InputError(f"data set {name!r} cannot be read: {error}") from None
         for split, images in self._splits():
             if not len(images):
                 raise InputError(f"data set {name!r} has no {split} images")

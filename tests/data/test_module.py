@@ -158,6 +158,16 @@ def test_the_data_sets_own_validation_images_are_taken(tmp_path: Path) -> None:
         of_folder(tmp_path, skip_corrupt=True)
 
 
+def test_a_folder_that_may_not_be_entered(tiny_cub: Cub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stat(path: Path, **_: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    module(tiny_cub)
+    monkeypatch.setattr(Path, "stat", stat)
+    with pytest.raises(InputError, match=r"data set 'cub' cannot be read: .*Permission denied: '.*images.txt'"):
+        module(tiny_cub)
+
+
 def test_summary_of_what_is_drawn_and_left_out(tmp_path: Path) -> None:
     names = " ".join(f"{kind}/{i}.png" for kind, n in (("a", 10), ("b", 5), ("c", 1)) for i in range(n))
     make_folder(tmp_path, names)
