@@ -78,9 +78,8 @@ def find(model: Any, content: Mapping[Any, Any], path: Path) -> Found:
                     plain.append(raw)
     found = [Found(place, state) for place, raw in tried if (state := _fitted(model, raw)) is not None]
     if not found:
-        raise InputError(
-            f"weights file {path} does not fit {name}: {_misfit(model, [raw for _, raw in tried or groups])}"
-        )
+        why = _misfit(model, plain or [group for _, group in groups])
+        raise InputError(f"weights file {path} does not fit {name}: {why}")
     means = [one for one in found if AVERAGED & set(re.split(r"[._]", one.place))]
     chosen = (means or found)[0]
     for other in (means or found)[1:]:
@@ -177,10 +176,9 @@ def _converted(model: Any, raw: dict[str, Tensor]) -> dict[str, Tensor] | None:
             state = convert(dict(raw))
     except Exception:  # whatever it meets in a file of something else
         return None
-    for key, value in state.items():
-        # timm would also interpolate the filters of patches, so that another patch size passed
-        if key in raw and "pos" not in key and value.numel() != raw[key].numel():
-            return None
+    filters = "patch_embed.proj.weight"
+    if filters in raw and filters in state and state[filters].numel() != raw[filters].numel():
+        return None  # timm would interpolate them, too, so that another patch size passed
     return dict(state)
 
 

@@ -52,7 +52,7 @@ def verdict(name: str) -> str:
     check_places(backbone, side)
     form = backbone.form
     notes = ["channels last"] * form.channels_last + ["by `forward_features`"] * (not form.headless)
-    notes += [f"images of {side} pixels alone"] * (not takes(backbone, side // 2 * 3))
+    notes += [f"images of {side} pixels alone"] * (not takes(backbone, side + 64))
     return f"{form.channels} channels, a cell of {form.stride} pixels" + "".join(f"; {note}" for note in notes)
 
 
@@ -67,9 +67,9 @@ def takes(backbone: Backbone, side: int) -> bool:
 
 
 def images_of(backbone: Backbone) -> int:
-    """A size of images that it takes, small ones first."""
+    """A size of images that it takes: one with a grid of some cells, or its own."""
     own: int = backbone.trunk.default_cfg["input_size"][1]  # type: ignore[union-attr, index, assignment]
-    return next(side for side in (128, own) if takes(backbone, side))
+    return next(side for side in (256, own) if takes(backbone, side))
 
 
 @torch.no_grad()
@@ -93,15 +93,14 @@ def check_places(backbone: Backbone, side: int) -> None:
         x = base.clone()
         x[..., row * third : (row + 1) * third, column * third : (column + 1) * third] = 1.0
         change = (backbone(x) - plain).square().sum(dim=1)[0]
+        change = (change - change.mean()).relu() ** 4  # gates of channels and attention change every cell
         grid = torch.stack(torch.meshgrid(torch.arange(cells), torch.arange(cells), indexing="ij"))
         return (change * grid).sum(dim=(1, 2)) / change.sum()
 
-    middle = centre(1, 1)
     for axis in (0, 1):
         before, after = (centre(*((place, 1) if axis == 0 else (1, place))) for place in (0, 2))
-        assert before[axis] < middle[axis] < after[axis], (axis, before, middle, after)
         along, across = (after - before)[axis], (after - before)[1 - axis].abs()
-        assert along > 2 * across, (axis, before, after)
+        assert along > max(2 * across, 0.1 * cells), (axis, before, after)
 
 
 def main() -> None:
@@ -111,7 +110,11 @@ def main() -> None:
     rows = ["| Family | Smallest model | As a backbone |", "| --- | --- | --- |"]
     for family in timm.list_modules():
         name = smallest(family)
-        rows.append(f"| `{family}` | `{name}` | {verdict(name)} |")
+        try:
+            said = verdict(name)
+        except AssertionError as error:
+            said = f"taken, but cells are not where they should be: {error}"
+        rows.append(f"| `{family}` | `{name}` | {said} |")
         print(rows[-1], flush=True)
     TABLE.write_text(text[:start] + "\n".join(rows) + "\n")
 
