@@ -7,7 +7,7 @@ python -m benchmarks.gpu --device cpu --tiny              a rehearsal without a 
 Sections, in this order: `agreement` (explainers, metrics, prepared copies: against the CPU, float32 without TF32),
 `training` (a run of every model against the CPU's, resumed, and in bfloat16; an evaluation), `training_costs`
 (images/s beside the bare backbone), `judging_costs` (time ÷ floor of explainers and metrics), `compiled` (both, by
-torch.compile).
+torch.compile), `more_agreement` (explainers of the models that the first section left out).
 Weights are random, images are drawn, nothing is downloaded. An item that fails is recorded, and the rest goes on; the
 results are written after every item. Exit code 1 says that something failed or differs from the CPU.
 """
@@ -35,6 +35,7 @@ SECTIONS = {
     "training_costs": gpu_costs.training,
     "judging_costs": gpu_costs.judging,
     "compiled": gpu_costs.compiled,
+    "more_agreement": gpu_agreement.more_agreement,
 }
 FRAMES = 4
 """Of a traceback, the last ones."""
