@@ -172,7 +172,8 @@ def override(node: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, A
 def configured(schema: type, source: Path | Mapping[str, Any], assignments: Sequence[str] = ()) -> Any:
     """The config of a yaml file (or of a node) with overrides, as an instance of its schema.
 
-    Unlike `override` of `load_yaml`, it leaves text as it is written: `experiment=007` is not 7.
+    Unlike `override` of `load_yaml`, it leaves text as it is written: `experiment=007` is not 7. Options of the data
+    set, the model and explainers are read when their own schemas are known, those of a training by `runs.resolve`.
 
     Raises:
         InputError: as `load_yaml`, `override` and `check`.

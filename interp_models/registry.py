@@ -107,6 +107,7 @@ def parse(schema: type, node: Mapping[str, Any], where: str) -> dict[str, Any]:
             continue
         if is_open(marked[key]):
             nested[key] = value
+            value = {} if isinstance(value, Mapping) else [] if isinstance(value, list) else value
         checked[key] = values(value)
     merged: Any = OmegaConf.structured(schema)
     for key, value in checked.items():

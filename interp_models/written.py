@@ -121,7 +121,7 @@ def value_of(written: Written) -> Any:
     if isinstance(value, dict | list) or not written:
         return value
     scalar = _scalar(written)
-    if scalar is not None and scalar.style is None and scalar.value != written:
+    if scalar is None or (scalar.style is None and scalar.value != written):
         return str(written)  # yaml would cut it at a #
     return _meaning(value) if isinstance(value, Written) else value
 

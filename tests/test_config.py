@@ -1,15 +1,19 @@
 """Configs from files and the command line."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from interp_models import runs
+from interp_models.cli import config_path
 from interp_models.config import (
     EvaluateConfig,
     TrainConfig,
     ValidationConfig,
     check,
+    configured,
     describe,
     load_yaml,
     override,
@@ -18,7 +22,7 @@ from interp_models.config import (
 )
 from interp_models.errors import InputError
 from interp_models.training.recipe import Optimizer, Phase
-from tests.conftest import BCNN_LRS, tiny_config
+from tests.conftest import BCNN_LRS, TINY, tiny_config
 
 
 def write(path: Path, text: str) -> Path:
@@ -78,9 +82,16 @@ def test_missing_base_is_named(tmp_path: Path) -> None:
     )
 
 
+def test_a_mark_at_the_beginning_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes(b"\xef\xbb\xbfseed: 3\n")
+    assert load_yaml(tmp_path / "c.yaml") == {"seed": 3}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("a: {b: 1, c: 2, b: 3}\n", "is not valid yaml: .*duplicate key b"),
+        ("a:\n\tb: 1\n", "is not valid yaml: .*line 2"),
         ("a: [1, 2\nb: 3", "is not valid yaml: .*line 2"),
         ("a: 1\na: 2\n", "is not valid yaml: .*duplicate key a"),
         ("- 1\n- 2\n", "must hold keys and values"),
@@ -239,6 +250,156 @@ def test_numbers_of_learning_rates_are_floats(tmp_path: Path) -> None:
     assert type(config.optimizer.momentum) is float
 
 
+# Text and paths
+
+ODD = [
+    "007", "1e3", "on", "No", "0x10", "1_000", "2020-01-01", "12:30:00", "1:30", ".5", "true", "a b", "a: b", "a, b",
+    "[a]", "[a", "{a: 1}", "{a", "a #1", "#1", "a=b", "O'Brien", '"', "- x", "@x", "%x", "*x", "!x", "&x", "a\\b", "..",
+    "é \U0001f426",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_text_stays_text_on_the_command_line(text: str) -> None:
+    """Where the schema says text: in the scripts' own, in that of the data set and the model, and in a mapping."""
+    keys = ("experiment", "out", "data.dataset.root", "model.backbone", "phases[0].name")
+    for key in keys:
+        config = configured(TrainConfig, {"phases": [{}]}, [f"{key}={text}", "data.dataset.name=image_folder"])
+        found = {
+            "experiment": config.experiment,
+            "out": config.out,
+            "phases[0].name": config.phases[0].name,
+            "data.dataset.root": runs.data_options(vars(config_with(config)))["dataset"]["root"],
+            "model.backbone": runs.resolve(config_with(config)).model["backbone"],
+        }[key]
+        assert found == text
+        assert type(found) is str
+
+
+def config_with(config: TrainConfig) -> TrainConfig:
+    """The config with a model and a root, if they are not given."""
+    data = {**config.data, "dataset": {"root": "x", **config.data["dataset"]}}
+    return replace(config, data=data, model={"name": "cnn", **config.model})
+
+
+PLAIN = [text for text in ODD if text[0] not in '[{#"-@%*!&' and "#" not in text and ": " not in text]
+"""Those that yaml reads as a scalar without quotes."""
+
+
+@pytest.mark.parametrize("text", PLAIN)
+def test_text_stays_text_in_a_file(tmp_path: Path, text: str) -> None:
+    path = write(
+        tmp_path / "c.yaml",
+        f"experiment: {text}\nmodel:\n  name: cnn\n  backbone: {text}\nphases:\n  - eval_modules:\n    - {text}\n"
+        f"data:\n  dataset:\n    name: image_folder\n    root: {text}\n",
+    )
+    config = runs.resolve(configured(TrainConfig, path))
+    found = [
+        config.experiment,
+        config.model["backbone"],
+        config.data["dataset"]["root"],
+        config.phases[0].eval_modules[0],
+    ]
+    assert found == [text] * 4
+    save_yaml(tmp_path / "saved.yaml", plain(config))
+    assert runs.resolve(configured(TrainConfig, tmp_path / "saved.yaml")) == config
+    assert load_yaml(tmp_path / "saved.yaml") == plain(config)
+
+
+def test_quotes_and_null_on_the_command_line() -> None:
+    config = configured(TrainConfig, {"out": "x"}, ["experiment='007'", "out=null", 'logger.project="a # b"'])
+    assert (config.experiment, config.out, config.logger.project) == ("007", None, "a # b")
+    assert configured(TrainConfig, {}, ["experiment=null", "out='null'"]).experiment == "null"
+    assert configured(TrainConfig, {}, ["out='null'"]).out == "null"
+    evaluation = configured(
+        EvaluateConfig, {}, ["ensemble=[007, '1e3', a/b]", "figure=[on]", "target=010", "grid=[7, 7]"]
+    )
+    assert (evaluation.ensemble, evaluation.figure) == (["007", "1e3", "a/b"], ["on"])
+    assert (evaluation.target, evaluation.grid) == (10, [7, 7])  # Any is read as yaml, but not as octal
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("seed=1:30", "config.seed: Value '1:30' of type 'str' could not be converted to Integer"),
+        ("seed=3 # three", "config.seed: Value '3 # three' of type 'str' could not be converted to Integer"),
+        ("phases=[1", "config.phases: '[1' is not valid yaml: expected ',' or ']'"),
+        ("optimizer=adam", "config.optimizer: expected keys and values (name, weight_decay, "),
+        ("out=~nobody_of_that_name/x", "config.out: '~nobody_of_that_name' is the home folder of nobody; write ./~nob"),
+    ],
+)
+def test_numbers_are_not_guessed(assignment: str, message: str) -> None:
+    assert configured(TrainConfig, {}, ["seed=010"]).seed == 10
+    with pytest.raises(InputError) as error:
+        configured(TrainConfig, {}, [assignment])
+    assert str(error.value).startswith(message)
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write(
+        tmp_path / "c.yaml",
+        "out: ~/run\nfeature_cache: ~/f\ndistillation: {teacher: ~/t}\nmodel: {name: cnn, weights: ~/w.pth}\n"
+        "data: {dataset: {name: cub, root: ~}}\n",
+    )
+    config = runs.resolve(configured(TrainConfig, path))
+    assert (config.out, config.feature_cache, config.distillation.teacher) == tuple(
+        f"{tmp_path}/{n}" for n in ("run", "f", "t")
+    )
+    assert (config.model["weights"], config.data["dataset"]["root"]) == (f"{tmp_path}/w.pth", str(tmp_path))
+    evaluation = configured(EvaluateConfig, {}, ["ensemble=[~/a,b/~c]", "out=./~x", "dataset.root=~/d"])
+    assert (evaluation.ensemble, evaluation.out) == ([f"{tmp_path}/a", "b/~c"], "./~x")
+    node = runs.run_config(Path(save(tmp_path / "r", config)))
+    assert runs.data_options(node, dataset=evaluation.dataset)["dataset"]["root"] == f"{tmp_path}/d"
+    write(tmp_path / "d.yaml", "extends: ~/c.yaml\nout: ~other/~\n")
+    assert load_yaml(tmp_path / "d.yaml")["feature_cache"] == "~/f"
+    assert config_path("~/d.yaml") == tmp_path / "d.yaml"
+
+
+def save(run: Path, config: TrainConfig) -> Path:
+    run.mkdir()
+    save_yaml(run / "config.yaml", plain(config))
+    return run
+
+
+def test_shipped_configs_are_found_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = Path(__file__).parents[1] / "configs/quickstart.yaml"
+    assert config_path("configs/quickstart.yaml") == own
+    write(tmp_path / "configs/quickstart.yaml", "")
+    assert config_path("configs/quickstart.yaml") == Path("configs/quickstart.yaml")
+    assert config_path("configs/none.yaml") == Path("configs/none.yaml")
+
+
+def test_everything_of_another_model_is_named_at_once() -> None:
+    node = {
+        "data": {"dataset": {"name": "part_birds"}},
+        "model": {"name": "bcnn", "backbone": TINY, "weights": None, "n_maps": 2, "relu": False},
+        "phases": [
+            {"lrs": {"backbone": 1, "attention": 1}},
+            {"lrs": {"head": 1}, "then": ["push"], "eval_modules": ["attention"]},
+        ],
+        "optimizer": {"weight_decays": {"attention": 0.1}},
+    }
+    assert runs.resolve(configured(TrainConfig, {**node, "phases": [], "optimizer": {}})).model["n_maps"] == 2
+    with pytest.raises(InputError) as error:
+        runs.resolve(configured(TrainConfig, node, ["model.name=cnn"]))
+    message = str(error.value)
+    for part in (
+        "unknown key in model 'cnn': 'n_maps', 'relu' (known: backbone, dropout, label_smoothing, output_stride, we",
+        "unknown parameter group in optimizer.weight_decays: 'attention' (known: backbone, head); ",
+        "unknown parameter group in phases[0].lrs: 'attention' (known: backbone, head); ",
+        "unknown action in phases[1].then: 'push' (known: reset_optimizer); ",
+        "unknown module in phases[1].eval_modules: 'attention' (known: ",
+    ):
+        assert part in message
+    assert "\n" not in message
+    with pytest.raises(
+        InputError, match=r"^unknown key in dataset 'part_birds': 'root', 'download' \(known: "
+    ) as error:
+        runs.resolve(configured(TrainConfig, node, ["data.dataset.root=x", "data.dataset.download=true"]))
+
+
 # Round trip
 
 
@@ -263,8 +424,6 @@ def test_a_resolved_config_reads_back_the_same(tmp_path: Path) -> None:
 
 
 def test_the_config_of_a_run_reads_back_the_same(bcnn_run: Path, tiny_cub: Any) -> None:
-    from interp_models import runs
-
     node = runs.run_config(bcnn_run)
     phases = [{"epochs": 4, "lrs": BCNN_LRS}]
     config = runs.resolve(check(TrainConfig, tiny_config(tiny_cub.root, out=str(bcnn_run), phases=phases)))
