@@ -455,7 +455,6 @@ def test_resume_from_a_broken_checkpoint(script: Script, bcnn_run: Path, tmp_pat
         ("explainers=[{name: random, label: ''}]", "explainer label '' becomes a file's name"),
         ("explainers=[{name: [rise]}]", "an explainer is a name, or a mapping with 'name' and options"),
         ("trainer.limit_test_batches=1", "trainer.limit_test_batches cannot be given; n_images= says how many images"),
-        ("out=elsewhere", "out= is the folder of a comparison of several runs"),
         ("metrics=[daux]", "unknown metric 'daux'; did you mean 'dauc'"),
         ("metrics=[]", "explainers and metrics: at least one of each is needed"),
         ("target=lable", "target must be 'prediction', 'label' or a class number; got 'lable'"),
