@@ -33,6 +33,7 @@ from interp_models.cli import (
 )
 from interp_models.config import EvaluateConfig, configured
 from interp_models.data.choice import draw
+from interp_models.data.features import weights_digest
 from interp_models.ensemble import Predictions, write_ensemble
 from interp_models.errors import InputError
 from interp_models.files import LOCK, locked
@@ -70,39 +71,45 @@ def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
         grids = [resolve_grid(None, run.model, run.data.image_size) or (1, 1) for run in evaluated]
         config = dataclasses.replace(config, grid=list(min(grids, key=math.prod)))
     is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    out = runs.folder_of_several(config.out, "comparisons") if len(folders) > 1 else None
     with ExitStack() as locks:
-        if is_first:
-            for run in evaluated:
+        try:
+            for run in evaluated if is_first else []:
                 advice = "wait for its end, or evaluate one run to a folder of its own with out=FOLDER"
                 locks.enter_context(locked(run.results, "an evaluation", advice))
-        return _evaluate(evaluated, config, options, is_first)
+        except InputError:
+            if out is not None:
+                out.rmdir()
+            raise
+        return _evaluate(evaluated, config, options, out)
 
 
-def _evaluate(evaluated: list[Evaluated], config: EvaluateConfig, options: dict[str, Any], is_first: bool) -> Path:
-    out = runs.folder_of_several(config.out, "comparisons") if len(evaluated) > 1 else None
+def _evaluate(evaluated: list[Evaluated], config: EvaluateConfig, options: dict[str, Any], out: Path | None) -> Path:
+    is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     for run in evaluated:
         folder, model, data, results = run
         node = runs.run_config(folder)
         seed_everything(config.seed)
-        checkpoint = runs.checkpoint_path(folder, config.ckpt).read_bytes()
         of_data = runs.data_options(node, **_changes(config))
         transform = {key: of_data[key] for key in ("image_size", "crop_to_box", "transforms")}
-        digest = hashlib.sha256(checkpoint + json.dumps(transform, sort_keys=True).encode())
+        # Of the weights in memory: those in the file may be another epoch's by now, if a training goes on.
+        judged = [weights_digest(model), model.classes, node["model"], transform]
+        digest = hashlib.sha256(json.dumps(judged, sort_keys=True, default=str).encode()).hexdigest()
         callback = ExplanationEvaluation(
             config,
             folder=results,
             provenance=Provenance(runs.run_name(folder), runs.selection(node, config.ckpt), int(node["seed"])),
-            weights_and_transform=digest.hexdigest(),
+            weights_and_transform=digest,
         )
         trainer = make_trainer(
             default_root_dir=results,
             logger=make_loggers(
                 config.logger,
-                (folder if config.out is None or out else results) if is_first else None,
+                (results if results != folder / "evaluation" else folder) if is_first else None,
                 group=node["experiment"],
                 job="evaluate",
             ),
-            callbacks=[callback, PrototypeEvaluation(config.prototype_metrics, results, digest.hexdigest())],
+            callbacks=[callback, PrototypeEvaluation(config.prototype_metrics, results, digest)],
             use_distributed_sampler=False,
             **{"enable_progress_bar": False, **options},
         )

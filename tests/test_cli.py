@@ -622,7 +622,10 @@ def test_runs_on_different_images_are_not_compared(script: Script, bcnn_run: Pat
     assert not (run / "evaluation").exists()
     make_cub(tmp_path / "more", classes=4, per_class=8)
     edit_config(run, dataset={"name": "cub", "root": str(tmp_path / "more")})
-    refused(script("evaluate", run, *QUICK_EVALUATION), f"{run}: the model has 3 classes, the data set 4")
+    refused(
+        script("evaluate", run, *QUICK_EVALUATION),
+        f"{run}: the data set has a class '004.Kind_4' that the model was not trained on; it knows '001.Kind_1', ",
+    )
 
 
 def test_a_comparison_is_never_overwritten(script: Script, bcnn_run: Path, cnn_run: Path, tmp_path: Path) -> None:

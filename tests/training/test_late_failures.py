@@ -268,4 +268,6 @@ def test_a_small_disk(script: Script, tiny_cub: Cub, whole_run: Path, small_disk
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     outcome = script("train", f"resume={run}", "phases[0].epochs=4")
     assert outcome.code == 2
-    assert outcome.err.splitlines()[-1] == f"error: {run} is on a file system that is read-only"
+    assert outcome.err.splitlines()[-1] == (
+        f"error: {run} cannot be written (Read-only file system), which a training needs"
+    )

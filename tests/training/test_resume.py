@@ -238,7 +238,7 @@ def results(run: Path) -> dict[str, Any]:
         "images": pd.read_parquet(folder / "per_image.parquet"),
         "index": (folder / "maps/index.csv").read_text(),
         "maps": {path.name: np.load(path) for path in sorted((folder / "maps").glob("*.npy"))},
-        "others": sorted(path.name for path in folder.rglob("*") if path.suffix not in (".npy", ".csv")),
+        "others": sorted(path.name for path in folder.rglob("[!.]*") if path.suffix not in (".npy", ".csv")),
     }
 
 

@@ -62,11 +62,11 @@ def epochs(run: Path) -> int:
 
 def refused(script: Script, place: Path, *arguments: str) -> str:
     """The one line that a resumed training is refused with before it changes anything."""
-    files = {path: path.read_bytes() for path in (place / "run").rglob("*") if path.is_file()}
+    files = {path: path.read_bytes() for path in (place / "run").rglob("[!.]*") if path.is_file()}
     outcome = script("train", f"resume={place / 'run'}", "phases[0].epochs=2", *arguments)
     assert outcome.code == 2
     assert outcome.out == ""
-    assert {path: path.read_bytes() for path in (place / "run").rglob("*") if path.is_file()} == files
+    assert {path: path.read_bytes() for path in (place / "run").rglob("[!.]*") if path.is_file()} == files
     (line,) = outcome.err.splitlines()
     return line
 
