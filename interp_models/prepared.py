@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any, Literal, cast
 from weakref import WeakKeyDictionary
@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from interp_models.scoring import evaluating, logits_of
+from interp_models.scoring import evaluating, full_float32, logits_of
 
 Preparation = Literal["exact", "compiled", "bfloat16", "plain"]
 """How a model is made ready for many passes: `exact` keeps scores to 1e-5, `compiled` (torch.compile, on top of it) as
@@ -124,11 +124,11 @@ def _prepare(model: nn.Module, images: Tensor, how: Preparation) -> nn.Module | 
     # Pixels beyond those of the images, too: what is found equal here is taken for equal everywhere.
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
     images = torch.cat([images, images.mean() + noise * images.std().clamp(min=0.25)])
-    with torch.no_grad(), _full_precision(images):  # where the model itself fails that is no matter of copies
+    with torch.no_grad(), full_float32():  # where the model itself fails that is no matter of copies
         expected, again = (logits_of(model(images.clone())) for _ in range(2))
     made: Any
     try:
-        with torch.no_grad(), _full_precision(images):
+        with torch.no_grad(), full_float32():
             made = _copied(unwrapped(model)).eval().requires_grad_(False)
             _fold(made, images[:1].clone(), fuse=how == "exact" and _has_kernels(images))
             made = Prepared(made.to(memory_format=torch.channels_last), bfloat16=how == "bfloat16")
@@ -150,19 +150,6 @@ def _prepare(model: nn.Module, images: Tensor, how: Preparation) -> nn.Module | 
         warnings.warn(f"{type(model).__name__} is passed as it is, many-pass work takes longer: {why}", stacklevel=4)
         return None
     return cast(nn.Module, made)
-
-
-@contextmanager
-def _full_precision(images: Tensor) -> Iterator[None]:
-    """Convolutions without TF32, whose rounding differs between folded and other weights by more than is asked for."""
-    was = torch.backends.cudnn.allow_tf32
-    if images.is_cuda:
-        torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        if images.is_cuda:
-            torch.backends.cudnn.allow_tf32 = was
 
 
 def _apart(found: Tensor, expected: Tensor) -> tuple[float, float] | None:

@@ -20,7 +20,7 @@ from interp_models.files import whole, write_json, write_whole
 
 SCHEMA_VERSION = 1
 """Of `results.json`."""
-METHOD_VERSION = 2
+METHOD_VERSION = 3
 """Raised when an explainer or metric gives other numbers than before, which are not to be mixed, or applies to more."""
 
 Part = dict[str, Any]

@@ -5,7 +5,7 @@ logits.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal, Protocol, TypeGuard
@@ -140,6 +140,50 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+_backends: Any = torch.backends  # whose new switches torch gives no types
+PRODUCTS = (
+    _backends.cuda.matmul,
+    _backends.cudnn.conv,
+    _backends.cudnn.rnn,
+    _backends.mkldnn.matmul,
+    _backends.mkldnn.conv,
+    _backends.mkldnn.rnn,
+)
+"""Everything that torch lets round float32 to TF32 or bfloat16; convolutions on GPUs do by default."""
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """While open, products of float32 are of float32, on GPUs and CPUs; the settings before come back afterwards, also
+    after an exception. Autocast is another matter."""
+    # Torch has old switches and new ones. Reading an old one fails where the two differ, as torch.compile reads them,
+    # both are set. A caller who has mixed them cannot read the old ones, which then stay.
+    tf32, matmul = _readable(lambda: torch.backends.cudnn.allow_tf32), _readable(torch.get_float32_matmul_precision)
+    own = [product.fp32_precision for product in PRODUCTS]
+    _set_precision(None if tf32 is None else False, None if matmul is None else "highest", ["ieee"] * len(PRODUCTS))
+    try:
+        yield
+    finally:
+        _set_precision(tf32, matmul, own)
+
+
+def _readable(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except RuntimeError:
+        return None
+
+
+def _set_precision(tf32: bool | None, matmul: str | None, products: Iterable[str]) -> None:
+    """The old switches first, as they set new ones."""
+    if tf32 is not None:
+        torch.backends.cudnn.allow_tf32 = tf32
+    if matmul is not None:
+        torch.set_float32_matmul_precision(matmul)
+    for product, precision in zip(PRODUCTS, products, strict=True):
+        product.fp32_precision = precision
+
+
 @contextmanager
 def checked_images() -> Iterator[None]:
     """While open, `probabilities` does not look at its images: they are made of some that have been checked."""
@@ -181,7 +225,7 @@ def probabilities(model: nn.Module) -> ScoreFn:
         nonlocal ends_in_softmax
         if not _checked.get():
             check_images_for(model, images, "images")
-        with torch.no_grad(), evaluating(model), fitting(model, images, "images"):
+        with torch.no_grad(), evaluating(model), full_float32(), fitting(model, images, "images"):
             output = logits_of(model(images))
         if ends_in_softmax is None:  # once, as it waits for the device
             rounding = max(1e-5, 2 * torch.finfo(output.dtype).eps)

@@ -25,7 +25,7 @@ from interp_models.explainers.features import shared_passes
 from interp_models.metrics.base import METRICS, FaithfulnessMetric, Grid, metrics_of
 from interp_models.prepared import prepare, release
 from interp_models.results import PartialResults, Protocol, Provenance, write_results
-from interp_models.scoring import all_scores, evaluating, probabilities, resolve_target
+from interp_models.scoring import all_scores, evaluating, full_float32, probabilities, resolve_target
 from interp_models.training.distributed import gathered_objects
 from interp_models.training.module import InterpModule
 
@@ -223,7 +223,7 @@ class ExplanationEvaluation(pl.Callback):
         """All explainers and metrics on one batch; an explainer's values and maps are kept once they are there."""
         # Lightning evaluates in inference mode, whose tensors must end neither in states nor in graphs. Its mixed
         # precision ends before callbacks: clean scores must not come from its pass, where masked ones are of float32.
-        with torch.inference_mode(False), torch.no_grad(), evaluating(module), shared_passes():
+        with torch.inference_mode(False), torch.no_grad(), evaluating(module), full_float32(), shared_passes():
             rows = [i for i, n in enumerate(batch.index.tolist()) if self._drawn is None or n in self._drawn]
             self._bar.update(len(self.specs) - len(self._explainers) * bool(rows))
             if not rows or not self._explainers:

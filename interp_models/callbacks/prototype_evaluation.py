@@ -21,7 +21,7 @@ from interp_models.projection import Prototypical, has_prototypes
 from interp_models.prototypes import nearest_patches
 from interp_models.report.gallery import draw_nearest, of_these_images
 from interp_models.results import METHOD_VERSION, read_prototypes
-from interp_models.scoring import evaluating
+from interp_models.scoring import evaluating, full_float32
 
 TRAIN_NEIGHBOURS, TEST_NEIGHBOURS = 6, 5
 """Nearest images that are drawn; the first training image is the one that a prototype comes from."""
@@ -67,7 +67,7 @@ class PrototypeEvaluation(pl.Callback):
             shutil.rmtree(self.folder / "prototypes", ignore_errors=True)
         if not self.metrics:
             return
-        with torch.inference_mode(False), torch.no_grad(), evaluating(module):
+        with torch.inference_mode(False), torch.no_grad(), evaluating(module), full_float32():
             metrics = self._judge(model, data, trainer.is_global_zero)
             values = {key: value for metric in metrics for key, value in metric.of_all_ranks().items()}
             for key, value in values.items():

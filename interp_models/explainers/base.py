@@ -18,6 +18,7 @@ from interp_models.scoring import (
     Target,
     default_batch,
     evaluating,
+    full_float32,
     per_image,
     resolve_target,
     scores_of,
@@ -59,7 +60,7 @@ class Explainer(ABC):
         """
         check_images_for(self.model, inputs)
         # Lightning evaluates in inference mode, whose tensors autograd refuses.
-        with torch.inference_mode(False), evaluating(self.model), fitting(self.model, inputs):
+        with torch.inference_mode(False), evaluating(self.model), full_float32(), fitting(self.model, inputs):
             images = inputs.clone() if inputs.is_inference() else inputs.detach()
             targets = None if target is None else per_image(target, len(images))
             size, untouched, version = default_batch(images), images.clone(), images._version

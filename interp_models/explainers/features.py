@@ -208,15 +208,15 @@ def _passed(explainer: Explainer, layer: str | None, inputs: Tensor, *, gradient
 
 
 def activations(explainer: Explainer, layer: str | None, inputs: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-    """A of the target layer, float32 (B, C, h, w), and the classes of the images (B,), by one pass."""
+    """A of the target layer, float32 or better (B, C, h, w), and the classes of the images (B,), by one pass."""
     made = _passed(explainer, layer, inputs, gradient=False)
-    return made.a.detach().float(), resolve_target(target, logits_of(made.output).detach())
+    return _at_least_float32(made.a.detach()), resolve_target(target, logits_of(made.output).detach())
 
 
 def activations_and_gradients(
     explainer: Explainer, layer: str | None, inputs: Tensor, target: Target
 ) -> tuple[Tensor, Tensor]:
-    """A and g = ∂y/∂A of the target layer, both float32 (B, C, h, w): one forward pass, and the tail's backward.
+    """A and g = ∂y/∂A of the target layer, float32 or better (B, C, h, w): one forward pass, and the tail's backward.
 
     Raises:
         NotApplicable: if the score does not depend on the layer through differentiable operations.
@@ -235,8 +235,12 @@ def activations_and_gradients(
         if g is None:
             module = type(target_layer(explainer.model, layer, inputs)).__name__
             raise NotApplicable(f"no gradient path from the score back to layer {layer or module}")
-        made.gradients[key] = g.float()
-    return made.a.detach().float(), made.gradients[key]
+        made.gradients[key] = _at_least_float32(g)
+    return _at_least_float32(made.a.detach()), made.gradients[key]
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def linear_head(

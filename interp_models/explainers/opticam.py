@@ -46,7 +46,7 @@ class OptiCAM(Explainer):
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
         a, targets = activations(self, self.layer, inputs, target)
         a, model = a.relu(), self.prepared(inputs)
-        u = torch.full(a.shape[:2], 0.5, device=a.device, requires_grad=True)
+        u = a.new_full(a.shape[:2], 0.5).requires_grad_()
         optimizer = torch.optim.Adam([u], lr=self.lr)
         best, best_u = a.new_full((len(a),), -torch.inf), u.detach().clone()
         since = torch.zeros(len(a), dtype=torch.long, device=a.device)

@@ -16,7 +16,7 @@ from interp_models.errors import InputError
 from interp_models.inputs import check_clean, check_images, check_unit, pixel_range
 from interp_models.metrics import perturbation
 from interp_models.registry import Registry, unknown
-from interp_models.scoring import ScoreFn, checked, checked_images, per_image
+from interp_models.scoring import ScoreFn, checked, checked_images, full_float32, per_image
 
 Grid = tuple[int, int]
 WRAP = "0 is black; wrap a model that wants others: nn.Sequential(Normalize(mean, std), model)"
@@ -168,7 +168,7 @@ class FaithfulnessMetric(Measure, ABC):
         perturbation.check_maps(images, maps)
         if self.grid is None:
             self._tell_grid((maps.shape[1], maps.shape[2]), (images.shape[2], images.shape[3]))
-        with torch.no_grad(), checked_images():
+        with torch.no_grad(), full_float32(), checked_images():
             own = maps.to(images.device).float()
             maps = perturbation.to_grid(own, self.grid)
             perturbation.check_grid(images, maps)

@@ -25,7 +25,7 @@ from interp_models.report.part_sheets import has_parts, part_panels, write_part_
 from interp_models.report.tree_drawing import tree_svg
 from interp_models.report.views import ImageView, MapView, Panel, PrototypeView, RunSummary
 from interp_models.results import SCHEMA_VERSION, read_prototypes
-from interp_models.scoring import evaluating
+from interp_models.scoring import evaluating, full_float32
 from interp_models.training.module import InterpModule
 
 FIGURE_ROWS = 8
@@ -194,7 +194,7 @@ def _views(evaluated: Sequence[Evaluated], n_images: int, galleries: Mapping[Pat
                 pairs = zip(values["metric"], values["value"], strict=True)
                 scores = {str(key): None if np.isnan(value) else float(value) for key, value in pairs}
                 maps.append(MapView(name, str(explainer), np.asarray(heatmap), scores))
-            with torch.no_grad(), evaluating(model):
+            with torch.no_grad(), evaluating(model), full_float32():
                 output = model(collate([sample]).image.to(model.device))
                 several = model.display(output, output.logits.argmax(dim=1))[0]
                 reasons[name], totals[name] = _reasons(model, output, pixels[name], galleries[folder])

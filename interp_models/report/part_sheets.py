@@ -14,7 +14,7 @@ from interp_models.data.module import DataModule
 from interp_models.outputs import InterpOutput
 from interp_models.report.gallery import save
 from interp_models.report.views import Panel
-from interp_models.scoring import evaluating
+from interp_models.scoring import evaluating, full_float32
 
 PARTS = 6
 """Parts that are shown of a class or an image."""
@@ -81,7 +81,7 @@ def _cells(model: PartModel, data: DataModule, label: int) -> Iterator[tuple[str
     highest, chosen = torch.full((len(parts),), -torch.inf), [(0, torch.zeros(4))] * len(parts)
     for start in range(0, len(positions), data.batch_size):
         batch = positions[start : start + data.batch_size]
-        with torch.no_grad(), evaluating(model):  # type: ignore[arg-type]
+        with torch.no_grad(), evaluating(model), full_float32():  # type: ignore[arg-type]
             output = model(collate([dataset[0, position] for position in batch.tolist()]).image.to(weights.device))
         found, boxes = model.best(output)[:, parts].cpu(), model.boxes(output)[:, parts].cpu()
         top = found.max(dim=0)
