@@ -272,4 +272,4 @@ def main(positional: list[str], overrides: list[str]) -> Path | None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(__doc__, TrainConfig, main, options=[LIST]))
+    sys.exit(run_script(__doc__, TrainConfig, main))

@@ -4,6 +4,8 @@ import contextlib
 import inspect
 import logging
 import os
+import re
+import select
 import signal
 import sys
 import typing
@@ -37,12 +39,11 @@ def run_script(
     schema: type,
     run: Callable[[list[str], list[str]], object],
     arguments: Sequence[str] | None = None,
-    options: Sequence[str] = (),
 ) -> int:
     """Run a script's function on its arguments without `=` and its overrides; returns the exit code.
 
     Bad input ends in one line on stderr and exit code 2, without a traceback; a signal in one line that says how to go
-    on, and 128 + its number. `options` are words with dashes that the function takes.
+    on, and 128 + its number. Options with dashes are those that the usage names.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     end_with_parent()
@@ -51,7 +52,7 @@ def run_script(
             if any(argument in ("-h", "--help") for argument in arguments):
                 print(help_text(usage or "", schema))
             else:
-                run(*separated(arguments, options))
+                run(*separated(arguments, re.findall("--[a-z-]+", usage or "")))
             sys.stdout.flush()
     except InputError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
@@ -98,12 +99,13 @@ def stopped(stop: Stopped) -> int:
 
 def output_is_gone() -> bool:
     """Whether nobody reads stdout any more, as after `| head`; if so, what is left to write is dropped."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    out = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(out, 0)
+    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out)
+    return gone
 
 
 def taken(overrides: Sequence[str], key: str) -> tuple[str | None, list[str]]:

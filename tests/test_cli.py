@@ -1,12 +1,19 @@
 """Bad input of the two scripts: one line that says what, where and what was expected, and nothing lost."""
 
+import base64
 import dataclasses
 import hashlib
+import http.server
+import json
+import os
 import shutil
 import subprocess
 import sys
+import threading
 import typing
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,13 +21,16 @@ import torch
 import yaml
 from PIL import Image
 
-from interp_models import DATASETS, EXPLAINERS, METRICS, MODELS
-from interp_models.config import EvaluateConfig, TrainConfig, load_yaml
+from interp_models import DATASETS, EXPLAINERS, METRICS, MODELS, loggers
+from interp_models.cli import run_script
+from interp_models.config import EvaluateConfig, LoggerConfig, TrainConfig, load_yaml
 from interp_models.data.decoding import looks_whole
 from interp_models.data.module import DataModule
+from interp_models.errors import InputError
 from interp_models.metrics.prototype_base import PROTOTYPE_METRICS
 from interp_models.registry import schema_of
 from tests.conftest import (
+    BCNN_LRS,
     QUICK_EVALUATION,
     TINY_CNN,
     Cub,
@@ -143,6 +153,25 @@ def contents(folder: Path) -> dict[str, str]:
         ("trainer.overfit_batches=1", "trainer.overfit_batches cannot be given; try trainer.limit_train_batches=2"),
         ("trainer.limit_val_batches=0", "trainer.limit_val_batches must not be 0; data.val_fraction=0 trains without"),
         ("trainer.precision=bf16-true", "trainer.precision=bf16-true is not supported; bf16-mixed and 16-mixed are"),
+        (
+            "trainer.strategy=ddp_spawn",
+            "trainer.strategy=ddp_spawn is not supported; auto, ddp, ddp_find_un",
+        ),
+        ("trainer.strategy=ddp_notebook_find_unused_parameters_true", "is not supported; auto, ddp, ddp_find_unused_p"),
+        ("trainer.strategy=fsdp", "trainer.strategy=fsdp is not supported; auto, ddp, "),
+        ("trainer.devices=0", "trainer: `Trainer(devices=0)` value is not a valid input using cpu accelerator."),
+        ("trainer.devices=-2", "trainer: `devices` selected with `CPUAccelerator` should be an int > 0."),
+        ("trainer.devices=9999", "trainer.devices=9999: this machine has "),
+        ("trainer.num_nodes=0", "trainer: `num_nodes` must be a positive integer, but got 0."),
+        ("trainer.precision=foo", "trainer: Precision 'foo' is invalid."),
+        ("trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches must be at least 1; got 0"),
+        ("trainer.accumulate_grad_batches=two", "trainer.accumulate_grad_batches: Value 'two' of type 'str' could not"),
+        ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val must be at least 0; got -1"),
+        ("trainer.log_every_n_steps=0", "trainer.log_every_n_steps must be at least 1; got 0"),
+        ("trainer.limit_train_batches=2.5", "trainer: You have passed invalid value 2.5 for limit_train_batches"),
+        ("trainer.deterministic=perhaps", "trainer.deterministic must be true, false or warn; got 'perhaps'"),
+        ("trainer.sync_batchnorm=perhaps", "trainer.sync_batchnorm: Value 'perhaps' is not a valid bool"),
+        ("out=", "'out=' has no value; write key=value, without spaces around =; out=null is none"),
         ("phases[0].lrs.head=-1", "phases[0].lrs.head must be 0 or more; got -1.0"),
         ("optimizer.weight_decay=-1", "optimizer.weight_decay must be 0 or more; got -1.0"),
         ("optimizer.weight_decays={head: -1}", "optimizer.weight_decays.head must be 0 or more; got -1.0"),
@@ -161,6 +190,8 @@ def test_train_refuses(script: Script, tiny_cub: Cub, tmp_path: Path, override: 
     config = write_config(tmp_path / "c.yaml", tiny_config(tiny_cub.root))
     refused(script("train", config, f"out={tmp_path}/run", override), message)
     assert contents(tmp_path / "run") == {}  # so that the same out= can be given again
+    if override.startswith(("trainer.", "out=")):
+        assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -638,7 +669,177 @@ def test_a_comparison_is_never_overwritten(script: Script, bcnn_run: Path, cnn_r
     assert not any((run / "evaluation").exists() for run in runs)  # found before any work
 
 
+# Loggers
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Answers as the server of Weights & Biases does that knows one key."""
+
+    def do_POST(self) -> None:
+        known = base64.b64decode(self.headers["Authorization"].split()[1]) == b"api:right"
+        answer = json.dumps({"data": {"viewer": {"id": "me"} if known else None}}).encode()
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_wandb_online_needs_a_login_that_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_DISABLED", "http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with http.server.HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        settings = SimpleNamespace(base_url=url, api_key=None)
+        monkeypatch.setattr(loggers.wandb, "setup", lambda: SimpleNamespace(settings=settings))
+        with pytest.raises(InputError, match=f"^logger.wandb=online: no login for {url}; run wandb login, set"):
+            loggers.check_loggers(LoggerConfig("online"))
+        (tmp_path / "netrc").write_text("machine 127.0.0.1 login user password wrong\n")
+        with pytest.raises(InputError, match=f"^logger.wandb=online: {url} does not know the API key; run wandb login"):
+            loggers.check_loggers(LoggerConfig("online"))
+        monkeypatch.setenv("WANDB_API_KEY", "right")
+        loggers.check_loggers(LoggerConfig("online"))
+        server.shutdown()
+    with pytest.raises(InputError, match=rf"^logger.wandb=online: {url} cannot be reached \(.*\); connect, or use"):
+        loggers.check_loggers(LoggerConfig("online"))
+
+
+@pytest.mark.parametrize(
+    ("given", "config", "mode"),
+    [
+        (None, "offline", "offline"),
+        ("", "online", "online"),
+        ("offline", "online", "offline"),
+        ("dryrun", "online", "offline"),
+        ("disabled", "online", "disabled"),
+        ("online", "offline", "online"),
+        ("online", "disabled", "disabled"),
+    ],
+)
+def test_the_mode_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, config: Any, mode: str
+) -> None:
+    monkeypatch.delenv("WANDB_DISABLED", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    if given is not None:
+        monkeypatch.setenv("WANDB_MODE", given)
+    assert loggers.wandb_mode(LoggerConfig(config)) == mode
+    monkeypatch.setenv("WANDB_MODE", "of")
+    if config != "disabled":
+        with pytest.raises(InputError, match=r"^WANDB_MODE=of must be one of offline, online, disabled$"):
+            loggers.wandb_mode(LoggerConfig(config))
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_without_a_login_nothing_is_made(
+    script: Script, tiny_cub: Cub, bcnn_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def refuse(config: LoggerConfig) -> None:
+        raise InputError(f"{config.wandb}: no login")
+
+    monkeypatch.setattr(f"{name}.check_loggers", refuse)
+    config = write_config(tmp_path / "c.yaml", tiny_config(tiny_cub.root, out=str(tmp_path / "run")))
+    run = copy_run(bcnn_run, tmp_path / "old")
+    before = contents(tmp_path)
+    refused(script(name, config if name == "train" else run, "logger.wandb=online"), "online: no login")
+    assert contents(tmp_path) == before
+    assert not (tmp_path / "run").exists()
+
+
+# Places
+
+
+def test_text_and_odd_paths_from_the_command_line_to_the_run(
+    script: Script, tiny_cub: Cub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "data #1, [b]: é").symlink_to(tiny_cub.root)
+    config = write_config(tmp_path / "c.yaml", tiny_config("", phases=[{"epochs": 1, "lrs": BCNN_LRS}]))
+    outcome = script("train", "~/c.yaml", "out=~/run #1: a=b", "experiment=007", "data.dataset.root=~/data #1, [b]: é")
+    assert outcome.code == 0, outcome.err
+    run = tmp_path / "run #1: a=b"
+    assert (run / "metrics.json").is_file()
+    saved = load_yaml(run / "config.yaml")
+    assert (saved["experiment"], saved["out"]) == ("007", str(run))
+    assert saved["data"]["dataset"]["root"] == str(tmp_path / "data #1, [b]: é")
+    assert config.is_file()
+
+
+def test_a_default_folder_that_cannot_be_made(
+    script: Script, tiny_cub: Cub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").touch()
+    config = write_config(tmp_path / "c.yaml", tiny_config(tiny_cub.root))
+    refused(script("train", config), f"folder {tmp_path}/runs/tiny/0-0 cannot be made: ", "; out= names another")
+
+
+@pytest.mark.parametrize("arguments", [["out", "=", "x"], ["out=", "x"], ["out", "=x"]])
+def test_spaces_around_the_sign(script: Script, arguments: list[str]) -> None:
+    refused(script("train", *arguments), "write key=value, without spaces around =")
+
+
+# The table of runs
+
+
+def test_runs_side_by_side(script: Script, tmp_path: Path) -> None:
+    def run(name: str, config: dict[str, Any], metrics: dict[str, Any] | None, csv: str = "") -> Path:
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        write_config(folder / "config.yaml", {"experiment": "e", "phases": [{"epochs": 3}], "out": name, **config})
+        if metrics is not None:
+            (folder / "metrics.json").write_text(json.dumps(metrics))
+        (folder / "metrics.csv").write_text(csv)
+        return folder
+
+    table = "epoch,val/acc\n0,0.25\n0,\n1,0.75\n2,0.5\n"
+    run("e/0-0", {"seed": 0, "model": {"name": "cnn"}}, {"test/acc": 0.5, "val/acc": 0.625, "epoch": 2}, table)
+    judged = run("e/1-0", {"seed": 1, "model": {"name": "bcnn", "n_maps": 3}}, {"test/acc": 0.25, "epoch": 2}, table)
+    run("e/2-0", {"seed": 1, "model": {"name": "cnn"}}, None, table)
+    (judged / "evaluation").mkdir()
+    (judged / "evaluation/results.json").write_text("{}")
+    os.utime(judged / "evaluation/results.json", (0, 0))
+    broken = run("e/3-0", {}, None)
+    (broken / "config.yaml").write_text("a: [")
+    outcome = script("train", "--list-runs", tmp_path / "runs")
+    assert (outcome.code, outcome.err) == (0, "")
+    head, *rows, last = [line.split() for line in outcome.out.splitlines()]
+    assert head == ["run", "model.name", "seed", "model.n_maps", "val", "%", "test", "%", "evaluated"]
+    day = datetime.fromtimestamp(0).strftime("%Y-%m-%d %H:%M").split()
+    assert rows == [
+        ["e/0-0", "cnn", "0", "-", "62.50", "50.00", "no"],
+        ["e/1-0", "bcnn", "1", "3", "50.00", "25.00", *day],
+        ["e/2-0", "cnn", "1", "-", "75.00", "unfinished", "no"],
+    ]
+    assert " ".join(last).startswith(f"broken: config {broken}/config.yaml is not valid yaml")
+    refused(script("train", "--list-runs", tmp_path / "none"), f"{tmp_path}/none is no folder of runs")
+    (tmp_path / "empty").mkdir()
+    refused(script("train", "--list-runs", tmp_path / "empty"), f"{tmp_path}/empty holds no run")
+    refused(script("train", "--list-run"), "unknown option --list-run; options are written key=value, see --help")
+
+
 # --help and the real thing
+
+
+def test_help_for_a_reader_that_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `python train.py --help | head`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert run_script("usage", TrainConfig, lambda *_: None, ["--help"]) == 141
+        print("what else is written goes nowhere", flush=True)
+
+
+def test_a_pipe_that_breaks_elsewhere_is_no_end() -> None:
+    def run(*_: list[str]) -> None:
+        raise BrokenPipeError("a worker's")
+
+    with pytest.raises(BrokenPipeError, match="a worker's"):
+        run_script("usage", TrainConfig, run, [])
 
 
 def keys_of(schema: type) -> list[str]:
