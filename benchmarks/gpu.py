@@ -5,13 +5,15 @@ python -m benchmarks.gpu --sections agreement training    parts of it
 python -m benchmarks.gpu --device cpu --tiny              a rehearsal without a GPU
 
 Sections, in this order: `agreement` (explainers, metrics, prepared copies: against the CPU, float32 without TF32),
-`training` (a run of every model against the CPU's, resumed, and in bfloat16; an evaluation), `training_costs`
-(images/s beside the bare backbone), `judging_costs` (time ÷ floor of explainers and metrics), `compiled` (both, by
-torch.compile), `more_agreement` (explainers of the models that the first section left out).
+`training` (a run of every model against the CPU's, resumed, and in bfloat16), `evaluation` (`evaluate.py`),
+`training_costs` (images/s beside the bare backbone), `judging_costs` (time ÷ floor of explainers and metrics),
+`compiled` (both, by torch.compile), `more_agreement` (explainers of the models that the first section left out).
+`--sections` gives another order.
 Weights are random, images are drawn, nothing is downloaded. An item that fails is recorded, and the rest goes on; the
 results are written after every item. Exit code 1 says that something failed or differs from the CPU.
 """
 
+import re
 import signal
 import sys
 import time
@@ -32,6 +34,7 @@ from benchmarks.harness import Memory, Row, Timing, parse, plain_parser, write
 SECTIONS = {
     "agreement": gpu_agreement.agreement,
     "training": gpu_agreement.training,
+    "evaluation": gpu_agreement.evaluation,
     "training_costs": gpu_costs.training,
     "judging_costs": gpu_costs.judging,
     "compiled": gpu_costs.compiled,
@@ -146,12 +149,13 @@ def main(argv: Sequence[str] | None = None) -> tuple[Path, Found]:
     p.add_argument("--device", default="cuda")
     p.add_argument("--tiny", action="store_true", help="a few items of each section, of the smallest size")
     p.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
+    p.add_argument("--only", default="", metavar="REGEX", help="items whose names it is found in")
     p.add_argument("--deadline", type=float, default=420.0, help="seconds for everything, but for the imports")
     p.add_argument("--longest", type=float, default=90.0, help="seconds for one item")
     args = parse(p, "gpu", argv)
     end = time.monotonic() + args.deadline
     sizes = Sizes.tiny(args.device, args.seed) if args.tiny else Sizes(args.device, args.seed)
-    items = (item for name in args.sections for item in SECTIONS[name](sizes))
+    items = (item for name in args.sections for item in SECTIONS[name](sizes) if re.search(args.only, item[0]))
 
     def keep(found: Found) -> Path:
         return write("gpu", args, f"drawn images (part_birds), random weights, {_device(args.device)}", found.rows, {

@@ -1,6 +1,7 @@
 """What training and judging cost on a device, for `benchmarks.gpu`.
 
-Convolutions are those of torch's defaults, on GPUs of TF32. Clocks are read when the device has done its work. A floor
+Trainings are of torch's defaults, on GPUs with convolutions of TF32; judging is without it, as it always is, and so are
+its floors. Clocks are read when the device has done its work. A floor
 is of passes of the same model as it is, in float32, at its best batch size, measured in turn with the work.
 """
 
@@ -19,17 +20,21 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from benchmarks import faithfulness, posthoc
-from benchmarks.gpu_agreement import Check, Sizes, birds, without_tf32
-from benchmarks.harness import Bench, Memory, Row, Timing, Value, Work, interleaved, repeated, summary
+from benchmarks.gpu_agreement import Check, Sizes, birds
+from benchmarks.harness import Bench, Memory, Row, Timing, Value, Work, batch_times, interleaved, repeated, summary
 from interp_models.explainers import EXPLAINERS
 from interp_models.models import MODELS
 from interp_models.prepared import Preparation, Prepared, prepare
-from interp_models.scoring import logits_of, probabilities
+from interp_models.scoring import full_float32, logits_of, probabilities
 from interp_models.training.recipe import Phase, Recipe
 
 Items = Iterator[tuple[str, Callable[[], Iterable[Row | Check]]]]
 CLASSES = 200
 ATTENTION = ("cls_attention", "rollout", "attention_gradcam", "gradsam", "chefer")
+SOME = ("gradcam", "gradient", "rise", "smoothgrad")
+"""A method of each kind: one pass, with a gradient, many passes, many with gradients."""
+JUDGED = 16
+"""Images of a batch of metrics."""
 STEPS = 5
 """Of a training, in one measurement."""
 
@@ -207,14 +212,15 @@ class Judging:
 
 
 def judging(sizes: Sizes) -> Items:
-    """Items of metrics and explainers, plain and by prepared copies."""
+    """Items of metrics and explainers, plain and by prepared copies; on the second backbone some stand for all."""
     for backbone in (sizes.lite, sizes.resnet):
+        some = sizes.few or backbone == sizes.resnet
         subject = cache(partial(Judging, backbone, sizes))  # made within an item
         yield f"plain passes of {backbone}", partial(plain_passes, subject)
         for how in ("plain", "exact", "bfloat16"):
             yield f"metrics of {backbone}, {how}", partial(metrics, subject, how)
         for case in posthoc.cases(sizes.scale):
-            if not sizes.few or case.name in ("gradcam", "rise", "smoothgrad"):
+            if not some or case.name in SOME:
                 yield f"{case.name} of {backbone}", partial(method, subject, case)
         subject.cache_clear()
         freed()
@@ -226,15 +232,18 @@ def judging(sizes: Sizes) -> Items:
 
 
 def plain_passes(made: Callable[[], Judging]) -> Iterator[Row]:
-    """Milliseconds by batch size; and what TF32 does to the scores."""
+    """Milliseconds by batch size; and what TF32 does to them and to the scores."""
     subject = made()
-    subject.bench()
+    with full_float32():
+        best = subject.bench().batch
     for size, time_ in subject.made[False].times.items():
         yield Value(f"one plain pass of {subject.backbone}, batch {size}", 1e3 * time_, "ms per image")
+    by_tf32 = batch_times(subject.model, subject.images, (best,), subject.sizes.pairs, clock)[best]
+    yield Value(f"one plain pass of {subject.backbone} by TF32, batch {best}", 1e3 * by_tf32, "ms per image")
     with torch.no_grad():
         images = subject.images[:16]
         found = logits_of(subject.model(images)).softmax(dim=1)
-        with without_tf32():
+        with full_float32():
             exact = logits_of(subject.model(images)).softmax(dim=1)
     away = float(((found - exact).abs() / exact).max())
     yield Value(f"probabilities of {subject.backbone} by TF32, largest difference", away, "of their size")
@@ -242,45 +251,47 @@ def plain_passes(made: Callable[[], Judging]) -> Iterator[Row]:
 
 def metrics(made: Callable[[], Judging], how: Preparation) -> Iterator[Row | Check]:
     """All metrics on random maps, by the model made ready in a way."""
-    subject = made()
-    sizes, bench = subject.sizes, subject.bench()
-    model = prepare(subject.model, bench.images, how)
-    ready = how == "plain" or isinstance(getattr(model, "_orig_mod", model), Prepared)
-    yield Check(f"{subject.backbone}, {how}: not prepared", float(not ready), 0)
-    cells = sizes.grid**2
-    counts = {"deletion and insertion": 2 * cells, "masked confidence": 2, "all metrics": 2 * cells + 3}
-    found = faithfulness.works(bench.images, probabilities(model), sizes.grid, None)
-    for what, count in counts.items():
-        floor, work = found[what]
-        name = f"{what} of {subject.backbone}, {how}"
-        row = bench.compare(name, f"{floor}, T = {cells}", work, count * len(bench.images))
-        yield replace(row, passes=float(count))
-        yield from peak(name, f"{len(bench.images)} images", work, sizes.device)
+    with full_float32():
+        subject = made()
+        sizes, bench = subject.sizes, subject.bench(JUDGED)
+        model = prepare(subject.model, bench.images, how)
+        ready = how == "plain" or isinstance(getattr(model, "_orig_mod", model), Prepared)
+        yield Check(f"{subject.backbone}, {how}: not prepared", float(not ready), 0)
+        cells = sizes.grid**2
+        counts = {"deletion and insertion": 2 * cells, "masked confidence": 2, "all metrics": 2 * cells + 3}
+        found = faithfulness.works(bench.images, probabilities(model), sizes.grid, None)
+        for what, count in counts.items():
+            floor, work = found[what]
+            name = f"{what} of {subject.backbone}, {how}"
+            row = bench.compare(name, f"{floor}, T = {cells}", work, count * len(bench.images))
+            yield replace(row, passes=float(count))
+            yield from peak(name, f"{len(bench.images)} images", work, sizes.device)
 
 
 def method(made: Callable[[], Judging], case: posthoc.Case, hows: tuple[Preparation, ...] = ()) -> Iterator[Row]:
     """An explainer; one of many passes by prepared copies, too."""
-    subject = made()
-    sizes, bench = subject.sizes, subject.bench(case.count, gradient=case.gradient)
-    target = torch.zeros(len(bench.images), dtype=torch.long)
-    options = case.options
-    if case.name == "scorecam":
-        names = dict(subject.model.named_modules())
-        options = {"layer": posthoc.NARROW if posthoc.NARROW in names else "1.layer2"}
-    explainer = EXPLAINERS.build(case.name, options, model=subject.model)
-    work = partial(explainer.attribute, bench.images, target)
-    floor = "passes there and back" if case.gradient else "passes"
-    name = f"{case.name} of {subject.backbone}"
-    explainer.preparation = "plain"
-    plain = bench.compare(f"{name}, plain", floor, work)
-    assert plain.passes is not None
-    yield plain
-    yield from peak(f"{name}, plain", f"{len(bench.images)} images", work, sizes.device)
-    for how in hows or (("exact", "bfloat16") if case.many else ()):
-        explainer.preparation = how
-        row = bench.compare(f"{name}, {how}", floor, work, round(plain.passes * len(bench.images)))
-        yield replace(row, passes=plain.passes, flops=None)
-        yield from peak(f"{name}, {how}", f"{len(bench.images)} images", work, sizes.device)
+    with full_float32():
+        subject = made()
+        sizes, bench = subject.sizes, subject.bench(case.count, gradient=case.gradient)
+        target = torch.zeros(len(bench.images), dtype=torch.long)
+        options = case.options
+        if case.name == "scorecam":
+            names = dict(subject.model.named_modules())
+            options = {"layer": posthoc.NARROW if posthoc.NARROW in names else "1.layer2"}
+        explainer = EXPLAINERS.build(case.name, options, model=subject.model)
+        work = partial(explainer.attribute, bench.images, target)
+        floor = "passes there and back" if case.gradient else "passes"
+        name = f"{case.name} of {subject.backbone}"
+        explainer.preparation = "plain"
+        plain = bench.compare(f"{name}, plain", floor, work)
+        assert plain.passes is not None
+        yield plain
+        yield from peak(f"{name}, plain", f"{len(bench.images)} images", work, sizes.device)
+        for how in hows or (("exact", "bfloat16") if case.many else ()):
+            explainer.preparation = how
+            row = bench.compare(f"{name}, {how}", floor, work, round(plain.passes * len(bench.images)))
+            yield replace(row, passes=plain.passes, flops=None)
+            yield from peak(f"{name}, {how}", f"{len(bench.images)} images", work, sizes.device)
 
 
 def compiled(sizes: Sizes) -> Items:
@@ -292,7 +303,6 @@ def compiled(sizes: Sizes) -> Items:
     case = next(case for case in posthoc.cases(sizes.scale) if case.name == "rise")
     yield f"rise of {sizes.lite}, compiled", partial(method, subject, case, ("compiled",))
     subject.cache_clear()
-    for name, backbone in (("cnn", sizes.resnet), ("bcnn", sizes.lite), ("vit_cls", sizes.vit)):
-        for precision in ("bf16-mixed", "32-true"):
-            what = f"steps of {name}, {backbone}, {precision}, compiled"
-            yield what, partial(beside, name, backbone, precision, sizes, compiled=True)
+    for name, backbone in (("cnn", sizes.resnet), ("vit_cls", sizes.vit)):
+        what = f"steps of {name}, {backbone}, bf16-mixed, compiled"
+        yield what, partial(beside, name, backbone, "bf16-mixed", sizes, compiled=True)

@@ -27,6 +27,17 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def render(results: Mapping[str, Any]) -> str:
     """The markdown of one benchmark: its tables, and how they came about."""
+    parts = _of_gpu(results) if "checks" in results else _of_rows(results)
+    commit = (results["commit"] or "unknown")[:10]
+    parts.append(
+        f"`{results['command']}`; {results['date']}; {results['machine']}; threads {results['threads']}; "
+        f"torch {results['torch']}; {results['images']}; seed {results['seed']}; commit {commit}"
+        f"{' with changes' if results['dirty'] else ''}."
+    )
+    return "\n\n".join(parts)
+
+
+def _of_rows(results: Mapping[str, Any]) -> list[str]:
     parts = []
     if results["timings"]:
         head = ["work", "the floor counts", "passes per image", "time ÷ floor", "quartiles", "FLOPs ÷ floor"]
@@ -37,13 +48,52 @@ def render(results: Mapping[str, Any]) -> str:
     if results["values"]:
         rows = [[row["what"], f"{row['value']:.3g}", row["unit"]] for row in results["values"]]
         parts.append(table(["what", "value", "unit"], rows))
-    commit = (results["commit"] or "unknown")[:10]
-    parts.append(
-        f"`{results['command']}`; {results['date']}; {results['machine']}; threads {results['threads']}; "
-        f"torch {results['torch']}; {results['images']}; seed {results['seed']}; commit {commit}"
-        f"{' with changes' if results['dirty'] else ''}."
-    )
-    return "\n\n".join(parts)
+    return parts
+
+
+def _of_gpu(results: Mapping[str, Any]) -> list[str]:
+    """Of `benchmarks.gpu`: training steps, judging, passes, and how far checks are apart; what is empty is left out."""
+    step = "training step of "
+    ratios = {row["what"]: row["ratio"]["median"] for row in results["timings"]}
+    memory = {row["what"]: f"{row['mib']:.0f}" for row in results["memory"]}
+    values = [row for row in results["values"] if row["unit"] != "of its size apart"]
+    steps = [row for row in values if row["what"].startswith(step)]
+    parts = []
+    if steps:
+        rows = [
+            [
+                row["what"].removeprefix(step),
+                f"{row['value']:.0f}",
+                f"{ratios[row['what']]:.3f}" if row["what"] in ratios else "bare",
+                memory.get(row["what"], ""),
+            ]
+            for row in steps
+        ]
+        head = ["training step", "images/s", "time ÷ bare backbone's, channels last", "peak memory, MiB"]
+        parts.append(table(head, rows))
+    judging = [row for row in results["timings"] if not row["what"].startswith(step)]
+    if judging:
+        rows = [[*_timing(row)[:5], memory.get(row["what"], "")] for row in judging]
+        head = ["judging", "the floor counts", "passes per image", "time ÷ floor", "quartiles", "peak memory, MiB"]
+        parts.append(table(head, rows))
+    if others := [row for row in values if row not in steps]:
+        parts.append(table(["what", "value", "unit"], [[r["what"], f"{r['value']:.3g}", r["unit"]] for r in others]))
+    checks = results["checks"]
+    if checks:
+        rows = []
+        for tolerance in sorted({check["tolerance"] for check in checks}):
+            some = [check for check in checks if check["tolerance"] == tolerance]
+            within = [check["apart"] for check in some if check["right"]]
+            rows.append([f"{tolerance:g}", str(len(some)), str(len(within)), f"{max(within, default=0):.2g}"])
+        parts.append(table(["checks allow", "checks", "within", "the furthest of these"], rows))
+    if wrong := [check for check in checks if not check["right"]]:
+        rows = [[check["what"], f"{check['apart']:.2g}", f"{check['tolerance']:g}"] for check in wrong]
+        parts.append(table(["beyond it", "apart", "allowed"], rows))
+    if results["failures"]:
+        parts.append(table(["failed", "error"], [[row["what"], row["error"]] for row in results["failures"]]))
+    if results["left"]:
+        parts.append(f"{len(results['left'])} items were left for want of time.")
+    return parts
 
 
 def _timing(row: Mapping[str, Any]) -> list[str]:

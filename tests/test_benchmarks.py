@@ -428,10 +428,12 @@ def test_tables_are_made_of_results_and_nothing_else_changes(page: Path) -> None
     assert tables.fill(FILLED, page.parent) == FILLED
 
 
-def test_the_page_of_results_is_up_to_date() -> None:
-    if not tables.PAGE.is_file():
+@pytest.mark.parametrize("name", ["results.md", "gpu.md"])
+def test_the_page_of_results_is_up_to_date(name: str) -> None:
+    page = tables.PAGE.with_name(name)
+    if not page.is_file():
         pytest.skip("there is no page of results")
-    assert tables.main(["--check"]) == 0
+    assert tables.main([str(page), "--check"]) == 0
 
 
 PROTOTYPES = ["--images", "part_birds", "--count", "12", "--pictures", "12", "--prototypes", "12", "--depth", "2"]
@@ -514,6 +516,11 @@ def test_the_gpu_benchmark_finds_a_planted_wrong_map_and_goes_on(
     assert [check.what for check in found.wrong] == ["gradcam of test_resnet", "gradcam of protopnet"]
     assert all(check.apart == pytest.approx(0.01, rel=1e-3) for check in found.wrong)
     assert [check["what"] for check in results["checks"] if not check["right"]] == [c.what for c in found.wrong]
+    text = tables.render(results)
+    assert "\n| gradcam of protopnet | 0.01 | 0.002 |\n" in text
+    assert "\n| random of protopnet | RuntimeError: indices on two devices |" in text
+    count = sum(check["tolerance"] == 1e-5 for check in results["checks"])
+    assert f"\n| 1e-05 | {count} | {count} | 0 |\n" in text
     assert [failure["what"] for failure in results["failures"]] == ["random of test_resnet", "random of protopnet"]
     assert results["failures"][0]["error"] == "RuntimeError: indices on two devices"
     assert "in fails" in results["failures"][0]["trace"][-2]
@@ -550,9 +557,10 @@ def test_the_gpu_benchmark_compares_what_it_says() -> None:
 
 @pytest.mark.slow
 def test_a_rehearsal_of_the_gpu_benchmark(tmp_path: Path) -> None:
-    results, found = gpu_rehearsal(tmp_path, "training", "training_costs", "judging_costs")
+    results, found = gpu_rehearsal(tmp_path, "training", "evaluation", "training_costs", "judging_costs")
     assert not found.wrong
     assert not found.failures
+    assert "\n| cnn, test_efficientnet, 32-true | " in tables.render(results)
     values = {row["what"]: row["value"] for row in results["values"]}
     assert values["training step of cnn, test_efficientnet, 32-true"] > 0
     passes = {row["what"]: row["passes"] for row in results["timings"]}

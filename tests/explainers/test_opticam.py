@@ -8,9 +8,24 @@ from torch import nn
 
 from interp_models.errors import InputError
 from interp_models.explainers import opticam
+from interp_models.explainers.features import activations, activations_and_gradients
 from interp_models.explainers.opticam import OptiCAM
 from interp_models.maps import stretched
 from tests.mutation import mutated
+
+
+def test_activations_of_a_float64_model_are_not_rounded() -> None:
+    """Adam makes whole steps of what is rounding in float32."""
+    model, images = net(), torch.rand(2, 3, 12, 12, dtype=torch.float64)
+    with torch.no_grad():
+        expected = model[:3](images)
+    found, _ = activations(OptiCAM(model), "2", images, 0)
+    assert torch.equal(found, expected)
+    a, g = activations_and_gradients(OptiCAM(model), "2", images, 0)
+    assert torch.equal(a, expected)
+    assert g.dtype == torch.float64
+    half, _ = activations(OptiCAM(model.bfloat16()), "2", images.bfloat16(), 0)
+    assert half.dtype == torch.float32
 
 
 def net():
