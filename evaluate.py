@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
 
 from interp_models import runs
 from interp_models.callbacks.explanation_evaluation import ExplanationEvaluation
@@ -34,14 +34,17 @@ from interp_models.cli import (
 from interp_models.config import EvaluateConfig, configured
 from interp_models.data.choice import draw
 from interp_models.data.features import weights_digest
+from interp_models.data.module import DataModule
 from interp_models.ensemble import Predictions, write_ensemble
 from interp_models.errors import InputError
 from interp_models.files import LOCK, locked
 from interp_models.loggers import check_loggers, close, log_map_table, log_pictures, log_results, make_loggers
+from interp_models.projection import has_prototypes
 from interp_models.report.comparison import Evaluated, check_same_images, compare
 from interp_models.report.text import text_table
 from interp_models.results import Provenance
 from interp_models.stopping import goes_on_by
+from interp_models.training.module import InterpModule
 from interp_models.written import expanded
 
 DEFAULT = "configs/eval/faithfulness.yaml"
@@ -151,20 +154,36 @@ def _loaded(folders: list[Path], config: EvaluateConfig) -> list[Evaluated]:
             data.as_classes(model.classes, str(folder))
         elif len(data.classes) != model.num_classes:  # an older checkpoint, which holds no names
             raise InputError(f"{folder}: the model has {model.num_classes} classes, the data set {len(data.classes)}")
+        _check_drawn(folder, model, data, moved=bool(config.dataset))
         data.test_indices = draw(data.test_indices, config.n_images, config.seed)
-        data.check_files("test")
-    check_same_images(folders, modules)
+        data.check_files("test", *(("train", "whole_test") if has_prototypes(model) else ()))
     results = [folder / "evaluation" for folder in folders]
     if config.out is not None and len(folders) == 1:
         results = [_own_folder(Path(config.out))]
+    for data, memory in zip(modules, results, strict=True):
+        data.memory = memory
+    check_same_images(folders, modules)
     return [Evaluated(*run) for run in zip(folders, models, modules, results, strict=True)]
+
+
+def _check_drawn(folder: Path, model: InterpModule, data: DataModule, *, moved: bool) -> None:
+    """Refuse test images that were drawn from a folder whose images are no longer those of the training: some may have
+    been trained on. Of another folder this is only said."""
+    before = model.images.get("train")
+    if not data.train_images.note or before is None or before[1] == data.fingerprint("train"):
+        return
+    why = f"{folder}: {data.train_images.note}, but the training images are others than the run's"
+    if not moved:
+        raise InputError(f"{why}, so that some were trained on; give folders train/ and test/, or a list with a split")
+    rank_zero_warn(f"{why}; if both folders have images in common, some may have been trained on")
 
 
 def _own_folder(out: Path) -> Path:
     """The folder for one run's evaluation, which may hold one already; raises `InputError` if it holds other things."""
     try:
         full = out.exists() and any(out.iterdir())
-        other = full and ((out / "checkpoints").exists() or not (out / LOCK).exists())
+        own = any((out / name).exists() for name in (LOCK, ".partial", "results.json"))
+        other = full and ((out / "checkpoints").exists() or not own)
     except OSError as error:
         raise InputError(f"out={out} cannot be read: {error.strerror}") from None
     if other:

@@ -55,6 +55,7 @@ from interp_models.scoring import evaluating
 from interp_models.stopping import goes_on_by
 from interp_models.training.distillation import Distillation
 from interp_models.training.module import InterpModule
+from interp_models.training.schedule import check_strategy
 from interp_models.written import expanded
 
 LIST = "--list-runs"
@@ -91,7 +92,8 @@ def _train(config: TrainConfig, resume: Path | None, locks: ExitStack) -> Path:
     quiet()
     seed_everything(config.seed)
     options = check_trainer(config.trainer, REFUSED)
-    devices = make_trainer(logger=False, **options).world_size  # before a folder is made
+    trial = make_trainer(logger=False, **options)  # before a folder is made
+    devices = trial.world_size
     check_loggers(config.logger)
     config = runs.resolve(config)
     last = None if resume is None else resume / "checkpoints" / "last.ckpt"
@@ -99,6 +101,7 @@ def _train(config: TrainConfig, resume: Path | None, locks: ExitStack) -> Path:
     if last is not None and checkpoint is not None:
         check_config(last, checkpoint, config)
     data = runs.build_data(plain(config))
+    data.check_training(devices)
     if last is not None and checkpoint is not None:
         check_same_data(last, checkpoint, data)
     model = runs.build_model(plain(config), len(data.classes), trained=checkpoint is not None)
@@ -107,6 +110,7 @@ def _train(config: TrainConfig, resume: Path | None, locks: ExitStack) -> Path:
     model.check_selection(selecting=len(data.val_indices) > 0)
     model.recipe.check_timeline()
     check_features(config, model)
+    check_strategy(trial.strategy, model)
     check_images(model, data, devices, synced=bool(options.get("sync_batchnorm")))
     check_data(data, model)
     run = runs.run_folder(config, resume)

@@ -17,6 +17,8 @@ from interp_models.errors import InputError
 
 LOCK = ".lock"
 """The file in a folder that the process which writes there holds locked."""
+HOLDER = ".lock-holder"
+"""Says which process that is. The lock itself holds filelock's own record, where a disk knows no locks."""
 
 
 def new_folder(parent: Path, prefix: str = "") -> Path:
@@ -105,24 +107,25 @@ def locked(folder: Path, work: str, advice: str = "wait for its end") -> Iterato
     Raises:
         InputError: if another process holds the lock, or the folder cannot be written.
     """
-    file = folder / LOCK
-    lock = FileLock(file)
+    lock = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         holder = ""
         with suppress(OSError):
-            holder = file.read_text(errors="replace").strip()
+            holder = (folder / HOLDER).read_text(errors="replace").strip()
         raise InputError(f"{folder} is in use by {holder or 'another process'}; {advice}") from None
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror}), which {work} needs") from None
     try:
-        with suppress(OSError):  # a system whose locks forbid that does without
-            now = datetime.now().isoformat(" ", "seconds")
-            file.write_text(f"{work} of process {os.getpid()} on {socket.gethostname()} since {now}")
+        now = datetime.now().isoformat(" ", "seconds")
+        with suppress(OSError):
+            (folder / HOLDER).write_text(f"{work} of process {os.getpid()} on {socket.gethostname()} since {now}")
         for left in [*folder.glob(".*.partial"), *folder.glob("*/.*.partial")]:
-            left.unlink(missing_ok=True)
+            if left.parent == folder or not (left.parent / LOCK).exists():  # else another process may be at it
+                with suppress(OSError):
+                    left.unlink()
         yield
     finally:
         lock.release()

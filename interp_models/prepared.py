@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from interp_models.errors import first_line
 from interp_models.scoring import evaluating, full_float32, logits_of
 
 Preparation = Literal["exact", "compiled", "bfloat16", "plain"]
@@ -145,7 +146,7 @@ def _prepare(model: nn.Module, images: Tensor, how: Preparation) -> nn.Module | 
         else:
             why = None
     except Exception as error:  # whatever a foreign model does not stand
-        why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        why = f"{type(error).__name__}: {first_line(error)}"
     if why is not None:
         warnings.warn(f"{type(model).__name__} is passed as it is, many-pass work takes longer: {why}", stacklevel=4)
         return None

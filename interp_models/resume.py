@@ -8,6 +8,8 @@ from omegaconf import OmegaConf
 
 from interp_models import runs
 from interp_models.config import TrainConfig, check, plain
+from interp_models.data.choice import spread
+from interp_models.data.contents import content_digests, together
 from interp_models.data.module import DataModule
 from interp_models.errors import InputError
 from interp_models.training.recipe import Phase, Recipe
@@ -15,6 +17,8 @@ from interp_models.training.recipe import Phase, Recipe
 PLACES = ("data.dataset.root", "data.num_workers", "data.dataset.list", "distillation.teacher", "feature_cache")
 """Of the config: where images and teacher lie, and how they are read. Which they are is checked by their digests."""
 CHANGEABLE = ("phases", "trainer", "logger", *PLACES)
+LOOKED_AT = 16
+"""Images of each split whose files are compared."""
 KEPT = {
     "data.batch_size": "the steps of an epoch and the images of each step would change",
     "data": "the images or their form would change in the middle of the training",
@@ -68,12 +72,18 @@ def check_same_data(last: Path, checkpoint: Mapping[str, Any], data: DataModule)
     """Raise `InputError` unless classes, training images and validation images are those of the checkpoint."""
     own = checkpoint["interp_models"]
     check_same_classes(own.get("classes", data.classes), data.classes, str(last))
+    if "images" not in own and len(data.train_images.validation):
+        raise InputError(
+            f"{last}: comes from a version that drew validation images from train/; now val/ holds them. Take val/ "
+            "away to go on as before, or begin a new run"
+        )
     for split, before in own.get("images", {}).items():
-        if (now := images_of(data)[split]) != before:
-            raise InputError(
-                f"{last}: was trained with {before[0]} {split} images, the data set now has {now[0]}"
-                + (", with other names, labels or another order" if now[0] == before[0] else "")
-            )
+        now = images_of(data)[split]
+        if now[0] != before[0]:
+            raise InputError(f"{last}: was trained with {before[0]} {split} images, the data set now has {now[0]}")
+        for what, was, is_now in zip(("names, labels or order", "files"), before[1:], now[1:], strict=True):
+            if was != is_now:
+                raise InputError(f"{last}: was trained with other {split} images; their {what} differ")
 
 
 def check_same_classes(before: Sequence[str], now: Sequence[str], whose: str) -> None:
@@ -96,13 +106,17 @@ def check_same_classes(before: Sequence[str], now: Sequence[str], whose: str) ->
         )
 
 
-def images_of(data: DataModule) -> dict[str, list[int]]:
+def images_of(data: DataModule) -> dict[str, list[Any]]:
     """The number of training and of validation images, and what tells one set of them from another; for a checkpoint.
 
-    Names, order and labels count, and not the folder they lie in.
+    Names, order and labels count, and the contents of a few files, evenly spread; the folder they lie in does not.
     """
-    sizes = {"train": len(data.train_indices), "val": len(data.val_indices)}
-    return {split: [size, data.fingerprint(split)] for split, size in sizes.items()}
+    found = {}
+    for split, indices in (("train", data.train_indices), ("val", data.val_indices)):
+        some = [int(indices[position]) for position in spread(len(indices), LOOKED_AT)] if len(indices) else []
+        contents = together(content_digests(data.train_images, some))
+        found[split] = [len(indices), data.fingerprint(split), contents]
+    return found
 
 
 def epochs_done(last: Path, checkpoint: Mapping[str, Any], config: TrainConfig) -> int:

@@ -243,6 +243,7 @@ def load(run: str | Path, ckpt: Ckpt = "best") -> tuple[InterpModule, v2.Transfo
     model = build_model(config, int(checkpoint["interp_models"]["num_classes"]), trained=True)
     load_weights(model, checkpoint, str(run))
     model.classes = tuple(checkpoint["interp_models"].get("classes", ()))
+    model.images = checkpoint["interp_models"].get("images", {})
     data = parse(schema_of(DataModule), {"dataset": {}, **config["data"]}, "data")
     transform = plain_transform(data["image_size"], data["transforms"])
     return model.eval(), v2.Compose([of_known_range, v2.RGB(), v2.ToImage(), transform])

@@ -11,7 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from interp_models.errors import InputError
+from interp_models.errors import InputError, first_line
 from interp_models.written import Written, expanded, given, read, value_of, values
 
 
@@ -91,7 +91,7 @@ def overridden(node: Mapping[str, Any], assignments: Sequence[str]) -> dict[str,
         config = OmegaConf.create(changed, flags={"allow_objects": True})
         return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     except OmegaConfBaseException as error:
-        raise InputError(f"config.{getattr(error, 'full_key', None)}: {str(error).splitlines()[0]}") from None
+        raise InputError(f"config.{getattr(error, 'full_key', None)}: {first_line(error)}") from None
 
 
 def _set(node: dict[str, Any], key: str, value: Any) -> None:

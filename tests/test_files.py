@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from interp_models.errors import InputError
-from interp_models.files import LOCK, locked, new_folder, whole
+from interp_models.files import HOLDER, LOCK, locked, new_folder, whole
 
 CONTEXT = multiprocessing.get_context("fork")
 
@@ -35,10 +35,22 @@ def test_a_second_one_is_told_and_a_killed_one_holds_nothing(tmp_path: Path) -> 
     process.kill()
     process.join()
     with locked(folder, "an evaluation"):
-        assert [path.name for path in folder.iterdir()] == [LOCK]
-        assert f"process {os.getpid()} " in (folder / LOCK).read_text()
+        assert {path.name for path in folder.iterdir()} == {LOCK, HOLDER}
+        assert f"process {os.getpid()} " in (folder / HOLDER).read_text()
     with locked(folder, "an evaluation"):  # it is free again
         pass
+
+
+def test_what_another_process_is_writing_is_left_alone(tmp_path: Path) -> None:
+    """A run's folder is locked by a training, its evaluation by another process."""
+    for name in ("checkpoints", "evaluation"):
+        (tmp_path / name).mkdir()
+    with locked(tmp_path / "evaluation", "an evaluation"):
+        (tmp_path / "evaluation/.report.html.12.partial").touch()
+        (tmp_path / "checkpoints/.last.ckpt.34.partial").touch()
+        with locked(tmp_path, "a training"):
+            assert (tmp_path / "evaluation/.report.html.12.partial").exists()
+            assert not (tmp_path / "checkpoints/.last.ckpt.34.partial").exists()
 
 
 def test_what_cannot_be_made_is_said(tmp_path: Path) -> None:

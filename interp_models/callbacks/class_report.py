@@ -18,6 +18,8 @@ from interp_models.outputs import InterpOutput
 from interp_models.report.confusion import draw_confusion
 
 TOP = 5
+MOST_DRAWN = 1000
+"""Classes of a confusion matrix that is drawn; a larger picture would take gigabytes."""
 
 
 class ClassReport(pl.Callback):
@@ -70,8 +72,9 @@ class ClassReport(pl.Callback):
             return
         classes = data_of(trainer).classes
         write_whole(self.run / "classes.csv", class_table(self.counts, classes))
-        draw_confusion(self.counts, classes, self.run / "confusion.png")
-        log_pictures(trainer.loggers, "confusion", [self.run / "confusion.png"])
+        if len(classes) <= MOST_DRAWN:
+            draw_confusion(self.counts, classes, self.run / "confusion.png")
+            log_pictures(trainer.loggers, "confusion", [self.run / "confusion.png"])
 
 
 def class_table(counts: Tensor, classes: list[str]) -> str:

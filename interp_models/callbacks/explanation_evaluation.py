@@ -127,7 +127,7 @@ class ExplanationEvaluation(pl.Callback):
         plan = self.plan
         data = data_of(trainer)
         names = [data.test_images.image_id(int(index)) for index in data.test_indices]
-        contents = trainer.strategy.broadcast(data.contents("test", self.folder) if trainer.is_global_zero else None)
+        contents = trainer.strategy.broadcast(data.contents("test") if trainer.is_global_zero else None)
         batches = [data.batch_size, trainer.world_size]
         protocol = [plan.preset, self._grid, plan.max_steps, plan.target, plan.scorer]
         assert self.provenance is not None

@@ -56,7 +56,7 @@ class PrototypeEvaluation(pl.Callback):
             return
         data, work = data_of(trainer), ""
         if trainer.is_global_zero and self.metrics:
-            contents = [*data.contents("train", self.folder), *data.contents("whole_test", self.folder)]
+            contents = [*data.contents("train"), *data.contents("whole_test")]
             work = f"{self.work} {together(contents)}"
         done = work != "" and read_prototypes(self.folder).get("work") == work
         if trainer.strategy.broadcast(done):

@@ -7,7 +7,7 @@ from torchvision.datasets import FGVCAircraft
 
 from interp_models.data.base import DATASETS, ImageDataset, Sample, boxed_sample, printable
 from interp_models.data.download import download_archive
-from interp_models.errors import InputError
+from interp_models.errors import InputError, first_line
 from interp_models.written import PathText
 
 URL = FGVCAircraft._URL
@@ -47,10 +47,9 @@ class Aircraft(ImageDataset):
             reader = FGVCAircraft(top, official, level)
             boxes = dict(_boxes(top / "fgvc-aircraft-2013b" / "data" / "images_box.txt"))
         except (OSError, RuntimeError, ValueError, KeyError) as error:
-            why = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(
                 f"FGVC-Aircraft: {top} must hold fgvc-aircraft-2013b/data with images, images_box.txt and the lists of "
-                f"variants, families and manufacturers, as in {URL}: {why}"
+                f"variants, families and manufacturers, as in {URL}: {first_line(error)}"
             ) from None
         self.classes = [name.replace("/", "-") for name in reader.classes]
         self._paths = [Path(path) for path in reader._image_files]

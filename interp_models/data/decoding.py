@@ -9,7 +9,7 @@ from PIL import Image, ImageFile, features
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from interp_models.errors import InputError
+from interp_models.errors import InputError, first_line
 
 BROKEN, MISSING, AMBIGUOUS = "cannot be decoded", "is missing", "is ambiguous"
 """What is wrong with an image, in every message about one."""
@@ -74,7 +74,7 @@ def decode_image(path: Path, *, upright: bool = True, max_value: float | None = 
         why = "it is a link to nothing" if path.is_symlink() else "the data set's lists name it"
         raise InputError(f"image {path} {MISSING}; {why}; {ADVICE}") from None
     except ERRORS as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise InputError(f"image {path} {BROKEN} ({reason}); {ADVICE}") from None
 
 

@@ -94,6 +94,11 @@ class ImageFolder(ImageDataset):
         """The image's file."""
         return (self._images[index].path,)
 
+    def annotation(self, index: int) -> str:
+        """Class name, and the range of values if it was given, as it changes the pixels."""
+        name = super().annotation(index)
+        return name if self._max_value is None else f"{name} {self._max_value}"
+
     def load(self, index: int) -> Sample:
         """Image `index` and its label.
 
@@ -140,6 +145,8 @@ def _of_folders(root: Path, split: str) -> _Layout:
                 _check_each(found, classes, root, f"{key} ", rest)
             images += found
             left_out = joined(left_out, rest, stray(folders[key], root))
+            if key == "val" and not found:
+                raise InputError(f"image folder: {folders[key]} holds no image; fill it, or take it away")
     return _Layout(images, classes, left_out)
 
 

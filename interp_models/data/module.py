@@ -151,6 +151,8 @@ class DataModule(pl.LightningDataModule):
         """Why images were left out, by their identifiers."""
         kept, self.test_indices = (self._kept(split, images) for split, images in self._splits())
         self._whole_test = self.test_indices
+        self.memory: Path | None = None
+        """Folder that remembers digests of files, see `content_digests`."""
         self._contents: dict[tuple[str, bytes], list[str]] = {}
         self.stored: Mapping[str, Dataset[Sample]] = {}
         """Splits whose features a training reads in place of images; see `store_features`."""
@@ -160,8 +162,7 @@ class DataModule(pl.LightningDataModule):
         else:
             labels = np.asarray(self.train_images.labels)
             self.train_indices, self.val_indices = stratified_split(labels, kept, val_fraction, seed)
-        if val_fraction and not len(self.val_indices):
-            raise InputError(f"data.val_fraction={val_fraction} leaves no validation image; use 0 or a larger fraction")
+        self.val_fraction = val_fraction
 
     @property
     def classes(self) -> list[str]:
@@ -186,6 +187,17 @@ class DataModule(pl.LightningDataModule):
                 f"no {split} image of {len(images)} can be loaded; the first: {next(iter(reasons.values()))}"
             )
         return np.setdiff1d(np.arange(len(images)), np.asarray(list(reasons), dtype=np.int64))
+
+    def check_training(self, devices: int = 1) -> None:
+        """Raise `InputError` unless there are validation images where they are wanted, and of each split at least as
+        many images as devices."""
+        if self.val_fraction and not len(self.val_indices):
+            raise InputError(
+                f"data.val_fraction={self.val_fraction} leaves no validation image; use 0 or a larger fraction"
+            )
+        for split, indices in (("train", self.train_indices), ("val", self.val_indices), ("test", self.test_indices)):
+            if 0 < len(indices) < devices:
+                raise InputError(f"{devices} processes need at least as many {split} images; there are {len(indices)}")
 
     def check_files(self, *splits: str) -> None:
         """Look at the files of all images of `train`, `val`, `test` or `whole_test`, without decoding those that look
@@ -252,14 +264,13 @@ class DataModule(pl.LightningDataModule):
         text = "\n".join(lines).encode(errors="surrogateescape")
         return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 2
 
-    def contents(self, split: str, folder: Path | None = None) -> list[str]:
+    def contents(self, split: str) -> list[str]:
         """The digest of every image of a split with its ground truth, computed once; see `content_digests`."""
         dataset = self.dataset(split)
         key = (split, dataset.indices.tobytes())
         if key not in self._contents:
-            self._contents[key] = content_digests(
-                dataset.images, dataset.indices.tolist(), folder, shown=self.shows_progress
-            )
+            shown = self.trainer is None or self.trainer.is_global_zero
+            self._contents[key] = content_digests(dataset.images, dataset.indices.tolist(), self.memory, shown=shown)
         return self._contents[key]
 
     def as_classes(self, names: Sequence[str], whose: str) -> None:

@@ -145,7 +145,7 @@ def check_same_images(folders: Sequence[Path], modules: Sequence[DataModule]) ->
     first = modules[0]
     for folder, other in zip(folders[1:], modules[1:], strict=True):
         same = other.classes == first.classes and _ids(other) == _ids(first)
-        if not same:
+        if not same or other.contents("test") != first.contents("test"):
             raise InputError(f"runs {folders[0]} and {folder} have different test images and cannot be compared")
 
 

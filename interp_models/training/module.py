@@ -60,7 +60,7 @@ class InterpModule(pl.LightningModule, ABC):
         self.distillation: Distillation | None = None
         self.config: dict[str, Any] = {}
         """The resolved config of the run, plain containers, stored in checkpoints."""
-        self.images: dict[str, list[int]] = {}
+        self.images: dict[str, list[Any]] = {}
         """What tells the images that it is trained on from others, stored in checkpoints."""
         self.accuracy = nn.ModuleDict(
             {f"{stage}_acc": MulticlassAccuracy(num_classes, average="micro") for stage in ("val", "test")}

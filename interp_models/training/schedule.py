@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from interp_models.data.module import data_of
 from interp_models.errors import InputError
@@ -27,12 +27,7 @@ class PhaseSchedule(pl.Callback):
         """Refuse what cannot train: overlapping groups, unknown names, DDP that cannot skip frozen groups."""
         module = cast("InterpModule", module)
         module.check_recipe()
-        groups = module.parameter_groups()
-        frozen = any(set(phase.lrs) != set(groups) for phase in module.recipe.phases if phase.epochs)
-        strategy = trainer.strategy
-        finds_unused = not isinstance(strategy, DDPStrategy) or strategy._ddp_kwargs.get("find_unused_parameters")
-        if frozen and not finds_unused:
-            raise InputError("phases that freeze groups need trainer.strategy=ddp_find_unused_parameters_true")
+        check_strategy(trainer.strategy, module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Enter the epoch's phase, and seed dropout by seed, epoch and rank."""
@@ -82,3 +77,12 @@ class PhaseSchedule(pl.Callback):
         for name in module.parameter_groups():
             rate = phase.lrs.get(name, 0.0) * factor
             module.log(f"lr/{name}", rate, on_step=False, on_epoch=True, batch_size=1)
+
+
+def check_strategy(strategy: Strategy, module: "InterpModule") -> None:
+    """Raise `InputError` for DDP that cannot skip frozen groups, if a phase freezes some."""
+    groups = module.parameter_groups()
+    frozen = any(set(phase.lrs) != set(groups) for phase in module.recipe.phases if phase.epochs)
+    finds_unused = not isinstance(strategy, DDPStrategy) or strategy._ddp_kwargs.get("find_unused_parameters")
+    if frozen and not finds_unused:
+        raise InputError("phases that freeze groups need trainer.strategy=ddp_find_unused_parameters_true")

@@ -189,3 +189,60 @@ def test_another_order_of_classes_is_refused(tiny_cub: Cub) -> None:
     assert data.test_images.labels == [[1, 3, 4][label] for label in labels]
     sample = data.dataset("test")[0, 0]
     assert (sample.label, data.classes[sample.label]) == (1, one)
+
+
+def test_runs_on_other_pictures_of_the_same_names_are_not_compared(
+    script: Script, tiny_cub: Cub, bcnn_run: Path, cnn_run: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(tiny_cub.root, tmp_path / "cub"))
+    runs = [copy_run(bcnn_run, tmp_path / "tiny" / "a"), copy_run(cnn_run, tmp_path / "tiny" / "b")]
+    config = (runs[1] / "config.yaml").read_text()
+    (runs[1] / "config.yaml").write_text(config.replace(str(tiny_cub.root), str(root)))
+    assert script("evaluate", *runs, *PLAN, f"out={tmp_path / 'same'}").code == 0
+    for path in (root / "images").rglob("*.jpg"):
+        ImageOps.invert(Image.open(path).convert("RGB")).save(path, "PNG")
+    line = refused(script("evaluate", *runs, *PLAN, f"out={tmp_path / 'other'}"))
+    assert "have different test images and cannot be compared" in line
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_range_of_values_is_part_of_the_images(tmp_path: Path) -> None:
+    from interp_models.data import DATASETS
+    from interp_models.data.contents import content_digests
+
+    for name in ("a", "b"):
+        for split in ("train", "test"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(tmp_path / split / name / "0.png")
+
+    def of(**options: float) -> tuple[list[str], int]:
+        images = DATASETS.build("image_folder", {"root": str(tmp_path), **options}, split="test")
+        return content_digests(images, range(2)), int(images.load(0).image[0, 0, 0])
+
+    assert of(max_value=4000) == of(max_value=4000)
+    assert of(max_value=4000)[1] == 255
+    assert of(max_value=8000)[1] != 255
+    assert not set(of(max_value=4000)[0]) & set(of(max_value=8000)[0])
+
+
+def test_drawn_test_images_that_were_trained_on_are_refused(script: Script, tmp_path: Path) -> None:
+    """A folder without splits that grew since: the share of each class that is drawn is another one."""
+    root = tmp_path / "flat"
+    for name, colour in (("a", 0), ("b", 1)):
+        (root / name).mkdir(parents=True)
+        for i in range(8):
+            pixels = np.random.default_rng(10 * colour + i).integers(0, 60, (40, 40, 3))
+            pixels[..., colour] += 150
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{i}.png")
+    node = tiny_config(root, out=str(tmp_path / "tiny" / "run"), model=TINY_CNN)
+    node["data"]["dataset"] = {"name": "image_folder", "root": str(root)}
+    node["phases"] = [{"epochs": 1, "lrs": {"backbone": 1e-2, "head": 1e-2}}]
+    run = fit(node)
+    assert script("evaluate", run, *PLAN).code == 0
+    for name in ("a", "b"):
+        shutil.copy(root / name / "0.png", root / name / "8.png")
+    line = refused(script("evaluate", run, *PLAN))
+    assert "test images are 20 % of each class, drawn by seed 0, but the training images are others" in line
+    elsewhere = shutil.move(root, tmp_path / "moved")
+    with pytest.warns(UserWarning, match="some may have been trained on"):
+        assert script("evaluate", run, *PLAN, f"dataset.root={elsewhere}").code == 0

@@ -155,7 +155,7 @@ def test_the_data_sets_own_validation_images_are_taken(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"val/{name}/1.png").write_bytes(b"junk")
     with pytest.raises(InputError, match=r"val_fraction=0\.1 leaves no validation image"):
-        of_folder(tmp_path, skip_corrupt=True)
+        of_folder(tmp_path, skip_corrupt=True).check_training()
 
 
 def test_a_folder_that_may_not_be_entered(tiny_cub: Cub, monkeypatch: pytest.MonkeyPatch) -> None:
