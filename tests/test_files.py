@@ -57,7 +57,7 @@ def test_what_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file/results cannot be written \(Not a directory\), which an evaluation"):
         locked(tmp_path / "file" / "results", "an evaluation").__enter__()
-    with pytest.raises(InputError, match=r"no folder can be made in .*file/runs \(Not a directory\); out=FOLDER"):
+    with pytest.raises(InputError, match=r"folder .*file/runs/0 cannot be made: Not a directory; out= names another"):
         new_folder(tmp_path / "file" / "runs")
     assert new_folder(tmp_path / "runs", "0-") == tmp_path / "runs" / "0-0"
     assert new_folder(tmp_path / "runs", "0-") == tmp_path / "runs" / "0-1"

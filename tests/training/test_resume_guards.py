@@ -136,6 +136,8 @@ def test_other_changes_in_config_yaml_are_refused(
     inner[name] = value
     if key == "seed":
         node["data"]["seed"] = 0
+    if key == "data.dataset.name":  # with options that this data set has
+        node["data"]["dataset"] = {"name": value, "root": node["data"]["dataset"]["root"]}
     write_config(place / "run/config.yaml", node)
     line = refused(script, place)
     assert line.startswith(f"error: {place}/run/checkpoints/last.ckpt: was trained with {key} ")
