@@ -251,7 +251,8 @@ def way_on(run: Path, epochs: int) -> str:
     """How a training that was stopped goes on."""
     last = run / "checkpoints" / "last.ckpt"
     done = int(runs.read_checkpoint(last)["epoch"]) + 1 if last.is_file() else 0
-    return f"{shlex.quote(f'resume={run}')} goes on with {f'epoch {done}' if done < epochs else 'the test'}"
+    command = f"python train.py {shlex.quote(f'resume={run}')}"
+    return f"{command} goes on with {f'epoch {done}' if done < epochs else 'the test'}"
 
 
 def main(positional: list[str], overrides: list[str]) -> Path | None:

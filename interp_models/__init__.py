@@ -1,6 +1,7 @@
 """Train image classifiers that explain themselves, and judge their explanations beside post-hoc methods."""
 
 from interp_models.data import DATASETS
+from interp_models.data.decoding import open_image
 from interp_models.explainers import EXPLAINERS
 from interp_models.metrics import METRICS, PROTOTYPE_METRICS
 from interp_models.models import MODELS
@@ -18,5 +19,6 @@ __all__ = [
     "InterpModule",
     "InterpOutput",
     "load",
+    "open_image",
     "probabilities",
 ]

@@ -52,7 +52,8 @@ class ExplanationConfig:
     preset: str = "gomez2023"
     """Protocol: `gomez2023` or `saliency-maps-metrics`."""
     grid: Any = None
-    """Cells that every map is brought to: [rows, columns], `native`, or null for the model's last feature grid."""
+    """Cells that every map is brought to: [rows, columns], `native`, or null: the coarsest of the models' last feature
+    grids."""
     max_steps: int = 196
     """Most steps of a deletion or insertion curve; a grid with more cells removes several at a step."""
     target: Any = "prediction"

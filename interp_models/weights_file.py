@@ -32,7 +32,7 @@ def read(path: Path) -> Mapping[Any, Any]:
     if path.is_dir():
         raise InputError(f"weights file {path} is a folder")
     if not path.is_file():
-        raise InputError(f"weights file {path} does not exist")
+        raise InputError(f"weights file {path} does not exist; expected timm, bundled, a file, or null")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

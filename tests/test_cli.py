@@ -815,7 +815,9 @@ def test_runs_side_by_side(script: Script, tmp_path: Path) -> None:
         ["e/2-0", "cnn", "1", "-", "75.00", "unfinished", "no"],
     ]
     assert " ".join(last).startswith(f"broken: config {broken}/config.yaml is not valid yaml")
-    refused(script("train", "--list-runs", tmp_path / "none"), f"{tmp_path}/none is no folder of runs")
+    refused(
+        script("train", "--list-runs", tmp_path / "none"), f"{tmp_path}/none is no folder; write --list-runs FOLDER"
+    )
     (tmp_path / "empty").mkdir()
     refused(script("train", "--list-runs", tmp_path / "empty"), f"{tmp_path}/empty holds no run")
     refused(script("train", "--list-run"), "unknown option --list-run; options are written key=value, see --help")

@@ -15,8 +15,9 @@ BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 FILE = re.compile(r"`((?:interp_models|tests)/[\w/]+\.py)`[^`]*?```python\n(.*?)```", re.DOTALL)
 
 
-def test_readme_examples(bcnn_run, tmp_path):
+def test_readme_examples(bcnn_run, tmp_path, monkeypatch):
     """The three lines that explain an image, the three that score a map, and a model from elsewhere."""
+    monkeypatch.chdir(tmp_path)
     image = tmp_path / "image.jpg"
     Image.new("RGB", (90, 70), (200, 30, 60)).save(image)
     names = {"RUN": bcnn_run, "IMAGE": image}
@@ -27,6 +28,7 @@ def test_readme_examples(bcnn_run, tmp_path):
         if "values" in names:
             assert set(names["values"]) == {"dauc", "dc", "iauc", "ic"}
     assert names["maps"].shape == (2, 2, 2)
+    assert Image.open("map.png").size == (64, 64)
     assert bool(torch.isfinite(names["maps"]).all())
 
 

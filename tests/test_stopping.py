@@ -46,7 +46,10 @@ def test_a_training_stops_and_says_how_to_go_on(tiny_cub: Cub, tmp_path: Path, n
     process.join(60)
     assert process.exitcode == 128 + number
     last = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
-    assert last_line(log) == f"stopped by {number.name}; 'resume={run}' goes on with epoch {last['epoch'] + 1}"
+    assert (
+        last_line(log)
+        == f"stopped by {number.name}; python train.py 'resume={run}' goes on with epoch {last['epoch'] + 1}"
+    )
     assert not (run / "metrics.json").exists()
     assert not list(run.rglob("*.partial"))
     if number == signal.SIGTERM:
@@ -64,7 +67,7 @@ def test_before_the_first_epoch_is_done(tiny_cub: Cub, tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGTERM)
     process.join(60)
     assert process.exitcode == 143
-    assert last_line(log) == f"stopped by SIGTERM; resume={run} goes on with epoch 0"
+    assert last_line(log) == f"stopped by SIGTERM; python train.py resume={run} goes on with epoch 0"
     assert processes.run("train", [f"resume={run}", "phases[0].epochs=1"], log) == 0, log.read_text()
 
 
@@ -156,7 +159,9 @@ def test_no_rank_is_left_behind(tiny_cub: Cub, tmp_path: Path, number: signal.Si
     assert of_config(config) == []
     if number != signal.SIGKILL:
         assert code == 128 + number
-        assert last_line(tmp_path / "log").startswith(f"stopped by {number.name}; resume={run} goes on with epoch ")
+        assert last_line(tmp_path / "log").startswith(
+            f"stopped by {number.name}; python train.py resume={run} goes on with epoch "
+        )
 
 
 def of_config(config: Path) -> list[int]:

@@ -50,6 +50,11 @@ def endings() -> frozenset[str]:
     return frozenset(ending.lower() for ending, form in Image.registered_extensions().items() if reads_pixels(form))
 
 
+def open_image(path: str | Path) -> tv_tensors.Image:
+    """Read an image file, (3, H, W) uint8 RGB, upright, as a run's images were; see `decode_image`."""
+    return decode_image(Path(path).expanduser())
+
+
 def decode_image(path: Path, *, upright: bool = True, max_value: float | None = None) -> tv_tensors.Image:
     """Read an image file as (3, H, W) uint8 RGB, whatever its kind; of a film or a file of many pages the first image.
 

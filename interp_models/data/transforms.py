@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -72,19 +72,24 @@ def plain_transform(size: int, name: Name = "wsdan") -> v2.Transform:
 
 
 def of_known_range(image: Any) -> Any:
-    """The same image; `InputError` unless it is known which of its values are black and white: a PIL image of 8 bits,
-    or an array or a tensor of uint8 or of floats in [0, 1]."""
+    """The same image, a PIL image turned upright by its EXIF tag; `InputError` unless it is known which of its values
+    are black and white: a PIL image of 8 bits, or an array or a tensor of uint8 or of floats in [0, 1]."""
     found, known = type(image).__name__, False
     if isinstance(image, Image.Image):
         found, known = f"a PIL image of mode {image.mode}", not image.mode.startswith(("I", "F"))
+        image = ImageOps.exif_transpose(image)
     elif isinstance(image, Tensor | np.ndarray):
+        image = image if isinstance(image, Tensor) or image.flags.writeable else image.copy()  # else torch warns
         values = torch.as_tensor(image)
         found, known = str(values.dtype), values.dtype == torch.uint8
         if values.is_floating_point() and values.numel():
             low, high = pixel_range(values, "pixels")
             found, known = f"floats from {low:.3g} to {high:.3g}", low >= -ROUNDING and high <= 1 + ROUNDING
     if not known:
-        raise InputError(f"expected a PIL image of 8 bits, or uint8 or floats in [0, 1]; got {found}")
+        raise InputError(
+            f"expected a PIL image of 8 bits, or uint8 or floats in [0, 1]; got {found}; "
+            "interp_models.open_image(path) reads a file"
+        )
     return image
 
 

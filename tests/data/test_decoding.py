@@ -12,7 +12,8 @@ import torch
 from PIL import Image, ImageOps, TiffImagePlugin
 
 from interp_models.data.base import decode_image
-from interp_models.data.decoding import endings, looks_whole
+from interp_models.data.decoding import endings, looks_whole, open_image
+from interp_models.data.transforms import of_known_range
 from interp_models.errors import InputError
 
 
@@ -302,3 +303,15 @@ def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:
             decode_image(tmp_path / name)
         assert str(error.value).startswith(f"image {tmp_path / name} {says}")
         assert str(error.value).endswith("; data.skip_corrupt=true leaves such images out")
+
+
+def test_an_image_from_python_is_that_of_a_run(tmp_path: Path) -> None:
+    """A photo that lies on its side: the reader of files, and the transform of a run given a PIL image."""
+    pixels = np.arange(12 * 20 * 3, dtype=np.uint8).reshape(12, 20, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    upright = np.rot90(pixels, -1)
+    np.testing.assert_array_equal(open_image(str(tmp_path / "a.png")).permute(1, 2, 0), upright)
+    for image in (Image.open(tmp_path / "a.png"), Image.open(tmp_path / "a.png").convert("RGB")):
+        np.testing.assert_array_equal(np.asarray(of_known_range(image)), upright)
