@@ -694,7 +694,7 @@ def test_wandb_online_needs_a_login_that_works(monkeypatch: pytest.MonkeyPatch, 
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         settings = SimpleNamespace(base_url=url, api_key=None)
-        monkeypatch.setattr(loggers.wandb, "setup", lambda: SimpleNamespace(settings=settings))
+        monkeypatch.setattr("wandb.setup", lambda: SimpleNamespace(settings=settings))
         with pytest.raises(InputError, match=f"^logger.wandb=online: no login for {url}; run wandb login, set"):
             loggers.check_loggers(LoggerConfig("online"))
         (tmp_path / "netrc").write_text("machine 127.0.0.1 login user password wrong\n")

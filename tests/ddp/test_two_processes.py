@@ -150,7 +150,7 @@ def test_crops_drops_and_effects_go_on_alike(odd_cub: Path, tmp_path: Path) -> N
 
 
 def test_one_run_folder(two_processes: Path) -> None:
-    names = sorted(path.name for path in two_processes.iterdir())
+    names = sorted(path.name for path in two_processes.glob("[!.]*"))
     assert names == ["checkpoints", "classes.csv", "config.yaml", "confusion.png", "metrics.csv", "metrics.json"]
     folder = two_processes.parents[1]
     assert sorted(path.name for path in folder.iterdir()) == ["c.yaml", "tiny"]
@@ -187,7 +187,7 @@ def test_evaluation(bcnn_run: Path, odd_cub: Path, tmp_path: Path) -> None:
     for name in ("intrinsic", "gradcam", "random"):
         maps = [np.load(folder / f"maps/{name}.npy") for folder in (a, b)]
         np.testing.assert_allclose(*maps, rtol=1e-5, atol=1e-7)
-    assert sorted(path.name for path in b.iterdir()) == ["maps", "per_image.parquet", "report.html", "results.json"]
+    assert sorted(path.name for path in b.glob("[!.]*")) == ["maps", "per_image.parquet", "report.html", "results.json"]
 
 
 SHORT = {"backbone": 0.01, "add_on": 0.1, "prototypes": 0.1}

@@ -215,7 +215,7 @@ def test_prototypes_become_the_nearest_patches(tiny_cub: Cub, options: dict[str,
             torch.testing.assert_close(net.features(outside)[at], p, rtol=0, atol=1e-9)
     assert (
         int(net.sources.images)
-        == data.fingerprint("train")
+        == data.fingerprint("train", contents=True)
         != data_of(tiny_cub.root, val_fraction=0.25).fingerprint("train")
     )
 
