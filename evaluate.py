@@ -70,6 +70,11 @@ def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
     if config.figure and not config.report_images:
         raise InputError("figure: shows images of the page, so that report_images must be at least 1")
     evaluated = _loaded(folders, config)
+    for run in evaluated:
+        if isinstance(config.target, int) and not 0 <= config.target < run.model.num_classes:
+            last = run.model.num_classes - 1
+            raise InputError(f"target {config.target} is out of range: the model has classes 0 to {last}")
+        resolve_grid(config.grid, run.model, run.data.image_size)
     if config.grid is None:  # one grid per table: the coarsest of the models'
         grids = [resolve_grid(None, run.model, run.data.image_size) or (1, 1) for run in evaluated]
         config = dataclasses.replace(config, grid=list(min(grids, key=math.prod)))

@@ -7,10 +7,13 @@ python train.py --list-runs [FOLDER]            (without a folder: runs)
 
 import copy
 import functools
+import operator
 import shlex
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -91,17 +94,23 @@ def lock(run: Path, locks: ExitStack) -> None:
 def _train(config: TrainConfig, resume: Path | None, locks: ExitStack) -> Path:
     quiet()
     seed_everything(config.seed)
+    for key in ("attention.every_n_epochs", "attention.n_images", "evaluation.every_n_epochs"):
+        if (value := operator.attrgetter(key)(config)) < 0:
+            raise InputError(f"{key} must be 0 or more; got {value}")
     options = check_trainer(config.trainer, REFUSED)
     trial = make_trainer(logger=False, **options)  # before a folder is made
     devices = trial.world_size
     check_loggers(config.logger)
     config = runs.resolve(config)
     last = None if resume is None else resume / "checkpoints" / "last.ckpt"
+    if last is not None and not last.is_file() and any(last.parent.glob("*.ckpt")):
+        raise InputError(f"{last} is missing, without which the training would begin anew over what is there")
     checkpoint = runs.read_checkpoint(last) if last is not None and last.is_file() else None
     if last is not None and checkpoint is not None:
         check_config(last, checkpoint, config)
     data = runs.build_data(plain(config))
     data.check_training(devices)
+    check_limits(options, data, devices)
     if last is not None and checkpoint is not None:
         check_same_data(last, checkpoint, data)
     model = runs.build_model(plain(config), len(data.classes), trained=checkpoint is not None)
@@ -180,6 +189,16 @@ def _train(config: TrainConfig, resume: Path | None, locks: ExitStack) -> Path:
         print(f"{chosen}test accuracy {100 * metrics['test/acc']:.2f} % on {metrics['test/n']:.0f} images: {run}")
     close(trainer.loggers)
     return run
+
+
+def check_limits(options: Mapping[str, Any], data: DataModule, devices: int) -> None:
+    """Raise `InputError` if a share of the batches that `limit_<split>_batches` asks for is none at all."""
+    for split, indices in (("train", data.train_indices), ("val", data.val_indices), ("test", data.test_indices)):
+        limit, batches = options.get(f"limit_{split}_batches"), -(-len(indices) // (data.batch_size * devices))
+        if isinstance(limit, float) and limit < 1 and batches and int(batches * limit) == 0:
+            raise InputError(
+                f"trainer.limit_{split}_batches={limit} of {batches} batches is none; at least one is needed"
+            )
 
 
 def check_images(model: InterpModule, data: DataModule, devices: int, *, synced: bool = False) -> None:

@@ -73,6 +73,11 @@ def run_script(
 def separated(arguments: Sequence[str], options: Sequence[str] = ()) -> tuple[list[str], list[str]]:
     """Arguments without `=`, and overrides; raises `InputError` for an option that does not exist."""
     for argument in arguments:
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            shown = argument.encode(errors="backslashreplace").decode()
+            raise InputError(
+                f"{shown}: a name given here must be UTF-8, as config.yaml is; a link of another name helps"
+            )
         key, sign, value = argument.partition("=")
         if sign and not key:
             raise InputError(f"{argument!r} is not an override; write key=value, without spaces around =")
@@ -82,7 +87,8 @@ def separated(arguments: Sequence[str], options: Sequence[str] = ()) -> tuple[li
         if argument.startswith("-") and not sign and argument not in options:
             known = f" or {', '.join(options)}" if options else ""
             raise InputError(f"unknown option {argument}; options are written key=value, see --help{known}")
-    return [a for a in arguments if "=" not in a], [a for a in arguments if "=" in a]
+    named = [argument for argument in arguments if "=" not in argument or Path(argument).exists()]
+    return named, [argument for argument in arguments if argument not in named]
 
 
 def stopped(stop: Stopped) -> int:

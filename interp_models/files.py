@@ -1,6 +1,7 @@
 """Files and folders that are written whole or not at all, never over others, and by one process at a time."""
 
 import errno
+import hashlib
 import json
 import os
 import socket
@@ -17,6 +18,8 @@ from interp_models.errors import InputError
 
 LOCK = ".lock"
 """The file in a folder that the process which writes there holds locked."""
+LONGEST_NAME = 180
+"""Bytes of a file's name without its ending; systems take 255, of which `whole` needs some."""
 HOLDER = ".lock-holder"
 """Says which process that is. The lock itself holds filelock's own record, where a disk knows no locks."""
 
@@ -60,6 +63,18 @@ def empty_folder(out: str, why: str) -> Path:
     if full:
         raise InputError(f"out={folder} is not empty; {why}")
     return folder
+
+
+def short(name: str) -> str:
+    """A name for a file without its ending: cut, with a digest, where it is too long for one.
+
+    >>> short("robin")
+    'robin'
+    """
+    data = os.fsencode(name)
+    if len(data) <= LONGEST_NAME:
+        return name
+    return f"{data[:LONGEST_NAME].decode(errors='ignore')}-{hashlib.sha256(data).hexdigest()[:16]}"
 
 
 @contextmanager

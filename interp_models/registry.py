@@ -113,6 +113,8 @@ def parse(schema: type, node: Mapping[str, Any], where: str) -> dict[str, Any]:
     for key, value in checked.items():
         try:
             merged = OmegaConf.merge(merged, {key: value})
+        except TypeError:  # of a list where keys are expected
+            raise InputError(f"{where}.{key}: expected {hints[key]}, got {value!r}") from None
         except OmegaConfBaseException as error:
             if not error.full_key:  # of a tuple, for which OmegaConf does not say what is wrong either
                 raise InputError(f"{where}.{key}: expected {hints[key]}, got {value!r}") from None

@@ -71,14 +71,16 @@ class PartialResults:
 
     def finished(self) -> bool:
         """Whether the results of this very work are there, whole, with the maps of all explainers that apply."""
-        path = self.results / "results.json"
-        if not path.is_file():
+        try:
+            results = json.loads((self.results / "results.json").read_text())
+            if (results["schema_version"], results.get("work")) != (SCHEMA_VERSION, self.work):
+                return False
+            listing = pd.read_csv(self.results / "maps/index.csv")
+            pd.read_parquet(self.results / "per_image.parquet", columns=["index"])
+            maps = [self.results / f"maps/{label}.npy" for label in self.folders if label not in results["left_out"]]
+            return all(len(np.load(path, mmap_mode="r")) == len(listing) for path in maps)
+        except Exception:  # a file is missing or broken: all is written anew
             return False
-        results = json.loads(path.read_text())
-        if (results["schema_version"], results.get("work")) != (SCHEMA_VERSION, self.work):
-            return False
-        maps = [f"maps/{label}.npy" for label in self.folders if label not in results["left_out"]]
-        return all((self.results / file).is_file() for file in ["per_image.parquet", "maps/index.csv", *maps])
 
     def date(self) -> str:
         """When the results were finished."""

@@ -17,8 +17,8 @@ from interp_models.training.recipe import Phase, Recipe
 PLACES = ("data.dataset.root", "data.num_workers", "data.dataset.list", "distillation.teacher", "feature_cache")
 """Of the config: where images and teacher lie, and how they are read. Which they are is checked by their digests."""
 CHANGEABLE = ("phases", "trainer", "logger", *PLACES)
-LOOKED_AT = 16
-"""Images of each split whose files are compared."""
+LOOKED_AT = 10_000
+"""Most images of each split whose files are compared: reading more would take as long as training on them."""
 KEPT = {
     "data.batch_size": "the steps of an epoch and the images of each step would change",
     "data": "the images or their form would change in the middle of the training",
@@ -109,12 +109,14 @@ def check_same_classes(before: Sequence[str], now: Sequence[str], whose: str) ->
 def images_of(data: DataModule) -> dict[str, list[Any]]:
     """The number of training and of validation images, and what tells one set of them from another; for a checkpoint.
 
-    Names, order and labels count, and the contents of a few files, evenly spread; the folder they lie in does not.
+    Names, order, labels and ground truth count, and the contents of the files, of `LOOKED_AT` evenly spread ones at
+    most; the folder they lie in does not.
     """
     found = {}
     for split, indices in (("train", data.train_indices), ("val", data.val_indices)):
         some = [int(indices[position]) for position in spread(len(indices), LOOKED_AT)] if len(indices) else []
-        contents = together(content_digests(data.train_images, some))
+        shown = data.trainer is None or data.trainer.is_global_zero
+        contents = together(content_digests(data.train_images, some, shown=shown))
         found[split] = [len(indices), data.fingerprint(split), contents]
     return found
 

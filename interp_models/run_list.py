@@ -65,13 +65,14 @@ def _outcome(run: Path) -> dict[str, str]:
 
 
 def _percent(value: Any) -> str:
-    return f"{100 * value:.2f}" if isinstance(value, int | float) else "-"
+    known = isinstance(value, int | float) and 0 <= value <= 1
+    return f"{100 * value:.2f}" if known else "-"
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
         node = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return node if isinstance(node, dict) else {}
 
@@ -84,4 +85,5 @@ def _best(run: Path, epoch: int | None) -> float | None:
         return None
     if epoch is not None:
         table = table[table["epoch"] == epoch]
-    return float(table["val/acc"].max()) if len(table) else None
+    values = pd.to_numeric(table["val/acc"], errors="coerce").dropna()
+    return float(values.max()) if len(values) else None

@@ -42,7 +42,13 @@ def load_file(model: Any, path: Path) -> None:
     """
     own = model.state_dict()
     state = find(model, read(path), path).state
-    model.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
+    state = {key: value for key, value in state.items() if key in own}
+    for key, value in state.items():
+        if value.layout != torch.strided:
+            raise InputError(f"weights file {path}: {key!r} is a sparse tensor; save it with .to_dense()")
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise InputError(f"weights file {path}: {key!r} holds NaN or infinite values")
+    model.load_state_dict(state, strict=False)
 
 
 def find(model: Any, content: Mapping[Any, Any], path: Path) -> Found:

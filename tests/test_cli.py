@@ -151,6 +151,17 @@ def contents(folder: Path) -> dict[str, str]:
         ("trainer.val_check_interval=3", "trainer.val_check_interval cannot be given; every epoch ends with its valid"),
         ("trainer.fast_dev_run=true", "trainer.fast_dev_run cannot be given; try phases[0].epochs=1 trainer.limit_tra"),
         ("trainer.overfit_batches=1", "trainer.overfit_batches cannot be given; try trainer.limit_train_batches=2"),
+        (
+            "trainer.limit_test_batches=0.01",
+            "trainer.limit_test_batches=0.01 of 3 batches is none; at least one is nee",
+        ),
+        (
+            "trainer.limit_val_batches=0.01",
+            "trainer.limit_val_batches=0.01 of 1 batches is none; at least one is needed",
+        ),
+        ("attention.every_n_epochs=-1", "attention.every_n_epochs must be 0 or more; got -1"),
+        ("trainer=[]", "config.trainer: expected dict[str, typing.Any], got []"),
+        ("out=r\udce9t", "r\\udce9t: a name given here must be UTF-8, as config.yaml is"),
         ("trainer.limit_val_batches=0", "trainer.limit_val_batches must not be 0; data.val_fraction=0 trains without"),
         ("trainer.precision=bf16-true", "trainer.precision=bf16-true is not supported; bf16-mixed and 16-mixed are"),
         (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from interp_models.errors import InputError
-from interp_models.files import HOLDER, LOCK, locked, new_folder, whole
+from interp_models.files import HOLDER, LOCK, locked, new_folder, short, whole
 
 CONTEXT = multiprocessing.get_context("fork")
 
@@ -71,3 +71,13 @@ def test_two_may_write_one_file(tmp_path: Path) -> None:
         assert not path.exists()
     assert path.read_text() == "first"  # the context that ends last
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_long_names_are_cut_and_stay_apart(tmp_path: Path) -> None:
+    names = ["é" * 127, "é" * 126 + "x", "robin"]
+    cut = [short(name) for name in names]
+    assert cut[2] == "robin"
+    assert len(set(cut)) == 3
+    for name in cut:
+        with whole(tmp_path / f"{name}.jpg") as path:
+            path.write_text(name)

@@ -333,3 +333,15 @@ def test_training_goes_on_from_a_run(script: Script, tiny_cub: Cub, tmp_path: Pa
     assert before.keys() == after.keys()
     for key in (key for key in first if key.startswith(("backbone.", "head."))):
         assert torch.equal(first[key], after[key]), key
+
+
+@pytest.mark.parametrize("what", ["nan", "sparse"])
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, what: str) -> None:
+    state = timm.create_model(TINY).state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    Backbone(TINY, weights=str(tmp_path / "w.pth"))
+    key = next(key for key, value in state.items() if value.dim() == 4)
+    state[key] = state[key] * torch.nan if what == "nan" else state[key].to_sparse()
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(InputError, match="NaN or infinite" if what == "nan" else "sparse"):
+        Backbone(TINY, weights=str(tmp_path / "w.pth"))

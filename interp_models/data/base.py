@@ -51,6 +51,8 @@ class ImageDataset(ABC):
     """Names of the masks, in the order of `Sample.masks`; the first is the object."""
     validation: Sequence[int] = ()
     """Of the split `train`, the images that the data set itself sets aside for validation."""
+    drawn: bool = False
+    """Whether images are in no file, and `annotation` tells all that they are made of."""
     note: str = ""
     """How the split was made, where the data set does not come with one."""
     left_out: Mapping[str, Sequence[str]] = {}

@@ -27,7 +27,8 @@ def content_digests(
     """A digest of each image's files and ground truth: it changes when a pixel, the class or a box does.
 
     Args:
-        images: of which data set. Images that are in no file are loaded, and their pixels digested.
+        images: of which data set. Images that are in no file are loaded, and their pixels digested, unless `annotation`
+            tells all of them (`drawn`).
         indices: which images.
         folder: where `MEMORY` is kept. A file whose size and times are those remembered is not read again; None reads
             every file.
@@ -45,7 +46,7 @@ def content_digests(
         files = images.files(index)
         for path in files:
             digest.update(_file_digest(path, known, found).encode())
-        if not files:
+        if not files and not images.drawn:
             digest.update(_pixels(images.load(index)))
         digests.append(digest.hexdigest()[:16])
     if memory and found:

@@ -3,6 +3,7 @@
 import struct
 import zlib
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from PIL import Image, ImageFile, features
@@ -113,16 +114,23 @@ def _rgb(file: Image.Image, upright: bool, max_value: float | None) -> Image.Ima
         image = _scaled(file, max_value)
     elif "transparency" in file.info or file.mode[-1] in "Aa":
         image = file.convert("RGBA")
-        *colours, (least, most) = [band.getextrema() for band in image.split()]
+        *colours, (least, most) = _extrema(image)
         if least != most and all(low == high for low, high in colours):
             raise InputError("its picture lies in its transparency alone, which models do not see")
     else:
         image = file
+        if not deep and file.mode in ("L", "RGB") and max(high for _, high in _extrema(file)) == 1:
+            raise InputError("its values are 0 and 1, of 255: it looks like a mask")
     image = image.convert("RGB")
     if deep and not grey:
         _check_deep_colours(file, image, max_value)
     turn = TURNS.get(_orientation(file)) if upright else None
     return image if turn is None else image.transpose(turn)
+
+
+def _extrema(image: Image.Image) -> list[tuple[float, float]]:
+    """The smallest and the largest value of every band."""
+    return [cast(tuple[float, float], band.getextrema()) for band in image.split()]
 
 
 def _is_deep(file: Image.Image) -> bool:

@@ -99,6 +99,8 @@ def read_list(file: Path, root: Path) -> list[Found]:
             rows = [(reader.line_num, row) for row in reader]
     except (OSError, csv.Error) as error:
         raise InputError(f"list {file} cannot be read: {error}") from None
+    if len(set(columns)) < len(columns):
+        raise InputError(f"list {file}: its first line names a column twice: {','.join(columns)!r}")
     if missing := {"path", "label"} - set(columns):
         raise InputError(
             f"list {file}: its first line must name the columns path,label or path,label,split; "

@@ -39,6 +39,7 @@ class Renumbered(ImageDataset):
         self.labels = [position[images.classes[label]] for label in images.labels]
         self.part_names, self.mask_names = images.part_names, images.mask_names
         self.validation, self.note, self.left_out = images.validation, images.note, images.left_out
+        self.drawn = images.drawn
 
     def image_id(self, index: int) -> str:
         """As the data set's own."""

@@ -29,6 +29,7 @@ class PartBirds(ImageDataset):
         seed: what the scenes are drawn from.
     """
 
+    drawn = True
     part_names = PARTS
     mask_names = ("bird", *PARTS)
 

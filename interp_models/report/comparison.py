@@ -16,7 +16,7 @@ from interp_models.data.base import collate
 from interp_models.data.choice import spread
 from interp_models.data.module import DataModule
 from interp_models.errors import InputError
-from interp_models.files import write_json
+from interp_models.files import short, write_json
 from interp_models.outputs import InterpOutput
 from interp_models.projection import has_prototypes
 from interp_models.report.gallery import patches, save
@@ -101,7 +101,7 @@ def _write_local(images: Sequence[ImageView], folder: Path) -> None:
             predicted, probability = view.predictions[run]
             title = f"{view.image_id}: {predicted}, {100 * probability:.0f} %. {view.totals[run]}"
             picture = visual.strip([(f"{p.kind} {p.number}", p.picture, p.remark) for p in panels], title)
-            save(folder / f"{view.image_id.replace('/', '_').removesuffix('.jpg')}.jpg", picture)
+            save(folder / f"{short(view.image_id.replace('/', '_').removesuffix('.jpg'))}.jpg", picture)
 
 
 def _write_figure(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from interp_models import visual
 from interp_models.data.module import DataModule
-from interp_models.files import whole
+from interp_models.files import short, whole
 from interp_models.projection import Sources, activation_boxes
 from interp_models.prototypes import Patches
 
@@ -53,8 +53,8 @@ def draw_sheets(sources: Sources, sheets: Mapping[str, Sequence[int]], data: Dat
             for number in of_image:
                 cells[number] = _cell(image, sources, number, data)
         if cells:
-            save(folder / f"{name}.jpg", _in_rows([cells[number] for number in sorted(cells)]))
-            paths.append(folder / f"{name}.jpg")
+            save(folder / f"{short(name)}.jpg", _in_rows([cells[number] for number in sorted(cells)]))
+            paths.append(folder / f"{short(name)}.jpg")
     return paths
 
 
@@ -75,14 +75,14 @@ def draw_nearest(
     for name, numbers in _pages(sheets):
         left = _tiles("train", train, numbers, similarity, data)
         right = _tiles("whole_test", test, numbers, similarity, data)
-        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / short(name)).mkdir(parents=True, exist_ok=True)
         rows = []
         for number in numbers:
             gap = np.full((SIDE + 18, 24, 3), 255, np.uint8)
             rows.append(np.concatenate([*left[number], gap, *right[number]], axis=1))
-            save(folder / name / f"{number}.jpg", rows[-1])
-        save(folder / f"{name}.jpg", np.concatenate(rows))
-        paths.append(folder / f"{name}.jpg")
+            save(folder / short(name) / f"{number}.jpg", rows[-1])
+        save(folder / f"{short(name)}.jpg", np.concatenate(rows))
+        paths.append(folder / f"{short(name)}.jpg")
     return paths
 
 

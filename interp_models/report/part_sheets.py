@@ -11,6 +11,7 @@ from torch import Tensor
 from interp_models import visual
 from interp_models.data.base import collate
 from interp_models.data.module import DataModule
+from interp_models.files import short
 from interp_models.outputs import InterpOutput
 from interp_models.report.gallery import save
 from interp_models.report.views import Panel
@@ -68,7 +69,7 @@ def write_part_sheets(
         width = max(strip.shape[1] for strip in strips)
         padded = [np.pad(s, ((0, 0), (0, width - s.shape[1]), (0, 0)), constant_values=255) for s in strips]
         folder.mkdir(parents=True, exist_ok=True)
-        paths.append(folder / f"{runs[0][2].classes[label].replace('/', '_')}.jpg")
+        paths.append(folder / f"{short(runs[0][2].classes[label].replace('/', '_'))}.jpg")
         save(paths[-1], np.concatenate(padded))
     return paths
 

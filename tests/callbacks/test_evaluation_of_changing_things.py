@@ -246,3 +246,29 @@ def test_drawn_test_images_that_were_trained_on_are_refused(script: Script, tmp_
     elsewhere = shutil.move(root, tmp_path / "moved")
     with pytest.warns(UserWarning, match="some may have been trained on"):
         assert script("evaluate", run, *PLAN, f"dataset.root={elsewhere}").code == 0
+
+
+@pytest.mark.parametrize("file", ["results.json", "per_image.parquet", "maps/index.csv", "maps/intrinsic.npy"])
+@pytest.mark.parametrize("content", [b"", b"{}"])
+def test_a_damaged_file_is_made_anew(script: Script, run: Path, file: str, content: bytes) -> None:
+    assert script("evaluate", run, *PLAN).code == 0
+    before = table(run / "evaluation")
+    (run / "evaluation" / file).write_bytes(content)
+    outcome = script("evaluate", run, *PLAN)
+    assert outcome.code == 0
+    assert "it is not repeated" not in outcome.out
+    pd.testing.assert_frame_equal(table(run / "evaluation"), before)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("target=3", "target 3 is out of range: the model has classes 0 to 2"),
+        ("target=-1", "target -1 is out of range: the model has classes 0 to 2"),
+        ("grid=foo", "grid must be [rows, columns], 'native' or null; got 'foo'"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused_first(script: Script, run: Path, option: str, message: str) -> None:
+    outcome = script("evaluate", run, *PLAN, option)
+    assert (outcome.code, outcome.out, outcome.err) == (2, "", f"error: {message}\n")
+    assert not (run / "evaluation").exists()

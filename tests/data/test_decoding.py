@@ -315,3 +315,17 @@ def test_an_image_from_python_is_that_of_a_run(tmp_path: Path) -> None:
     np.testing.assert_array_equal(open_image(str(tmp_path / "a.png")).permute(1, 2, 0), upright)
     for image in (Image.open(tmp_path / "a.png"), Image.open(tmp_path / "a.png").convert("RGB")):
         np.testing.assert_array_equal(np.asarray(of_known_range(image)), upright)
+
+
+def test_a_mask_is_no_picture(tmp_path: Path) -> None:
+    """Values of 0 and 1 would be black; of 0 and 255, and a black picture, they are what they say."""
+    for colours, shape in ((1, (6, 6)), (3, (6, 6, 3))):
+        mask = np.zeros(shape, np.uint8)
+        mask[:3] = 1
+        path = tmp_path / f"{colours}.png"
+        for values in (mask * 255, mask * 0):
+            Image.fromarray(values).save(path)
+            assert int(decode_image(path).max()) == int(values.max())
+        Image.fromarray(mask).save(path)
+        with pytest.raises(InputError, match="its values are 0 and 1, of 255: it looks like a mask"):
+            decode_image(path)

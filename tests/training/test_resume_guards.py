@@ -233,6 +233,12 @@ def test_other_images_are_refused(script: Script, place: Path) -> None:
     assert refused(script, place).startswith(f"{where} 9 train images, the data set now has 10")
 
 
+def test_a_run_without_its_last_epoch_is_refused(script: Script, place: Path) -> None:
+    """It would begin anew, and write over the best epoch."""
+    (place / "run/checkpoints/last.ckpt").unlink()
+    assert refused(script, place).startswith(f"error: {place}/run/checkpoints/last.ckpt is missing, without which")
+
+
 def test_assignments() -> None:
     for good in ("phases[0].epochs=3", "phases=[]", "trainer.devices=2", "logger.wandb=online", "feature_cache=x"):
         check_assignment(good)
