@@ -24,7 +24,7 @@ class Form(NamedTuple):
     """How a timm model gives its map of features."""
 
     headless: bool
-    """By its whole pass, as pooling and classifier can be taken out of it; else by `forward_features`."""
+    """True if a call gives the map once pooling and classifier are removed; False if `forward_features` must be called."""
     channels_last: bool
     """As (B, h, w, C)."""
     channels: int

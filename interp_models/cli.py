@@ -94,7 +94,7 @@ def separated(arguments: Sequence[str], options: Sequence[str] = ()) -> tuple[li
 def stopped(stop: Stopped) -> int:
     """Say how to go on after a signal; returns the exit code.
 
-    Other ranks than the first say nothing, and end with 0 as Lightning kills the first one, too, if they do not.
+    Only rank 0 prints. Other ranks return 0, because Lightning kills rank 0 when one ends with another code.
     """
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         return 0

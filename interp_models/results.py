@@ -21,7 +21,8 @@ from interp_models.files import whole, write_json, write_whole
 SCHEMA_VERSION = 1
 """Of `results.json`."""
 METHOD_VERSION = 3
-"""Raised when an explainer or metric gives other numbers than before, which are not to be mixed, or applies to more."""
+"""Increase it when an explainer or metric changes its numbers or applies to more models: stored results of other
+versions are then computed anew."""
 
 Part = dict[str, Any]
 """One batch by one explainer: `common` (index, label, prediction, ... by image), `maps` (n, h, w), `values` by key."""

@@ -31,7 +31,7 @@ KEPT = {
     "attention": "all epochs of a run are watched alike",
     "evaluation": "all epochs of a run are judged alike",
 }
-"""Why the other keys cannot change; of two that fit, the first one says it."""
+"""Why each other key cannot change; the first entry that matches a key gives the reason."""
 
 
 def check_assignment(assignment: str) -> None:

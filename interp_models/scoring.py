@@ -186,7 +186,7 @@ def _set_precision(tf32: bool | None, matmul: str | None, products: Iterable[str
 
 @contextmanager
 def checked_images() -> Iterator[None]:
-    """While open, `probabilities` does not look at its images: they are made of some that have been checked."""
+    """While open, `probabilities` skips its check: the caller has checked the images that these are made from."""
     token = _checked.set(True)
     try:
         yield

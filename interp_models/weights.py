@@ -189,10 +189,10 @@ def _converted(model: Any, raw: dict[str, Tensor]) -> dict[str, Tensor] | None:
 
 
 def _by_order(model: Any, raw: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """The tensors of a port whose names alone differ, in the order of the model's.
+    """The tensors of a port with other names, matched to the model's by position.
 
-    Order tells only where nothing speaks against it: no name is the model's, all shapes and last parts of names agree,
-    layers begin at the same places, numbers in the port's names count up, and no two layers could be exchanged.
+    Only if no name is shared, every shape and last name part agrees, layers begin at the same places, block numbers
+    never fall, and no two layers of one shape could be exchanged.
     """
     own = [key for key in model.state_dict() if not key.endswith(BOOKKEEPING)]
     theirs = [key for key in raw if not key.endswith(BOOKKEEPING)]

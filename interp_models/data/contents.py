@@ -18,7 +18,8 @@ from interp_models.files import write_whole
 MEMORY = ".images.json"
 """File that remembers size, times and digest of image files, so that an unchanged file is not read again."""
 SETTLED = 2_000_000_000
-"""Nanoseconds for which a file must have rested: one that is changed within a tick of its clock keeps its time."""
+"""Nanoseconds since its last change before a file's digest is remembered: two changes within one clock tick leave the
+same time."""
 
 
 def content_digests(

@@ -110,7 +110,7 @@ class ImageFolder(ImageDataset):
 
 
 class _Layout(NamedTuple):
-    """What is found: of a folder with splits the images of one."""
+    """Images, classes and left-out files of a folder or list; of a folder with split folders, those of one split."""
 
     images: list[Found]
     classes: list[str]

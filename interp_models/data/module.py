@@ -30,7 +30,8 @@ from interp_models.rng import seed_of
 
 
 class Renumbered(ImageDataset):
-    """A data set whose labels are positions in a longer list of classes, which has its own in the same order."""
+    """A data set with a part of a model's classes, labelled by the model's class numbers; `classes` lists all of the
+    model's."""
 
     def __init__(self, images: ImageDataset, classes: Sequence[str]) -> None:
         position = {name: label for label, name in enumerate(classes)}
