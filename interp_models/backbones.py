@@ -24,7 +24,7 @@ class Form(NamedTuple):
     """How a timm model gives its map of features."""
 
     headless: bool
-    """True if a call gives the map once pooling and classifier are removed; False if `forward_features` must be called."""
+    """True if a call gives the map once pooling and classifier are removed; False if it takes `forward_features`."""
     channels_last: bool
     """As (B, h, w, C)."""
     channels: int
