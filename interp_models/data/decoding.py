@@ -119,8 +119,10 @@ def _rgb(file: Image.Image, upright: bool, max_value: float | None) -> Image.Ima
             raise InputError("its picture lies in its transparency alone, which models do not see")
     else:
         image = file
-        if not deep and file.mode in ("L", "RGB") and max(high for _, high in _extrema(file)) == 1:
-            raise InputError("its values are 0 and 1, of 255: it looks like a mask")
+        if not deep and file.mode in ("L", "RGB"):
+            ranges = _extrema(file)
+            if max(high for _, high in ranges) == 1 and any(low != high for low, high in ranges):
+                raise InputError("its values are 0 and 1, of 255: it looks like a mask")
     image = image.convert("RGB")
     if deep and not grey:
         _check_deep_colours(file, image, max_value)
