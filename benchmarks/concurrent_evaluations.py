@@ -17,10 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.harness import Row, Value, plain_parser, write
-from benchmarks.interruptions import EVALUATION, TRAINING, same_evaluation
+from benchmarks.interruptions import TRAINING, same_evaluation
 from tests.processes import run, start
 
-PLANS = (EVALUATION, ["explainers=[{name: rise, masks: 40}, fakecam]", *EVALUATION[1:]])
+COMMON = ["n_images=8", "max_steps=8", "batch_size=2", "report_images=1", "logger.wandb=disabled"]
+PLANS = (
+    ["explainers=[intrinsic, {name: rise, masks: 24}]", *COMMON],
+    ["explainers=[{name: rise, masks: 20}, fakecam]", *COMMON],
+)
 """What the two commands judge."""
 
 
@@ -61,6 +65,7 @@ def measure(root: str, pairs: int, seed: int) -> list[Row]:
                 _succeeds(run("evaluate", [str(copy), *plans[0]], log), log)
                 counts["right when repeated"] += same_evaluation(copy, alone[0])
                 shutil.rmtree(copy.parent)
+                print(f"{'one killed' if kills else 'both go on'}, pair {number + 1}: {counts}", flush=True)
             what = "one is killed" if kills else "both go on"
             rows += [
                 Value(f"{what}: commands that were refused in one line", counts["refused"], f"of {2 * pairs}"),
