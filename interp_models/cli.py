@@ -99,7 +99,9 @@ def stopped(stop: Stopped) -> int:
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         return 0
     with contextlib.suppress(OSError):  # the terminal may be gone
-        print(f"\nstopped by {stop}; {how_to_go_on()}", file=sys.stderr)  # a progress bar may have the line
+        if sys.stderr.isatty():  # where a progress bar has the line
+            print(file=sys.stderr)
+        print(f"stopped by {stop}; {how_to_go_on()}", file=sys.stderr)
     return 128 + stop.number
 
 

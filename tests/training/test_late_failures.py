@@ -146,7 +146,8 @@ def test_no_batch_within_the_limit(script: Script, tiny_cub: Cub, tmp_path: Path
     config = write_config(tmp_path / "c.yaml", tiny_config(tiny_cub.root, out=str(tmp_path / "run"), model=TINY_CNN))
     outcome = script("train", config, "phases=[{epochs: 1, lrs: {head: 0.1}}]", "trainer.limit_train_batches=0.1")
     assert outcome.code == 2
-    assert outcome.err.splitlines()[-1].startswith("error: trainer: You requested to check 0.1 of the `train_dataload")
+    assert outcome.err == "error: trainer.limit_train_batches=0.1 of 3 batches is none; at least one is needed\n"
+    assert not (tmp_path / "run").exists()
 
 
 # A disk that is full

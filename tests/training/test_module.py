@@ -24,6 +24,7 @@ from interp_models.config import TrainConfig, check, plain
 from interp_models.data.base import Sample, collate
 from interp_models.errors import InputError
 from interp_models.models.cnn import CNN
+from interp_models.resume import images_of
 from interp_models.training.module import FORMAT_VERSION, InterpModule, check_groups
 from interp_models.training.recipe import Optimizer, Phase, Recipe
 from interp_models.training.schedule import PhaseSchedule
@@ -210,7 +211,10 @@ def test_checkpoints_hold_plain_containers(bcnn_run: Path) -> None:
             "format_version": FORMAT_VERSION,
             "num_classes": 3,
             "classes": ["001.Kind_1", "002.Kind_2", "003.Kind_3"],
-            "images": {"train": [9, data.fingerprint("train")], "val": [3, data.fingerprint("val")]},
+            "images": {
+                "train": [9, data.fingerprint("train"), images_of(data)["train"][2]],
+                "val": [3, data.fingerprint("val"), images_of(data)["val"][2]],
+            },
             "teacher": None,
             "config": runs.run_config(bcnn_run),
             "phase": "train",
