@@ -28,7 +28,10 @@ PLANS = (
 """What the two commands judge."""
 
 
-def measure(root: str, pairs: int, seed: int) -> list[Row]:
+SERIES = ("both", "killed")
+
+
+def measure(root: str, pairs: int, seed: int, series: Sequence[str] = SERIES) -> list[Row]:
     """All rows."""
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
@@ -43,7 +46,7 @@ def measure(root: str, pairs: int, seed: int) -> list[Row]:
             _succeeds(run("evaluate", [str(alone[-1]), *plan], log), log)
             seconds.append(time.monotonic() - begin)
         rows: list[Row] = [Value("pairs in each series", pairs, "")]
-        for kills in (False, True):
+        for kills in (name == "killed" for name in series):
             counts = dict.fromkeys(("refused", "finished", "whole", "right", "right when repeated"), 0)
             for number in range(pairs):
                 copy = Path(shutil.copytree(trained, folder / f"pair{kills}{number}" / "run"))
@@ -87,9 +90,10 @@ def main(argv: Sequence[str] | None = None) -> Path:
     p = plain_parser(__doc__)
     p.add_argument("--root", required=True, help="CUB-200-2011, or a part of it")
     p.add_argument("--pairs", type=int, default=20)
+    p.add_argument("--series", nargs="+", choices=SERIES, default=SERIES, help="both go on, or one is killed")
     args = p.parse_args(argv)
     args.command = f"python -m benchmarks.concurrent_evaluations --root FOLDER --pairs {args.pairs}"
-    return write("concurrent_evaluations", args, "CUB-200-2011", measure(args.root, args.pairs, args.seed))
+    return write("concurrent_evaluations", args, "CUB-200-2011", measure(args.root, args.pairs, args.seed, args.series))
 
 
 if __name__ == "__main__":
