@@ -74,9 +74,8 @@ def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
         if isinstance(config.target, int) and not 0 <= config.target < run.model.num_classes:
             last = run.model.num_classes - 1
             raise InputError(f"target {config.target} is out of range: the model has classes 0 to {last}")
-        resolve_grid(config.grid, run.model, run.data.image_size)
+    grids = [resolve_grid(config.grid, run.model, run.data.image_size) or (1, 1) for run in evaluated]
     if config.grid is None:  # one grid per table: the coarsest of the models'
-        grids = [resolve_grid(None, run.model, run.data.image_size) or (1, 1) for run in evaluated]
         config = dataclasses.replace(config, grid=list(min(grids, key=math.prod)))
     is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     out = runs.folder_of_several(config.out, "comparisons") if len(folders) > 1 else None

@@ -111,10 +111,9 @@ def _train(config: TrainConfig, resume: Path | None, locks: ExitStack) -> Path:
     data = runs.build_data(plain(config))
     data.check_training(devices)
     check_limits(options, data, devices)
-    if last is not None and checkpoint is not None:
-        check_same_data(last, checkpoint, data)
+    images = check_same_data(last, checkpoint, data) if last is not None and checkpoint is not None else images_of(data)
     model = runs.build_model(plain(config), len(data.classes), trained=checkpoint is not None)
-    model.images = images_of(data)
+    model.images = images
     model.distillation = build_distillation(config, data)
     model.check_selection(selecting=len(data.val_indices) > 0)
     model.recipe.check_timeline()

@@ -68,8 +68,9 @@ def keep_places(config: Mapping[str, Any], before: Mapping[str, Any]) -> dict[st
     return cast(dict[str, Any], OmegaConf.to_container(kept))
 
 
-def check_same_data(last: Path, checkpoint: Mapping[str, Any], data: DataModule) -> None:
-    """Raise `InputError` unless classes, training images and validation images are those of the checkpoint."""
+def check_same_data(last: Path, checkpoint: Mapping[str, Any], data: DataModule) -> dict[str, list[Any]]:
+    """The `images_of` the data; `InputError` unless classes, training and validation images are those of the
+    checkpoint."""
     own = checkpoint["interp_models"]
     check_same_classes(own.get("classes", data.classes), data.classes, str(last))
     if "images" not in own and len(data.train_images.validation):
@@ -77,13 +78,15 @@ def check_same_data(last: Path, checkpoint: Mapping[str, Any], data: DataModule)
             f"{last}: comes from a version that drew validation images from train/; now val/ holds them. Take val/ "
             "away to go on as before, or begin a new run"
         )
+    images = images_of(data)
     for split, before in own.get("images", {}).items():
-        now = images_of(data)[split]
+        now = images[split]
         if now[0] != before[0]:
             raise InputError(f"{last}: was trained with {before[0]} {split} images, the data set now has {now[0]}")
         for what, was, is_now in zip(("names, labels or order", "files"), before[1:], now[1:], strict=True):
             if was != is_now:
                 raise InputError(f"{last}: was trained with other {split} images; their {what} differ")
+    return images
 
 
 def check_same_classes(before: Sequence[str], now: Sequence[str], whose: str) -> None:
@@ -114,10 +117,12 @@ def images_of(data: DataModule) -> dict[str, list[Any]]:
     """
     found = {}
     for split, indices in (("train", data.train_indices), ("val", data.val_indices)):
-        some = [int(indices[position]) for position in spread(len(indices), LOOKED_AT)] if len(indices) else []
-        shown = data.trainer is None or data.trainer.is_global_zero
-        contents = together(content_digests(data.train_images, some, shown=shown))
-        found[split] = [len(indices), data.fingerprint(split), contents]
+        if len(indices) <= LOOKED_AT:
+            contents = data.contents(split)  # kept, so that a push need not read the files again
+        else:
+            some = indices[spread(len(indices), LOOKED_AT)].tolist()
+            contents = content_digests(data.train_images, some, shown=True)
+        found[split] = [len(indices), data.fingerprint(split), together(contents)]
     return found
 
 
