@@ -174,8 +174,7 @@ def log_pictures(loggers: Iterable[Logger], key: str, paths: Sequence[Path], ste
             logger.log_image(key, [str(path) for path in paths], caption=[path.stem for path in paths])
         elif isinstance(logger, TensorBoardLogger):
             for path in paths:
-                picture = np.asarray(Image.open(path).convert("RGB"))
-                logger.experiment.add_image(f"{key}/{path.stem}", picture, step, dataformats="HWC")
+                _add_picture(logger, f"{key}/{path.stem}", path, step)
 
 
 def log_maps(
@@ -194,8 +193,12 @@ def log_maps(
         if isinstance(logger, WandbLogger):
             logger.log_image("attention", list(pictures), caption=list(captions))
         elif isinstance(logger, TensorBoardLogger):
-            picture = np.asarray(Image.open(sheet).convert("RGB"))
-            logger.experiment.add_image("attention", picture, step, dataformats="HWC")
+            _add_picture(logger, "attention", sheet, step)
+
+
+def _add_picture(logger: TensorBoardLogger, tag: str, path: Path, step: int) -> None:
+    picture = np.asarray(Image.open(path).convert("RGB"))
+    logger.experiment.add_image(tag, picture, step, dataformats="HWC")
 
 
 def close(loggers: Iterable[Logger]) -> None:

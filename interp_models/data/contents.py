@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from interp_models.data.base import ImageDataset, Sample
+from interp_models.data.decoding import missing
 from interp_models.errors import InputError
 from interp_models.files import write_whole
 
@@ -71,7 +72,7 @@ def _file_digest(path: Path, known: dict[str, list[int | str]], found: dict[str,
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except FileNotFoundError:
-        raise InputError(f"image {path} is missing; the data set's lists name it") from None
+        raise missing(path) from None
     except OSError as error:
         raise InputError(f"image {path} cannot be read ({error.strerror})") from None
     if time.time_ns() - max(traits[1:]) > SETTLED:

@@ -77,11 +77,16 @@ def decode_image(path: Path, *, upright: bool = True, max_value: float | None = 
     except InputError as error:
         raise InputError(f"image {path} {AMBIGUOUS}: {error}; {ADVICE}") from None
     except FileNotFoundError:
-        why = "it is a link to nothing" if path.is_symlink() else "the data set's lists name it"
-        raise InputError(f"image {path} {MISSING}; {why}; {ADVICE}") from None
+        raise missing(path) from None
     except ERRORS as error:
         reason = first_line(error)
         raise InputError(f"image {path} {BROKEN} ({reason}); {ADVICE}") from None
+
+
+def missing(path: Path) -> InputError:
+    """What to raise for an image's file that does not exist."""
+    why = "it is a link to nothing" if path.is_symlink() else "the data set's lists name it"
+    return InputError(f"image {path} {MISSING}; {why}; {ADVICE}")
 
 
 def looks_whole(path: Path) -> bool:
@@ -126,7 +131,12 @@ def _rgb(file: Image.Image, upright: bool, max_value: float | None) -> Image.Ima
     image = image.convert("RGB")
     if deep and not grey:
         _check_deep_colours(file, image, max_value)
-    turn = TURNS.get(_orientation(file)) if upright else None
+    return turned(image, file) if upright else image
+
+
+def turned(image: Image.Image, file: Image.Image) -> Image.Image:
+    """An image as the EXIF orientation of its file says."""
+    turn = TURNS.get(_orientation(file))
     return image if turn is None else image.transpose(turn)
 
 

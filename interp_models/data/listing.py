@@ -3,7 +3,7 @@
 import csv
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -129,7 +129,7 @@ def read_list(file: Path, root: Path) -> list[Found]:
     return found
 
 
-def joined(*parts: LeftOut) -> LeftOut:
+def joined(*parts: Mapping[str, Sequence[str]]) -> LeftOut:
     """All names, by what they are."""
     return {kind: sorted({name for part in parts for name in part.get(kind, ())}) for part in parts for kind in part}
 

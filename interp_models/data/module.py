@@ -15,6 +15,7 @@ from interp_models.data.base import DATASETS, ImageDataset, Sample, collate
 from interp_models.data.checks import by_kind, refuse, some, unusable
 from interp_models.data.choice import Indices, stratified_split
 from interp_models.data.contents import content_digests
+from interp_models.data.listing import joined
 from interp_models.data.sampling import ShardSampler as ShardSampler
 from interp_models.data.transforms import (
     Name,
@@ -229,10 +230,7 @@ class DataModule(pl.LightningDataModule):
         for split, name in (("train", "training"), ("whole_test", "test")):
             if without := self.classes_without(split):
                 parts += [f"classes without a {name} image: {some(without)}"]
-        listed: dict[str, list[str]] = {}
-        for _, images in self._splits():
-            for kind, names in images.left_out.items():
-                listed[kind] = sorted({*listed.get(kind, []), *names})
+        listed = joined(*(images.left_out for _, images in self._splits()))
         left_out = {kind: some(names) for kind, names in listed.items()} | by_kind(self.skipped)
         parts += [f"left out: {', '.join(f'{kind}: {names}' for kind, names in left_out.items())}"] if left_out else []
         return "; ".join(parts)

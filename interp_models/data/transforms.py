@@ -5,13 +5,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from interp_models.data.base import Sample
+from interp_models.data.decoding import turned
 from interp_models.errors import InputError
 from interp_models.inputs import ROUNDING, pixel_range
 
@@ -77,7 +78,7 @@ def of_known_range(image: Any) -> Any:
     found, known = type(image).__name__, False
     if isinstance(image, Image.Image):
         found, known = f"a PIL image of mode {image.mode}", not image.mode.startswith(("I", "F"))
-        image = ImageOps.exif_transpose(image)
+        image = turned(image, image)
     elif isinstance(image, Tensor | np.ndarray):
         image = image if isinstance(image, Tensor) or image.flags.writeable else image.copy()  # else torch warns
         values = torch.as_tensor(image)
