@@ -58,7 +58,7 @@ def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
     also get a report together. Nobody else writes to these folders meanwhile.
     """
     quiet()
-    options = check_trainer(config.trainer, REFUSED)
+    options, _ = check_trainer(config.trainer, REFUSED)
     check_loggers(config.logger)
     if config.report_images < 0:
         raise InputError(f"report_images must be at least 0; got {config.report_images}")
@@ -200,7 +200,7 @@ def _own_folder(out: Path) -> Path:
 def ensemble(folders: list[Path], config: EvaluateConfig) -> Path:
     """Average the class probabilities of runs on the same images; returns the path of the accuracies."""
     quiet()
-    options = check_trainer(config.trainer, REFUSED)
+    options, _ = check_trainer(config.trainer, REFUSED)
     if not folders:
         raise InputError("ensemble= names no run")
     evaluated = _loaded(folders, config)

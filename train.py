@@ -97,8 +97,7 @@ def _train(config: TrainConfig, resume: Path | None, locks: ExitStack) -> Path:
     for key in ("attention.every_n_epochs", "attention.n_images", "evaluation.every_n_epochs"):
         if (value := operator.attrgetter(key)(config)) < 0:
             raise InputError(f"{key} must be 0 or more; got {value}")
-    options = check_trainer(config.trainer, REFUSED)
-    trial = make_trainer(logger=False, **options)  # before a folder is made
+    options, trial = check_trainer(config.trainer, REFUSED)
     devices = trial.world_size
     check_loggers(config.logger)
     config = runs.resolve(config)

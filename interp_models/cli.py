@@ -164,8 +164,10 @@ LEAST = {"accumulate_grad_batches": 1, "gradient_clip_val": 0, "log_every_n_step
 """Least values of options that Lightning takes as they are."""
 
 
-def check_trainer(options: Mapping[str, Any], refused: Mapping[str, str]) -> dict[str, Any]:
-    """Options for `pl.Trainer`: one process by default, so that a result does not depend on the machine.
+def check_trainer(options: Mapping[str, Any], refused: Mapping[str, str]) -> tuple[dict[str, Any], pl.Trainer]:
+    """Options for `pl.Trainer`, and a trainer made of them that has seen nothing yet.
+
+    One process is the default, so that a result does not depend on the machine.
 
     Args:
         options: as given.
@@ -199,7 +201,7 @@ def check_trainer(options: Mapping[str, Any], refused: Mapping[str, str]) -> dic
     cores = max(2, os.cpu_count() or 1)
     if trial.strategy.root_device.type == "cpu" and trial.num_devices > cores:
         raise InputError(f"trainer.devices={trial.num_devices}: this machine has {cores} CPU cores")
-    return options
+    return options, trial
 
 
 def _checked_types(options: Mapping[str, Any]) -> dict[str, Any]:
