@@ -19,13 +19,13 @@ from torch import Tensor
 from benchmarks.bap import timing
 from benchmarks.harness import CLOCKS, Bench, Row, Timing, load_images, parse, parser, summary, write
 from benchmarks.tables import show
-from interp_models import runs
-from interp_models.attention import attentions, class_rows
-from interp_models.callbacks.feature_cache import FeatureCache
-from interp_models.cli import quiet
+from interp_models.commands.cli import quiet
 from interp_models.models.bcnn import BCNN
 from interp_models.models.br_npa import BRNPA
 from interp_models.models.dpnet import DPNet
+from interp_models.nn.attention import attentions, class_rows
+from interp_models.runs.building import build_data, build_model
+from interp_models.training.feature_cache import FeatureCache
 
 WSDAN: dict[str, Any] = {"n_maps": 8, "normalise": True, "centre": 1.0}
 
@@ -81,8 +81,8 @@ def epochs(dataset: dict[str, Any], size: int, workers: int, cache: Path | None,
     data_options = {"dataset": dataset, "image_size": size, "batch_size": 64, "augment": False, "num_workers": workers}
     config = {"seed": 0, "data": data_options, "model": {"name": "dpnet", **options}, "phases": [phase]}
     config["optimizer"] = {"name": "adamw", "weight_decay": 0.0}
-    data = runs.build_data(config)
-    model = runs.build_model(config, len(data.classes))
+    data = build_data(config)
+    model = build_model(config, len(data.classes))
     times = EpochTimes()
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=count, logger=False, enable_checkpointing=False, enable_progress_bar=False,

@@ -15,8 +15,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.harness import Row, Value, plain_parser, write
-from interp_models import InterpModule, load, runs
+from interp_models import InterpModule, load
 from interp_models.data.module import DataModule
+from interp_models.runs.building import build_data, build_model
+from interp_models.runs.loading import run_config
 
 
 def covered(boxes: Tensor, size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
@@ -75,12 +77,12 @@ def main(argv: Sequence[str] | None = None) -> Path:
     rows: list[Row] = []
     before: set[str] = set()
     for folder in args.runs:
-        config = runs.run_config(folder)
-        data = runs.build_data(config)
+        config = run_config(folder)
+        data = build_data(config)
         if config["experiment"] not in before:
             before.add(config["experiment"])
             torch.manual_seed(0)
-            untrained = runs.build_model(config, len(data.classes))
+            untrained = build_model(config, len(data.classes))
             rows += attention(untrained, data, f"{config['experiment']}, before")
             sizes = [covered(b.box, (b.image.shape[2], b.image.shape[3]), (64, 64)) for b in data.test_dataloader()]
             rows.append(

@@ -26,10 +26,10 @@ from benchmarks.harness import (
     write,
 )
 from benchmarks.tables import show
+from interp_models.core.prepared import prepare
+from interp_models.core.scoring import ScoreFn, probabilities
 from interp_models.metrics.base import METRICS
 from interp_models.metrics.perturbation import curve, gaussian, ranks, score_all
-from interp_models.prepared import prepare
-from interp_models.scoring import ScoreFn, probabilities
 
 
 def timings(bench: Bench, grid: int, batch: int | None = None) -> list[Timing]:

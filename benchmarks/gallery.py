@@ -19,14 +19,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.harness import imagenet_network
-from interp_models import EXPLAINERS, load, runs
+from interp_models import EXPLAINERS, load
+from interp_models.core.errors import NotApplicable
+from interp_models.core.files import write_whole
+from interp_models.core.scoring import logits_of
 from interp_models.data.base import decode_image
 from interp_models.data.transforms import plain_transform
-from interp_models.errors import NotApplicable
 from interp_models.explainers.controls import attribute_with
-from interp_models.files import write_whole
-from interp_models.scoring import logits_of
-from interp_models.visual import Picture, contact_sheet, jpeg_uri, overlay, to_uint8
+from interp_models.report.visual import Picture, contact_sheet, jpeg_uri, overlay, to_uint8
+from interp_models.runs.building import build_data
+from interp_models.runs.folders import run_name
+from interp_models.runs.loading import run_config
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "rise": {"masks": 1000},
@@ -53,7 +56,7 @@ def images_of_folder(folder: Path, count: int) -> tuple[Tensor, list[str], None]
 
 def images_of_run(run: Path, count: int) -> tuple[Tensor, list[str], Tensor | None]:
     """Test images (n, 3, H, W) spread over a run's data, their names, and their boxes if there are."""
-    data = runs.build_data(runs.run_config(run))
+    data = build_data(run_config(run))
     dataset = data.dataset("test")
     samples = [dataset[0, i * len(data.test_indices) // count] for i in range(count)]
     names = [Path(data.test_images.image_id(sample.index)).stem for sample in samples]
@@ -122,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     args = p.parse_args(argv)
     torch.set_num_threads(args.threads)
     if args.run:
-        model, title = load(args.run)[0], f"All explainers of {runs.run_name(args.run)}"
+        model, title = load(args.run)[0], f"All explainers of {run_name(args.run)}"
         images, names, boxes = images_of_run(args.run, args.count)
     else:
         model, title = imagenet_network(), "All explainers of EfficientNet-Lite0"

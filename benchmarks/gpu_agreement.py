@@ -23,18 +23,19 @@ from torch import Tensor, nn
 from benchmarks.harness import Row, Value
 from benchmarks.prototype_interruptions import BACKBONE, SHARED
 from benchmarks.prototype_interruptions import MODELS as RECIPES
-from interp_models.attention import find_transformer
-from interp_models.config import EvaluateConfig, TrainConfig, check
-from interp_models.data.part_birds import PartBirds
-from interp_models.errors import NotApplicable
+from interp_models.config.loading import check
+from interp_models.core.errors import NotApplicable
+from interp_models.core.prepared import Prepared, prepare
+from interp_models.core.scoring import full_float32, logits_of, probabilities
+from interp_models.data.part_birds.dataset import PartBirds
 from interp_models.explainers import EXPLAINERS
 from interp_models.explainers.controls import attribute_with
 from interp_models.metrics import METRICS, PROTOTYPE_METRICS
 from interp_models.metrics.base import PRESETS
 from interp_models.metrics.prototype_base import Found
 from interp_models.models import MODELS
-from interp_models.prepared import Prepared, prepare
-from interp_models.scoring import full_float32, logits_of, probabilities
+from interp_models.nn.attention import find_transformer
+from interp_models.runs.config import EvaluateConfig, TrainConfig
 
 CLASSES = 4
 SMALL: Mapping[str, dict[str, Any]] = {
@@ -378,7 +379,7 @@ def recipe(name: str) -> dict[str, Any]:
 
 def fit(folder: str, name: str, trainer: Mapping[str, Any], phases: Any, resume: Path | None = None) -> Path:
     """Train one of our models for the phases, the first of `recipe` or all, into a folder."""
-    import train
+    from interp_models.commands import train
 
     shared = copy.deepcopy(SHARED) | {"optimizer": {"name": "sgd"}, "attention": {"every_n_epochs": 1, "n_images": 2}}
     own = {"out": folder, "phases": phases, "trainer": shared["trainer"] | {"enable_model_summary": False, **trainer}}
@@ -429,7 +430,7 @@ def evaluated(name: str, sizes: Sizes) -> Iterator[Check]:
 
 def _means(run: Path, where: str, sizes: Sizes) -> dict[tuple[str, str], float | None]:
     """The means of an evaluation by explainer and metric, and what it left out."""
-    import evaluate
+    from interp_models.commands import evaluate
 
     with TemporaryDirectory() as out:
         explainers = [{"name": name, **SMALL.get(name, {})} for name in sizes.explainers if name != "scorecam"]

@@ -31,12 +31,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
-from interp_models.backbones import BUNDLED, bundled_weights
+from interp_models.core.files import write_json
+from interp_models.core.scoring import logits_of
 from interp_models.data.base import decode_image
-from interp_models.data.part_birds import PartBirds
+from interp_models.data.part_birds.dataset import PartBirds
 from interp_models.data.transforms import plain_transform
-from interp_models.files import write_json
-from interp_models.scoring import logits_of
+from interp_models.nn.backbone import BUNDLED, bundled_weights
 
 RESULTS = Path(__file__).parent / "results"
 BATCHES = (2, 4, 8, 16, 32)

@@ -7,7 +7,7 @@ from statistics import quantiles
 
 from benchmarks.harness import Value, parse, parser, write
 from benchmarks.tables import show
-from interp_models.data.part_birds import PartBirds
+from interp_models.data.part_birds.dataset import PartBirds
 
 
 def milliseconds(size: int, count: int, seed: int) -> list[float]:

@@ -32,10 +32,10 @@ from benchmarks.harness import (
     write,
 )
 from benchmarks.tables import show
+from interp_models.core.prepared import Prepared
 from interp_models.explainers import EXPLAINERS
 from interp_models.explainers.base import Explainer
 from interp_models.explainers.features import shared_passes, target_layer
-from interp_models.prepared import Prepared
 
 FAMILY = (
     "activation_map", "cam", "gradcam", "gradcam_pp", "hirescam", "xgradcam", "layercam", "eigencam", "guidancecam",

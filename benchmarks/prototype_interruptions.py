@@ -24,12 +24,13 @@ import yaml
 from benchmarks.harness import Row, Value, plain_parser, write
 from benchmarks.interruptions import same_table, same_weights
 from benchmarks.tables import show
-from interp_models import loggers, projection
-from interp_models.cli import run_script
-from interp_models.config import TrainConfig
+from interp_models.commands.cli import run_script
 from interp_models.models.protopnet import ProtoPNet
 from interp_models.models.prototree import ProtoTree
-from interp_models.runs import WholeCheckpointIO
+from interp_models.prototypes import push as projection
+from interp_models.runs.config import TrainConfig
+from interp_models.training import loggers
+from interp_models.training.checkpoints import WholeCheckpointIO
 from interp_models.training.module import InterpModule
 
 SHARED: dict[str, Any] = {
@@ -99,7 +100,7 @@ Moment = tuple[int, str, float]
 
 def launch(notes: str, *arguments: str) -> int:
     """`train.py`, adding lines `<epoch> <phase> <what>` to a file before, and where it matters after, what it does."""
-    import train
+    from interp_models.commands import train
 
     where = f"{START} start"
 

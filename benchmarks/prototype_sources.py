@@ -19,10 +19,13 @@ from torch import Tensor
 
 from benchmarks.harness import Row, Value, plain_parser, write
 from benchmarks.tables import show
-from interp_models import load, runs
+from interp_models import load
 from interp_models.models.protopnet import ProtoPNet
 from interp_models.models.prototree import ProtoTree
 from interp_models.report import gallery
+from interp_models.runs.building import build_data
+from interp_models.runs.folders import run_name
+from interp_models.runs.loading import run_config
 
 
 def classes_of(model: ProtoPNet | ProtoTree) -> Tensor:
@@ -45,7 +48,7 @@ def measure(run: Path) -> list[Row]:
     model, _ = load(run, "last")
     if not isinstance(model, ProtoPNet | ProtoTree) or bool((model.sources.image < 0).all()):
         raise SystemExit(f"{run}: has no prototypes that are patches of training images")
-    data = runs.build_data(runs.run_config(run))
+    data = build_data(run_config(run))
     allowed, sources = classes_of(model), model.sources
     left = allowed.any(dim=1).nonzero()[:, 0].tolist()
     pages = dict(gallery._pages(model.prototype_sheets(data.classes)))
@@ -70,7 +73,7 @@ def measure(run: Path) -> list[Row]:
             x, y = right - p.shape[2] / 2 * cell, low - p.shape[1] / 2 * cell
             peaked.append(x0 <= x <= x1 and y0 <= y <= y1)
             shown.append(alike(tiles[n], batch.image[i], box))
-    name = runs.run_name(run)
+    name = run_name(run)
     return [
         Value(f"{name}: prototypes that are left", len(left), ""),
         Value(f"{name}: found at their image and cell", len(apart), ""),
@@ -110,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     p.add_argument("--runs", type=Path, nargs="+", required=True)
     args = p.parse_args(argv)
     torch.set_num_threads(args.threads)
-    args.command = f"python -m benchmarks.prototype_sources --runs {' '.join(map(runs.run_name, args.runs))}"
+    args.command = f"python -m benchmarks.prototype_sources --runs {' '.join(map(run_name, args.runs))}"
     rows = [row for run in args.runs for row in measure(run)]
     return write("prototype_sources", args, "training images of the runs", rows)
 

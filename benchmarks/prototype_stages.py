@@ -20,13 +20,17 @@ from torch import Tensor
 
 from benchmarks.harness import Row, Value, plain_parser, write
 from benchmarks.trained import bootstrap
-from interp_models import InterpModule, load, runs
-from interp_models.config import save_yaml
+from interp_models import InterpModule, load
+from interp_models.config.loading import save_yaml
+from interp_models.core.files import write_json
+from interp_models.core.outputs import InterpOutput
 from interp_models.data.base import Sample
-from interp_models.files import write_json
 from interp_models.models.prototree import ProtoTree
-from interp_models.outputs import InterpOutput
-from interp_models.projection import has_prototypes
+from interp_models.prototypes.sources import has_prototypes
+from interp_models.runs.building import build_data
+from interp_models.runs.folders import run_name
+from interp_models.runs.loading import run_config
+from interp_models.training.checkpoints import read_checkpoint
 
 CLOSE = 0.1
 """A decision so close to 1/2 could have gone the other way."""
@@ -67,9 +71,9 @@ def kept(model: InterpModule) -> int:
 def stages_of(folder: Path, stages: Sequence[str], save: bool) -> tuple[list[PerImage], list[int]]:
     """What each stage gives, the model as trained first, and how many prototypes are left."""
     model, _ = load(folder, "last")
-    config = runs.run_config(folder)
+    config = run_config(folder)
     seed_everything(config["seed"])
-    data = runs.build_data(config)
+    data = build_data(config)
     batches = list(data.test_dataloader())
     results, prototypes = [classified(model, batches)], [kept(model)]
     for stage in stages:
@@ -83,7 +87,7 @@ def stages_of(folder: Path, stages: Sequence[str], save: bool) -> tuple[list[Per
         shutil.copytree(folder, out)
         config["phases"][-1]["then"] = list(stages)
         save_yaml(out / "config.yaml", config)
-        checkpoint = runs.read_checkpoint(out / "checkpoints/last.ckpt")
+        checkpoint = read_checkpoint(out / "checkpoints/last.ckpt")
         checkpoint["state_dict"] = model.state_dict()
         torch.save(checkpoint, out / "checkpoints/last.ckpt")
         means = {f"test/{name}": float(value.mean()) for name, value in results[-1].items()}
@@ -98,13 +102,13 @@ def measure(folders: Sequence[Path], stages: Sequence[str], reference: Sequence[
     others = []
     for folder in reference:
         model, _ = load(folder)
-        others.append(classified(model, list(runs.build_data(runs.run_config(folder)).test_dataloader()))["acc"])
-        rows.append(Value(f"{runs.run_name(folder)}: accuracy", 100 * others[-1].mean(), "%"))
+        others.append(classified(model, list(build_data(run_config(folder)).test_dataloader()))["acc"])
+        rows.append(Value(f"{run_name(folder)}: accuracy", 100 * others[-1].mean(), "%"))
     before: NDArray[np.float64] | None = None
     for number, stage in enumerate(["as trained", *stages]):
         name = stage if number == 0 else f"{number}. after {stage}"
         for folder, (results, prototypes) in zip(folders, per_seed, strict=True):
-            where = f"{name}, {runs.run_name(folder)}"
+            where = f"{name}, {run_name(folder)}"
             rows.append(Value(f"{where}: prototypes", prototypes[number], ""))
             for key, value in results[number].items():
                 share = key.startswith(("acc", "fidelity"))
@@ -150,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     p.add_argument("--name", required=True, help="of the file of results")
     args = p.parse_args(argv)
     torch.set_num_threads(args.threads)
-    runs_, reference = (" ".join(map(runs.run_name, folders)) for folders in (args.runs, args.reference))
+    runs_, reference = (" ".join(map(run_name, folders)) for folders in (args.runs, args.reference))
     args.command = (
         f"python -m benchmarks.prototype_stages --name {args.name} --runs {runs_} --stages {' '.join(args.stages)}"
         + (f" --reference {reference}" if reference else "")

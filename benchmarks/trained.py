@@ -20,12 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.harness import Row, Value, plain_parser, write
-from interp_models import InterpModule, load, runs
+from interp_models import InterpModule, load
 from interp_models.data.base import Sample
 from interp_models.data.choice import spread
 from interp_models.explainers.cam import GradCAM
 from interp_models.explainers.controls import CenterGaussian
 from interp_models.explainers.rise import RISE
+from interp_models.runs.building import build_data
+from interp_models.runs.loading import run_config
 
 RESAMPLES = 10_000
 FOLDER = "trained"
@@ -99,8 +101,8 @@ def rise_stability(model: InterpModule, images: Tensor, few: int, many: int) -> 
 def record(folder: Path) -> tuple[str, list[Row], dict[str, Any]]:
     """A run's name, its rows, and which of its test images it classified rightly, as digits."""
     model, _ = load(folder)
-    config = runs.run_config(folder)
-    data = runs.build_data(config)
+    config = run_config(folder)
+    data = build_data(config)
     values = attention(model, list(data.test_dataloader()))
     correct = values.pop("correct")
     rows: list[Row] = [Value("test accuracy", 100 * correct.mean(), "%")]
@@ -178,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
 def stable(folder: Path, n: int) -> list[Row]:
     """How alike RISE's maps of n test images of a run are with 500 and with 1000 masks."""
     model, _ = load(folder)
-    data = runs.build_data(runs.run_config(folder)).dataset("test")
+    data = build_data(run_config(folder)).dataset("test")
     images = torch.stack([data[0, position].image for position in spread(len(data), n)])
     each = rise_stability(model, images.as_subclass(Tensor), 500, 1000)
     return [

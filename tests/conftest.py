@@ -96,8 +96,9 @@ def tiny_cub(tmp_path_factory: pytest.TempPathFactory) -> Cub:
 
 def fit(config: dict[str, Any], resume: Path | None = None) -> Path:
     """Train in this process, as train.py does with a config; returns the run folder."""
-    import train
-    from interp_models.config import TrainConfig, check
+    from interp_models.commands import train
+    from interp_models.config.loading import check
+    from interp_models.runs.config import TrainConfig
 
     return train.train(check(TrainConfig, config), resume)
 
@@ -124,7 +125,7 @@ def cnn_run(tiny_cub: Cub, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def inject(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Adds callbacks to the trainings of a test, in place of the attention logger."""
-    from interp_models.callbacks.attention_logger import AttentionLogger
+    from interp_models.training.attention_logger import AttentionLogger
 
     def add(*callbacks: Any) -> None:
         monkeypatch.setattr(AttentionLogger, "of", lambda config, run: list(callbacks))
@@ -157,10 +158,9 @@ Script = Callable[..., Outcome]
 @pytest.fixture
 def script(capsys: pytest.CaptureFixture[str]) -> Script:
     """Runs `train` or `evaluate` in this process: script("train", "config.yaml", "seed=1")."""
-    import evaluate
-    import train
-    from interp_models.cli import run_script
-    from interp_models.config import EvaluateConfig, TrainConfig
+    from interp_models.commands import evaluate, train
+    from interp_models.commands.cli import run_script
+    from interp_models.runs.config import EvaluateConfig, TrainConfig
 
     def run(name: str, *arguments: str | Path) -> Outcome:
         module, schema = {"train": (train, TrainConfig), "evaluate": (evaluate, EvaluateConfig)}[name]

@@ -5,7 +5,7 @@ import sys
 import types
 from unittest import mock
 
-from interp_models.registry import Registry
+from interp_models.core.registry import Registry
 
 
 def mutated(module_name: str, right: str, wrong: str) -> types.ModuleType:

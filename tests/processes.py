@@ -65,11 +65,10 @@ def _main(script: str, arguments: list[str], log: str, die_at: tuple[int, int] |
     torch.set_num_threads(threads)
     # Workers that load images begin as they do for users; by the server they would need seconds, and outlive a SIGKILL.
     multiprocessing.set_start_method("fork", force=True)
-    import evaluate
-    import train
-    from interp_models.callbacks.attention_logger import AttentionLogger
-    from interp_models.cli import run_script
-    from interp_models.config import EvaluateConfig, TrainConfig
+    from interp_models.commands import evaluate, train
+    from interp_models.commands.cli import run_script
+    from interp_models.runs.config import EvaluateConfig, TrainConfig
+    from interp_models.training.attention_logger import AttentionLogger
 
     if die_at is not None:
         AttentionLogger.of = lambda config, run: [DieAt(*die_at)]  # type: ignore[assignment,list-item,method-assign]

@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 from timm.models.resnet import ResNet
 from torch import nn
 
-from interp_models.backbones import BUNDLED, Backbone, bundled_weights
+from interp_models.core.errors import InputError, first_line
 from interp_models.data.base import decode_image
 from interp_models.data.transforms import plain_transform as centre_crop
-from interp_models.errors import InputError, first_line
 from interp_models.models.vit_cls import ViTCLS
+from interp_models.nn.backbone import BUNDLED, Backbone, bundled_weights
 from tests.conftest import TINY, TINY_VIT
 
 

@@ -41,12 +41,12 @@ from benchmarks.harness import (
     write,
 )
 from benchmarks.prototypes import Held, informed_tree
+from interp_models.core.scoring import probabilities
 from interp_models.explainers import EXPLAINERS
 from interp_models.metrics.base import METRICS
 from interp_models.metrics.perturbation import gaussian
 from interp_models.models.bcnn import BCNN
 from interp_models.models.prototree import ProtoTree
-from interp_models.scoring import probabilities
 from tests.conftest import TINY
 
 IMAGES = 3

@@ -11,10 +11,14 @@ import torch
 from benchmarks import class_token, prototype_sources, prototype_stages, trainings
 from benchmarks import trained as trained_benchmark
 from benchmarks.harness import Value
-from interp_models import load, runs
-from interp_models.config import TrainConfig, check, load_yaml, override, plain
+from interp_models import load
+from interp_models.config.loading import check, load_yaml, override, plain
+from interp_models.core.outputs import InterpOutput
 from interp_models.models.prototree import ProtoTree
-from interp_models.outputs import InterpOutput
+from interp_models.runs.building import build_data, build_model
+from interp_models.runs.config import TrainConfig
+from interp_models.runs.folders import run_name
+from interp_models.runs.loading import run_config
 from tests.conftest import TINY, TINY_VIT, Cub, fit, tiny_config, tiny_options
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +49,7 @@ def finished(tiny_cub: Cub, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         for stage, where in (("as trained", run), (f"{len(stages)}. after {stages[-1]}", found[name])):
             metrics = json.loads((where / "metrics.json").read_text())
             assert values[f"{stage}: accuracy"] == pytest.approx(100 * metrics["test/acc"], rel=1e-4)
-            assert values[f"{stage}, {runs.run_name(run)}: acc"] == pytest.approx(100 * metrics["test/acc"], rel=1e-4)
+            assert values[f"{stage}, {run_name(run)}: acc"] == pytest.approx(100 * metrics["test/acc"], rel=1e-4)
     return found
 
 
@@ -81,7 +85,7 @@ def test_sources_are_found(finished: dict[str, Path], tmp_path: Path, name: str)
     checkpoint = torch.load(path, weights_only=True)
     state = checkpoint["state_dict"]
     state["sources.cell"] = (state["sources.cell"] + 1) % 2
-    train = torch.as_tensor(runs.build_data(runs.run_config(run)).train_indices)
+    train = torch.as_tensor(build_data(run_config(run)).train_indices)
     other = dict(zip(train.tolist(), train.flip(0).tolist(), strict=True))  # the last class's for the first's
     state["sources.image"].apply_(lambda image: other.get(image, image))
     torch.save(checkpoint, path)
@@ -171,7 +175,7 @@ def test_trainings_of_the_results_have_sound_configs(name: str) -> None:
     assert (config.experiment, config.seed, config.data["val_fraction"]) == (name, 1, 0)
     config.model["backbone"] = TINY_VIT if config.model["name"] == "vit_cls" else TINY
     config.model.pop("output_stride", None)
-    runs.build_model(plain(config), 3, trained=True)
+    build_model(plain(config), 3, trained=True)
 
 
 @pytest.mark.slow
@@ -182,7 +186,7 @@ def test_trainings_are_done_once(tiny_cub: Cub, tmp_path: Path, monkeypatch: pyt
     argv = ["--root", str(tiny_cub.root), "--folder", str(tmp_path / "runs"), "--out", str(tmp_path), "--more", *tiny]
     (record,) = trainings.main(["--names", "cub_br_npa_lite0_high", "--seeds", "3", *argv])
     assert record == tmp_path / "trained" / "cub_br_npa_lite0_high-3.json"
-    config = runs.run_config(tmp_path / "runs/cub_br_npa_lite0_high/3")
+    config = run_config(tmp_path / "runs/cub_br_npa_lite0_high/3")
     assert config["distillation"]["teacher"] == str(tmp_path / "runs/cub_br_npa_lite0/3")
     assert config["seed"] == 3
 

@@ -21,14 +21,17 @@ import torch
 import yaml
 from PIL import Image
 
-from interp_models import DATASETS, EXPLAINERS, METRICS, MODELS, loggers
-from interp_models.cli import run_script
-from interp_models.config import EvaluateConfig, LoggerConfig, TrainConfig, load_yaml
+from interp_models import DATASETS, EXPLAINERS, METRICS, MODELS
+from interp_models.commands.cli import run_script
+from interp_models.config.loading import load_yaml
+from interp_models.core.errors import InputError
+from interp_models.core.schema import schema_of
 from interp_models.data.decoding import looks_whole
 from interp_models.data.module import DataModule
-from interp_models.errors import InputError
 from interp_models.metrics.prototype_base import PROTOTYPE_METRICS
-from interp_models.registry import schema_of
+from interp_models.runs.config import EvaluateConfig, TrainConfig
+from interp_models.training import loggers
+from interp_models.training.config import LoggerConfig
 from tests.conftest import (
     BCNN_LRS,
     QUICK_EVALUATION,
@@ -519,8 +522,8 @@ def test_evaluate_refuses(script: Script, bcnn_run: Path, override: str, message
 @pytest.fixture(scope="module")
 def judged_run(bcnn_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with an evaluation that later commands must not harm."""
-    import evaluate
-    from interp_models.config import check, override
+    from interp_models.commands import evaluate
+    from interp_models.config.loading import check, override
 
     run = copy_run(bcnn_run, tmp_path_factory.mktemp("judged") / "run")
     evaluate.evaluate([run], check(EvaluateConfig, override({}, QUICK_EVALUATION)))

@@ -6,21 +6,14 @@ from typing import Any
 
 import pytest
 
-from interp_models import runs
-from interp_models.cli import config_path
-from interp_models.config import (
-    EvaluateConfig,
-    TrainConfig,
-    ValidationConfig,
-    check,
-    configured,
-    describe,
-    load_yaml,
-    override,
-    plain,
-    save_yaml,
-)
-from interp_models.errors import InputError
+from interp_models.commands.cli import config_path
+from interp_models.config.describe import describe
+from interp_models.config.loading import check, configured, load_yaml, override, plain, save_yaml
+from interp_models.core.errors import InputError
+from interp_models.evaluation.config import ValidationConfig
+from interp_models.runs.building import data_options, resolve
+from interp_models.runs.config import EvaluateConfig, TrainConfig
+from interp_models.runs.loading import run_config
 from interp_models.training.recipe import Optimizer, Phase
 from tests.conftest import BCNN_LRS, TINY, tiny_config
 
@@ -269,8 +262,8 @@ def test_text_stays_text_on_the_command_line(text: str) -> None:
             "experiment": config.experiment,
             "out": config.out,
             "phases[0].name": config.phases[0].name,
-            "data.dataset.root": runs.data_options(vars(config_with(config)))["dataset"]["root"],
-            "model.backbone": runs.resolve(config_with(config)).model["backbone"],
+            "data.dataset.root": data_options(vars(config_with(config)))["dataset"]["root"],
+            "model.backbone": resolve(config_with(config)).model["backbone"],
         }[key]
         assert found == text
         assert type(found) is str
@@ -293,7 +286,7 @@ def test_text_stays_text_in_a_file(tmp_path: Path, text: str) -> None:
         f"experiment: {text}\nmodel:\n  name: cnn\n  backbone: {text}\nphases:\n  - eval_modules:\n    - {text}\n"
         f"data:\n  dataset:\n    name: image_folder\n    root: {text}\n",
     )
-    config = runs.resolve(configured(TrainConfig, path))
+    config = resolve(configured(TrainConfig, path))
     found = [
         config.experiment,
         config.model["backbone"],
@@ -302,7 +295,7 @@ def test_text_stays_text_in_a_file(tmp_path: Path, text: str) -> None:
     ]
     assert found == [text] * 4
     save_yaml(tmp_path / "saved.yaml", plain(config))
-    assert runs.resolve(configured(TrainConfig, tmp_path / "saved.yaml")) == config
+    assert resolve(configured(TrainConfig, tmp_path / "saved.yaml")) == config
     assert load_yaml(tmp_path / "saved.yaml") == plain(config)
 
 
@@ -342,15 +335,15 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "out: ~/run\nfeature_cache: ~/f\ndistillation: {teacher: ~/t}\nmodel: {name: cnn, weights: ~/w.pth}\n"
         "data: {dataset: {name: cub, root: ~}}\n",
     )
-    config = runs.resolve(configured(TrainConfig, path))
+    config = resolve(configured(TrainConfig, path))
     assert (config.out, config.feature_cache, config.distillation.teacher) == tuple(
         f"{tmp_path}/{n}" for n in ("run", "f", "t")
     )
     assert (config.model["weights"], config.data["dataset"]["root"]) == (f"{tmp_path}/w.pth", str(tmp_path))
     evaluation = configured(EvaluateConfig, {}, ["ensemble=[~/a,b/~c]", "out=./~x", "dataset.root=~/d"])
     assert (evaluation.ensemble, evaluation.out) == ([f"{tmp_path}/a", "b/~c"], "./~x")
-    node = runs.run_config(Path(save(tmp_path / "r", config)))
-    assert runs.data_options(node, dataset=evaluation.dataset)["dataset"]["root"] == f"{tmp_path}/d"
+    node = run_config(Path(save(tmp_path / "r", config)))
+    assert data_options(node, dataset=evaluation.dataset)["dataset"]["root"] == f"{tmp_path}/d"
     write(tmp_path / "d.yaml", "extends: ~/c.yaml\nout: ~other/~\n")
     assert load_yaml(tmp_path / "d.yaml")["feature_cache"] == "~/f"
     assert config_path("~/d.yaml") == tmp_path / "d.yaml"
@@ -381,9 +374,9 @@ def test_everything_of_another_model_is_named_at_once() -> None:
         ],
         "optimizer": {"weight_decays": {"attention": 0.1}},
     }
-    assert runs.resolve(configured(TrainConfig, {**node, "phases": [], "optimizer": {}})).model["n_maps"] == 2
+    assert resolve(configured(TrainConfig, {**node, "phases": [], "optimizer": {}})).model["n_maps"] == 2
     with pytest.raises(InputError) as error:
-        runs.resolve(configured(TrainConfig, node, ["model.name=cnn"]))
+        resolve(configured(TrainConfig, node, ["model.name=cnn"]))
     message = str(error.value)
     for part in (
         "unknown key in model 'cnn': 'n_maps', 'relu' (known: backbone, dropout, label_smoothing, output_stride, we",
@@ -397,7 +390,7 @@ def test_everything_of_another_model_is_named_at_once() -> None:
     with pytest.raises(
         InputError, match=r"^unknown key in dataset 'part_birds': 'root', 'download' \(known: "
     ) as error:
-        runs.resolve(configured(TrainConfig, node, ["data.dataset.root=x", "data.dataset.download=true"]))
+        resolve(configured(TrainConfig, node, ["data.dataset.root=x", "data.dataset.download=true"]))
 
 
 # Round trip
@@ -424,9 +417,9 @@ def test_a_resolved_config_reads_back_the_same(tmp_path: Path) -> None:
 
 
 def test_the_config_of_a_run_reads_back_the_same(bcnn_run: Path, tiny_cub: Any) -> None:
-    node = runs.run_config(bcnn_run)
+    node = run_config(bcnn_run)
     phases = [{"epochs": 4, "lrs": BCNN_LRS}]
-    config = runs.resolve(check(TrainConfig, tiny_config(tiny_cub.root, out=str(bcnn_run), phases=phases)))
+    config = resolve(check(TrainConfig, tiny_config(tiny_cub.root, out=str(bcnn_run), phases=phases)))
     assert node == plain(config)
     assert node["data"]["dataset"]["download"] is False  # defaults are written out
     assert node["model"]["n_maps"] == 3

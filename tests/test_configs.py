@@ -8,10 +8,13 @@ import pandas as pd
 import pytest
 import torch
 
-from interp_models import EXPLAINERS, MODELS, runs
-from interp_models.cli import seed_everything
-from interp_models.config import EvaluateConfig, TrainConfig, check, load_yaml
+from interp_models import EXPLAINERS, MODELS
+from interp_models.commands.cli import seed_everything
+from interp_models.config.loading import check, load_yaml
 from interp_models.metrics.base import metrics_of
+from interp_models.runs.building import build_model
+from interp_models.runs.config import EvaluateConfig, TrainConfig
+from interp_models.runs.loading import load, run_config
 from tests.conftest import Cub, Script, copy_run, tiny_options
 from tests.contract.applicability import ALL, APPLIES
 
@@ -66,7 +69,7 @@ def test_training(script: Script, tiny_cub: Cub, bcnn_run: Path, tmp_path: Path,
     )
     assert outcome.code == 0, outcome.err
     # What was trained is what the file says
-    config = runs.run_config(run)
+    config = run_config(run)
     changed = {"backbone", "weights", "prune_factor", "prune_least"}
     changed |= {"block"} if shipped.model["name"] == "prototree" else set()
     for key, value in shipped.model.items():
@@ -82,9 +85,9 @@ def test_training(script: Script, tiny_cub: Cub, bcnn_run: Path, tmp_path: Path,
     assert len(losses) == len(shipped.phases)
     assert losses.between(0, 20).all()
     # The groups that have a learning rate in some phase have moved, and no other
-    model, _ = runs.load(run, "last")
+    model, _ = load(run, "last")
     seed_everything(config["seed"])
-    fresh = runs.build_model(config, 3).parameter_groups()
+    fresh = build_model(config, 3).parameter_groups()
     moved = {
         group
         for group, parameters in model.parameter_groups().items()

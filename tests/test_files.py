@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from interp_models.errors import InputError
-from interp_models.files import HOLDER, LOCK, locked, new_folder, short, whole
+from interp_models.core.errors import InputError
+from interp_models.core.files import HOLDER, LOCK, locked, new_folder, short, whole
 
 CONTEXT = multiprocessing.get_context("fork")
 

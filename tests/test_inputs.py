@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import to_pil_image
 
 from interp_models import EXPLAINERS, METRICS, MODELS, load, probabilities
-from interp_models.errors import InputError
-from interp_models.scoring import per_image
+from interp_models.core.errors import InputError
+from interp_models.core.scoring import per_image
 from tests.conftest import PoolLinear, tiny_options
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -10,9 +10,13 @@ import pytest
 from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
-from interp_models import load, loggers, runs, visual
-from interp_models.callbacks.attention_logger import AttentionLogger
+from interp_models import load
 from interp_models.data.base import collate
+from interp_models.report import visual
+from interp_models.runs.building import build_data
+from interp_models.runs.loading import run_config
+from interp_models.training import loggers
+from interp_models.training.attention_logger import AttentionLogger
 from tests.conftest import Script, copy_run
 
 
@@ -56,7 +60,7 @@ def test_picture_files_go_to_both(tmp_path: Path) -> None:
 
 def test_maps_of_a_training_carry_what_they_show(bcnn_run: Path, tmp_path: Path) -> None:
     model, _ = load(bcnn_run, "last")
-    data = runs.build_data(runs.run_config(bcnn_run))
+    data = build_data(run_config(bcnn_run))
     board, biases = Board(), Biases()
 
     class Trainer:
@@ -87,7 +91,7 @@ def test_maps_of_a_training_carry_what_they_show(bcnn_run: Path, tmp_path: Path)
 
 def test_tensorboard_has_no_metric_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Lightning would log -1 as `hp_metric` of every run."""
-    from interp_models.config import LoggerConfig
+    from interp_models.training.config import LoggerConfig
 
     made: list[dict[str, Any]] = []
     monkeypatch.setattr(loggers, "TensorBoardLogger", lambda folder, **options: made.append({"at": folder, **options}))

@@ -10,8 +10,8 @@ import torchvision
 from torch import Tensor, nn
 
 from interp_models import MODELS
-from interp_models.prepared import KERNELS, Prepared, _Fused, prepare, release
-from interp_models.scoring import logits_of
+from interp_models.core.prepared import KERNELS, Prepared, _Fused, prepare, release
+from interp_models.core.scoring import logits_of
 from tests.conftest import TINY, tiny_options
 
 

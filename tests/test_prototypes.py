@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from interp_models import prototypes
+from interp_models.core.errors import InputError
+from interp_models.core.maps import upsampled
 from interp_models.data.base import Sample
-from interp_models.errors import InputError
-from interp_models.maps import upsampled
-from interp_models.projection import activation_boxes, receptive_spans
-from interp_models.prototypes import Patches, nearest_patches, squared_distances, without_duplicates
+from interp_models.prototypes import search as prototypes
+from interp_models.prototypes.boxes import activation_boxes, receptive_spans
+from interp_models.prototypes.distances import squared_distances
+from interp_models.prototypes.search import Patches, _over_ranks, nearest_patches, without_duplicates
 from tests.mutation import mutated
 
 SIZES = [(1, 1), (2, 1), (2, 3)]
@@ -201,7 +202,7 @@ def test_ranks_agree_on_what_they_found(monkeypatch: pytest.MonkeyPatch) -> None
     ]
     fields = iter([torch.stack(pair) for pair in zip(*ranks, strict=True)])
     monkeypatch.setattr(prototypes, "gathered", lambda x: next(fields))
-    best = prototypes._over_ranks(ranks[0], 2)
+    best = _over_ranks(ranks[0], 2)
     assert best.image.tolist() == [[5, 6], [4, -1]]
     assert best.label.tolist() == [[2, 0], [1, -1]]
     assert best.vector[0, :, 0].tolist() == [5, 6]

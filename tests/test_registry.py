@@ -6,8 +6,9 @@ from typing import Any, Literal
 import pytest
 
 from interp_models import EXPLAINERS, METRICS
-from interp_models.errors import InputError
-from interp_models.registry import Registry, parse, schema_of, unknown
+from interp_models.core.errors import InputError, unknown
+from interp_models.core.registry import Registry
+from interp_models.core.schema import parse, schema_of
 
 
 @dataclass

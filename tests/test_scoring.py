@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from interp_models.core.scoring import PRODUCTS, full_float32, probabilities
 from interp_models.explainers import EXPLAINERS
 from interp_models.metrics import METRICS
-from interp_models.scoring import PRODUCTS, full_float32, probabilities
 
 
 def _state() -> list[Any]:

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from interp_models.backbones import Backbone
+from interp_models.nn.backbone import Backbone
 from tests.conftest import TINY
 from tests.trunk_families import check_places, listed, smallest, verdict
 

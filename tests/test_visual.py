@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from interp_models import visual
-from interp_models.errors import InputError
+from interp_models.core.errors import InputError
+from interp_models.report import visual
 
 RANDOM = np.random.default_rng(0)
 PICTURE = RANDOM.integers(0, 256, (8, 12, 3), dtype=np.uint8)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from interp_models.backbones import Backbone
-from interp_models.errors import InputError
+from interp_models.core.errors import InputError
+from interp_models.nn.backbone import Backbone
 
 TABLE = Path(__file__).parents[1] / "docs" / "backbones.md"
 MOST = 140

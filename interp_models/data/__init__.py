@@ -1,7 +1,7 @@
 """Every file of this package registers what it holds."""
 
+from interp_models.core.discovery import import_all
 from interp_models.data.base import DATASETS
-from interp_models.discovery import import_all
 
 import_all(__name__, __path__)
 

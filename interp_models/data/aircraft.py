@@ -5,10 +5,10 @@ from typing import Literal
 
 from torchvision.datasets import FGVCAircraft
 
+from interp_models.core.errors import InputError, first_line
+from interp_models.core.written import PathText
 from interp_models.data.base import DATASETS, ImageDataset, Sample, boxed_sample, printable
 from interp_models.data.download import download_archive
-from interp_models.errors import InputError, first_line
-from interp_models.written import PathText
 
 URL = FGVCAircraft._URL
 

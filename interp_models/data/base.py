@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from torchvision import tv_tensors
 
+from interp_models.core.registry import Registry
 from interp_models.data.decoding import decode_image as decode_image
-from interp_models.registry import Registry
 
 
 class Sample(NamedTuple):

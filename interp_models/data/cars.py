@@ -6,9 +6,9 @@ from typing import Literal
 
 from torchvision.datasets import StanfordCars
 
+from interp_models.core.errors import InputError
+from interp_models.core.written import PathText
 from interp_models.data.base import DATASETS, ImageDataset, Sample, boxed_sample
-from interp_models.errors import InputError
-from interp_models.written import PathText
 
 FILES = (
     "devkit/cars_train_annos.mat", "devkit/cars_meta.mat", "cars_test_annos_withlabels.mat", "cars_train", "cars_test",

@@ -3,9 +3,9 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+from interp_models.core.errors import InputError
 from interp_models.data.base import ImageDataset
 from interp_models.data.decoding import ADVICE, AMBIGUOUS, BROKEN, MISSING, looks_whole
-from interp_models.errors import InputError
 
 KINDS = {
     BROKEN: "images that cannot be decoded",

@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from interp_models.errors import InputError
-from interp_models.rng import uniform
+from interp_models.core.errors import InputError
+from interp_models.core.rng import uniform
 
 Indices = NDArray[np.int64]
 

@@ -11,10 +11,10 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
+from interp_models.core.errors import InputError
+from interp_models.core.files import write_whole
 from interp_models.data.base import ImageDataset, Sample
 from interp_models.data.decoding import missing
-from interp_models.errors import InputError
-from interp_models.files import write_whole
 
 MEMORY = ".images.json"
 """File that remembers size, times and digest of image files, so that an unchanged file is not read again."""

@@ -8,12 +8,11 @@ from typing import Any, Literal
 import torch
 from torchvision import tv_tensors
 
+from interp_models.core.errors import InputError, unknown
+from interp_models.core.written import PathText
 from interp_models.data.base import DATASETS, ImageDataset, Sample, decode_image, printable
 from interp_models.data.download import download_archive
 from interp_models.data.transforms import hide_outside
-from interp_models.errors import InputError
-from interp_models.registry import unknown
-from interp_models.written import PathText
 
 # The archives of CaltechDATA's records 65de6-vp158 and w9d68-gec53, with the MD5 sums published there.
 IMAGES_URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"

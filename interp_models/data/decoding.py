@@ -10,7 +10,7 @@ from PIL import Image, ImageFile, features
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from interp_models.errors import InputError, first_line
+from interp_models.core.errors import InputError, first_line
 
 BROKEN, MISSING, AMBIGUOUS = "cannot be decoded", "is missing", "is ambiguous"
 """What is wrong with an image, in every message about one."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torchvision.datasets.utils import download_and_extract_archive
 
-from interp_models.errors import InputError
+from interp_models.core.errors import InputError
 
 
 def download_archive(url: str, md5: str | None, target: Path) -> None:

@@ -1,7 +1,6 @@
 """Features of a network that does not learn, computed once and read in place of images."""
 
 import hashlib
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,22 +8,27 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from interp_models.core.digests import _bytes, weights_digest
+from interp_models.core.errors import InputError
+from interp_models.core.files import whole
+from interp_models.core.scoring import evaluating
 from interp_models.data.base import Sample, collate
 from interp_models.data.choice import spread
 from interp_models.data.contents import content_digests
 from interp_models.data.module import DataModule, TransformedDataset
-from interp_models.errors import InputError
-from interp_models.files import whole
-from interp_models.scoring import evaluating
 
 CHUNK = 32
 """Images per file."""
+
+
 OPEN = 256
 """Files that a process holds open; systems allow few more than a thousand."""
+
+
 LOOKED_AT = 16
 """Images whose pixels tell one transform from another."""
 
@@ -125,17 +129,3 @@ def digest(backbone: nn.Module, dataset: TransformedDataset, contents: Sequence[
     for position in spread(len(dataset), LOOKED_AT):
         found.update(_bytes(dataset[0, position].image))
     return found.hexdigest()[:16]
-
-
-def weights_digest(network: nn.Module) -> str:
-    """A name for a network's layers and weights."""
-    found = hashlib.sha256(repr(network).encode())
-    for name, tensor in network.state_dict().items():
-        found.update(name.encode() + _bytes(tensor))
-    return found.hexdigest()[:16]
-
-
-def _bytes(x: Tensor) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, x.detach().cpu().as_subclass(Tensor).contiguous().numpy())
-    return buffer.getvalue()

@@ -7,6 +7,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from interp_models.core.errors import InputError
+from interp_models.core.written import PathText
 from interp_models.data.base import DATASETS, ImageDataset, Sample, decode_image, printable
 from interp_models.data.choice import stratified_split
 from interp_models.data.listing import (
@@ -21,8 +23,6 @@ from interp_models.data.listing import (
     split_of,
     stray,
 )
-from interp_models.errors import InputError
-from interp_models.written import PathText
 
 FRACTION = 0.2
 """Of the images that are tested on, where nothing says which."""

@@ -8,10 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from interp_models.core.errors import InputError, unknown
 from interp_models.data.base import printable
 from interp_models.data.decoding import endings
-from interp_models.errors import InputError
-from interp_models.registry import unknown
 
 SPLITS = {
     "train": ("train", "training"),

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
+from interp_models.core.errors import InputError
+from interp_models.core.written import PathText
 from interp_models.data.base import DATASETS, ImageDataset, Sample, decode_image, printable
-from interp_models.errors import InputError
-from interp_models.written import PathText
 
 LISTS = {"train": "TrainImages.txt", "test": "TestImages.txt"}
 

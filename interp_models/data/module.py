@@ -11,6 +11,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from interp_models.core.errors import InputError
+from interp_models.core.registry import named
+from interp_models.core.rng import seed_of
 from interp_models.data.base import DATASETS, ImageDataset, Sample, collate
 from interp_models.data.checks import by_kind, refuse, some, unusable
 from interp_models.data.choice import Indices, stratified_split
@@ -25,9 +28,6 @@ from interp_models.data.transforms import (
     random_corner,
     train_transform,
 )
-from interp_models.errors import InputError
-from interp_models.registry import named
-from interp_models.rng import seed_of
 
 
 class Renumbered(ImageDataset):

@@ -11,10 +11,10 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from interp_models.core.errors import InputError
+from interp_models.core.inputs import ROUNDING, pixel_range
 from interp_models.data.base import Sample
 from interp_models.data.decoding import turned
-from interp_models.errors import InputError
-from interp_models.inputs import ROUNDING, pixel_range
 
 CROP_RATIO = 0.875
 """Side of the crop ÷ side of the resized image: 256 for 224, 512 for 448."""

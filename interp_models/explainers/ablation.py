@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interp_models.errors import NotApplicable
+from interp_models.core.errors import NotApplicable
+from interp_models.core.maps import weighted
+from interp_models.core.scoring import Target, logits_of, scores_of
 from interp_models.explainers.base import EXPLAINERS, target_scores
 from interp_models.explainers.features import LayerExplainer, activations, as_output, linear_head, target_layer
-from interp_models.maps import weighted
-from interp_models.scoring import Target, logits_of, scores_of
 
 VALUES = 2**21
 """Activations per pass of the tail, 8 MiB: it is cheap, and a pass has its price."""

@@ -8,11 +8,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from interp_models.errors import InputError
-from interp_models.inputs import check_images_for, fitting
-from interp_models.prepared import Preparation, class_name, prepare, unwrapped
-from interp_models.registry import Registry
-from interp_models.scoring import (
+from interp_models.core.errors import InputError
+from interp_models.core.inputs import check_images_for, fitting
+from interp_models.core.prepared import Preparation, class_name, prepare, unwrapped
+from interp_models.core.registry import Registry
+from interp_models.core.scoring import (
     Score,
     ScoreFn,
     Target,

@@ -5,16 +5,11 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from interp_models.errors import NotApplicable
+from interp_models.core.errors import NotApplicable
+from interp_models.core.maps import full_precision, weighted
+from interp_models.core.scoring import Score, Target
 from interp_models.explainers.base import EXPLAINERS, Explainer
-from interp_models.explainers.features import (
-    LayerExplainer,
-    activations,
-    activations_and_gradients,
-    linear_head,
-)
-from interp_models.maps import full_precision, weighted
-from interp_models.scoring import Score, Target
+from interp_models.explainers.features import LayerExplainer, activations, activations_and_gradients, linear_head
 
 
 @EXPLAINERS.register("activation_map")

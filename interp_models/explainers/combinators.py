@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from interp_models.errors import InputError
+from interp_models.core.errors import InputError
+from interp_models.core.rng import seed_of
+from interp_models.core.scoring import Target, default_batch, logits_of, resolve_target
 from interp_models.explainers.base import Explainer
 from interp_models.explainers.features import shared_passes
 from interp_models.explainers.gradients import Channels, PixelExplainer, reduced
-from interp_models.rng import seed_of
-from interp_models.scoring import Target, default_batch, logits_of, resolve_target
 
 Average = Literal["mean", "square", "variance"]
 """Of the maps of noisy copies: their mean, the mean of their squares, or their variance (divided by their number)."""

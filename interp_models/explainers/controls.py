@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from interp_models.errors import InputError, NotApplicable
+from interp_models.core.errors import InputError, NotApplicable
+from interp_models.core.inputs import check_images_for
+from interp_models.core.maps import full_precision
+from interp_models.core.rng import uniform
+from interp_models.core.scoring import Target
 from interp_models.explainers.base import EXPLAINERS, Explainer
-from interp_models.inputs import check_images_for
-from interp_models.maps import full_precision
-from interp_models.rng import uniform
-from interp_models.scoring import Target
 
 
 @EXPLAINERS.register("random")

@@ -11,11 +11,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from interp_models.attention import find_transformer, to_map, to_tokens
-from interp_models.errors import InputError, NotApplicable
+from interp_models.core.errors import InputError, NotApplicable, unknown
+from interp_models.core.scoring import Score, Target, explains_itself, logits_of, resolve_target
 from interp_models.explainers.base import Explainer, target_scores
-from interp_models.registry import unknown
-from interp_models.scoring import Score, Target, explains_itself, logits_of, resolve_target
+from interp_models.nn.attention import find_transformer, to_map, to_tokens
 
 _shared: "ContextVar[dict[Any, _Pass] | None]" = ContextVar("shared_passes", default=None)
 _found: "WeakKeyDictionary[nn.Module, dict[tuple[int, ...], str]]" = WeakKeyDictionary()

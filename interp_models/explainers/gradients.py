@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from interp_models.errors import NotApplicable
+from interp_models.core.errors import NotApplicable
+from interp_models.core.scoring import Score, Target
 from interp_models.explainers.base import EXPLAINERS, Explainer, target_scores
 from interp_models.explainers.rules import Rule, backward_rule
-from interp_models.scoring import Score, Target
 
 Channels = Literal["sum", "abs_sum", "max_abs", "mean"]
 """How the values of a pixel's colours become one: their sum, the sum or the largest of their sizes, or their mean."""

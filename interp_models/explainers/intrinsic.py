@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from interp_models.errors import NotApplicable
+from interp_models.core.errors import NotApplicable
+from interp_models.core.scoring import Target, explains_itself, logits_of, resolve_target
 from interp_models.explainers.base import EXPLAINERS, Explainer
-from interp_models.scoring import Target, explains_itself, logits_of, resolve_target
 
 
 @EXPLAINERS.register("intrinsic")

@@ -4,10 +4,10 @@ from typing import Literal
 
 from torch import nn
 
+from interp_models.core.scoring import Score
 from interp_models.explainers.base import EXPLAINERS
 from interp_models.explainers.combinators import Average, Integrate, NoiseScale, Quadrature, Smooth
 from interp_models.explainers.gradients import Channels, Gradient, GuidedBackprop
-from interp_models.scoring import Score
 
 
 @EXPLAINERS.register("integrated_gradients")

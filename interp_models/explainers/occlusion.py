@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from interp_models.errors import InputError, NotApplicable
+from interp_models.core.errors import InputError, NotApplicable
+from interp_models.core.maps import full_precision
+from interp_models.core.scoring import Score, Target, resolve_target, scores_of_variants
 from interp_models.explainers.base import EXPLAINERS, Explainer
-from interp_models.maps import full_precision
-from interp_models.scoring import Score, Target, resolve_target, scores_of_variants
 
 
 @EXPLAINERS.register("occlusion")

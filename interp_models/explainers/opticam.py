@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from interp_models.errors import InputError
+from interp_models.core.errors import InputError
+from interp_models.core.maps import stretched, weighted
+from interp_models.core.scoring import Score, Target
 from interp_models.explainers.base import EXPLAINERS, Explainer, target_scores
 from interp_models.explainers.features import activations
-from interp_models.maps import stretched, weighted
-from interp_models.scoring import Score, Target
 
 
 @EXPLAINERS.register("opticam")

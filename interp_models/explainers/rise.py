@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from interp_models.errors import InputError
+from interp_models.core.errors import InputError
+from interp_models.core.rng import uniform
+from interp_models.core.scoring import Score, Target, default_batch, resolve_target
 from interp_models.explainers.base import EXPLAINERS, Explainer
-from interp_models.rng import uniform
-from interp_models.scoring import Score, Target, default_batch, resolve_target
 
 
 @EXPLAINERS.register("rise")

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from interp_models.errors import NotApplicable
-from interp_models.prepared import class_name
-from interp_models.registry import unknown
+from interp_models.core.errors import NotApplicable, unknown
+from interp_models.core.prepared import class_name
 
 Rule = Literal["deconvnet", "guided"]
 

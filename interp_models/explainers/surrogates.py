@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from interp_models.errors import InputError
+from interp_models.core.errors import InputError
+from interp_models.core.rng import uniform
+from interp_models.core.scoring import Score, Target, resolve_target, scores_of_variants
 from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.explainers.segments import Fill, Segments, means, segmented
-from interp_models.rng import uniform
-from interp_models.scoring import Score, Target, resolve_target, scores_of_variants
 
 
 class _Surrogate(Explainer, ABC):

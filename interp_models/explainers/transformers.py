@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from interp_models.attention import attentions, class_rows, on_grid, patch_size, transformer, weights
-from interp_models.errors import InputError, NotApplicable
+from interp_models.core.errors import InputError, NotApplicable
+from interp_models.core.maps import full_precision
+from interp_models.core.scoring import Target, logits_of, per_image, resolve_target
 from interp_models.explainers.base import EXPLAINERS, Explainer, target_scores
-from interp_models.maps import full_precision
-from interp_models.scoring import Target, logits_of, per_image, resolve_target
+from interp_models.nn.attention import attentions, class_rows, on_grid, patch_size, transformer, weights
 
 MOST = 2**30
 """Bytes of attention and its gradients that are held at once, but for a single image's."""

@@ -12,11 +12,11 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from interp_models.errors import InputError
-from interp_models.inputs import check_clean, check_images, check_unit, pixel_range
+from interp_models.core.errors import InputError, unknown
+from interp_models.core.inputs import check_clean, check_images, check_unit, pixel_range
+from interp_models.core.registry import Registry
+from interp_models.core.scoring import ScoreFn, checked, checked_images, full_float32, per_image
 from interp_models.metrics import perturbation
-from interp_models.registry import Registry, unknown
-from interp_models.scoring import ScoreFn, checked, checked_images, full_float32, per_image
 
 Grid = tuple[int, int]
 WRAP = "0 is black; wrap a model that wants others: nn.Sequential(Normalize(mean, std), model)"

@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from interp_models.core.scoring import PrototypeModel
 from interp_models.metrics.prototype_base import (
     PROTOTYPE_METRICS,
     Found,
@@ -13,7 +14,6 @@ from interp_models.metrics.prototype_base import (
     near_parts,
     undefined_without,
 )
-from interp_models.scoring import PrototypeModel
 
 ALWAYS = 0.8
 """A part is pointed at if it is near the peak in so large a share of the images that show it."""

@@ -5,9 +5,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from interp_models.core.scoring import ScoreFn
 from interp_models.metrics.base import METRICS, FaithfulnessMetric, Grid
 from interp_models.metrics.perturbation import curve, exact, mean_of_groups, pearson, ranks, trapezoid
-from interp_models.scoring import ScoreFn
 
 FLAT = 1e-6
 """A curve that spans less than this varies by float32 noise alone."""

@@ -5,9 +5,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from interp_models.core.scoring import ScoreFn
 from interp_models.metrics.base import METRICS, FaithfulnessMetric, Grid
 from interp_models.metrics.perturbation import score_all
-from interp_models.scoring import ScoreFn
 
 SATURATED = 1e-6
 """A score nearer to 1 than this cannot rise by more than float32 noise."""

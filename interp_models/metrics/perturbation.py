@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from interp_models.errors import InputError
-from interp_models.scoring import ScoreFn, all_scores, resolve_target, scores_of_variants
+from interp_models.core.errors import InputError
+from interp_models.core.scoring import ScoreFn, all_scores, resolve_target, scores_of_variants
 
 
 def check_maps(images: Tensor, maps: object) -> None:

@@ -8,10 +8,10 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from interp_models.maps import upsampled
+from interp_models.core.maps import upsampled
+from interp_models.core.registry import Registry
+from interp_models.core.scoring import PrototypeModel
 from interp_models.metrics.base import Measure
-from interp_models.registry import Registry
-from interp_models.scoring import PrototypeModel
 
 
 class Found(NamedTuple):

@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from interp_models.core.scoring import PrototypeModel
 from interp_models.metrics.prototype_base import PROTOTYPE_METRICS, Found, PrototypeMetric
-from interp_models.scoring import PrototypeModel
 
 ZERO = 1e-3
 """A weight is none if it is not larger."""

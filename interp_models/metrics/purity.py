@@ -7,13 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from interp_models.metrics.prototype_base import (
-    PROTOTYPE_METRICS,
-    Found,
-    PrototypeMetric,
-    undefined_without,
-)
-from interp_models.scoring import PrototypeModel
+from interp_models.core.scoring import PrototypeModel
+from interp_models.metrics.prototype_base import PROTOTYPE_METRICS, Found, PrototypeMetric, undefined_without
 
 NEAREST = 10
 """Images that are looked at for each prototype."""

@@ -6,6 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from interp_models.core.rng import seed_of
+from interp_models.core.scoring import PrototypeModel
 from interp_models.metrics.prototype_base import (
     PROTOTYPE_METRICS,
     Found,
@@ -13,8 +15,6 @@ from interp_models.metrics.prototype_base import (
     near_parts,
     undefined_without,
 )
-from interp_models.rng import seed_of
-from interp_models.scoring import PrototypeModel
 
 SIGMA, MOST = 0.2, 0.25
 """Of the noise, in standard deviations of the pixels of ImageNet."""

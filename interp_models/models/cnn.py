@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from interp_models.backbones import BUNDLED, Backbone, Weights, weights_path
-from interp_models.outputs import InterpOutput
-from interp_models.scoring import evaluating
+from interp_models.core.outputs import InterpOutput
+from interp_models.core.scoring import evaluating
+from interp_models.nn.backbone import BUNDLED, Backbone, Weights, weights_path
+from interp_models.nn.weights import classifiers, find
+from interp_models.nn.weights_file import read
 from interp_models.training.module import MODELS, InterpModule, check_fraction
-from interp_models.weights import classifiers, find
-from interp_models.weights_file import read
 
 
 class Source(NamedTuple):

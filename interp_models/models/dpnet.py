@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from interp_models.backbones import BUNDLED, Backbone, Weights
-from interp_models.errors import InputError
-from interp_models.outputs import InterpOutput
+from interp_models.core.errors import InputError
+from interp_models.core.outputs import InterpOutput
+from interp_models.nn.backbone import BUNDLED, Backbone, Weights
 from interp_models.training.module import MODELS, InterpModule, check_fraction, check_not_negative
 
 

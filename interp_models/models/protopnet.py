@@ -15,15 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from interp_models.backbones import BUNDLED, Backbone, Weights
+from interp_models.core.distributed import in_order
+from interp_models.core.errors import InputError
+from interp_models.core.outputs import InterpOutput
 from interp_models.data.module import DataModule
-from interp_models.errors import InputError
-from interp_models.outputs import InterpOutput
-from interp_models.projection import Match, Reading, Size, Sources, activation_boxes, project
-from interp_models.prototypes import nearest_patches, over_cells, product, squared_distances
-from interp_models.training.distributed import in_order
+from interp_models.nn.backbone import BUNDLED, Backbone, Weights
+from interp_models.prototypes.boxes import Size, activation_boxes
+from interp_models.prototypes.distances import over_cells, product, squared_distances
+from interp_models.prototypes.push import project
+from interp_models.prototypes.search import nearest_patches
+from interp_models.prototypes.sources import Match, Reading, Sources
+from interp_models.training.last_layer import fit_stored
 from interp_models.training.module import MODELS, InterpModule
-from interp_models.training.stored import fit_stored
 
 EPSILON = 1e-4
 """Of the log activation, whose largest value is ln(1 / EPSILON) = 9.21."""

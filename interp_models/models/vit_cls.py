@@ -12,13 +12,12 @@ import torch.nn.functional as F
 from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
-from interp_models.attention import attentions, class_rows, on_grid, patch_size, transformer
-from interp_models.backbones import Weights, create, pixel_statistics, weights_path
-from interp_models.errors import InputError, NotApplicable, first_line
-from interp_models.outputs import InterpOutput
-from interp_models.registry import unknown
+from interp_models.core.errors import InputError, NotApplicable, first_line, unknown
+from interp_models.core.outputs import InterpOutput
+from interp_models.nn.attention import attentions, class_rows, on_grid, patch_size, transformer
+from interp_models.nn.backbone import Weights, create, pixel_statistics, weights_path
+from interp_models.nn.weights import load_file
 from interp_models.training.module import MODELS, InterpModule, check_fraction
-from interp_models.weights import load_file
 
 
 @MODELS.register("vit_cls")

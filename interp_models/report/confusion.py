@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from interp_models.files import whole
+from interp_models.core.files import whole
 
 FEW = 30
 """Up to as many classes, every cell shows its number."""

@@ -18,9 +18,9 @@ from markupsafe import Markup
 from matplotlib.colors import to_hex
 from numpy.typing import NDArray
 
-from interp_models import visual
-from interp_models.files import whole
+from interp_models.core.files import whole
 from interp_models.metrics.base import owner_of
+from interp_models.report import visual
 from interp_models.report.views import ImageView, PrototypeView, RunSummary
 
 SIDE = 224  # pixels of the longer side of every picture: keeps the page small whatever the models' input size

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp_models import visual
+from interp_models.core.files import short
+from interp_models.core.outputs import InterpOutput
+from interp_models.core.scoring import evaluating, full_float32
 from interp_models.data.base import collate
 from interp_models.data.module import DataModule
-from interp_models.files import short
-from interp_models.outputs import InterpOutput
+from interp_models.report import visual
 from interp_models.report.gallery import save
 from interp_models.report.views import Panel
-from interp_models.scoring import evaluating, full_float32
 
 PARTS = 6
 """Parts that are shown of a class or an image."""

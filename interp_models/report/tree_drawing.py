@@ -6,9 +6,9 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from interp_models import visual
-from interp_models.soft_tree import TreeNode
-from interp_models.visual import Picture
+from interp_models.nn.soft_tree import TreeNode
+from interp_models.report import visual
+from interp_models.report.visual import Picture
 
 CELL, GAP, COLUMN = 44, 8, 120
 """Pixels: side of a node's picture, space between rows, distance of levels."""

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from interp_models.data.features import weights_digest
-from interp_models.errors import InputError
-from interp_models.scoring import logits_of
+from interp_models.core.digests import weights_digest
+from interp_models.core.errors import InputError
+from interp_models.core.scoring import logits_of
 
 
 class Distillation:

@@ -12,11 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from interp_models.core.errors import InputError, unknown
+from interp_models.core.outputs import InterpOutput
+from interp_models.core.registry import Registry
 from interp_models.data.base import Sample
 from interp_models.data.module import data_of
-from interp_models.errors import InputError
-from interp_models.outputs import InterpOutput
-from interp_models.registry import Registry, unknown
 from interp_models.training.distillation import Distillation
 from interp_models.training.optimizers import make_optimizer
 from interp_models.training.recipe import Recipe, check_groups

@@ -7,8 +7,7 @@ from typing import Literal
 
 from torch import nn
 
-from interp_models.errors import InputError
-from interp_models.registry import Misfit, unfit
+from interp_models.core.errors import InputError, Misfit, unfit
 
 
 @dataclass

@@ -6,11 +6,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
+from interp_models.core.distributed import share_buffers
+from interp_models.core.errors import InputError
+from interp_models.core.rng import seed_of
+from interp_models.core.scoring import evaluating
 from interp_models.data.module import data_of
-from interp_models.errors import InputError
-from interp_models.rng import seed_of
-from interp_models.scoring import evaluating
-from interp_models.training.distributed import share_buffers
 
 if TYPE_CHECKING:
     from interp_models.training.module import InterpModule

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from interp_models.attention import find_transformer
-from interp_models.outputs import InterpOutput
+from interp_models.core.outputs import InterpOutput
+from interp_models.nn.attention import find_transformer
 from interp_models.training.module import InterpModule, check_groups
 from interp_models.training.recipe import Optimizer, Phase, Recipe
 

@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 
 from interp_models import EXPLAINERS, MODELS
-from interp_models.errors import InputError, NotApplicable
+from interp_models.core.errors import InputError, NotApplicable
 from interp_models.explainers.base import Explainer
 from tests.conftest import tiny_options
 from tests.contract import explainers as contract
@@ -303,7 +303,7 @@ class Good(Explainer):
         with torch.enable_grad():
             logits = self.model(x)
             logits = logits if isinstance(logits, torch.Tensor) else logits.logits
-            from interp_models.scoring import resolve_target
+            from interp_models.core.scoring import resolve_target
 
             score = logits.gather(1, resolve_target(target, logits)[:, None]).sum()
         return torch.autograd.grad(score, x)[0].abs().sum(1)

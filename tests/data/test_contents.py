@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from interp_models.core.errors import InputError
 from interp_models.data import DATASETS, contents
 from interp_models.data.contents import MEMORY, content_digests
-from interp_models.errors import InputError
 from tests.conftest import Cub
 
 

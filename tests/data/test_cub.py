@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
+from interp_models.core.errors import InputError
 from interp_models.data import cub
 from interp_models.data.base import DATASETS, Sample, decode_image
 from interp_models.data.cub import CUB
-from interp_models.errors import InputError
 from tests.data.make_cub import PARTS, make_cub
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "cub"

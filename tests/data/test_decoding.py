@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image, ImageOps, TiffImagePlugin
 
+from interp_models.core.errors import InputError
 from interp_models.data.base import decode_image
 from interp_models.data.decoding import endings, looks_whole, open_image
 from interp_models.data.transforms import of_known_range
-from interp_models.errors import InputError
 
 
 def grey(values: Any, dtype: str) -> Image.Image:

@@ -9,12 +9,14 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from interp_models import load, runs
-from interp_models.backbones import Backbone
-from interp_models.callbacks.feature_cache import FeatureCache
+from interp_models import load
+from interp_models.core.errors import InputError
 from interp_models.data import features
 from interp_models.data.features import store_features
-from interp_models.errors import InputError
+from interp_models.nn.backbone import Backbone
+from interp_models.runs.building import build_data, build_model
+from interp_models.runs.loading import run_config
+from interp_models.training.feature_cache import FeatureCache
 from tests.conftest import Cub, Script, fit, tiny_config, tiny_options, write_config
 
 
@@ -73,7 +75,7 @@ def test_a_training_on_features_is_one_on_images(tiny_cub: Cub, tmp_path: Path, 
     assert sum(passed) == 1 + 2 + pictures + 12
     same_trainings(again, on_features, bits=True)
     model, _ = load(on_features, "last")
-    fresh = runs.build_model(runs.run_config(on_features), 3)
+    fresh = build_model(run_config(on_features), 3)
     assert isinstance(fresh.backbone, Backbone)
     torch.manual_seed(0)
     assert not torch.equal(model.head.weight, fresh.head.weight)  # type: ignore[union-attr,arg-type]
@@ -81,7 +83,7 @@ def test_a_training_on_features_is_one_on_images(tiny_cub: Cub, tmp_path: Path, 
 
 def module_of(config: dict[str, Any]) -> Any:
     torch.manual_seed(0)
-    return runs.build_data(config), Backbone(**{"name": "test_efficientnet", "weights": None}).eval()
+    return build_data(config), Backbone(**{"name": "test_efficientnet", "weights": None}).eval()
 
 
 def test_features_are_those_of_the_images_in_their_order(
@@ -156,9 +158,9 @@ def test_what_is_stored_depends_on_weights_transform_and_data(tiny_cub: Cub, tmp
 def test_what_comes_after_the_training_has_images(tiny_cub: Cub, tmp_path: Path, passed: list[int]) -> None:
     """Another model with the same data module, and the model itself."""
     config = config_of(tiny_cub.root, tmp_path, None) | {"optimizer": {"name": "adam"}}
-    data = runs.build_data(config)
+    data = build_data(config)
     for cached in (True, False):
-        model = runs.build_model(config, 3)
+        model = build_model(config, 3)
         trainer = pl.Trainer(
             accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, use_distributed_sampler=False, default_root_dir=tmp_path,

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from interp_models.core.errors import InputError
 from interp_models.data.base import DATASETS, ImageDataset
-from interp_models.data.part_birds import PartBirds
-from interp_models.errors import InputError
+from interp_models.data.part_birds.dataset import PartBirds
 from tests.data.make_cub import make_cub
 from tests.data.test_fine_grained import make_aircraft, make_cars, make_mit67
 from tests.data.test_image_folder import NAMES, make_tree

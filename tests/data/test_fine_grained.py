@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
+from interp_models.core.errors import InputError
 from interp_models.data.aircraft import Aircraft
 from interp_models.data.base import DATASETS, ImageDataset
 from interp_models.data.cars import Cars
 from interp_models.data.mit67 import MIT67
 from interp_models.data.module import DataModule
-from interp_models.errors import InputError
 
 
 def picture(path: Path, number: int) -> None:

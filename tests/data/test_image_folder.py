@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from interp_models.core.errors import InputError
 from interp_models.data.base import DATASETS, printable
 from interp_models.data.image_folder import ImageFolder
-from interp_models.errors import InputError
 
 
 def make_tree(root: Path, names: list[str]) -> Path:

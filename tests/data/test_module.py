@@ -11,18 +11,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
+from interp_models.core.errors import InputError
 from interp_models.data.base import Sample, collate
 from interp_models.data.choice import draw, stratified_split
 from interp_models.data.module import DataModule
 from interp_models.data.sampling import AGAIN, ShardSampler, balanced
-from interp_models.data.transforms import (
-    crop_to_box,
-    hide_outside,
-    plain_transform,
-    random_corner,
-    train_transform,
-)
-from interp_models.errors import InputError
+from interp_models.data.transforms import crop_to_box, hide_outside, plain_transform, random_corner, train_transform
 from tests.conftest import Cub
 from tests.data.make_cub import make_cub
 

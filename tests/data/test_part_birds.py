@@ -12,12 +12,12 @@ from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 from torchvision.transforms import v2
 
+from interp_models.core.errors import InputError
 from interp_models.data.base import DATASETS, Sample, collate
-from interp_models.data.part_birds import PartBirds
-from interp_models.data.part_birds_drawing import PARTS, draw
-from interp_models.data.part_birds_scene import CLASSES, CLOSE_PAIRS, VARIED, Background, Scene, make_scene
-from interp_models.data.part_birds_shapes import SHAPES
-from interp_models.errors import InputError
+from interp_models.data.part_birds.dataset import PartBirds
+from interp_models.data.part_birds.drawing import PARTS, draw
+from interp_models.data.part_birds.scene import CLASSES, CLOSE_PAIRS, VARIED, Background, Scene, make_scene
+from interp_models.data.part_birds.shapes import SHAPES
 
 BLACK, WHITE = ((0, 0, 0), (0, 0, 0)), ((255, 255, 255), (255, 255, 255))
 

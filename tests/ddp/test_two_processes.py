@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from interp_models import METRICS, PROTOTYPE_METRICS, load
-from interp_models.runs import build_data, run_config
-from interp_models.training.distributed import gathered_objects
+from interp_models.core.distributed import gathered_objects
+from interp_models.runs.building import build_data
+from interp_models.runs.loading import run_config
 from tests import processes
 from tests.callbacks.test_class_report import report_of
 from tests.conftest import BCNN_LRS, copy_run, fit, tiny_config, tiny_options, write_config
@@ -158,8 +159,9 @@ def test_one_run_folder(two_processes: Path) -> None:
 
 
 def test_evaluation(bcnn_run: Path, odd_cub: Path, tmp_path: Path) -> None:
-    import evaluate
-    from interp_models.config import EvaluateConfig, check, override
+    from interp_models.commands import evaluate
+    from interp_models.config.loading import check, override
+    from interp_models.runs.config import EvaluateConfig
 
     alone, together = (copy_run(bcnn_run, tmp_path / name / "tiny" / "run") for name in ("alone", "together"))
     plan = [*PLAN, f"dataset.root={odd_cub}"]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from interp_models.errors import InputError
+from interp_models.core.errors import InputError
 from interp_models.explainers import cam
 from interp_models.explainers.ablation import LIFTCAM, AblationCAM
 from interp_models.explainers.features import shared_passes

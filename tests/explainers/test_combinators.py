@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from interp_models.errors import InputError
+from interp_models.core.errors import InputError
 from interp_models.explainers import features
 from interp_models.explainers.cam import GradCAM
 from interp_models.explainers.combinators import Integrate, Smooth, points

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from interp_models.errors import InputError, NotApplicable
+from interp_models.core.errors import InputError, NotApplicable
 from interp_models.explainers.combinators import Smooth
 from interp_models.explainers.controls import CenterGaussian, Edges, FakeCAM, GTBackground, GTBox
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from interp_models.errors import InputError
+from interp_models.core.errors import InputError
 from interp_models.explainers.gradients import Deconvnet, Gradient, GradXInput, GuidedBackprop
 from interp_models.models.cnn import CNN
 from tests.mutation import mutated

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from interp_models.errors import InputError
+from interp_models.core.errors import InputError
+from interp_models.core.maps import stretched
 from interp_models.explainers import opticam
 from interp_models.explainers.features import activations, activations_and_gradients
 from interp_models.explainers.opticam import OptiCAM
-from interp_models.maps import stretched
 from tests.mutation import mutated
 
 

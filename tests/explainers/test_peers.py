@@ -11,7 +11,7 @@ from torch import nn
 
 from interp_models import EXPLAINERS
 from interp_models.data.base import decode_image
-from interp_models.data.part_birds import PartBirds
+from interp_models.data.part_birds.dataset import PartBirds
 from interp_models.data.transforms import plain_transform
 from interp_models.models.cnn import CNN
 from tests.conftest import CUB

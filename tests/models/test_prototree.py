@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from interp_models import load
+from interp_models.core.errors import InputError
+from interp_models.core.outputs import InterpOutput
 from interp_models.data.module import DataModule
-from interp_models.errors import InputError
 from interp_models.models import prototree
 from interp_models.models.prototree import ProtoTree
-from interp_models.outputs import InterpOutput
+from interp_models.nn.soft_tree import TreeNode, log1mexp
 from interp_models.report.tree_drawing import tree_svg
-from interp_models.soft_tree import TreeNode, log1mexp
 from tests.conftest import TINY, Cub, fit, tiny_config
 from tests.mutation import mutated
 

@@ -9,9 +9,9 @@ import timm
 import torch
 
 from interp_models import MODELS
-from interp_models.attention import attentions, weights
-from interp_models.errors import InputError
+from interp_models.core.errors import InputError
 from interp_models.models.vit_cls import ViTCLS
+from interp_models.nn.attention import attentions, weights
 from interp_models.training.recipe import Optimizer, Phase, Recipe
 from tests.conftest import TINY_VIT, Cub, Script, fit, tiny_config, write_config
 from tests.mutation import mutated

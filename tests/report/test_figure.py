@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from interp_models import load, visual
+from interp_models import load
 from interp_models.data.base import collate
 from interp_models.data.choice import draw
+from interp_models.report import visual
 from interp_models.report.page import SIDE
-from interp_models.runs import build_data, run_config
+from interp_models.runs.building import build_data
+from interp_models.runs.loading import run_config
 from tests.conftest import TINY_CNN, Script, copy_run
 
 PLAN = ["explainers=[intrinsic, gradcam, random, guided_backprop]", "metrics=[ad]", "max_steps=3"]

@@ -9,9 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from interp_models import load, visual
+from interp_models import load
+from interp_models.report import visual
 from interp_models.report.part_sheets import CELL, PARTS
-from interp_models.runs import build_data, run_config
+from interp_models.runs.building import build_data
+from interp_models.runs.loading import run_config
 from tests.conftest import Cub, Script, copy_run, fit, tiny_config, tiny_options
 
 PLAN = ["explainers=[intrinsic]", "metrics=[ad]", "max_steps=3", "n_images=4", "report_images=4"]

@@ -11,11 +11,14 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-import train
-from interp_models import MODELS, files, runs
-from interp_models.callbacks.attention_logger import AttentionLogger
-from interp_models.config import TrainConfig, check, plain
-from interp_models.errors import InputError
+from interp_models import MODELS
+from interp_models.commands import train
+from interp_models.config.loading import check, plain
+from interp_models.core import files
+from interp_models.core.errors import InputError
+from interp_models.runs.building import build_data, build_model
+from interp_models.runs.config import TrainConfig
+from interp_models.training.attention_logger import AttentionLogger
 from interp_models.training.module import InterpModule
 from tests.conftest import CNN_LRS, TINY_CNN, Cub, Script, fit, tiny_config, tiny_options, write_config
 from tests.training.test_resume import assert_same_runs
@@ -64,7 +67,7 @@ def test_steps_of_one_image_with_batch_norm_on_one_cell(
 def test_few_images_on_many_devices(tiny_cub: Cub, tmp_path: Path, devices: int, synced: bool, right: bool) -> None:
     """9 images for steps of 4 per device: on 8 devices the last ones make 2 of them, on 9 one each."""
     node = plain(check(TrainConfig, resnet_config(tiny_cub, tmp_path, 32, 4)))
-    data, model = runs.build_data(node), runs.build_model(node, 3)
+    data, model = build_data(node), build_model(node, 3)
     if right:
         train.check_images(model, data, devices, synced=synced)
     else:
@@ -77,7 +80,7 @@ def test_the_second_phase_is_tried_too(tiny_cub: Cub, tmp_path: Path) -> None:
     node["phases"].append({"epochs": 1, "lrs": CNN_LRS})
     node = plain(check(TrainConfig, node))
     with pytest.raises(InputError, match=r"phases\[1\]: CNN cannot be trained"):
-        train.check_images(runs.build_model(node, 3), runs.build_data(node), 1)
+        train.check_images(build_model(node, 3), build_data(node), 1)
 
 
 @pytest.mark.parametrize("name", MODELS.names())
@@ -88,7 +91,7 @@ def test_trying_changes_nothing(tiny_cub: Cub, tmp_path: Path, name: str) -> Non
     groups = MODELS.build(name, tiny_options(name), num_classes=3).parameter_groups()
     node["phases"] = [{"epochs": 1, "lrs": dict.fromkeys(groups, 0.1)}]
     node = plain(check(TrainConfig, node))
-    model, data = runs.build_model(node, 3), runs.build_data(node)
+    model, data = build_model(node, 3), build_data(node)
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     random = torch.get_rng_state()

@@ -19,12 +19,16 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as TF
 
-from interp_models import EXPLAINERS, METRICS, load, probabilities, runs, visual
-from interp_models.config import TrainConfig, check, plain
+from interp_models import EXPLAINERS, METRICS, load, probabilities
+from interp_models.config.loading import check, plain
+from interp_models.core.errors import InputError
 from interp_models.data.base import Sample, collate
-from interp_models.errors import InputError
 from interp_models.models.cnn import CNN
-from interp_models.resume import images_of
+from interp_models.report import visual
+from interp_models.runs.building import build_data, build_model
+from interp_models.runs.config import TrainConfig
+from interp_models.runs.loading import run_config
+from interp_models.runs.resume import images_of
 from interp_models.training.module import FORMAT_VERSION, InterpModule, check_groups
 from interp_models.training.recipe import Optimizer, Phase, Recipe
 from interp_models.training.schedule import PhaseSchedule
@@ -116,9 +120,9 @@ def test_one_step_is_that_of_plain_torch(tiny_cub: Cub, tmp_path: Path, inject: 
     config["data"] |= {"batch_size": 9, "augment": False}
     fit(config)
     node = plain(check(TrainConfig, config))
-    model = runs.build_model(node, 3).eval()
+    model = build_model(node, 3).eval()
     model.load_state_dict(spy.states[0])
-    dataset = runs.build_data(node).dataset("train")
+    dataset = build_data(node).dataset("train")
     batch = collate([dataset[0, position] for position in range(9)])
     loss = F.cross_entropy(model(batch.image).logits, batch.label)
     loss.backward()
@@ -201,7 +205,7 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def test_checkpoints_hold_plain_containers(bcnn_run: Path) -> None:
-    data = runs.build_data(runs.run_config(bcnn_run))
+    data = build_data(run_config(bcnn_run))
     for name in ("best", "last"):
         content = checkpoint(bcnn_run, name)  # weights_only=True refuses anything else
         row = content["interp_models"].pop("metrics")
@@ -216,7 +220,7 @@ def test_checkpoints_hold_plain_containers(bcnn_run: Path) -> None:
                 "val": [3, data.fingerprint("val"), images_of(data)["val"][2]],
             },
             "teacher": None,
-            "config": runs.run_config(bcnn_run),
+            "config": run_config(bcnn_run),
             "phase": "train",
         }
         kinds = {type(leaf) for leaf in leaves(content)}
@@ -234,9 +238,9 @@ def test_load_gives_the_trained_model(tiny_cub: Cub, tmp_path: Path, inject: Inj
         model, transform = load(run, ckpt)  # type: ignore[arg-type]
         assert not any(module.training for module in model.modules())
         assert same(copy(model), state)
-        trained = runs.build_model(runs.run_config(run), 3).eval()
+        trained = build_model(run_config(run), 3).eval()
         trained.load_state_dict(state)
-        sample = runs.build_data(runs.run_config(run)).dataset("test")[0, 0]
+        sample = build_data(run_config(run)).dataset("test")[0, 0]
         assert sample.label == bird.label
         torch.testing.assert_close(transform(picture), sample.image, rtol=0, atol=0)
         torch.testing.assert_close(transform(TF.pil_to_tensor(picture)), sample.image, rtol=0, atol=0)
@@ -302,7 +306,7 @@ def test_without_validation_the_last_epoch_is_taken(tiny_cub: Cub, tmp_path: Pat
 
 def plain_logits(run: Path, ckpt: str, root: Path, paths: list[str]) -> Tensor:
     """The logits of a run's model on images, by torch and torchvision alone, one image at a time."""
-    model = runs.build_model(runs.run_config(run), 3).eval()
+    model = build_model(run_config(run), 3).eval()
     model.load_state_dict(checkpoint(run, ckpt)["state_dict"])
     logits = []
     for path in paths:
@@ -328,7 +332,7 @@ def test_test_accuracy_is_that_of_a_plain_loop(name: str, request: pytest.Fixtur
 
 
 def test_validation_numbers_are_those_of_a_plain_loop(bcnn_run: Path, tiny_cub: Cub) -> None:
-    data = runs.build_data(runs.run_config(bcnn_run))
+    data = build_data(run_config(bcnn_run))
     birds = [bird for bird in tiny_cub.birds if bird.train]
     held_out = [birds[index] for index in data.val_indices]
     logits = plain_logits(bcnn_run, "last", tiny_cub.root, [bird.path for bird in held_out])
@@ -445,7 +449,7 @@ def test_attention_is_drawn(tiny_cub: Cub, tmp_path: Path, monkeypatch: pytest.M
     path = run / "attention/epoch-003.png"
     assert columns == ["image", "mean", "three maps as RGB"]
     model, _ = load(run, "last")
-    data = runs.build_data(runs.run_config(run))
+    data = build_data(run_config(run))
     dataset = data.dataset("val")
     assert len(rows) == 2
     samples = [dataset[0, position] for position in (0, 2)]  # spread over the three
@@ -505,7 +509,7 @@ def test_maps_are_judged_on_validation_images(tiny_cub: Cub, tmp_path: Path) -> 
     phases = [{"epochs": 2, "lrs": BCNN_LRS}]
     run = fit(tiny_config(tiny_cub.root, out=str(tmp_path / "run"), phases=phases, evaluation=evaluation))
     model, _ = load(run, "last")
-    dataset = runs.build_data(runs.run_config(run)).dataset("val")
+    dataset = build_data(run_config(run)).dataset("val")
     images = collate([dataset[0, position] for position in range(3)]).image
     with torch.no_grad():
         target = model(images).logits.argmax(dim=1)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 
-from interp_models.errors import InputError
+from interp_models.core.errors import InputError
 from interp_models.training.recipe import Phase, Recipe
 from tests.conftest import Cub, fit, tiny_config
 

@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from interp_models import runs
-from interp_models.callbacks.attention_logger import AttentionLogger
+from interp_models.core.errors import InputError
 from interp_models.data.base import Sample
-from interp_models.errors import InputError
 from interp_models.explainers.base import Explainer
 from interp_models.explainers.cam import GradCAM
 from interp_models.models.cnn import CNN
+from interp_models.runs.loading import run_config
+from interp_models.training.attention_logger import AttentionLogger
 from interp_models.training.module import InterpModule
 from tests import processes
 from tests.conftest import TINY_CNN, Cub, Script, copy_run, fit, tiny_config, tiny_options, write_config
@@ -486,7 +486,7 @@ def test_kill_9_at_any_moment_of_an_evaluation(twin: Callable[[], Path], tmp_pat
 
 def test_attention_logger_is_what_the_helpers_replace() -> None:
     """`inject` and `processes` put callbacks in its place."""
-    import train
+    from interp_models.commands import train
 
     assert train.AttentionLogger is AttentionLogger
 
@@ -509,7 +509,7 @@ def test_what_a_kill_after_a_checkpoint_lost_is_written_again(whole_run: Path, t
         assert table.read_text() != text
     else:
         table.unlink()
-    fit(runs.run_config(run), resume=run)
+    fit(run_config(run), resume=run)
     assert table.read_text() == (text if lost != "file" else header + lines[-1])
 
 
@@ -536,7 +536,7 @@ def test_rows_of_earlier_versions_are_merged(whole_run: Path, tmp_path: Path) ->
         own["metrics"] = {key: value for key, value in own["metrics"].items() if not key.startswith("val/")}
         del own["images"]
         torch.save(checkpoint, path)
-    fit(runs.run_config(run), resume=run)
+    fit(run_config(run), resume=run)
     assert table.read_text() == text
     assert (run / "metrics.json").read_text() == (whole_run / "metrics.json").read_text()
 

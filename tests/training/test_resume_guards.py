@@ -9,10 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from interp_models import runs
-from interp_models.config import load_yaml
-from interp_models.errors import InputError
-from interp_models.resume import check_assignment, check_same_classes
+from interp_models.config.loading import load_yaml
+from interp_models.core.errors import InputError
+from interp_models.runs import folders as runs
+from interp_models.runs.building import build_data, build_model
+from interp_models.runs.loading import run_config
+from interp_models.runs.resume import check_assignment, check_same_classes
+from interp_models.training.checkpoints import read_checkpoint
 from tests.conftest import BCNN_LRS, Script, fit, tiny_config, write_config
 
 NAMES = ("ash", "elm", "oak")
@@ -103,7 +106,7 @@ def test_config_yaml_may_say_where_they_lie(script: Script, place: Path) -> None
 
 def test_pretrained_weights_are_not_needed_again(script: Script, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    build = runs.build_model
+    build = build_model
     monkeypatch.setattr(runs, "build_model", lambda *a, **k: asked.append(k.get("trained")) or build(*a, **k))
     assert script("train", f"resume={place}/run", "phases[0].epochs=2").code == 0
     assert asked == [True, True]  # the model and its teacher
@@ -192,7 +195,7 @@ def test_a_teacher_of_other_classes_is_refused(script: Script, place: Path) -> N
 
 def test_a_teachers_checkpoint_is_read_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
-    real = runs.read_checkpoint
+    real = read_checkpoint
     monkeypatch.setattr(runs, "read_checkpoint", lambda path, *a: read.append(Path(path)) or real(path, *a))
     fit(config_of(place / "d", place / "new", distillation={"teacher": str(place / "teacher")}))
     assert len([path for path in read if place / "teacher" in path.parents]) == 1
@@ -218,7 +221,7 @@ def test_first_difference(before: str, now: str, message: str | None) -> None:
 def test_other_images_are_refused(script: Script, place: Path) -> None:
     """Another name in training or validation, wherever the split put it; and an image more."""
     where = f"error: {place}/run/checkpoints/last.ckpt: was trained with"
-    data = runs.build_data(runs.run_config(place / "run"))
+    data = build_data(run_config(place / "run"))
     for split, indices in (("train", data.train_indices), ("val", data.val_indices)):
         image = place / "d" / data.train_images.image_id(int(indices[-1]))
         renamed = image.rename(image.with_stem(f"{image.stem}_"))  # at the same place, so that the split is the same

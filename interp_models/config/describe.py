@@ -1,0 +1,52 @@
+"""The keys of a schema as text, for `--help`."""
+
+import dataclasses
+import typing
+from typing import Any
+
+
+def describe(schema: type, indent: str = "  ") -> str:
+    """The keys of a schema with types, defaults and meanings, for `--help`."""
+    lines = []
+    notes = attribute_notes(schema)
+    for item in dataclasses.fields(schema):
+        default = item.default if item.default is not dataclasses.MISSING else None
+        if item.default_factory is not dataclasses.MISSING:
+            default = item.default_factory()
+        hint = typing.get_type_hints(schema)[item.name]
+        if dataclasses.is_dataclass(default):
+            lines.append(f"{indent}{item.name}.   {notes.get(item.name, '')}".rstrip())
+            lines.append(describe(type(default), indent + "  "))
+        elif typing.get_origin(hint) is list and dataclasses.is_dataclass(typing.get_args(hint)[0]):
+            lines.append(f"{indent}{item.name}[i].   {notes.get(item.name, '')}".rstrip())
+            lines.append(describe(typing.get_args(hint)[0], indent + "  "))
+        else:
+            shown = "(must be given)" if default == "???" else f"= {default}"
+            lines.append(f"{indent}{item.name}: {_shown(hint)} {shown}   {notes.get(item.name, '')}".rstrip())
+    return "\n".join(lines)
+
+
+def _shown(hint: Any) -> str:
+    """A type as it is written in source."""
+    if typing.get_origin(hint) is typing.Union:  # of which typing makes Optional[...] where it strips what is annotated
+        return " | ".join("None" if member is type(None) else _shown(member) for member in typing.get_args(hint))
+    return str(hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else hint).replace("typing.", "")
+
+
+def attribute_notes(schema: type) -> dict[str, str]:
+    """The docstrings under a dataclass's fields, one line each, bases included."""
+    import ast
+    import inspect
+    import textwrap
+
+    notes: dict[str, str] = {}
+    for base in reversed(schema.__mro__[:-1]):
+        try:
+            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        except (OSError, TypeError, SyntaxError):
+            continue  # made at run time, by schema_of
+        assert isinstance(body, ast.ClassDef)
+        for left, right in zip(body.body, body.body[1:], strict=False):
+            if isinstance(left, ast.AnnAssign) and isinstance(left.target, ast.Name) and isinstance(right, ast.Expr):
+                notes[left.target.id] = " ".join(str(typing.cast(ast.Constant, right.value).value).split())
+    return notes

@@ -1,0 +1,173 @@
+"""Files and folders that are written whole or not at all, never over others, and by one process at a time."""
+
+import errno
+import hashlib
+import json
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from interp_models.core.errors import InputError
+
+LOCK = ".lock"
+"""The file in a folder that the process which writes there holds locked."""
+LONGEST_NAME = 180
+"""Bytes of a file's name without its ending; systems take 255, of which `whole` needs some."""
+HOLDER = ".lock-holder"
+"""Says which process that is. The lock itself holds filelock's own record, where a disk knows no locks."""
+
+
+def new_folder(parent: Path, prefix: str = "") -> Path:
+    """Make and return parent/<prefix><n> with the first n from 0 that does not exist: nothing is ever overwritten.
+
+    Raises:
+        InputError: if it cannot be made.
+    """
+    number = 0
+    while True:
+        folder = parent / f"{prefix}{number}"
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+        except OSError as error:
+            if not folder.exists():
+                raise InputError(
+                    f"folder {folder.absolute()} cannot be made: {error.strerror}; out= names another"
+                ) from None
+            number += 1
+        else:
+            return folder
+
+
+def empty_folder(out: str, why: str) -> Path:
+    """Make and return a folder that holds nothing.
+
+    Raises:
+        InputError: if it holds something or cannot be made.
+    """
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        full = any(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"out={folder} cannot be made: {error}") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"out={folder} cannot be written to")
+    if full:
+        raise InputError(f"out={folder} is not empty; {why}")
+    return folder
+
+
+def short(name: str) -> str:
+    """A name for a file without its ending: cut, with a digest, where it is too long for one.
+
+    >>> short("robin")
+    'robin'
+    """
+    data = os.fsencode(name)
+    if len(data) <= LONGEST_NAME:
+        return name
+    return f"{data[:LONGEST_NAME].decode(errors='ignore')}-{hashlib.sha256(data).hexdigest()[:16]}"
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path to write to, in the same folder, that becomes `path` at the end; after an exception nothing is left.
+
+    Its name is unique, so that two processes may write the same file: the last one stays, whole.
+    """
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())  # else a power cut may leave the new name with nothing behind it
+        os.replace(partial, path)
+    except BaseException as error:
+        if (cause := _no_room(error)) and cause.filename is None:
+            cause.filename = str(path)  # errors of writing name no file
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_whole(path: Path, data: str) -> None:
+    """Write a file whole or not at all."""
+    with whole(path) as partial:
+        partial.write_bytes(data.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write json whole or not at all; NaN is not json and raises `ValueError`."""
+    write_whole(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def locked(folder: Path, work: str, advice: str = "wait for its end") -> Iterator[None]:
+    """Hold a folder's lock, so that one process at a time writes there; the folder is made if it does not exist.
+
+    The system frees the lock of a process that ends, however it ends. What a killed process left half written is
+    removed.
+
+    Args:
+        folder: what is written to.
+        work: what is done there, such as `an evaluation`.
+        advice: what somebody can do who comes second.
+
+    Raises:
+        InputError: if another process holds the lock, or the folder cannot be written.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        holder = ""
+        with suppress(OSError):
+            holder = (folder / HOLDER).read_text(errors="replace").strip()
+        raise InputError(f"{folder} is in use by {holder or 'another process'}; {advice}") from None
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror}), which {work} needs") from None
+    try:
+        now = datetime.now().isoformat(" ", "seconds")
+        with suppress(OSError):
+            (folder / HOLDER).write_text(f"{work} of process {os.getpid()} on {socket.gethostname()} since {now}")
+        for left in [*folder.glob(".*.partial"), *folder.glob("*/.*.partial")]:
+            if left.parent == folder or not (left.parent / LOCK).exists():  # else another process may be at it
+                with suppress(OSError):
+                    left.unlink()
+        yield
+    finally:
+        lock.release()
+
+
+NO_ROOM = {
+    errno.ENOSPC: "no space left in {}",
+    errno.EDQUOT: "the disk quota is used up in {}",
+    errno.EROFS: "{} is on a file system that is read-only",
+}
+
+
+def unwritable(error: BaseException) -> str | None:
+    """One line for an error behind which is a disk that is full or read-only; None for another error."""
+    cause = _no_room(error)
+    if cause is not None:
+        folder = "the folder that is written to" if cause.filename is None else Path(cause.filename).parent
+        return NO_ROOM[cause.errno or 0].format(folder)
+    if "No space left on device" in str(error):  # torch's, of memory that loader processes share
+        return f"no space left: {str(error).strip().splitlines()[-1]}"
+    return None
+
+
+def _no_room(error: BaseException | None) -> OSError | None:
+    """The error of `NO_ROOM` that an error came of: torch.save raises others while it tidies up after one."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            return error
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,110 @@
+"""What callers hand over: images and scores, checked once, so that an error says what was expected.
+
+It knows torch and errors alone, so that explainers and metrics work on any module that returns logits.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from interp_models.core.errors import InputError
+
+ROUNDING = 1e-3
+"""How far rounding may take pixels out of [0, 1]."""
+
+
+def check_images(images: object, name: str = "inputs") -> None:
+    """Raise `InputError` unless images are a float tensor (B, C, H, W), one image at least; waits for no device."""
+    hint = ""
+    if isinstance(images, Tensor):
+        found = f"{images.dtype} {tuple(images.shape)}"
+        channels_last = images.dim() == 4 and images.shape[3] == 3 and min(images.shape[1:3]) > 4
+        if channels_last:
+            hint = f"; channels come before rows: {name}.permute(0, 3, 1, 2)"
+        elif images.dim() == 3:
+            hint = f"; a single image needs an axis for the batch: {name}[None]"
+        elif images.dtype == torch.uint8:
+            hint = f"; pixels from 0 to 255 become values in [0, 1] by {name} / 255"
+        if images.dim() == 4 and images.is_floating_point() and images.numel() and not channels_last:
+            return
+    else:
+        found = " ".join(filter(None, [type(images).__name__, str(getattr(images, "shape", ""))]))
+        hint = "; make a tensor: torch.from_numpy of an array, torch.stack of a list, of a PIL image its transform"
+    raise InputError(f"{name} must be a tensor of float images (batch, channels, height, width); got {found}{hint}")
+
+
+def pixel_range(images: Tensor, name: str = "inputs") -> tuple[float, float]:
+    """The lowest and the highest pixel, waiting for the device once; `InputError` for NaN and infinite pixels."""
+    low, high = torch.stack(torch.aminmax(images.detach())).tolist()  # far cheaper than isfinite of every pixel
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise InputError(f"{name} hold NaN or infinite pixels")
+    return low, high
+
+
+def check_unit(found: tuple[float, float], why: str, name: str = "inputs") -> None:
+    """Raise `InputError` unless the lowest and the highest pixel lie in [0, 1]; `why` they must is said."""
+    low, high = found
+    if low < -ROUNDING or high > 1 + ROUNDING:
+        hint = f"; divide by 255: {name} / 255" if low >= 0 and high > 16 else ""
+        raise InputError(f"{name} must have pixels in [0, 1]; got {low:.3g} to {high:.3g}; {why}{hint}")
+
+
+def check_images_for(model: nn.Module, images: Tensor, name: str = "inputs") -> None:
+    """Raise `InputError` unless images are a float tensor (B, C, H, W) of finite pixels and, for models of this
+    package, of 3 channels in [0, 1]. Models of others may want any values."""
+    check_images(images, name)
+    found = pixel_range(images, name)
+    inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel) else model
+    if getattr(inner, "unit_images", False):
+        if images.shape[1] != 3:
+            raise InputError(f"{name} must have 3 channels (batch, 3, height, width); got {tuple(images.shape)}")
+        check_unit(found, "models of this package normalise images themselves", name)
+
+
+@contextmanager
+def fitting(model: nn.Module, images: Tensor, name: str = "inputs") -> Iterator[None]:
+    """Turn torch's error about images of another device or precision than the model's weights into `InputError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        weight = next((x for x in model.parameters() if x.is_floating_point()), images)
+        of_weights, of_images = (weight.device, weight.dtype), (images.device, images.dtype)
+        if of_weights != of_images and any(word in str(error) for word in ("type", "device")):
+            theirs, own = (f"{dtype} on {device}" for device, dtype in (of_images, of_weights))
+            raise InputError(f"{name} are {theirs}, the model's weights are {own}: they must be the same") from None
+        raise
+
+
+def are_probabilities(scores: Tensor, tolerance: float) -> bool:
+    """Whether the rows of scores (B, K) are distributions: none below 0, and 1 in all, up to a tolerance."""
+    values = scores.detach().double() if scores.device.type == "cpu" else scores.detach().float()
+    return bool((values >= -tolerance).all() & ((values.sum(dim=1) - 1).abs() <= tolerance).all())
+
+
+def check_probabilities(scores: object, batch: int) -> None:
+    """Raise `InputError` unless scores of some images are class probabilities (B, K), each row 1 in all.
+
+    The tolerance of 0.01 is that of bfloat16, which also scores in float32 may come from.
+    """
+    wanted = "score_fn must return class probabilities (batch, classes)"
+    mend = "write score_fn = probabilities(model)"
+    if not isinstance(scores, Tensor) or scores.dim() != 2 or len(scores) != batch:
+        found = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise InputError(f"{wanted} of {batch} images; got {found}; {mend}")
+    if scores.shape[1] < 2:
+        raise InputError(f"{wanted} of two classes at least; got one column, p; give torch.cat([1 - p, p], dim=1)")
+    if not are_probabilities(scores, 0.01):
+        low, high = torch.stack(torch.aminmax(scores.detach().float())).tolist()
+        raise InputError(f"{wanted}, each row in [0, 1] and 1 in all; got values from {low:.3g} to {high:.3g}; {mend}")
+
+
+def check_clean(clean: object, batch: int) -> None:
+    """Raise `InputError` unless these are the known probabilities (B,) of the images' classes."""
+    if not isinstance(clean, Tensor) or clean.shape != (batch,):
+        found = tuple(clean.shape) if isinstance(clean, Tensor) else type(clean).__name__
+        raise InputError(f"clean must be the target's probability of each of {batch} images, a tensor; got {found}")
+    if not bool(((clean >= 0) & (clean <= 1.01)).all()):
+        raise InputError(f"clean must be the target's probability of each image, from 0 to 1; got {clean.tolist()}")

@@ -1,0 +1,236 @@
+"""Copies of models that are faster at many passes: the same scores, checked."""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import chain
+from typing import Any, Literal, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from interp_models.core.errors import first_line
+from interp_models.core.scoring import evaluating, full_float32, logits_of
+
+Preparation = Literal["exact", "compiled", "bfloat16", "plain"]
+"""How a model is made ready for many passes: `exact` keeps scores to 1e-5, `compiled` (torch.compile, on top of it) as
+well; `bfloat16` (autocast, on top of `exact`) does not; `plain` takes the model as it is."""
+TOLERANCE = 1e-5
+"""Of logits, in units of the largest where that is above 1, and of probabilities."""
+
+_prepared: "WeakKeyDictionary[nn.Module, dict[Preparation, tuple[Any, nn.Module | None]]]" = WeakKeyDictionary()
+
+
+class Prepared(nn.Module):
+    """A model's copy in eval mode: batch norm is folded into convolutions, channels come last, and derivatives go to
+    the images alone.
+
+    Args:
+        model: the copy.
+        bfloat16: whether to pass it under autocast.
+    """
+
+    def __init__(self, model: nn.Module, *, bfloat16: bool = False) -> None:
+        super().__init__()
+        self.model, self.autocasts = model, bfloat16
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> logits (B, K), float32 or better."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(images.device.type, torch.bfloat16) if self.autocasts else nullcontext():
+            logits = logits_of(self.model(images))
+        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+KERNELS: dict[type[nn.Module], tuple[str, list[float]]] = {
+    nn.Identity: ("none", []),
+    nn.ReLU: ("relu", []),
+    nn.ReLU6: ("hardtanh", [0.0, 6.0]),
+    nn.SiLU: ("swish", []),
+}
+"""Activations that oneDNN computes with the convolution before them."""
+
+
+class _Fused(nn.Module):
+    """A convolution with its activation: one kernel, as torch.compile makes them, where no gradient is asked for.
+
+    On a CPU memory is slower than arithmetic, and eager torch takes slow ways to some convolutions of one thread.
+    """
+
+    def __init__(self, convolution: nn.Conv2d, activation: nn.Module) -> None:
+        super().__init__()
+        self.convolution, self.activation = convolution, activation
+        self.kernel = KERNELS[type(activation)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As of one after the other."""
+        if torch.is_grad_enabled():
+            y: Tensor = self.activation(self.convolution(x))
+            return y
+        c = self.convolution
+        sizes = (c.padding, c.stride, c.dilation, c.groups)
+        fused: Tensor = torch.ops.mkldnn._convolution_pointwise(x, c.weight, c.bias, *sizes, *self.kernel, "")
+        return fused
+
+
+def class_name(model: nn.Module) -> str:
+    """The class of a model; of a copy, that of its original."""
+    return type(model.model if isinstance(model, Prepared) else model).__name__
+
+
+def prepare(model: nn.Module, images: Tensor, how: Preparation = "exact") -> nn.Module:
+    """What gives a model's logits faster, for work of many passes; made once, and again when its weights have changed.
+
+    If the copy's scores of the images differ, or the model cannot be copied, that is the model itself, with a warning.
+
+    Args:
+        model: any module that returns logits, in eval mode or not; wrapped by DDP or compiled or not.
+        images: some of those that it is to pass, (B, C, H, W).
+        how: see `Preparation`.
+    """
+    if how == "plain" or not len(images) or isinstance(getattr(model, "_orig_mod", model), Prepared):
+        return model
+    known, state = _prepared.setdefault(model, {}), _state(model)
+    if how not in known or known[how][0] != state:
+        # not under the caller's autocast, which ends before the copy does
+        with torch.inference_mode(False), torch.autocast(images.device.type, enabled=False), evaluating(model):
+            known[how] = (state, _prepare(model, images[:2].detach().clone(), how))
+    made = known[how][1]
+    return model if made is None else made
+
+
+def release(model: nn.Module) -> None:
+    """Let go of a model's copies."""
+    _prepared.pop(model, None)
+
+
+def _state(model: nn.Module) -> list[object]:
+    """By which it is seen that a model has changed: modules, hooks, weights; of these also the sums, as what is written
+    to `.data` counts no version."""
+    parts = [(id(m), m.extra_repr(), tuple(m._forward_hooks), tuple(m._forward_pre_hooks)) for m in model.modules()]
+    tensors = [x.detach() for x in chain(model.parameters(), model.buffers())]
+    versions = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors]
+    sums: dict[torch.device, list[Tensor]] = {}
+    for x in tensors:
+        sums.setdefault(x.device, []).append(x.sum(dtype=torch.float32))
+    # as bits, in which NaN is equal to itself; once for a device, as each reading waits for it
+    return [parts, versions, *(torch.stack(some).view(torch.int32).tolist() for some in sums.values())]
+
+
+def _prepare(model: nn.Module, images: Tensor, how: Preparation) -> nn.Module | None:
+    """The copy, or None with a warning."""
+    # Pixels beyond those of the images, too: what is found equal here is taken for equal everywhere.
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+    images = torch.cat([images, images.mean() + noise * images.std().clamp(min=0.25)])
+    with torch.no_grad(), full_float32():  # where the model itself fails that is no matter of copies
+        expected, again = (logits_of(model(images.clone())) for _ in range(2))
+    made: Any
+    try:
+        with torch.no_grad(), full_float32():
+            made = _copied(unwrapped(model)).eval().requires_grad_(False)
+            _fold(made, images[:1].clone(), fuse=how == "exact" and _has_kernels(images))
+            made = Prepared(made.to(memory_format=torch.channels_last), bfloat16=how == "bfloat16")
+            made = torch.compile(made) if how == "compiled" else made
+            found = made(images.clone())
+            if how == "exact":  # the copy takes another way where there are gradients
+                with torch.enable_grad():
+                    found = torch.cat([found, made(images.clone())])
+                again, expected = (torch.cat([logits, logits]) for logits in (again, expected))
+        if _apart(again, expected):
+            why: str | None = "its own scores are others from pass to pass"
+        elif how != "bfloat16" and (apart := _apart(found, expected)):
+            why = f"logits of its copy are {apart[0]:.1g} of the largest away, probabilities {apart[1]:.1g}"
+        else:
+            why = None
+    except Exception as error:  # whatever a foreign model does not stand
+        why = f"{type(error).__name__}: {first_line(error)}"
+    if why is not None:
+        warnings.warn(f"{type(model).__name__} is passed as it is, many-pass work takes longer: {why}", stacklevel=4)
+        return None
+    return cast(nn.Module, made)
+
+
+def _apart(found: Tensor, expected: Tensor) -> tuple[float, float] | None:
+    """How far logits, in units of the largest, and probabilities are apart, if by more than the tolerance."""
+    apart = float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
+    chances = float((found.softmax(dim=1) - expected.softmax(dim=1)).abs().max())
+    return None if apart <= TOLERANCE and chances <= TOLERANCE else (apart, chances)  # not None for NaN
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """A model without DDP's or torch.compile's wrapper; a copy that was prepared and compiled stays as it is."""
+    inner = getattr(model, "_orig_mod", None)
+    if inner is None and isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        inner = model.module
+    return unwrapped(inner) if isinstance(inner, nn.Module) and not isinstance(inner, Prepared) else model
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A deep copy, without the trainer that a LightningModule knows."""
+    trainers = (getattr(part, "_trainer", None) for part in model.modules())
+    return copy.deepcopy(model, {id(trainer): None for trainer in trainers if trainer is not None})
+
+
+def _has_kernels(images: Tensor) -> bool:
+    mkldnn = images.device.type == "cpu" and images.dtype == torch.float32 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return bool(mkldnn and hasattr(torch.ops.mkldnn, "_convolution_pointwise"))
+
+
+def _fold(model: nn.Module, image: Tensor, *, fuse: bool) -> None:
+    """Fold every batch norm, in place, into the convolution whose output it alone is known to take, and fuse it with
+    the activation that timm's batch norms go on with."""
+    for norm_name, norm, name, convolution in list(_pairs(model, image)):
+        scale = (norm.running_var.double() + norm.eps).rsqrt()
+        scale = scale if norm.weight is None else scale * norm.weight.double()
+        shift = -norm.running_mean.double() * scale
+        shift = shift if norm.bias is None else shift + norm.bias.double()
+        weight = convolution.weight.double()
+        bias = shift if convolution.bias is None else shift + convolution.bias.double() * scale
+        convolution.weight = nn.Parameter((weight * scale.view(-1, 1, 1, 1)).to(norm.running_mean.dtype), False)
+        convolution.bias = nn.Parameter(bias.to(norm.running_mean.dtype), False)
+        rest = nn.Sequential(norm.drop, norm.act) if type(norm) is not nn.BatchNorm2d else nn.Identity()
+        activation = rest[1] if isinstance(rest, nn.Sequential) and type(rest[0]) is nn.Identity else rest
+        plain = type(convolution) is nn.Conv2d and convolution.padding_mode == "zeros"
+        if fuse and plain and isinstance(convolution.padding, tuple) and type(activation) in KERNELS:
+            _replace(model, name, _Fused(convolution, activation))
+            rest = nn.Identity()
+        _replace(model, norm_name, rest)
+
+
+def _replace(model: nn.Module, name: str, part: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, part)
+
+
+def _pairs(model: nn.Module, image: Tensor) -> Iterator[tuple[str, Any, str, Any]]:
+    """Name and module of each batch norm and of its convolution, both used once in a pass, one after the other."""
+    made: dict[int, tuple[Tensor, nn.Module]] = {}  # tensors are held, so that no two have one number
+    taken: list[tuple[nn.Module, nn.Module | None]] = []
+    used: list[nn.Module] = []
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        used.append(module)
+        if isinstance(module, nn.Conv2d):
+            made[id(output)] = (output, module)
+        elif isinstance(module, nn.BatchNorm2d):
+            taken.append((module, made.get(id(args[0]), (None, None))[1]))
+
+    kinds = (nn.Conv2d, nn.BatchNorm2d)
+    handles = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, kinds)]
+    try:
+        model(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    names = {module: name for name, module in model.named_modules()}
+    takers = [convolution for _, convolution in taken]
+    for norm, convolution in taken:
+        known = type(norm) is nn.BatchNorm2d or (hasattr(norm, "drop") and hasattr(norm, "act"))
+        tracked = getattr(norm, "running_mean", None) is not None
+        if convolution is None or not (known and tracked):
+            continue
+        if used.count(norm) == used.count(convolution) == takers.count(convolution) == 1:
+            yield names[norm], norm, names[convolution], convolution

@@ -1,0 +1,218 @@
+"""Values as they are written in yaml and on the command line, read once the schema says what is meant.
+
+`007`, `1e3`, `on` and `null` are text where the schema says text, and numbers, a truth value and nothing elsewhere. A
+leading `~` of a path is a home folder.
+"""
+
+import os
+import re
+import types
+import typing
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from interp_models.core.errors import InputError
+
+PathText = Annotated[str, "path"]
+"""Type of an option that is a path: a leading `~` becomes the home folder."""
+OptionsOf = Annotated[dict[str, Any], "options"]
+"""Type of an option that holds the options of something named, whose own schema says what they mean."""
+ListOfOptions = Annotated[list[Any], "options"]
+"""A list of those."""
+
+
+class Written(str):
+    """An unquoted yaml scalar that is text or something else, or what stands behind `=` on the command line."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads quoted scalars as text, and others as text or `Written`; keys are text; a key given twice is refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value}", key.start_mark)
+                seen.add(key.value)
+        mapping = super().construct_mapping(node, deep)
+        return {str(key) if isinstance(key, str) else key: value for key, value in mapping.items()}
+
+    def construct_plain(self, node: yaml.ScalarNode) -> Any:
+        """A scalar of any kind that needs no tag."""
+        if node.style is not None:
+            return node.value
+        if node.tag != self.resolve(yaml.ScalarNode, node.value, (True, False)):  # type: ignore[no-untyped-call]
+            # A tag was given.
+            return yaml.SafeLoader.yaml_constructors[node.tag](self, node)
+        return node.value if isinstance(_meaning(node.value), str) else Written(node.value)
+
+
+for _tag in ("bool", "float", "int", "null", "str", "timestamp"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _Loader.construct_plain)
+
+
+def _meaning(scalar: str) -> Any:
+    """What an unquoted scalar is where the schema does not say text: OmegaConf's reading, without two traps of yaml."""
+    if ":" in scalar or "${" in scalar:  # yaml reads 1:30 as 90
+        return scalar
+    if re.fullmatch(r"[-+]?0[0-9_]+", scalar):  # yaml reads 010 as 8
+        return int(scalar)
+    try:
+        return OmegaConf.from_dotlist([f"value={scalar}"])["value"]
+    except (yaml.YAMLError, OmegaConfBaseException):
+        return scalar
+
+
+def read(text: str) -> Any:
+    """What yaml says, with scalars that are not surely text as `Written`; raises yaml's errors."""
+    return yaml.load(text, Loader=_Loader)  # a safe loader
+
+
+def given(argument: str) -> Any:
+    """A value of the command line: text, or `Written` if it may be anything else.
+
+    >>> given("a b"), given("'007'")
+    ('a b', '007')
+    >>> isinstance(given("007"), Written), isinstance(given("[a, b]"), Written)
+    (True, True)
+    """
+    argument = argument.strip()
+    scalar = _scalar(argument)
+    if scalar is not None and scalar.style is not None:
+        return scalar.value
+    try:
+        value = read(argument)
+    except yaml.YAMLError:
+        return Written(argument)
+    if "${" in argument:  # an interpolation, which is to be seen
+        return value if isinstance(value, dict | list) else argument
+    return argument if type(value) is str and value == argument else Written(argument)
+
+
+def _scalar(text: str) -> yaml.ScalarNode | None:
+    """The yaml scalar that a text is, if it is one and nothing else."""
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.YAMLError:
+        return None
+    return node if isinstance(node, yaml.ScalarNode) else None
+
+
+def value_of(written: Written) -> Any:
+    """What is meant where the schema does not say text; what a list or mapping holds may again be `Written`.
+
+    >>> [value_of(Written(text)) for text in ("007", "0x10", "1e3", "on", "null", "1:30", "3 # x")]
+    [7, 16, 1000.0, True, None, '1:30', '3 # x']
+    >>> value_of(Written("{a: [b, 1]}"))
+    {'a': ['b', '1']}
+
+    Raises:
+        InputError: if it is not valid yaml.
+    """
+    try:
+        value = read(written)
+    except yaml.YAMLError as error:
+        raise InputError(f"{str(written)!r} is not valid yaml: {getattr(error, 'problem', error)}") from None
+    if isinstance(value, dict | list) or not written:
+        return value
+    scalar = _scalar(written)
+    if scalar is None or (scalar.style is None and scalar.value != written):
+        return str(written)  # yaml would cut it at a #
+    return _meaning(value) if isinstance(value, Written) else value
+
+
+def text_of(written: Any) -> str:
+    """What is meant where the schema says text; other values than `Written` become text."""
+    scalar = _scalar(written) if isinstance(written, Written) else None
+    return str(written) if scalar is None or scalar.style is None else str(scalar.value)
+
+
+def values(node: Any) -> Any:
+    """A tree in which everything `Written` is read without a schema.
+
+    >>> values({"a": [Written("007"), "007"]})
+    {'a': [7, '007']}
+    """
+    if isinstance(node, Written):
+        return values(value_of(node))
+    if isinstance(node, Mapping):
+        return {key: values(value) for key, value in node.items()}
+    return [values(value) for value in node] if isinstance(node, list | tuple) else node
+
+
+def is_open(hint: Any) -> bool:
+    """Whether a type is that of options whose schema is known elsewhere."""
+    return "options" in getattr(hint, "__metadata__", ())
+
+
+def typed(hint: Any, value: Any) -> Any:
+    """A value as its type says, as far as it is `Written` or a path; types are checked elsewhere.
+
+    >>> typed(str, Written("007")), typed(str | None, Written("null")), typed(int, Written("010"))
+    ('007', None, 10)
+    >>> typed(list[str], Written("[1, on, 'a b']")), typed(Literal["on", "off"], Written("on"))
+    (['1', 'on', 'a b'], 'on')
+
+    Raises:
+        InputError: if it is not valid yaml, or names a home folder of nobody.
+    """
+    if is_open(hint):
+        return value_of(value) if isinstance(value, Written) else value
+    members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    is_path = any("path" in getattr(member, "__metadata__", ()) for member in members)
+    if isinstance(value, Written):
+        value = _text(value, members) if any(map(_takes_text, members)) else value_of(value)
+    if is_path and isinstance(value, str):
+        return expanded(value)
+    for member in members:
+        inner = typing.get_args(member)
+        if isinstance(value, Mapping) and typing.get_origin(member) is dict:
+            return {key: typed(inner[1], item) for key, item in value.items()}
+        if isinstance(value, list | tuple) and typing.get_origin(member) in (list, tuple):
+            hints = inner if len(inner) == len(value) and Ellipsis not in inner else [inner[0]] * len(value)
+            return [typed(one, item) for one, item in zip(hints, value, strict=True)]
+    return values(value) if hint is Any else value
+
+
+def _takes_text(member: Any) -> bool:
+    args = typing.get_args(member)
+    return (
+        member is str
+        or (args[:1] == (str,) and "path" in getattr(member, "__metadata__", ()))
+        or (_is_literal(member) and str in map(type, args))
+    )
+
+
+def _text(written: Written, members: tuple[Any, ...]) -> Any:
+    """A value of which the schema says that it can be text."""
+    try:
+        value = value_of(written)
+    except InputError:
+        return text_of(written)
+    choices = [choice for member in members for choice in typing.get_args(member) if _is_literal(member)]
+    if str(written) in choices:
+        return str(written)
+    kinds = [typing.get_origin(member) or member for member in members] + [type(one) for one in choices if one == value]
+    return value if type(value) in kinds or not written else text_of(written)
+
+
+def _is_literal(member: Any) -> bool:
+    return typing.get_origin(member) is Literal
+
+
+def expanded(path: str) -> str:
+    """A path with its home folder in the place of `~` or `~user`; all others stay as they are.
+
+    Raises:
+        InputError: if there is no such user.
+    """
+    full = os.path.expanduser(path)
+    if full.startswith("~"):
+        name = path.partition("/")[0]
+        raise InputError(f"{name!r} is the home folder of nobody; write ./{path} for a file of that name")
+    return full

@@ -1,0 +1,51 @@
+"""What a plan of explanations says, in full."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from interp_models.core.errors import InputError
+from interp_models.core.scoring import evaluating
+from interp_models.explainers.base import EXPLAINERS
+from interp_models.metrics.base import Grid
+from interp_models.training.module import InterpModule
+
+
+def explainer_specs(items: Sequence[Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Label, name and all options, defaults included, of the explainers of a config.
+
+    Raises:
+        InputError: for an unknown explainer, one that is no name or mapping, or a label that is taken.
+    """
+    specs: list[tuple[str, str, dict[str, Any]]] = []
+    for item in items:
+        node = {"name": item} if isinstance(item, str) else item
+        if not isinstance(node, dict) or not isinstance(node.get("name"), str):
+            raise InputError(f"an explainer is a name, or a mapping with 'name' and options; got {item!r}")
+        options = {key: value for key, value in node.items() if key not in ("name", "label")}
+        options = EXPLAINERS.options(node["name"], options, given=("model",))
+        label = str(node.get("label", node["name"]))
+        if "/" in label or label.startswith(".") or not label:
+            raise InputError(f"explainer label {label!r} becomes a file's name; it must not hold '/' or begin with '.'")
+        if any(label == other for other, _, _ in specs):
+            raise InputError(f"explainer {label!r} is listed twice; give one of them another label")
+        specs.append((label, node["name"], options))
+    return specs
+
+
+def resolve_grid(grid: Any, model: InterpModule, image_size: int) -> Grid | None:
+    """Cells that maps are brought to: as given, None for `native`, or by default the model's last feature grid.
+
+    Raises:
+        InputError: unless it is [rows, columns], `native` or null.
+    """
+    if grid == "native":
+        return None
+    if grid is None:
+        with torch.no_grad(), evaluating(model):
+            maps = model(torch.zeros(1, 3, image_size, image_size, device=model.device)).maps
+        return int(maps.shape[-2]), int(maps.shape[-1])
+    if isinstance(grid, list | tuple) and len(grid) == 2 and all(isinstance(side, int) and side > 0 for side in grid):
+        return int(grid[0]), int(grid[1])
+    raise InputError(f"grid must be [rows, columns], 'native' or null; got {grid!r}")

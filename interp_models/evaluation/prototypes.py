@@ -1,0 +1,145 @@
+"""Judges the prototypes of a model on all test images, and draws what is nearest to each."""
+
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities import rank_zero_warn
+from tqdm import tqdm
+
+from interp_models.core.files import whole, write_json
+from interp_models.core.scoring import evaluating, full_float32
+from interp_models.data.contents import together
+from interp_models.data.module import DataModule, data_of
+from interp_models.evaluation.results import METHOD_VERSION, read_prototypes
+from interp_models.metrics.prototype_base import PROTOTYPE_METRICS, Found, PrototypeMetric
+from interp_models.prototypes.search import nearest_patches
+from interp_models.prototypes.sources import Prototypical, has_prototypes
+from interp_models.report.gallery import draw_nearest, of_these_images
+from interp_models.training.loggers import log_pictures
+
+TRAIN_NEIGHBOURS, TEST_NEIGHBOURS = 6, 5
+"""Nearest images that are drawn; the first training image is the one that a prototype comes from."""
+SPLITS = {"test": "whole_test", "train": "train"}
+"""Names of the data module for the images that a metric looks at."""
+
+
+class PrototypeEvaluation(pl.Callback):
+    """After the test of a model with prototypes, judges them by metrics, and draws the images nearest to each.
+
+    Logs `test/<key>`. Writes to a folder `prototypes.json` (means), `prototypes.parquet` (a row per prototype) and
+    `prototypes/<sheet>/<number>.jpg`. Does nothing for other models, or if the folder holds the results of the same
+    work.
+
+    Args:
+        names: registered prototype metrics; with none, nothing is done.
+        folder: where results go.
+        work: a digest of weights and transform; that of the images is added.
+
+    Raises:
+        InputError: for an unknown metric.
+    """
+
+    def __init__(self, names: Sequence[str], folder: Path, work: str) -> None:
+        self.metrics = {name: PROTOTYPE_METRICS.get(name) for name in names}
+        self.folder, self.work = folder, f"{METHOD_VERSION} {work} {' '.join(names)}"
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Judge, on all ranks, and write, on rank 0."""
+        model: Any = module
+        if not has_prototypes(model):
+            return
+        data, work = data_of(trainer), ""
+        if trainer.is_global_zero and self.metrics:
+            contents = [*data.contents("train"), *data.contents("whole_test")]
+            work = f"{self.work} {together(contents)}"
+        done = work != "" and read_prototypes(self.folder).get("work") == work
+        if trainer.strategy.broadcast(done):
+            return
+        if trainer.is_global_zero:  # what is there is of other work
+            for name in ("prototypes.json", "prototypes.parquet"):
+                (self.folder / name).unlink(missing_ok=True)
+            shutil.rmtree(self.folder / "prototypes", ignore_errors=True)
+        if not self.metrics:
+            return
+        with torch.inference_mode(False), torch.no_grad(), evaluating(module), full_float32():
+            metrics = self._judge(model, data, trainer.is_global_zero)
+            values = {key: value for metric in metrics for key, value in metric.of_all_ranks().items()}
+            for key, value in values.items():
+                module.log(f"test/{key}", value.float().nanmean(), sync_dist=True)
+            train, test = (
+                nearest_patches(model.features, _watched(data, split, trainer.is_global_zero), model.prototypes, k=k)
+                for split, k in (("train", TRAIN_NEIGHBOURS), ("whole_test", TEST_NEIGHBOURS))
+            )
+            if trainer.is_global_zero:
+                sheets = model.prototype_sheets(data.classes)
+                paths = draw_nearest(train, test, model.similarity, sheets, data, self.folder / "prototypes")
+                log_pictures(trainer.loggers, "prototypes/nearest", paths)
+                self._write(model, data, work, {key: value.double().cpu() for key, value in values.items()}, metrics)
+        trainer.strategy.barrier()
+
+    def _judge(self, module: Prototypical, data: DataModule, shown: bool) -> list[PrototypeMetric]:
+        names = data.test_images.part_names
+        metrics = [cls(module, names) for cls in self.metrics.values() if names or not cls.needs_parts]
+        if left := [name for name, cls in self.metrics.items() if cls.needs_parts and not names]:
+            rank_zero_warn(f"{', '.join(left)} need key points of parts, which the data set has not; they are left out")
+        device = module.prototypes.device
+        for split, name in SPLITS.items():
+            looking = [metric.to(device) for metric in metrics if metric.split == split]
+            if not looking:
+                continue
+            for batch in _watched(data, name, shown):
+                images, label, number = (x.to(device) for x in (batch.image, batch.label, batch.index))
+                parts, visible = (None if x is None else x.to(device) for x in (batch.parts, batch.visible))
+                found = Found(images, module(images).maps, label, number, parts, visible)
+                for metric in looking:
+                    metric.update(module, found)
+        return metrics
+
+    def _write(
+        self,
+        module: Prototypical,
+        data: DataModule,
+        work: str,
+        values: dict[str, Any],
+        metrics: Sequence[PrototypeMetric],
+    ) -> None:
+        """The table, and at last `prototypes.json`, which says that all is there."""
+        classes = module.prototype_classes.cpu()
+        sources = module.sources.image.tolist() if of_these_images(module.sources, data) else [-1] * len(classes)
+        table = pd.DataFrame(
+            {
+                "prototype": range(len(classes)),
+                "classes": [", ".join(data.classes[int(k)] for k in row.nonzero()[:, 0]) for row in classes],
+                "source": [data.train_images.image_id(image) if image >= 0 else "" for image in sources],
+                **{key: value.numpy() for key, value in values.items()},
+            }
+        )
+        with whole(self.folder / "prototypes.parquet") as path:
+            table.to_parquet(path)
+        rows = []
+        for metric in metrics:
+            for key in metric.keys:
+                mean = float(values[key].nanmean())
+                rows.append(
+                    {
+                        "metric": key,
+                        "mean": None if math.isnan(mean) else mean,
+                        "n": int((~values[key].isnan()).sum()),
+                        "higher_is_better": metric.better[key],
+                        "percent": metric.percent,
+                        "legend": metric.legend[key],
+                    }
+                )
+        write_json(self.folder / "prototypes.json", {"work": work, "rows": rows})
+
+
+def _watched(data: DataModule, split: str, shown: bool) -> Any:
+    """This rank's un-augmented batches of a split, with a progress bar."""
+    loader = data.loader(split, augment=False)
+    return tqdm(loader, desc=f"prototypes, {split}", unit="batch", leave=False, disable=not shown)

@@ -1,0 +1,275 @@
+"""Weights for timm's models from files that others wrote: found in their containers, and loaded only if they fit."""
+
+import itertools
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor, nn
+
+from interp_models.core.errors import InputError
+from interp_models.nn.weights_file import read
+
+WRAPPERS = frozenset(
+    ("module", "_orig_mod", "model", "backbone", "trunk", "encoder", "net", "network", "student", "teacher", "ema")
+)
+"""First parts of tensors' names that a wrapper added."""
+AVERAGED = frozenset(("teacher", "ema"))
+"""Words in the place of a network that is the running mean of another one in the same file."""
+BOOKKEEPING = ("num_batches_tracked", "total_ops", "total_params")
+"""Buffers that a network's output does not depend on: a counter of batch norm, and what profilers leave."""
+
+
+class Found(NamedTuple):
+    """A network within a file."""
+
+    place: str
+    """Keys that lead to it, and the prefix of its names."""
+    state: dict[str, Tensor]
+    """Its tensors, by the model's names."""
+
+
+def load_file(model: Any, path: Path) -> None:
+    """Load a file's weights into a timm model; its classifier is left out.
+
+    Raises:
+        InputError: as `read` and `find` do.
+    """
+    own = model.state_dict()
+    state = find(model, read(path), path).state
+    state = {key: value for key, value in state.items() if key in own}
+    for key, value in state.items():
+        if value.layout != torch.strided:
+            raise InputError(f"weights file {path}: {key!r} is a sparse tensor; save it with .to_dense()")
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise InputError(f"weights file {path}: {key!r} holds NaN or infinite values")
+    model.load_state_dict(state, strict=False)
+
+
+def find(model: Any, content: Mapping[Any, Any], path: Path) -> Found:
+    """The network within a file's content that is a timm model's, whatever container and prefix it has.
+
+    Names and shapes must be those of the model, of the architecture's original that timm converts, or of a port whose
+    names alone differ. Of a network and its running mean (`teacher`, `ema`) the mean is taken.
+
+    Args:
+        model: a timm model without classifier.
+        content: what `read` gave.
+        path: of the file, for messages.
+
+    Raises:
+        InputError: if there is no such network, or there are several.
+    """
+    name = model.default_cfg["architecture"]
+    written = content.get("interp_models")
+    if isinstance(written, Mapping):
+        theirs = str(written.get("config", {}).get("model", {}).get("backbone"))
+        if theirs.split(".")[0] != name:
+            raise InputError(f"weights file {path} is a checkpoint of a model with backbone {theirs!r}, not {name!r}")
+    needed = _needed(model)
+    tried: list[tuple[str, dict[str, Tensor]]] = []
+    plain: list[dict[str, Tensor]] = []
+    groups = list(_groups(content))
+    for place, group in groups:
+        if 2 * len(group) >= len(needed):  # else statistics of an optimizer
+            for prefix in _prefixes(group, next(iter(needed))):
+                raw = {k[len(prefix) :]: v for k, v in group.items() if k.startswith(prefix)}
+                tried.append((place + prefix, raw))
+                if WRAPPERS.issuperset(prefix.split(".")[:-1]):
+                    plain.append(raw)
+    found = [Found(place, state) for place, raw in tried if (state := _fitted(model, raw)) is not None]
+    if not found:
+        why = _misfit(model, plain or [group for _, group in groups])
+        raise InputError(f"weights file {path} does not fit {name}: {why}")
+    means = [one for one in found if AVERAGED & set(re.split(r"[._]", one.place))]
+    chosen = (means or found)[0]
+    for other in (means or found)[1:]:
+        if not all(torch.equal(other.state[key], chosen.state[key]) for key in needed):
+            raise InputError(
+                f"weights file {path} holds several networks that fit {name}, {chosen.place!r} and {other.place!r}; "
+                "save one of them to a file of its own"
+            )
+    return chosen
+
+
+def _groups(content: Mapping[Any, Any], place: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Every mapping that holds tensors by name, with the keys that lead to it."""
+    arrays = {str(key): value for key, value in content.items() if isinstance(value, (Tensor, np.ndarray))}
+    group = {key: torch.as_tensor(value).detach() for key, value in arrays.items()}
+    if group:
+        yield place, group
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _groups(value, f"{place}{key}.")
+
+
+def _prefixes(names: Mapping[str, Any], first: str) -> list[str]:
+    """Prefixes of names that a wrapper may have added: known ones, and what stands before the model's first name."""
+    found = {""}
+    for name in names:
+        parts = name.split(".")
+        for depth, part in enumerate(parts[:-1], 1):
+            if part not in WRAPPERS:
+                break
+            found.add(".".join(parts[:depth]) + ".")
+        if name.endswith(f".{first}"):
+            found.add(name.removesuffix(first))
+    return sorted(found)
+
+
+def _needed(model: nn.Module) -> dict[str, Tensor]:
+    """What a file must hold of a model: not counters, nor indices that the architecture says."""
+    learnt = {name for name, _ in model.named_parameters()}
+    state: dict[str, Tensor] = model.state_dict()
+    return {key: value for key, value in state.items() if key in learnt or value.is_floating_point()}
+
+
+def classifiers(model: Any) -> tuple[str, ...]:
+    """Names of a timm model's classifiers."""
+    names = model.default_cfg.get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _fitted(model: Any, raw: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """A file's tensors by a model's names, if all it needs is there."""
+    if _fits(model, raw):
+        return raw
+    converted = _converted(model, raw)
+    if converted is not None and _fits(model, converted):
+        return converted
+    return _by_order(model, raw)
+
+
+def _fits(model: Any, state: Mapping[str, Tensor]) -> bool:
+    return not _wrong(_needed(model), state) and not _surplus(model, state)
+
+
+def _wrong(needed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """Names that are missing, or of another shape or kind of number."""
+    return [key for key, value in needed.items() if key not in state or not _alike(value, state[key])]
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.is_floating_point() == b.is_floating_point()
+
+
+def _surplus(model: Any, state: Mapping[str, Tensor]) -> list[str]:
+    """Names of what a larger network has in the model's own parts: more blocks in a stage, a scale in each block."""
+    own = model.state_dict()
+    parts = {key.split(".")[0] for key in own} - {key.split(".")[0] for key in classifiers(model)}
+    return [
+        key
+        for key, value in state.items()
+        if key not in own and key.split(".")[0] in parts and value.is_floating_point() and not key.endswith(BOOKKEEPING)
+    ]
+
+
+def _converted(model: Any, raw: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """The tensors as timm itself converts files of an architecture's authors, position embeddings interpolated."""
+    home = sys.modules[timm.model_entrypoint(model.default_cfg["architecture"]).__module__]
+    convert = getattr(home, "checkpoint_filter_fn", getattr(home, "_filter_fn", None))
+    if convert is None:
+        return None
+    try:
+        try:
+            state = convert(dict(raw), model)
+        except TypeError:  # timm has some that take no model
+            state = convert(dict(raw))
+    except Exception:  # whatever it meets in a file of something else
+        return None
+    filters = "patch_embed.proj.weight"
+    if filters in raw and filters in state and state[filters].numel() != raw[filters].numel():
+        return None  # timm would interpolate them, too, so that another patch size passed
+    return dict(state)
+
+
+def _by_order(model: Any, raw: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """The tensors of a port with other names, matched to the model's by position.
+
+    Only if no name is shared, every shape and last name part agrees, layers begin at the same places, block numbers
+    never fall, and no two layers of one shape could be exchanged.
+    """
+    own = [key for key in model.state_dict() if not key.endswith(BOOKKEEPING)]
+    theirs = [key for key in raw if not key.endswith(BOOKKEEPING)]
+    names = [*own, *(f"{name}.{leaf}" for name in classifiers(model)[:1] for leaf in ("weight", "bias"))]
+    if len(theirs) == len(own):
+        names = own
+    if len(theirs) != len(names) or raw.keys() & set(own):
+        return None
+    state = {key: raw[other] for key, other in zip(names, theirs, strict=True)}
+    parts = [(_split(key), _split(other)) for key, other in zip(names, theirs, strict=True)]
+    if any(a[1] != b[1] for a, b in parts) or _wrong(_needed(model), state):
+        return None
+    if any((a[0] == c[0]) != (b[0] == d[0]) for (a, b), (c, d) in itertools.pairwise(parts)):
+        return None
+    return state if _counts_up(theirs) and not _exchangeable(model) else None
+
+
+def _split(name: str) -> tuple[str, str]:
+    layer, _, leaf = name.rpartition(".")
+    return layer, leaf
+
+
+def _counts_up(names: Sequence[str]) -> bool:
+    """Whether numbers after the same beginning never fall: in files sorted by name, block 10 comes before block 2."""
+    last: dict[str, int] = {}
+    for name in names:
+        for number in re.finditer(r"\d+", name):
+            start, value = name[: number.start()], int(number[0])
+            if value < last.get(start, value):
+                return False
+            last[start] = value
+    return True
+
+
+@torch.no_grad()
+def _exchangeable(model: Any) -> bool:
+    """Whether two layers of the same shape read the same tensor, as query and key: their order is the author's."""
+    inputs: list[Any] = []  # held, so that ids stay theirs
+    seen: set[tuple[Any, ...]] = set()
+    twice: list[nn.Module] = []
+
+    def note(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        shapes = tuple(tuple(parameter.shape) for parameter in layer.parameters(recurse=False))
+        key = (id(args[0]) if args else None, shapes)
+        inputs.append(args)
+        if key in seen:
+            twice.append(layer)
+        seen.add(key)
+
+    layers = [layer for layer in model.modules() if next(layer.parameters(recurse=False), None) is not None]
+    handles = [layer.register_forward_hook(note) for layer in layers]
+    training = model.training
+    try:
+        model.eval()(torch.zeros(1, *model.default_cfg["input_size"]))
+    except Exception:  # then nothing is known
+        return True
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return bool(twice)
+
+
+def _misfit(model: Any, tried: Sequence[Mapping[str, Tensor]]) -> str:
+    """Why nothing in a file is a model's: of the most similar network in it."""
+    needed = _needed(model)
+    if not tried:
+        return "it holds no tensors by name"
+    best = min(tried, key=lambda raw: len(_wrong(needed, raw)))
+    wrong = _wrong(needed, best)
+    if not wrong:
+        return f"it is of a larger network, with {_surplus(model, best)[0]!r}"
+    first = wrong[0]
+    shapes = f" {tuple(best[first].shape)} instead of {tuple(needed[first].shape)}" if first in best else ""
+    kind = f", of {best[first].dtype}" if shapes and best[first].shape == needed[first].shape else ""
+    theirs, ours = (", ".join(map(repr, list(names)[:3])) for names in (best, needed))
+    return (
+        f"{len(wrong)} of {len(needed)} tensors are missing or of another shape, the first {first!r}{shapes}{kind}; "
+        f"the file begins with {theirs}, the model with {ours}"
+    )

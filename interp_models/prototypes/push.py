@@ -1,0 +1,80 @@
+"""Prototypes become the nearest patches of training images."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from interp_models.core.errors import InputError
+from interp_models.data.module import DataModule
+from interp_models.prototypes.boxes import activation_boxes, receptive_spans
+from interp_models.prototypes.search import Patches, nearest_patches, without_duplicates
+from interp_models.prototypes.sources import Sources
+
+FEW = 10
+"""Patches that are kept for each prototype at first, where no two may take the same one."""
+
+
+@torch.no_grad()
+def project(
+    prototypes: Tensor,
+    sources: Sources,
+    features: Callable[[Tensor], Tensor],
+    similarity: Callable[[Tensor], Tensor],
+    data: DataModule,
+    allowed: Tensor | None = None,
+    which: Tensor | None = None,
+    unique: bool = False,
+) -> None:
+    """Replace prototypes by the nearest patches of un-augmented training images, and record where they come from.
+
+    The same on all ranks: the images are shared out among them. Of equal distances the first in the data wins.
+
+    Args:
+        prototypes: (P, D, a, b), changed in place.
+        sources: of the prototypes, changed in place.
+        features: images -> (B, D, h, w), in eval mode.
+        similarity: squared distances -> activations, for the boxes.
+        data: gives the images.
+        allowed: (P, K) bool, the classes that a prototype's patches may come from; None allows all.
+        which: numbers of the prototypes to replace, int64; None replaces all.
+        unique: no patch goes to two prototypes.
+
+    Raises:
+        InputError: if there are too few images, naming a class; nothing is changed then.
+    """
+    which = torch.arange(len(prototypes), device=prototypes.device) if which is None else which
+    allowed = None if allowed is None else allowed[which]
+    most = 1
+    if unique:  # a prototype's patches may all be taken by others that may take them too
+        most = len(which) if allowed is None else int((allowed.float() @ allowed.float().T).bool().sum(dim=1).max())
+    k, searching = 0, True
+    while searching:  # the few that suffice nearly always, then more
+        k = min(4 * k or FEW, most)
+        loader = data.loader("train", augment=False)
+        batches = tqdm(loader, desc="patches", unit="batch", leave=False, disable=not data.shows_progress)
+        patches = nearest_patches(features, batches, prototypes[which], allowed, k)
+        choice = without_duplicates(patches) if unique else torch.zeros_like(which)
+        left = choice < 0
+        searching = k < most and bool(left.any()) and not bool((left & (patches.image[:, -1] < 0)).any())
+    patches = Patches(*(x[torch.arange(len(which), device=which.device), choice] for x in patches))
+    missing = ((choice < 0) | (patches.image < 0)).nonzero()[:, 0]
+    if len(missing):
+        label = 0 if allowed is None else int(allowed[missing[0]].int().argmax())
+        raise InputError(
+            f"class {data.classes[label]!r} has too few training images for its prototypes, "
+            "or features that are not finite"
+        )
+    size, (high, wide) = (data.image_size, data.image_size), prototypes.shape[2:]
+    across = patches.distances.shape[2] - wide + 1
+    row, column = patches.cell // across, patches.cell % across
+    noise = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0), dtype=prototypes.dtype)
+    rows, columns = receptive_spans(features, noise.to(prototypes.device))
+    receptive = [columns[column, 0], rows[row, 0], columns[column + wide - 1, 1], rows[row + high - 1, 1]]
+    prototypes[which] = patches.vector.view(-1, *prototypes.shape[1:])
+    sources.image[which] = patches.image
+    sources.cell[which] = torch.stack([row, column], dim=1)
+    sources.receptive_box[which] = torch.stack(receptive, dim=1)
+    sources.activation_box[which] = activation_boxes(similarity(patches.distances), size)
+    sources.images.fill_(data.fingerprint("train", contents=True))

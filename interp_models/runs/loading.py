@@ -1,0 +1,76 @@
+"""A trained model from its run folder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torchvision.transforms import v2
+
+from interp_models.config.loading import configured, plain
+from interp_models.core.errors import InputError
+from interp_models.core.schema import parse, schema_of
+from interp_models.data.module import DataModule
+from interp_models.data.transforms import of_known_range, plain_transform
+from interp_models.runs.building import build_model, resolve
+from interp_models.runs.config import TrainConfig
+from interp_models.training.checkpoints import Ckpt, load_weights, read_checkpoint
+from interp_models.training.module import InterpModule
+
+
+def run_config(run: Path) -> dict[str, Any]:
+    """The config of a run folder with all defaults; raises `InputError` if it is none or its config is not sound."""
+    if not (run / "config.yaml").is_file():
+        raise InputError(f"{run} is not a run folder: it holds no config.yaml")
+    try:
+        return plain(resolve(configured(TrainConfig, run / "config.yaml")))
+    except InputError as error:
+        raise InputError(f"run {run}: {error}") from None
+
+
+def checkpoint_path(run: Path, ckpt: Ckpt) -> Path:
+    """The checkpoint of a run; runs without validation have no best one and give their last.
+
+    Raises:
+        InputError: if the run holds no such checkpoint.
+    """
+    if ckpt not in ("best", "last"):
+        raise InputError(f"ckpt must be 'best' or 'last'; got {ckpt!r}")
+    name = "last" if selection(run_config(run), ckpt) == "last epoch" else "best"
+    path = run / "checkpoints" / f"{name}.ckpt"
+    if not path.is_file():
+        raise InputError(f"run {run} holds no checkpoint {path.relative_to(run)}")
+    return path
+
+
+def selection(config: Mapping[str, Any], ckpt: Ckpt = "best") -> str:
+    """How the model of a run was selected: `best validation epoch` or `last epoch`."""
+    fraction = config["data"]["val_fraction"]
+    return "best validation epoch" if ckpt == "best" and fraction > 0 else "last epoch"
+
+
+def load(run: str | Path, ckpt: Ckpt = "best") -> tuple[InterpModule, v2.Transform]:
+    """A trained model in eval mode, and the transform that makes its input of an image in [0, 1] or of 8 bits.
+
+    The transform knows no boxes: images of a run with `data.crop_to_box` are to be cropped before.
+
+    Args:
+        run: folder that `train.py` wrote.
+        ckpt: `best` or `last`.
+
+    Raises:
+        InputError: if the folder is no run, holds no checkpoint, or the checkpoint is of another model.
+    """
+    run = Path(run)
+    config = run_config(run)
+    checkpoint = read_checkpoint(checkpoint_path(run, ckpt))
+    written = checkpoint["interp_models"]["config"].get("model", {})
+    if written.get("name") != config["model"].get("name"):
+        other, own = written.get("name"), config["model"].get("name")
+        raise InputError(f"{run}: the checkpoint is of model {other!r}, config.yaml says {own!r}")
+    model = build_model(config, int(checkpoint["interp_models"]["num_classes"]), trained=True)
+    load_weights(model, checkpoint, str(run))
+    model.classes = tuple(checkpoint["interp_models"].get("classes", ()))
+    model.images = checkpoint["interp_models"].get("images", {})
+    data = parse(schema_of(DataModule), {"dataset": {}, **config["data"]}, "data")
+    transform = plain_transform(data["image_size"], data["transforms"])
+    return model.eval(), v2.Compose([of_known_range, v2.RGB(), v2.ToImage(), transform])

@@ -1,0 +1,38 @@
+"""What of a config belongs to another model, said at once."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from interp_models.core.errors import InputError, Misfit, unfit
+from interp_models.core.schema import schema_of
+from interp_models.runs.config import TrainConfig
+from interp_models.training.module import MODELS
+from interp_models.training.recipe import Recipe
+
+
+def check_fits(config: TrainConfig, name: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that a model does not take, together with parameter groups, modules and actions it does not have.
+
+    Args:
+        config: whose phases and optimizer are looked at.
+        name: of the model.
+        options: of the model, as given.
+
+    Raises:
+        InputError: one for all of them, with the names that there are.
+    """
+    takes = [field.name for field in dataclasses.fields(schema_of(MODELS.get(name), given=("num_classes",)))]
+    found: list[Misfit] = [(f"key in model {name!r}:", key, takes) for key in options if key not in takes]
+    if not found:
+        return
+    known = {key: value for key, value in options.items() if key in takes}
+    wrong = ""
+    try:
+        model = MODELS.build(name, {**known, "weights": None}, num_classes=2)
+    except InputError as error:
+        wrong = f"; {error}"
+        model = MODELS.build(name, {"weights": None}, num_classes=2)
+    modules = [module for module, _ in model.named_modules() if module]
+    found += Recipe(config.phases, config.optimizer).misfits(list(model.parameter_groups()), modules, model.actions)
+    raise InputError(f"{unfit(found)}{wrong}")
