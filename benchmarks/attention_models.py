@@ -19,13 +19,13 @@ from torch import Tensor
 from benchmarks.bap import timing
 from benchmarks.harness import CLOCKS, Bench, Row, Timing, load_images, parse, parser, summary, write
 from benchmarks.tables import show
-from interp_models.commands.cli import quiet
 from interp_models.models.bcnn import BCNN
 from interp_models.models.br_npa import BRNPA
 from interp_models.models.dpnet import DPNet
 from interp_models.nn.attention import attentions, class_rows
 from interp_models.runs.building import build_data, build_model
 from interp_models.training.feature_cache import FeatureCache
+from interp_models.training.trainer import quiet
 
 WSDAN: dict[str, Any] = {"n_maps": 8, "normalise": True, "centre": 1.0}
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from interp_models import EXPLAINERS, MODELS
-from interp_models.commands.cli import seed_everything
 from interp_models.config.loading import check, load_yaml
 from interp_models.metrics.base import metrics_of
 from interp_models.runs.building import build_model
 from interp_models.runs.config import EvaluateConfig, TrainConfig
 from interp_models.runs.loading import load, run_config
+from interp_models.training.trainer import seed_everything
 from tests.conftest import Cub, Script, copy_run, tiny_options
 from tests.contract.applicability import ALL, APPLIES
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from interp_models.commands import stopping
 from interp_models.commands.cli import run_script
-from interp_models.commands.stopping import Stopped, goes_on_by, stop_of
+from interp_models.core import stopping
+from interp_models.core.stopping import Stopped, goes_on_by, stop_of
 from interp_models.runs.config import TrainConfig
 from tests import processes
 from tests.conftest import QUICK_EVALUATION, Cub, copy_run, tiny_config, write_config

@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from interp_models import MODELS
-from interp_models.commands.cli import tell_head
 from interp_models.core.errors import InputError
 from interp_models.models.cnn import CNN
 from interp_models.models.vit_cls import ViTCLS
 from interp_models.nn.backbone import Backbone
 from interp_models.nn.weights import find
+from interp_models.runs.train import tell_head
 from tests.conftest import TINY, TINY_VIT, Cub, Script, tiny_config, write_config
 
 State = dict[str, Tensor]

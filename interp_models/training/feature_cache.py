@@ -6,13 +6,10 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import Tensor
 
-from interp_models.core.errors import InputError
 from interp_models.data.base import Sample
 from interp_models.data.features import store_features
 from interp_models.data.module import data_of
 from interp_models.nn.backbone import Backbone
-from interp_models.runs.config import TrainConfig
-from interp_models.training.module import InterpModule
 
 
 class FeatureCache(pl.Callback):
@@ -72,30 +69,3 @@ def _give(module: pl.LightningModule, features: Tensor | None) -> None:
     backbone = getattr(module, "backbone", None)
     if isinstance(backbone, Backbone):  # else it was refused
         backbone.given = features
-
-
-def check_features(config: TrainConfig, module: InterpModule) -> None:
-    """Raise `InputError` if the config wants features in place of images, and its training needs more of the images, or
-    changes the backbone."""
-    if config.feature_cache is None:
-        return
-    if config.data["augment"]:
-        raise InputError("feature_cache needs data.augment=false: every image has its features once")
-    if config.data["transforms"] == "prototree" and config.data["val_fraction"] and not config.data["crop_to_box"]:
-        raise InputError(
-            "feature_cache: data.transforms=prototree crops training images only; add data.crop_to_box=true"
-        )
-    if module.distillation is not None:
-        raise InputError("feature_cache: distillation.teacher needs images, not features")
-    if config.evaluation.every_n_epochs:
-        raise InputError("feature_cache: evaluation.every_n_epochs needs images, not features")
-    backbone = getattr(module, "backbone", None)
-    if not isinstance(backbone, Backbone):
-        raise InputError(f"feature_cache: {type(module).__name__} has no convolutional backbone")
-    own = {id(parameter) for parameter in backbone.parameters()}
-    learning = {name for name, group in module.parameter_groups().items() if own & {id(p) for p in group}}
-    for number, phase in enumerate(module.recipe.phases):
-        if learning & phase.lrs.keys():
-            raise InputError(f"feature_cache: phases[{number}].lrs must not train the backbone")
-        if "backbone" not in phase.eval_modules:
-            raise InputError(f"feature_cache: phases[{number}].eval_modules must name backbone, whose statistics stay")

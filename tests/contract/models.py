@@ -9,8 +9,8 @@ from torch import Tensor
 
 from interp_models.core.outputs import InterpOutput
 from interp_models.nn.attention import find_transformer
-from interp_models.training.module import InterpModule, check_groups
-from interp_models.training.recipe import Optimizer, Phase, Recipe
+from interp_models.training.module import InterpModule
+from interp_models.training.recipe import Optimizer, Phase, Recipe, check_groups
 
 Make = Callable[[], InterpModule]
 

@@ -29,8 +29,8 @@ from interp_models.runs.building import build_data, build_model
 from interp_models.runs.config import TrainConfig
 from interp_models.runs.loading import run_config
 from interp_models.runs.resume import images_of
-from interp_models.training.module import FORMAT_VERSION, InterpModule, check_groups
-from interp_models.training.recipe import Optimizer, Phase, Recipe
+from interp_models.training.module import FORMAT_VERSION, InterpModule
+from interp_models.training.recipe import Optimizer, Phase, Recipe, check_groups
 from interp_models.training.schedule import PhaseSchedule
 from tests.conftest import BCNN_LRS, QUICK_EVALUATION, TINY_CNN, Cub, Script, fit, tiny_config, write_config
 

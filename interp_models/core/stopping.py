@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-import pytorch_lightning as pl
-
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
 REPEAT_S = 5.0
 """Further signals are ignored for so long: a terminal and `timeout` may send the same one twice."""
 
@@ -82,13 +82,3 @@ def end_with_parent() -> None:
 
     if os.environ.get("LOCAL_RANK", "0") != "0":
         threading.Thread(target=watch, daemon=True).start()
-
-
-class StopsRanks(pl.Callback):
-    """Sends a signal that stops the first rank on to those that Lightning started."""
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Lightning does so for Ctrl-C alone."""
-        launcher = trainer.strategy.launcher
-        if stop_of(exception) is not None and launcher is not None:
-            launcher.kill(signal.SIGTERM)
