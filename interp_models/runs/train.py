@@ -4,6 +4,7 @@ import copy
 import functools
 import operator
 import shlex
+import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
