@@ -174,3 +174,17 @@ def of_config(config: Path) -> list[int]:
         except OSError:
             continue
     return found
+
+
+def test_a_signal_that_meets_a_destructor_is_not_lost() -> None:
+    """Python prints an exception of a destructor and goes on."""
+
+    class Dies:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.001)  # so that the handler runs here
+
+    with pytest.raises(stopping.Stopped, match="SIGTERM"), stopping.stoppable():
+        Dies()
+        for _ in range(100):
+            time.sleep(0.05)

@@ -2,11 +2,13 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -59,7 +61,18 @@ def stoppable() -> Iterator[None]:
             last = time.monotonic()
             raise Stopped(number)
 
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before, hook = {number: signal.getsignal(number) for number in SIGNALS}, sys.unraisablehook
+
+    def again(unraisable: Any) -> None:
+        """Python drops an exception that meets a destructor or a callback of C: the signal is sent once more."""
+        nonlocal last
+        if not isinstance(unraisable.exc_value, Stopped):
+            hook(unraisable)
+            return
+        last = -REPEAT_S
+        threading.Timer(0.05, os.kill, (owner, unraisable.exc_value.number)).start()
+
+    sys.unraisablehook = again
     _ways.clear()
     try:
         for number, handler in before.items():
@@ -67,6 +80,7 @@ def stoppable() -> Iterator[None]:
                 signal.signal(number, stop)
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 
