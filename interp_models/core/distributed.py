@@ -51,5 +51,21 @@ def share_buffers(module: nn.Module) -> None:
             torch.distributed.broadcast(buffer, src=0)
 
 
+def rank_and_ranks() -> tuple[int, int]:
+    """This process's number, and how many there are."""
+    return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if _many() else (0, 1)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return rank_and_ranks()[0] == 0
+
+
+def wait_for_all() -> None:
+    """Wait until all ranks are here."""
+    if _many():
+        torch.distributed.barrier()
+
+
 def _many() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -59,9 +59,12 @@ def check_images_for(model: nn.Module, images: Tensor, name: str = "inputs") -> 
     found = pixel_range(images, name)
     inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel) else model
     if getattr(inner, "unit_images", False):
-        if images.shape[1] != 3:
-            raise InputError(f"{name} must have 3 channels (batch, 3, height, width); got {tuple(images.shape)}")
-        check_unit(found, "models of this package normalise images themselves", name)
+        channels = getattr(inner, "image_channels", 3)
+        if images.shape[1] != channels:
+            raise InputError(
+                f"{name} must have {channels} channels (batch, {channels}, height, width); got {tuple(images.shape)}"
+            )
+        check_unit(found, "the model normalises images itself", name)
 
 
 @contextmanager
@@ -84,8 +87,9 @@ def are_probabilities(scores: Tensor, tolerance: float) -> bool:
     return bool((values >= -tolerance).all() & ((values.sum(dim=1) - 1).abs() <= tolerance).all())
 
 
-def check_probabilities(scores: object, batch: int) -> None:
-    """Raise `InputError` unless scores of some images are class probabilities (B, K), each row 1 in all.
+def check_probabilities(scores: object, batch: int, *, labels: bool = False) -> None:
+    """Raise `InputError` unless scores of some images are class probabilities (B, K), each row 1 in all; those of
+    independent `labels` are each in [0, 1].
 
     The tolerance of 0.01 is that of bfloat16, which also scores in float32 may come from.
     """
@@ -94,6 +98,11 @@ def check_probabilities(scores: object, batch: int) -> None:
     if not isinstance(scores, Tensor) or scores.dim() != 2 or len(scores) != batch:
         found = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
         raise InputError(f"{wanted} of {batch} images; got {found}; {mend}")
+    if labels:
+        low, high = torch.stack(torch.aminmax(scores.detach().float())).tolist()
+        if not -0.01 <= low <= high <= 1.01:
+            raise InputError(f"{wanted}, each in [0, 1]; got values from {low:.3g} to {high:.3g}; {mend}")
+        return
     if scores.shape[1] < 2:
         raise InputError(f"{wanted} of two classes at least; got one column, p; give torch.cat([1 - p, p], dim=1)")
     if not are_probabilities(scores, 0.01):

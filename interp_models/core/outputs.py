@@ -1,9 +1,11 @@
-"""The one type that every architecture returns."""
+"""What models return: the type of every architecture of ours, and how logits are found in what others return."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
+
+from interp_models.core.errors import InputError
 
 
 class InterpOutput(NamedTuple):
@@ -19,3 +21,62 @@ class InterpOutput(NamedTuple):
     not below 0 unless the model says `signed_maps`."""
     aux: Mapping[str, Tensor] = {}  # never written to; a read-only mapping would be no pytree
     """What only the model's own loss and explanations read, such as features or distances."""
+
+
+class LabelLogits(NamedTuple):
+    """Logits of labels that do not exclude each other: the probability of label k is sigmoid(logits[:, k])."""
+
+    logits: Tensor
+    """(B, K)."""
+
+
+def field_of(output: Any, where: str | int | None = None, *, one: bool = False) -> Tensor:
+    """The logits (B, K) in what a model returned.
+
+    Args:
+        output: a tensor, an object with a field `logits` (as of Hugging Face, or of ours), a tuple, list or dict.
+        where: name of a field or key, or place in a tuple; None looks for the only tensor (B, K).
+        one: whether one value per image, (B,) or (B, 1), will do.
+
+    Raises:
+        InputError: if there are none, or several that differ in shape, saying how to name one.
+    """
+    if where is not None:
+        output = _named(output, where)
+    if isinstance(output, Tensor):
+        if output.dim() == 2 or (one and output.dim() == 1):
+            return output
+        if output.dim() == 1:
+            raise InputError(
+                "the model must return logits (batch, classes); got one value per image: for two classes pass "
+                "output='one_logit', or Classifier(model, output='one_logit')"
+            )
+        raise InputError(f"the model must return logits (batch, classes); got shape {tuple(output.shape)}")
+    if isinstance(getattr(output, "logits", None), Tensor):
+        return field_of(output.logits, one=one)
+    items: list[tuple[str | int, Any]] = []
+    if isinstance(output, Mapping):
+        if isinstance(output.get("logits"), Tensor):
+            return field_of(output["logits"], one=one)
+        items = list(output.items())
+    elif isinstance(output, tuple | list):
+        names = getattr(output, "_fields", range(len(output)))
+        items = list(zip(names, output, strict=True))
+    found = [(key, value) for key, value in items if isinstance(value, Tensor) and value.dim() == 2]
+    if len({tuple(value.shape) for _, value in found}) == 1:
+        return found[0][1]
+    shown = ", ".join(f"{key!r} {tuple(value.shape)}" for key, value in found or items if isinstance(value, Tensor))
+    what = f"several of them: {shown}" if found else f"{type(output).__name__}{f' with {shown}' if shown else ''}"
+    raise InputError(
+        "the model must return logits (batch, classes), or an object with a field 'logits'; "
+        f"got {what}; say which they are with output=NAME or PLACE, or Classifier(model, output=...)"
+    )
+
+
+def _named(output: Any, where: str | int) -> Any:
+    try:
+        if isinstance(where, str) and not isinstance(output, Mapping):
+            return getattr(output, where)
+        return output[where]
+    except (AttributeError, KeyError, IndexError, TypeError):
+        raise InputError(f"output={where!r}: the model returns {type(output).__name__}, which has none") from None

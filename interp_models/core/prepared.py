@@ -11,7 +11,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from interp_models.core.classifier import Classifier
 from interp_models.core.errors import first_line
+from interp_models.core.outputs import LabelLogits
+from interp_models.core.passes import PassCounter
 from interp_models.core.scoring import evaluating, full_float32, logits_of
 
 Preparation = Literal["exact", "compiled", "bfloat16", "plain"]
@@ -37,12 +40,14 @@ class Prepared(nn.Module):
         self.model, self.autocasts = model, bfloat16
         self.eval()
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor | LabelLogits:
         """Images (B, C, H, W) -> logits (B, K), float32 or better."""
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, torch.bfloat16) if self.autocasts else nullcontext():
-            logits = logits_of(self.model(images))
-        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+            output = self.model(images)
+        logits = logits_of(output)
+        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        return LabelLogits(logits) if isinstance(output, LabelLogits) else logits
 
 
 KERNELS: dict[type[nn.Module], tuple[str, list[float]]] = {
@@ -78,7 +83,8 @@ class _Fused(nn.Module):
 
 def class_name(model: nn.Module) -> str:
     """The class of a model; of a copy, that of its original."""
-    return type(model.model if isinstance(model, Prepared) else model).__name__
+    inner = model.model if isinstance(model, Prepared) else model
+    return type(inner.network if isinstance(inner, Classifier) else inner).__name__
 
 
 def prepare(model: nn.Module, images: Tensor, how: Preparation = "exact") -> nn.Module:
@@ -110,7 +116,7 @@ def release(model: nn.Module) -> None:
 def _state(model: nn.Module) -> list[object]:
     """By which it is seen that a model has changed: modules, hooks, weights; of these also the sums, as what is written
     to `.data` counts no version."""
-    parts = [(id(m), m.extra_repr(), tuple(m._forward_hooks), tuple(m._forward_pre_hooks)) for m in model.modules()]
+    parts = [(id(m), m.extra_repr(), tuple(m._forward_hooks), _before(m)) for m in model.modules()]
     tensors = [x.detach() for x in chain(model.parameters(), model.buffers())]
     versions = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors]
     sums: dict[torch.device, list[Tensor]] = {}
@@ -118,6 +124,11 @@ def _state(model: nn.Module) -> list[object]:
         sums.setdefault(x.device, []).append(x.sum(dtype=torch.float32))
     # as bits, in which NaN is equal to itself; once for a device, as each reading waits for it
     return [parts, versions, *(torch.stack(some).view(torch.int32).tolist() for some in sums.values())]
+
+
+def _before(module: nn.Module) -> tuple[int, ...]:
+    """Hooks that run before a module, but for counters."""
+    return tuple(key for key, hook in module._forward_pre_hooks.items() if not isinstance(hook, PassCounter))
 
 
 def _prepare(model: nn.Module, images: Tensor, how: Preparation) -> nn.Module | None:
@@ -134,10 +145,10 @@ def _prepare(model: nn.Module, images: Tensor, how: Preparation) -> nn.Module | 
             _fold(made, images[:1].clone(), fuse=how == "exact" and _has_kernels(images))
             made = Prepared(made.to(memory_format=torch.channels_last), bfloat16=how == "bfloat16")
             made = torch.compile(made) if how == "compiled" else made
-            found = made(images.clone())
+            found = logits_of(made(images.clone()))
             if how == "exact":  # the copy takes another way where there are gradients
                 with torch.enable_grad():
-                    found = torch.cat([found, made(images.clone())])
+                    found = torch.cat([found, logits_of(made(images.clone()))])
                 again, expected = (torch.cat([logits, logits]) for logits in (again, expected))
         if _apart(again, expected):
             why: str | None = "its own scores are others from pass to pass"

@@ -14,12 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from interp_models.core.errors import InputError
+from interp_models.core.outputs import LabelLogits, field_of
 from interp_models.core.inputs import are_probabilities, check_images_for, check_probabilities, fitting
 
 Score = Literal["logit", "probability"]
 Target = Tensor | int | None
 ScoreFn = Callable[[Tensor], Tensor]
 """Images (B, 3, H, W) -> class probabilities (B, K)."""
+
+ONE_LOGIT = (
+    "the model returns one logit per image, whose softmax is always 1: for two classes pass output='one_logit', or "
+    "Classifier(model, output='one_logit')"
+)
 
 _checked: ContextVar[bool] = ContextVar("checked_images", default=False)
 
@@ -65,25 +71,29 @@ class PrototypeModel(Protocol):
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits (B, K) in what a model returned: the tensor itself or its field `logits`.
+    """The logits (B, K) in what a model returned, see `outputs.field_of`.
 
     Raises:
-        InputError: if there are none.
+        InputError: if there are none, or it is not clear which they are.
     """
-    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(output).__name__
-        raise InputError(
-            f"the model must return logits (batch, classes), or an object with a field 'logits'; got {found}"
-        )
-    return logits
+    return field_of(output)
 
 
 def scores_of(output: Any, score: Score) -> Tensor:
-    """Scores (B, K) in float32 or better: logits as they are, or their softmax."""
+    """Scores (B, K) in float32 or better: logits as they are, or their softmax; of `LabelLogits` their sigmoid.
+
+    Raises:
+        InputError: as `logits_of`, and for the softmax of one logit, which is always 1.
+    """
     logits = logits_of(output)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return logits if score == "logit" else logits.softmax(dim=1)
+    if score == "logit":
+        return logits
+    if isinstance(output, LabelLogits):
+        return logits.sigmoid()
+    if logits.shape[1] == 1:
+        raise InputError(ONE_LOGIT)
+    return logits.softmax(dim=1)
 
 
 def per_image(target: Tensor | int, batch: int) -> Tensor:
@@ -202,7 +212,7 @@ def checked(score_fn: ScoreFn) -> ScoreFn:
         nonlocal seen
         scores = score_fn(images)
         if not seen:
-            check_probabilities(scores, len(images))
+            check_probabilities(scores, len(images), labels=getattr(score_fn, "of_labels", False))
             seen = True
         return scores
 
@@ -226,10 +236,16 @@ def probabilities(model: nn.Module) -> ScoreFn:
         if not _checked.get():
             check_images_for(model, images, "images")
         with torch.no_grad(), evaluating(model), full_float32(), fitting(model, images, "images"):
-            output = logits_of(model(images))
+            found = model(images)
+        if isinstance(found, LabelLogits):
+            score.of_labels = True  # type: ignore[attr-defined]  # rows need not add up to 1
+            return scores_of(found, "probability")
+        output = logits_of(found)
         if ends_in_softmax is None:  # once, as it waits for the device
             rounding = max(1e-5, 2 * torch.finfo(output.dtype).eps)
             ends_in_softmax = output.shape[1] > 1 and are_probabilities(output, rounding)
+            if not ends_in_softmax and output.shape[1] > 1:
+                _refuse_sigmoid(model, images, output)
             if ends_in_softmax:
                 name = type(model).__name__
                 warnings.warn(
@@ -239,6 +255,22 @@ def probabilities(model: nn.Module) -> ScoreFn:
         return scores_of(output, "logit" if ends_in_softmax else "probability")
 
     return score
+
+
+def _refuse_sigmoid(model: nn.Module, images: Tensor, output: Tensor) -> None:
+    """Raise `InputError` for a model that ends in a sigmoid: a softmax of that would be wrong."""
+    from interp_models.core.classifier import ends_in
+
+    low, high = torch.aminmax(output)
+    if float(low) < 0 or float(high) > 1:
+        return
+    with evaluating(model), full_float32():
+        kind = ends_in(model, images[:1])
+    if kind == "sigmoid":
+        raise InputError(
+            f"{type(model).__name__} ends in a sigmoid, so that its outputs are probabilities of independent labels: "
+            "pass output='sigmoid', or Classifier(model, output='sigmoid')"
+        )
 
 
 def all_scores(score_fn: ScoreFn, images: Tensor, batch: int | None = None) -> Tensor:

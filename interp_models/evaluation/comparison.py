@@ -1,99 +1,124 @@
-"""The page and the table that put evaluated runs side by side."""
+"""The page that shows judged models side by side, and the pictures that belong to it."""
 
-import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
-from PIL import Image
+from numpy.typing import NDArray
 
-from interp_models.core.errors import InputError
 from interp_models.core.files import short, write_json
-from interp_models.core.outputs import InterpOutput
-from interp_models.core.scoring import evaluating, full_float32
-from interp_models.data.base import collate
 from interp_models.data.choice import spread
-from interp_models.data.module import DataModule
-from interp_models.evaluation.results import SCHEMA_VERSION, read_prototypes
-from interp_models.prototypes.sources import has_prototypes
+from interp_models.evaluation.tables import SCHEMA_VERSION, Tables
 from interp_models.report import visual
-from interp_models.report.gallery import patches, save
+from interp_models.report.gallery import save
 from interp_models.report.page import SIDE, write_report
-from interp_models.report.part_sheets import has_parts, part_panels, write_part_sheets
-from interp_models.report.tree_drawing import tree_svg
 from interp_models.report.views import ImageView, MapView, Panel, PrototypeView, RunSummary
-from interp_models.runs.folders import run_name
-from interp_models.runs.loading import run_config
-from interp_models.training.module import InterpModule
 
 FIGURE_ROWS = 8
 """Images in a figure."""
-Gallery = Mapping[int, visual.Picture]
-"""The patch of every prototype."""
 
 
-class Evaluated(NamedTuple):
-    """A run, its model, the images as it sees them, and the folder of its evaluation."""
+class Shown(NamedTuple):
+    """One image as a model saw it, and what the model itself says of it."""
 
-    folder: Path
-    model: InterpModule
-    data: DataModule
-    results: Path
+    picture: visual.Picture
+    parts: NDArray[np.float32] | None = None
+    """Two or three maps of its own (n, h, w), for one picture in red, green and blue."""
+    reasons: Sequence[Panel] = ()
+    total: str = ""
+    """What the reasons come to."""
 
 
-def compare(
-    evaluated: Sequence[Evaluated], out: Path, n_images: int, figure: Sequence[str] = ()
-) -> tuple[Path, list[ImageView]]:
-    """Write `report.html` of evaluated runs to a folder, and for several runs `results.json` with all rows.
+class Compared(NamedTuple):
+    """A model that was judged, and what a page needs to show it."""
+
+    summary: RunSummary
+    tables: Tables
+    class_name: Callable[[int], str]
+    show: Callable[[int], Shown]
+    """The image of an index."""
+
+
+def write_page(
+    compared: Sequence[Compared],
+    path: Path,
+    n_images: int,
+    indices: Sequence[int] | None = None,
+    prototypes: Callable[[Sequence[ImageView]], Sequence[PrototypeView]] = lambda images: (),
+) -> list[ImageView]:
+    """Write the page of judged models, whole or not at all; returns the images that it shows.
 
     Args:
-        evaluated: the runs.
-        out: the folder.
-        n_images: images that are shown, spread evenly over those judged.
-        figure: explainers of the first run that `figure.png` shows; none draws none.
-
-    Returns:
-        The path of the page, and the images that it shows.
+        compared: the models, judged on the same images.
+        path: of the page.
+        n_images: most images that are shown, spread evenly over those judged.
+        indices: of the images that can be shown; None allows all.
+        prototypes: what is shown of the models' prototypes, given the images.
     """
-    rows: list[dict[str, Any]] = []
-    left_out: dict[str, dict[str, str]] = {}
-    for run in evaluated:
-        results = json.loads((run.results / "results.json").read_text())
-        rows += results["rows"]
-        left_out[run_name(run.folder)] = results["left_out"]
-    if len(evaluated) > 1:
-        of_prototypes = [
-            {"run": run_name(run.folder), **row}
-            for run in evaluated
-            for row in read_prototypes(run.results).get("rows", [])
-        ]
-        results = {
-            "schema_version": SCHEMA_VERSION, "rows": rows, "left_out": left_out, "prototypes": of_prototypes,
-        }  # fmt: skip
-        write_json(out / "results.json", results)
-    title = "Explanations of " + ", ".join(run_name(run.folder) for run in evaluated)
-    summaries = [_summary(run) for run in evaluated]
-    galleries = {run.folder: _patches(run) for run in evaluated}
-    images = list(_views(evaluated, n_images, galleries))
-    views = [_prototypes(run, images, galleries[run.folder]) for run in evaluated if has_prototypes(run.model)]
-    prototypes = [view for view in views if view.rows or view.nearest or view.tree]
-    path = out / "report.html"
-    write_report(path, title=title, runs=summaries, rows=rows, images=images, prototypes=prototypes, left_out=left_out)
-    if len(evaluated) == 1:
-        shutil.rmtree(out / "local", ignore_errors=True)  # of other images or weights
-        _write_local(images, out / "local")
-    (out / "figure.png").unlink(missing_ok=True)
-    _write_parts(evaluated, images, out / "parts")
-    if figure and images:
-        _write_figure(images, summaries, figure, out / "figure.png")
-    return path, images
+    names = [one.summary.name for one in compared]
+    images = list(_views(compared, n_images, indices))
+    write_report(
+        path,
+        title="Explanations of " + ", ".join(names),
+        runs=[one.summary for one in compared],
+        rows=[row for one in compared for row in one.tables.rows],
+        images=images,
+        prototypes=prototypes(images),
+        left_out={one.summary.name: one.tables.left_out for one in compared},
+    )
+    return images
 
 
-def _write_local(images: Sequence[ImageView], folder: Path) -> None:
+def write_comparison(compared: Sequence[Compared], prototypes: Sequence[Any], path: Path) -> None:
+    """Write the rows of several models to one `results.json`.
+
+    Args:
+        compared: the models.
+        prototypes: rows of prototype metrics, with their run.
+        path: of the file.
+    """
+    results = {
+        "schema_version": SCHEMA_VERSION,
+        "rows": [row for one in compared for row in one.tables.rows],
+        "left_out": {one.summary.name: one.tables.left_out for one in compared},
+        "prototypes": list(prototypes),
+    }
+    write_json(path, results)
+
+
+def _views(compared: Sequence[Compared], n_images: int, indices: Sequence[int] | None) -> Iterator[ImageView]:
+    listing = compared[0].tables.listing
+    allowed = listing if indices is None else listing[listing["index"].isin(list(indices))]
+    by_image = [dict(iter(one.tables.per_image.groupby("index", sort=False))) for one in compared]
+    for place in spread(len(allowed), n_images) if len(allowed) else []:
+        row, index = int(allowed["row"].iloc[place]), int(allowed["index"].iloc[place])
+        maps: list[MapView] = []
+        predictions, parts, pixels, reasons, totals = {}, {}, {}, {}, {}
+        for one, tables in zip(compared, by_image, strict=True):
+            name, of_image = one.summary.name, tables[index]
+            shown = one.show(index)
+            pixels[name], reasons[name], totals[name] = shown.picture, shown.reasons, shown.total
+            if shown.parts is not None:
+                parts[name] = shown.parts
+            first = of_image.iloc[0]
+            predictions[name] = (one.class_name(int(first["prediction"])), float(first["confidence"]))
+            maps += _maps_of(one, of_image, row)
+        label = compared[0].class_name(int(by_image[0][index].iloc[0]["label"]))
+        image = next(iter(pixels.values()))
+        image_id = str(allowed["image_id"].iloc[place])
+        yield ImageView(image, image_id, label, predictions, maps, parts, pixels, reasons, totals)
+
+
+def _maps_of(one: Compared, of_image: pd.DataFrame, row: int) -> Iterator[MapView]:
+    for explainer, values in of_image.groupby("explainer", sort=False):
+        pairs = zip(values["metric"], values["value"], strict=True)
+        scores = {str(key): None if np.isnan(value) else float(value) for key, value in pairs}
+        yield MapView(one.summary.name, str(explainer), np.asarray(one.tables.maps[str(explainer)][row]), scores)
+
+
+def write_local(images: Sequence[ImageView], folder: Path) -> None:
     """A picture `<image>.jpg` of the reasons for each image that has some."""
     for view in images:
         for run, panels in view.reasons.items():
@@ -106,7 +131,7 @@ def _write_local(images: Sequence[ImageView], folder: Path) -> None:
             save(folder / f"{short(view.image_id.replace('/', '_').removesuffix('.jpg'))}.jpg", picture)
 
 
-def _write_figure(
+def write_figure(
     images: Sequence[ImageView], summaries: Sequence[RunSummary], explainers: Sequence[str], path: Path
 ) -> None:
     """Maps side by side on the same images (tutorial, figure 8): post-hoc ones of the first run, and every run's own,
@@ -131,114 +156,3 @@ def _write_figure(
             columns.setdefault(title, []).append(visual.fitted(picture, (SIDE, SIDE)))
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
     visual.contact_sheet(rows, [images[number].label for number in chosen], list(columns), path)
-
-
-def _write_parts(evaluated: Sequence[Evaluated], images: Sequence[ImageView], folder: Path) -> None:
-    """Sheets of the parts of models that decide by some, for the classes of the first images."""
-    of_parts = [(run_name(run.folder), run.model, run.data) for run in evaluated if has_parts(run.model)]
-    shutil.rmtree(folder, ignore_errors=True)
-    if of_parts:
-        names = list(dict.fromkeys(view.label for view in images))[:FIGURE_ROWS]
-        write_part_sheets(of_parts, [evaluated[0].data.classes.index(name) for name in names], folder)
-
-
-def check_same_images(folders: Sequence[Path], modules: Sequence[DataModule]) -> None:
-    """Raise `InputError` unless all runs are judged on the same images of the same classes."""
-    first = modules[0]
-    for folder, other in zip(folders[1:], modules[1:], strict=True):
-        same = other.classes == first.classes and _ids(other) == _ids(first)
-        if not same or other.contents("test") != first.contents("test"):
-            raise InputError(f"runs {folders[0]} and {folder} have different test images and cannot be compared")
-
-
-def _ids(data: DataModule) -> list[str]:
-    return [data.test_images.image_id(int(index)) for index in data.test_indices]
-
-
-def _summary(run: Evaluated) -> RunSummary:
-    config = run_config(run.folder)
-    path = run.folder / "metrics.json"
-    metrics = json.loads(path.read_text()) if path.is_file() else {}
-    judged = json.loads((run.results / "results.json").read_text())["rows"][0]
-    table = pd.read_parquet(run.results / "per_image.parquet").drop_duplicates("index")
-    return RunSummary(
-        name=run_name(run.folder),
-        model=config["model"]["name"],
-        dataset=config["data"]["dataset"]["name"],
-        accuracy=metrics.get("test/acc"),
-        n=int(metrics.get("test/n", 0)),
-        accuracy_judged=float((table["prediction"] == table["label"]).mean()),
-        n_judged=len(table),
-        seed=int(config["seed"]),
-        selection=judged["selection"],
-    )
-
-
-def _views(evaluated: Sequence[Evaluated], n_images: int, galleries: Mapping[Path, Gallery]) -> Iterator[ImageView]:
-    tables = {run.folder: pd.read_parquet(run.results / "per_image.parquet") for run in evaluated}
-    listing = pd.read_csv(evaluated[0].results / "maps" / "index.csv")
-    datasets = {run.folder: run.data.dataset("test") for run in evaluated}
-    for row in spread(len(listing), n_images):
-        index = int(listing["index"][row])
-        maps: list[MapView] = []
-        predictions, parts, pixels, reasons, totals = {}, {}, {}, {}, {}
-        for folder, model, data, results in evaluated:
-            name = run_name(folder)
-            dataset = datasets[folder]
-            sample = dataset[0, int(np.flatnonzero(dataset.indices == index)[0])]
-            pixels[name] = visual.to_uint8(sample.image)
-            table = tables[folder]
-            of_image = table[table["index"] == index]
-            first = of_image.iloc[0]
-            predictions[name] = (data.classes[int(first["prediction"])], float(first["confidence"]))
-            for explainer, values in of_image.groupby("explainer", sort=False):
-                heatmap = np.load(results / "maps" / f"{explainer}.npy", mmap_mode="r")[row]
-                pairs = zip(values["metric"], values["value"], strict=True)
-                scores = {str(key): None if np.isnan(value) else float(value) for key, value in pairs}
-                maps.append(MapView(name, str(explainer), np.asarray(heatmap), scores))
-            with torch.no_grad(), evaluating(model), full_float32():
-                output = model(collate([sample]).image.to(model.device))
-                several = model.display(output, output.logits.argmax(dim=1))[0]
-                reasons[name], totals[name] = _reasons(model, output, pixels[name], galleries[folder])
-            if len(several) > 1:
-                parts[name] = several.float().cpu().numpy()
-        label = data.classes[int(sample.label)]
-        image_id = str(listing["image_id"][row])
-        image = next(iter(pixels.values()))
-        yield ImageView(image, image_id, label, predictions, maps, parts, pixels, reasons, totals)
-
-
-def _patches(run: Evaluated) -> Gallery:
-    """The patches of a model's prototypes; none, with a warning, if they are of other images than the data module's."""
-    return patches(run.model.sources, run.data) if has_prototypes(run.model) else {}
-
-
-def _reasons(
-    model: InterpModule, output: InterpOutput, image: visual.Picture, gallery: Gallery
-) -> tuple[list[Panel], str]:
-    """What the model found in the image, prototypes beside it, and what that comes to."""
-    if has_parts(model):
-        return part_panels(model, output, image)
-    if not has_prototypes(model) or not gallery:
-        return [], ""
-    size = (image.shape[0], image.shape[1])
-    (reading,) = model.readings(output, output.logits.argmax(dim=1), size)
-    panels = []
-    for match in reading.matches:
-        seen = image if match.box is None else visual.boxed(image, match.box)
-        pair = [seen, visual.fitted(gallery[match.prototype], size)]
-        panels.append(Panel(match.prototype, np.concatenate(pair, axis=1), match.text))
-    return panels, reading.total
-
-
-def _prototypes(run: Evaluated, images: Sequence[ImageView], gallery: Gallery) -> PrototypeView:
-    """The prototypes of a run: how good they are, what is nearest to those that explain the images, and the tree."""
-    name, folder = run_name(run.folder), run.results
-    shown = {panel.number for view in images for panel in view.reasons.get(name, ())}
-    nearest = {}
-    for path in (folder / "prototypes").glob("*/*.jpg"):
-        if int(path.stem) in shown:
-            nearest[int(path.stem)] = np.asarray(Image.open(path))
-    tree = getattr(run.model, "tree", None)
-    drawing = tree_svg(tree(run.data.classes), gallery) if tree else ""
-    return PrototypeView(name, read_prototypes(folder).get("rows", []), dict(sorted(nearest.items())), drawing)

@@ -4,21 +4,26 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from interp_models.core.errors import InputError
+from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.scoring import evaluating
 from interp_models.explainers.base import EXPLAINERS
+from interp_models.explainers.cam import ActivationMap
 from interp_models.metrics.base import Grid
-from interp_models.training.module import InterpModule
 
 
-def explainer_specs(items: Sequence[Any]) -> list[tuple[str, str, dict[str, Any]]]:
+Spec = tuple[str, str, dict[str, Any]]
+"""Label, name and all options of an explainer."""
+
+
+def explainer_specs(items: Sequence[Any]) -> list[Spec]:
     """Label, name and all options, defaults included, of the explainers of a config.
 
     Raises:
         InputError: for an unknown explainer, one that is no name or mapping, or a label that is taken.
     """
-    specs: list[tuple[str, str, dict[str, Any]]] = []
+    specs: list[Spec] = []
     for item in items:
         node = {"name": item} if isinstance(item, str) else item
         if not isinstance(node, dict) or not isinstance(node.get("name"), str):
@@ -34,17 +39,28 @@ def explainer_specs(items: Sequence[Any]) -> list[tuple[str, str, dict[str, Any]
     return specs
 
 
-def resolve_grid(grid: Any, model: InterpModule, image_size: int) -> Grid | None:
-    """Cells that maps are brought to: as given, None for `native`, or by default the model's last feature grid.
+def resolve_grid(grid: Any, model: nn.Module, example: Tensor) -> Grid | None:
+    """Cells that maps are brought to: as given, None for `native`, or by default the grid of the model's own maps or,
+    if it has none, of its last layer that gives a map of features.
+
+    Args:
+        grid: [rows, columns], `native` or null.
+        model: the model.
+        example: an image (1, 3, H, W) of the size of all.
 
     Raises:
-        InputError: unless it is [rows, columns], `native` or null.
+        InputError: for anything else, and by default for a model without a map of features.
     """
     if grid == "native":
         return None
     if grid is None:
         with torch.no_grad(), evaluating(model):
-            maps = model(torch.zeros(1, 3, image_size, image_size, device=model.device)).maps
+            maps = getattr(model(example), "maps", None)
+            if not isinstance(maps, Tensor):
+                try:
+                    maps = ActivationMap(model).attribute(example)
+                except NotApplicable as error:
+                    raise InputError(f"grid: {error}; give the cells that maps are brought to, such as [7, 7]") from None
         return int(maps.shape[-2]), int(maps.shape[-1])
     if isinstance(grid, list | tuple) and len(grid) == 2 and all(isinstance(side, int) and side > 0 for side in grid):
         return int(grid[0]), int(grid[1])

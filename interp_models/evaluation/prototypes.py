@@ -16,7 +16,8 @@ from interp_models.core.files import whole, write_json
 from interp_models.core.scoring import evaluating, full_float32
 from interp_models.data.contents import together
 from interp_models.data.module import DataModule, data_of
-from interp_models.evaluation.results import METHOD_VERSION, read_prototypes
+from interp_models.evaluation.cache import METHOD_VERSION
+from interp_models.evaluation.tables import read_prototypes
 from interp_models.metrics.prototype_base import PROTOTYPE_METRICS, Found, PrototypeMetric
 from interp_models.prototypes.search import nearest_patches
 from interp_models.prototypes.sources import Prototypical, has_prototypes

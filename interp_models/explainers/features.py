@@ -11,7 +11,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from interp_models.core.classifier import Classifier
 from interp_models.core.errors import InputError, NotApplicable, unknown
+from interp_models.core.passes import count_reused
 from interp_models.core.scoring import Score, Target, explains_itself, logits_of, resolve_target
 from interp_models.explainers.base import Explainer, target_scores
 from interp_models.nn.attention import find_transformer, to_map, to_tokens
@@ -127,10 +129,11 @@ def target_layer(model: nn.Module, layer: str | None, inputs: Tensor) -> nn.Modu
         NotApplicable: if none was named, and none gives maps of features.
     """
     if layer is not None:
-        names = [name for name, _ in model.named_modules() if name]
+        named = model.network if isinstance(model, Classifier) else model  # whose names a user knows
+        names = [name for name, _ in named.named_modules() if name]
         if layer not in names:
             raise unknown("layer", layer, names)
-        return model.get_submodule(layer)
+        return named.get_submodule(layer)
     if explains_itself(model):
         found: nn.Module = model.feature_layer
         return found
@@ -187,6 +190,7 @@ def _passed(explainer: Explainer, layer: str | None, inputs: Tensor, *, gradient
     place = (inputs.data_ptr(), tuple(inputs.shape), inputs.stride(), inputs.dtype, inputs._version)
     key = (id(model), id(module), *place, torch.is_autocast_enabled(inputs.device.type))
     if shared is not None and key in shared:
+        count_reused(inputs)
         return shared[key]
     linear: list[tuple[nn.Linear, Tensor, Tensor]] = []
 

@@ -17,7 +17,7 @@ import interp_models
 from interp_models import EXPLAINERS, METRICS, probabilities
 from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.scoring import explains_itself
-from interp_models.evaluation.results import PartialResults
+from interp_models.evaluation.cache import FolderCache
 from tests.conftest import BCNN_LRS, Cub, Script, copy_run, fit, tiny_config
 
 PLAN = ["explainers=[intrinsic, gradcam]", "max_steps=6", "report_images=2", "logger.wandb=disabled"]
@@ -107,7 +107,7 @@ def test_other_pixels_are_another_evaluation(script: Script, run: Path) -> None:
 
 
 def test_a_broken_part_is_computed_again(script: Script, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(PartialResults, "clear", lambda self: None)
+    monkeypatch.setattr(FolderCache, "clear", lambda self: None)
     assert script("evaluate", run, *PLAN).code == 0
     before = rows_of(run)
     (run / "evaluation/results.json").unlink()

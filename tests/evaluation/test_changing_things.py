@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 import interp_models
 from interp_models.core.files import locked
-from interp_models.evaluation.results import PartialResults
+from interp_models.evaluation.cache import FolderCache
 from tests.conftest import TINY_CNN, Cub, Outcome, Script, copy_run, fit, tiny_config
 
 PLAN = ["explainers=[intrinsic]", "metrics=[ad, dauc]", "max_steps=3", "report_images=0", "logger.wandb=disabled"]
@@ -37,15 +37,15 @@ def test_a_second_evaluation_is_refused_and_costs_the_first_nothing(
     script: Script, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It begins when the first has done a batch."""
-    keep, outcomes = PartialResults.keep, []
+    keep, outcomes = FolderCache.keep, []
 
-    def keep_and_start(self: PartialResults, *args: Any) -> None:
+    def keep_and_start(self: FolderCache, *args: Any) -> None:
         keep(self, *args)
         if not outcomes:
             outcomes.append(None)
             outcomes[0] = script("evaluate", run, "explainers=[random]", *PLAN[1:], "n_images=4")
 
-    monkeypatch.setattr(PartialResults, "keep", keep_and_start)
+    monkeypatch.setattr(FolderCache, "keep", keep_and_start)
     assert script("evaluate", run, *PLAN).code == 0
     line = refused(outcomes[0])
     assert f"{run}/evaluation is in use by an evaluation of process" in line
@@ -78,8 +78,8 @@ def test_an_evaluation_with_a_folder_of_its_own_may_go_on_beside(script: Script,
 
 def test_a_lost_part_is_no_finished_table(script: Script, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a process whose folder is not seen here."""
-    of = PartialResults.of
-    monkeypatch.setattr(PartialResults, "of", lambda self, *args: of(self, *args)[:-1])
+    of = FolderCache.of
+    monkeypatch.setattr(FolderCache, "of", lambda self, *args: of(self, *args)[:-1])
     line = refused(script("evaluate", run, *PLAN))
     assert "4 of 12 images have no result of intrinsic" in line
     assert not (run / "evaluation/results.json").exists()

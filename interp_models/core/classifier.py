@@ -1,0 +1,116 @@
+"""Anybody's network as a classifier of images in [0, 1]."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interp_models.core.errors import InputError
+from interp_models.core.outputs import LabelLogits, field_of
+
+KINDS = ("softmax", "sigmoid", "one_logit")
+Output = str | int | Sequence[str | int] | None
+"""How logits are read from what a network returns, see `Classifier`."""
+
+
+class Classifier(nn.Module):
+    """A network with its normalisation inside, so that images are in [0, 1] and black is 0, and with one form of
+    output.
+
+    Args:
+        network: any module that takes images (B, C, H, W). It is not changed.
+        mean: of each channel, subtracted from the images; None leaves them as they are.
+        std: of each channel, by which they are divided then.
+        output: where the logits are in what the network returns, what they mean, or both as a pair.
+            Where: the name of a field or key, or the place in a tuple; by default a tensor (B, K), a field `logits`, or
+            the only tensor (B, K) of a tuple or dict.
+            What: `softmax` (one class of K, the default), `sigmoid` (K independent labels; a network that ends in a
+            sigmoid, or gives their logits), `one_logit` (one value z for two classes: class 1 has the probability
+            sigmoid(z), and the logits are -z/2 and z/2).
+
+    Raises:
+        InputError: for an `output` of another form, and for a mean without std or the reverse.
+
+    >>> Classifier(nn.Flatten(), output="one_logit")(torch.full((1, 1, 1, 1), 2.0)).tolist()
+    [[-1.0, 1.0]]
+    """
+
+    mean: Tensor | None
+    std: Tensor | None
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        output: Output = None,
+    ) -> None:
+        super().__init__()
+        if (mean is None) != (std is None):
+            raise InputError("a classifier needs mean and std, or neither")
+        if std is not None and not all(value > 0 for value in std):
+            raise InputError(f"std must be above 0; got {list(std)}")
+        self.network = network
+        self.unit_images = mean is not None
+        """Whether images must be in [0, 1], see `inputs.check_images_for`."""
+        self.image_channels = 3 if mean is None else len(list(mean))
+        self.register_buffer("mean", None if mean is None else torch.tensor(list(mean)).view(1, -1, 1, 1), False)
+        self.register_buffer("std", None if std is None else torch.tensor(list(std)).view(1, -1, 1, 1), False)
+        self.where, self.kind = _where_and_kind(output)
+        self._ends_in_sigmoid: bool | None = None
+
+    def forward(self, images: Tensor) -> Tensor | LabelLogits:
+        """Images (B, C, H, W) -> logits (B, K); those of independent labels as `LabelLogits`.
+
+        Raises:
+            InputError: if the network returns something else than `output` says.
+        """
+        if self.mean is not None and self.std is not None:
+            images = (images - self.mean.to(images.dtype)) / self.std.to(images.dtype)
+        found = field_of(self.network(images), self.where, one=self.kind == "one_logit")
+        if self.kind == "softmax":
+            return found
+        if self.kind == "one_logit":
+            if found.dim() == 2 and found.shape[1] != 1:
+                raise InputError(f"output one_logit: the network gives {found.shape[1]} values per image, not one")
+            z = found.reshape(-1, 1)
+            return torch.cat([-z / 2, z / 2], dim=1)
+        if self._ends_in_sigmoid is None:
+            self._ends_in_sigmoid = ends_in(self.network, images[:1], self.where) == "sigmoid"
+        return LabelLogits(torch.logit(found, eps=torch.finfo(found.dtype).eps) if self._ends_in_sigmoid else found)
+
+
+def _where_and_kind(output: Output) -> tuple[str | int | None, str]:
+    parts: list[Any] = [] if output is None else [output] if isinstance(output, str | int) else list(output)
+    kinds = [part for part in parts if part in KINDS]
+    places = [part for part in parts if part not in KINDS]
+    if len(kinds) > 1 or len(places) > 1 or not all(isinstance(place, str | int) for place in places):
+        raise InputError(
+            f"output must be the name or place of the logits, one of {', '.join(KINDS)}, or both; got {output!r}"
+        )
+    return (places[0] if places else None), (kinds[0] if kinds else "softmax")
+
+
+def ends_in(network: nn.Module, image: Tensor, where: str | int | None = None) -> str | None:
+    """`sigmoid` or `softmax` if that is the last operation before a network's output, None otherwise.
+
+    It is read from the graph of one pass, so that operations in functional form are seen, too.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        found = field_of(network(image.detach().clone().requires_grad_(True)), where, one=True)
+    step = found.grad_fn
+    while step is not None:
+        name = type(step).__name__
+        for kind in ("Sigmoid", "Softmax"):
+            if name.startswith(f"{kind}Backward"):
+                return kind.lower()
+        if not name.startswith(RESHAPING) or len(step.next_functions) != 1:
+            return None
+        step = step.next_functions[0][0]
+    return None
+
+
+RESHAPING = ("View", "Squeeze", "Unsqueeze", "Reshape", "Clone", "ToCopy", "Select", "UnsafeView", "Alias", "Transpose")
+"""Beginnings of the names of steps that leave values as they are."""

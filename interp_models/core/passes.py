@@ -1,0 +1,54 @@
+"""How many images a method passes through a model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from torch import Tensor, nn
+
+_counter: ContextVar["PassCounter | None"] = ContextVar("pass_counter", default=None)
+
+
+class PassCounter:
+    """A forward pre-hook that counts images."""
+
+    def __init__(self) -> None:
+        self.images = 0
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and isinstance(args[0], Tensor):
+            self.images += len(args[0])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PassCounter":
+        """Itself: a copy of the model counts with it."""
+        return self
+
+
+@contextmanager
+def counted_passes(*models: nn.Module) -> Iterator[PassCounter]:
+    """While open, counts the images that pass through any of these models, each of which must not hold another.
+
+    >>> import torch
+    >>> model = nn.Flatten()
+    >>> with counted_passes(model) as passes:
+    ...     _ = model(torch.zeros(3, 1, 2, 2))
+    >>> passes.images
+    3
+    """
+    counter = PassCounter()
+    handles = [model.register_forward_pre_hook(counter) for model in dict.fromkeys(models)]
+    token = _counter.set(counter)
+    try:
+        yield counter
+    finally:
+        _counter.reset(token)
+        for handle in handles:
+            handle.remove()
+
+
+def count_reused(images: Tensor) -> None:
+    """Count a pass that another method has made of the same images, which alone this one would make itself."""
+    counter = _counter.get()
+    if counter is not None:
+        counter.images += len(images)

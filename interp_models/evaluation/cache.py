@@ -1,0 +1,158 @@
+"""What an evaluation has computed so far: batches of explainers, in memory or in files."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from interp_models.core.distributed import gathered_objects
+from interp_models.core.files import whole
+
+METHOD_VERSION = 3
+"""Increase it when an explainer or metric changes its numbers or applies to more models: stored results of other
+versions are then computed anew."""
+
+
+Part = dict[str, Any]
+"""One batch by one explainer: `common` (index, label, prediction, ... by image), `maps` (n, h, w), `values` by key,
+`costs` (seconds and passes, by image)."""
+
+
+class Cache(Protocol):
+    """What an evaluation writes its batches to, and finds them in again."""
+
+    def keep(self, label: str, part: Part) -> None:
+        """Keep a batch of an explainer."""
+
+    def find(self, label: str, index: Tensor) -> Part | None:
+        """The batch of these images, if it was kept."""
+
+    def of(self, label: str, indices: set[int]) -> list[Part]:
+        """What was kept of an explainer for the wanted images, every image once."""
+
+
+class MemoryCache:
+    """Batches in memory, of this process until `gather` brings those of all ranks.
+
+    Args:
+        maps: whether to keep the maps.
+    """
+
+    def __init__(self, *, maps: bool = True) -> None:
+        self.maps = maps
+        self._parts: dict[str, list[Part]] = {}
+
+    def keep(self, label: str, part: Part) -> None:
+        """Keep a batch of an explainer, on the CPU."""
+        kept = part if self.maps else {key: value for key, value in part.items() if key != "maps"}
+        self._parts.setdefault(label, []).append({key: _to_cpu(value) for key, value in kept.items()})
+
+    def find(self, label: str, index: Tensor) -> Part | None:
+        """Nothing: every batch comes once."""
+        return None
+
+    def gather(self) -> None:
+        """Bring the batches of all ranks to every rank, rank by rank."""
+        parts: dict[str, list[Part]] = {}
+        for of_rank in gathered_objects(self._parts):
+            for label, own in of_rank.items():
+                parts.setdefault(label, []).extend(own)
+        self._parts = parts
+
+    def of(self, label: str, indices: set[int]) -> list[Part]:
+        """What was kept of an explainer for the wanted images, every image once."""
+        return _each_once(self._parts.get(label, []), indices)
+
+
+class FolderCache:
+    """Batches that are done, one file per batch and explainer, in folders named by digests of the work.
+
+    Another checkpoint, protocol or option has another folder, so nothing stale is ever found; another list of
+    explainers leaves the parts of those that stay.
+
+    Args:
+        folder: of the evaluation.
+        work: what the values of every explainer depend on.
+        explainers: label -> what else this explainer's values depend on.
+    """
+
+    def __init__(self, folder: Path, work: Any, explainers: Mapping[str, Any]) -> None:
+        self.work = _digest([METHOD_VERSION, work, list(explainers.items())])
+        """A digest of all of it."""
+        self.results = folder
+        self.common = folder / ".partial" / _digest([METHOD_VERSION, work])
+        self.folders = {label: self.common / f"{label}-{_digest(spec)}" for label, spec in explainers.items()}
+
+    def _file(self, label: str, index: Tensor) -> Path:
+        return self.folders[label] / f"{int(index[0])}-{len(index)}.pt"
+
+    def keep(self, label: str, part: Part) -> None:
+        """Write a part whole or not at all."""
+        path = self._file(label, part["common"]["index"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as partial, partial.open("wb") as file:  # of a path, torch.save would not say what failed
+            torch.save({key: _to_cpu(value) for key, value in part.items()}, file)
+
+    def find(self, label: str, index: Tensor) -> Part | None:
+        """The part of these images, if it was kept."""
+        path = self._file(label, index)
+        part = _read(path) if path.is_file() else None
+        return part if part is not None and torch.equal(part["common"]["index"], index.cpu()) else None
+
+    def of(self, label: str, indices: set[int]) -> list[Part]:
+        """What was kept of an explainer for the wanted images, every image once.
+
+        Parts may overlap: an interrupted evaluation may have cut or drawn its images differently.
+        """
+        paths = sorted(self.folders[label].glob("*.pt"), key=lambda path: int(path.stem.split("-")[0]))
+        return _each_once((part for path in paths if (part := _read(path)) is not None), indices)
+
+    def clear(self) -> None:
+        """Remove what evaluations have left, but for other explainers' parts of this very work: these may belong to a
+        longer list that was interrupted. The folder's lock is held, so that no other evaluation is at work there."""
+        for folder in (self.results / ".partial").glob("*/*"):
+            if folder.parent != self.common or folder.name.rpartition("-")[0] in self.folders:
+                shutil.rmtree(folder, ignore_errors=True)
+        for above in (*(self.results / ".partial").glob("*"), self.results / ".partial"):
+            if above.is_dir() and not any(above.iterdir()):
+                above.rmdir()
+
+
+def _each_once(parts: Iterable[Part], indices: set[int]) -> list[Part]:
+    found: list[Part] = []
+    left = set(indices)
+    for part in parts:
+        index = part["common"]["index"].tolist()
+        rows = [row for row, number in enumerate(index) if number in left]
+        left -= set(index)
+        if len(rows) == len(set(index)) == len(index):
+            found.append(part)
+        elif rows:
+            found.append(_rows(part, list({index[row]: row for row in rows}.values())))
+    return found
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _read(path: Path) -> Part | None:
+    """A part, None if it is broken: it is computed again."""
+    try:
+        part: Part = torch.load(path, weights_only=True)
+    except Exception:
+        return None
+    return part
+
+
+def _rows(value: Any, rows: list[int]) -> Any:
+    return {key: _rows(item, rows) for key, item in value.items()} if isinstance(value, Mapping) else value[rows]
+
+
+def _to_cpu(value: Any) -> Any:
+    return {key: _to_cpu(item) for key, item in value.items()} if isinstance(value, Mapping) else value.cpu()

@@ -1,0 +1,209 @@
+"""Where models, explainers and metrics meet: every explainer's maps through every metric, batch by batch."""
+
+import json
+import sys
+import time
+from collections import ChainMap
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from interp_models.core.distributed import gathered_objects, is_first
+from interp_models.core.errors import InputError, NotApplicable
+from interp_models.core.passes import counted_passes
+from interp_models.core.prepared import prepare, unwrapped
+from interp_models.core.scoring import all_scores, evaluating, full_float32, probabilities, resolve_target
+from interp_models.data.base import Sample
+from interp_models.evaluation.cache import Cache, Part
+from interp_models.evaluation.config import ExplanationConfig
+from interp_models.evaluation.plan import Spec, explainer_specs, resolve_grid
+from interp_models.evaluation.tables import Protocol
+from interp_models.explainers.base import EXPLAINERS, Explainer
+from interp_models.explainers.controls import attribute_with
+from interp_models.explainers.features import shared_passes
+from interp_models.metrics.base import METRICS, FaithfulnessMetric, Grid, metrics_of
+
+
+class Engine:
+    """Judges explainers of one model by metrics, per image; results go to a cache.
+
+    It knows no trainer: the caller brings batches, of every rank its own, and calls `agree` when all are judged.
+
+    Args:
+        model: any module that returns logits.
+        plan: explainers, metrics and protocol.
+        example: an image (1, 3, H, W) of the size of all, on the model's device.
+        cache: where values and maps go, and where those are found that an interrupted evaluation has left.
+        explainers: further explainers of the model, by label.
+        told: labels of explainers whose absence was said before; added to.
+
+    Raises:
+        InputError: for an unknown explainer, metric or target, or none.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: ExplanationConfig,
+        example: Tensor,
+        cache: Cache,
+        *,
+        explainers: Iterable[tuple[str, Explainer]] = (),
+        told: set[str] | None = None,
+    ) -> None:
+        self.model, self.plan, self.cache = model, plan, cache
+        self.specs, self.keys = check_plan(plan)
+        given = dict(explainers)
+        self.labels = [*(label for label, _, _ in self.specs), *given]
+        self.left_out: dict[str, str] = {}
+        """Why explainers do not apply, by label."""
+        self.bar = tqdm(disable=True)
+        self._told = set() if told is None else told
+        self._explainers: dict[str, Explainer] = {}
+        self._options = {label: json.dumps({"name": name, **options}) for label, name, options in self.specs}
+        self._options |= {label: json.dumps({"name": label}) for label in given}
+        with torch.inference_mode(False):
+            for label, name, options in self.specs:
+                try:
+                    self._explainers[label] = EXPLAINERS.build(name, options, model=model)
+                except NotApplicable as error:
+                    self._leave_out(label, str(error))
+            self._explainers |= given
+            for explainer in self._explainers.values():
+                explainer.preparation = plan.scorer
+            self.grid = resolve_grid(plan.grid, model, example)
+            self._metrics = {label: self._make_metrics(example.device) for label in self.labels}
+            """Of each explainer, as metrics warn of maps of different grids."""
+
+    def _make_metrics(self, device: torch.device) -> dict[str, FaithfulnessMetric]:
+        plan = self.plan
+        options = {"preset": plan.preset, "grid": self.grid, "max_steps": plan.max_steps, "batch": plan.batch}
+        return {name: METRICS.get(name)(**options).to(device) for name in dict.fromkeys(self.keys.values())}
+
+    def show_progress(self, batches: int | None) -> None:
+        """Show a progress bar over so many batches of each explainer."""
+        total = None if batches is None else batches * len(self.labels)
+        self.bar = tqdm(total=total, desc="explanations", unit="batch", leave=False)
+
+    def judge(self, batch: Sample) -> None:
+        """All explainers and metrics on one batch; an explainer's values and maps are kept once they are there.
+
+        A label of -1 is none.
+        """
+        # Lightning evaluates in inference mode, whose tensors must end neither in states nor in graphs. Its mixed
+        # precision ends before callbacks: clean scores must not come from its pass, where masked ones are of float32.
+        with torch.inference_mode(False), torch.no_grad(), evaluating(self.model), full_float32(), shared_passes():
+            self.bar.update(len(self.labels) - len(self._explainers))
+            if not self._explainers:
+                return
+            images, label, index = (x.clone() for x in (batch.image, batch.label, batch.index))
+            boxes = None if batch.box is None else batch.box.clone()
+            score_fn = probabilities(prepare(self.model, images, self.plan.scorer))
+            scores = all_scores(score_fn, images, self.plan.batch)
+            target = self._target(scores, label)
+            clean = scores.gather(1, target[:, None])[:, 0]
+            confidence, prediction = scores.max(dim=1)
+            common = {"index": index, "label": label, "prediction": prediction, "confidence": confidence}
+            common |= {"target_class": target, "probability": clean}
+            for name, explainer in list(self._explainers.items()):
+                self.bar.set_postfix_str(name)
+                if self.cache.find(name, index) is None:
+                    try:
+                        maps, costs = self._explained(explainer, images, target, boxes)
+                    except NotApplicable as error:
+                        self._leave_out(name, str(error))
+                        self.bar.update()
+                        continue
+                    values: dict[str, Tensor] = {}
+                    for metric in self._metrics[name].values():
+                        values |= metric.score(score_fn, images, maps, target, clean)
+                    self.cache.keep(name, {"common": common, "maps": maps, "values": values, "costs": costs})
+                self.bar.update()
+
+    def _explained(
+        self, explainer: Explainer, images: Tensor, target: Tensor, boxes: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The maps, and what they cost per image: passes, and seconds (a pass shared with a method before takes none).
+        """
+        model = unwrapped(self.model)
+        copy = prepare(model, images, self.plan.scorer)  # made before the clock starts
+        with counted_passes(model, copy) as passes:
+            start = _now(images)
+            maps = attribute_with(explainer, images, target, boxes)
+            seconds = _now(images) - start
+        each = {"passes": passes.images / len(images), "seconds": seconds / len(images)}
+        return maps, {key: torch.full((len(images),), value, dtype=torch.float64) for key, value in each.items()}
+
+    def _target(self, scores: Tensor, label: Tensor) -> Tensor:
+        target = self.plan.target
+        if target == "label":
+            return resolve_target(label, scores)
+        return resolve_target(None if target == "prediction" else int(target), scores)
+
+    def _leave_out(self, label: str, why: str) -> None:
+        if label not in self._told and is_first():
+            tqdm.write(f"left out {label}: {why}", file=sys.stderr)
+        self._told.add(label)
+        self.left_out[label] = why
+        self._explainers.pop(label, None)
+
+    def agree(self) -> None:
+        """Leave out, on all ranks, what does not apply on any; called once all batches are judged.
+
+        Raises:
+            InputError: if no explainer is left.
+        """
+        reasons = ChainMap(*gathered_objects(self.left_out))  # of the first rank that has one
+        self.left_out = {label: reasons[label] for label in self.labels if label in reasons}
+        for label, why in self.left_out.items():
+            self._leave_out(label, why)
+        if not self._explainers:
+            raise InputError(f"no explainer applies: {'; '.join(f'{label}: {why}' for label, why in reasons.items())}")
+
+    @property
+    def applying(self) -> dict[str, str]:
+        """Name and options, as json, of the explainers that apply, by label."""
+        return {label: self._options[label] for label in self.labels if label in self._explainers}
+
+    def protocols(self, grid: Grid) -> dict[str, Protocol]:
+        """The protocol of every key, for maps whose own grid is `grid`."""
+        grid, plan = self.grid or grid, self.plan
+        protocols = {}
+        for key, name in self.keys.items():
+            metric = next(iter(self._metrics.values()))[name]
+            steps, fill = metric.protocol(key, grid)
+            cells, better = f"{grid[0]}x{grid[1]}", metric.better[key]
+            protocols[key] = Protocol(plan.preset, cells, steps, fill, str(plan.target), plan.scorer, better)
+        return protocols
+
+    def means(self, indices: set[int]) -> dict[tuple[str, str], Tensor]:
+        """The mean over images of every key (NaN where it is undefined for all), by explainer and key."""
+        found = {}
+        for label in self.applying:
+            parts: list[Part] = self.cache.of(label, indices)
+            for key in self.keys:
+                values = [part["values"][key] for part in parts]
+                found[label, key] = torch.cat(values).nanmean() if values else torch.tensor(torch.nan)
+        return found
+
+
+def check_plan(plan: ExplanationConfig) -> tuple[list[Spec], dict[str, str]]:
+    """Label, name and options of every explainer of a plan, and the registered metric of every key.
+
+    Raises:
+        InputError: for an unknown explainer, metric or target, or none.
+    """
+    specs, keys = explainer_specs(plan.explainers), metrics_of(plan.metrics)
+    if plan.target not in ("prediction", "label") and not isinstance(plan.target, int):
+        raise InputError(f"target must be 'prediction', 'label' or a class number; got {plan.target!r}")
+    if not keys:
+        raise InputError("explainers and metrics: at least one of each is needed")
+    return specs, keys
+
+
+def _now(images: Tensor) -> float:
+    if images.is_cuda:
+        torch.cuda.synchronize(images.device)
+    return time.perf_counter()

@@ -1,0 +1,183 @@
+"""Networks that were not trained here: found by name or made by a function, with how their images are prepared."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from interp_models.core.classifier import Classifier, Output
+from interp_models.core.errors import InputError, first_line
+from interp_models.core.schema import parse
+from interp_models.core.written import PathText
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation of the channels that most ImageNet models are trained with, and timm's default."""
+FORMS = "a run folder, timm:NAME, package.module:function or FILE.py:function"
+
+
+@dataclass
+class NetworkConfig:
+    """A network that was not trained here. What is null comes from timm's data config of the network, and where it has
+    none from timm's defaults: ImageNet's mean and standard deviation, 224 pixels, bicubic, crop 0.875."""
+
+    timm: str | None = None
+    """Name of a timm model; this or `factory` must be given."""
+    weights: PathText | None = "timm"
+    """Of a timm model: `timm` (timm's hub), `bundled`, a file, or null for a random start."""
+    factory: str | None = None
+    """`package.module:function` or `FILE.py:function` that returns the network, weights loaded."""
+    name: str | None = None
+    """In tables; null takes the name of the timm model or of the function."""
+    output: Any = None
+    """Where the logits are in what it returns, and what they mean, see `interp_models.Classifier`."""
+    normalize: Any = "auto"
+    """`auto`, `imagenet`, a pair [mean, std] of three numbers each, or `none` if it normalises images itself."""
+    image_size: int | None = None
+    """Side of its images in pixels."""
+    crop_pct: float | None = None
+    """Side of the crop ÷ side of the resized image."""
+    interpolation: str | None = None
+    """`bilinear` or `bicubic`."""
+
+
+class Network(NamedTuple):
+    """A network that takes images in [0, 1] of a size."""
+
+    name: str
+    model: Classifier
+    image_size: int
+    transform: dict[str, Any]
+    """Name and options of the registered transform that prepares its images."""
+    described: str
+    """What it is, for the page."""
+
+
+def network_config(item: Any) -> NetworkConfig:
+    """The config of `timm:NAME`, `FILE.py:function` or of keys and values.
+
+    Raises:
+        InputError: if it is none of these, or names no network.
+    """
+    if isinstance(item, str):
+        before, _, after = item.partition(":")
+        item = {"timm": after} if before == "timm" else {"factory": item}
+    if not isinstance(item, Mapping):
+        raise InputError(f"networks: expected timm:NAME, MODULE:FUNCTION, or keys and values; got {item!r}")
+    config = NetworkConfig(**parse(NetworkConfig, item, "networks"))
+    if (config.timm is None) == (config.factory is None):
+        raise InputError("networks: each one needs either timm or factory")
+    return config
+
+
+def is_network(name: str) -> bool:
+    """Whether an argument of the command line names a network and no run folder."""
+    return re.fullmatch(r"timm:.+|.+\.py:\w+|[\w.]+:\w+", name) is not None and not Path(name).exists()
+
+
+def build_network(config: NetworkConfig) -> Network:
+    """The network of a config, in eval mode.
+
+    Raises:
+        InputError: if it cannot be made or its weights cannot be had.
+    """
+    made = _of_timm(config.timm, config.weights) if config.timm else _of_factory(str(config.factory))
+    name = config.name or (config.timm if config.timm else str(config.factory).rpartition(":")[2])
+    about = data_config(made)
+    known = {key: value for key in ("crop_pct", "interpolation") if (value := getattr(config, key)) is not None}
+    transform = {"name": "shorter_side", **{key: about[key] for key in ("crop_pct", "interpolation", "crop_mode")}}
+    mean, std = statistics(config.normalize, about)
+    model = Classifier(made, mean=mean, std=std, output=config.output).eval()
+    size = config.image_size or int(about["input_size"][-1])
+    described = f"timm {config.timm}" if config.timm else type(made).__name__
+    return Network(name, model, size, {**transform, **known}, described)
+
+
+def data_config(network: nn.Module) -> dict[str, Any]:
+    """timm's data config of a network, and timm's defaults where the network has none."""
+    from timm.data.config import resolve_model_data_config
+
+    found = dict(resolve_model_data_config(network))  # type: ignore[no-untyped-call]
+    if found["crop_mode"] not in ("center", "squash"):
+        raise InputError(f"crop_mode {found['crop_mode']!r} of timm's data config is not supported")
+    return found
+
+
+def statistics(
+    normalize: Any, about: Mapping[str, Any]
+) -> tuple[Sequence[float], Sequence[float]] | tuple[None, None]:
+    """Mean and standard deviation that `normalize` means; (None, None) for none.
+
+    Raises:
+        InputError: if it is not `auto`, `imagenet`, `none` or a pair of sequences of numbers.
+    """
+    if normalize in (None, "none"):
+        return None, None
+    if normalize == "auto":
+        return about["mean"], about["std"]
+    if normalize == "imagenet":
+        return IMAGENET
+    try:
+        mean, std = ([float(value) for value in part] for part in normalize)
+    except (TypeError, ValueError):
+        raise InputError(f"normalize must be auto, imagenet, none or [mean, std]; got {normalize!r}") from None
+    if len(mean) != len(std):
+        raise InputError(f"normalize: mean and std must be of the same length; got {normalize!r}")
+    return mean, std
+
+
+def _of_timm(name: str, weights: str | None) -> nn.Module:
+    import timm
+
+    from interp_models.core.errors import unknown
+    from interp_models.nn.backbone import create, weights_path
+    from interp_models.nn.weights import with_classifier
+
+    if not timm.is_model(name):
+        raise unknown("timm model", name, timm.list_models())
+    path = weights_path(name, weights)
+    if path is not None:
+        return with_classifier(name, path)
+    try:
+        made: nn.Module = create(name, {}, pretrained=weights == "timm")
+    except InputError as error:
+        raise InputError(str(error).replace("model.weights", "weights")) from None
+    except Exception as error:
+        raise InputError(f"timm model {name!r} cannot be built: {first_line(error)}") from None
+    return made
+
+
+def _of_factory(factory: str) -> nn.Module:
+    made = imported(factory)()
+    if not isinstance(made, nn.Module):
+        raise InputError(f"{factory} must return a torch.nn.Module; it returned {type(made).__name__}")
+    return made
+
+
+def imported(name: str) -> Callable[[], Any]:
+    """The function that `package.module:function` or `FILE.py:function` names; its errors become `InputError`."""
+    from interp_models.core.plugins import import_module
+
+    place, _, function = name.rpartition(":")
+    module = import_module(place)
+    if not callable(getattr(module, function, None)):
+        raise InputError(f"{name}: {place} has no function {function!r}")
+
+    def call() -> Any:
+        try:
+            return getattr(module, function)()
+        except InputError:
+            raise
+        except Exception as error:  # whatever the code of a user raises
+            raise InputError(f"{name} failed: {type(error).__name__}: {first_line(error)}") from error
+
+    return call
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of a model's weights; the CPU for a model without any."""
+    tensor: Tensor | None = next(iter([*model.parameters(), *model.buffers()]), None)
+    return torch.device("cpu") if tensor is None else tensor.device

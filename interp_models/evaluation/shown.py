@@ -1,0 +1,86 @@
+"""What a model says of single images, for the page: its own maps, its parts, its prototypes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from interp_models.core.outputs import InterpOutput
+from interp_models.core.scoring import evaluating, full_float32
+from interp_models.data.base import collate
+from interp_models.data.module import DataModule
+from interp_models.evaluation.comparison import Shown
+from interp_models.evaluation.part_sheets import has_parts, part_panels
+from interp_models.evaluation.tables import read_prototypes
+from interp_models.prototypes.sources import has_prototypes
+from interp_models.report import visual
+from interp_models.report.gallery import patches
+from interp_models.report.tree_drawing import tree_svg
+from interp_models.report.views import ImageView, Panel, PrototypeView
+from interp_models.training.module import InterpModule
+
+Gallery = Mapping[int, visual.Picture]
+"""The patch of every prototype."""
+
+
+def gallery_of(model: nn.Module, data: DataModule) -> Gallery:
+    """The patches of a model's prototypes; none, with a warning, if they are of other images than the data module's."""
+    return patches(model.sources, data) if has_prototypes(model) else {}
+
+
+def shown_by(model: nn.Module, data: DataModule, gallery: Gallery) -> Callable[[int], Shown]:
+    """A function that shows the test image of an index as a model sees it; models of ours are asked why."""
+    dataset = data.dataset("test")
+
+    def show(index: int) -> Shown:
+        sample = dataset[0, int(np.flatnonzero(dataset.indices == index)[0])]
+        picture = visual.to_uint8(sample.image)
+        if not isinstance(model, InterpModule):
+            return Shown(picture)
+        with torch.no_grad(), evaluating(model), full_float32():
+            output = model(collate([sample]).image.to(model.device))
+            several = model.display(output, output.logits.argmax(dim=1))[0]
+            reasons, total = _reasons(model, output, picture, gallery)
+        return Shown(picture, several.float().cpu().numpy() if len(several) > 1 else None, reasons, total)
+
+    return show
+
+
+def _reasons(
+    model: InterpModule, output: InterpOutput, image: visual.Picture, gallery: Gallery
+) -> tuple[list[Panel], str]:
+    """What the model found in the image, prototypes beside it, and what that comes to."""
+    if has_parts(model):
+        return part_panels(model, output, image)
+    if not has_prototypes(model) or not gallery:
+        return [], ""
+    size = (image.shape[0], image.shape[1])
+    (reading,) = model.readings(output, output.logits.argmax(dim=1), size)
+    panels = []
+    for match in reading.matches:
+        seen = image if match.box is None else visual.boxed(image, match.box)
+        pair = [seen, visual.fitted(gallery[match.prototype], size)]
+        panels.append(Panel(match.prototype, np.concatenate(pair, axis=1), match.text))
+    return panels, reading.total
+
+
+def prototypes_shown(
+    name: str, model: Any, data: DataModule, folder: Path, images: Sequence[ImageView], gallery: Gallery
+) -> PrototypeView | None:
+    """The prototypes of a run: how good they are, what is nearest to those that explain the images, and the tree; None
+    if there is nothing to show."""
+    if not has_prototypes(model):
+        return None
+    shown = {panel.number for view in images for panel in view.reasons.get(name, ())}
+    nearest = {}
+    for path in (folder / "prototypes").glob("*/*.jpg"):
+        if int(path.stem) in shown:
+            nearest[int(path.stem)] = np.asarray(Image.open(path))
+    tree = getattr(model, "tree", None)
+    drawing = tree_svg(tree(data.classes), gallery) if tree else ""
+    rows = read_prototypes(folder).get("rows", [])
+    return PrototypeView(name, rows, dict(sorted(nearest.items())), drawing) if rows or nearest or drawing else None

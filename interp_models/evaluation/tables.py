@@ -1,0 +1,270 @@
+"""Tables of an evaluation, and their files."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from interp_models.core.errors import InputError
+from interp_models.core.files import whole, write_json, write_whole
+from interp_models.evaluation.cache import Cache, FolderCache, Part
+
+SCHEMA_VERSION = 1
+"""Of `results.json`."""
+Maps = Mapping[str, NDArray[np.float32]]
+"""The maps (N, h, w) of every explainer, by its label."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What every row says of the model."""
+
+    run: str
+    """Its name."""
+    selection: str
+    """How its weights were chosen."""
+    seed: int | None
+    """Of its training; None if that is not known."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What every row says of how its metric was measured."""
+
+    preset: str
+    grid: str
+    steps: int | None
+    fill: str
+    target: str
+    scorer: str
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What an evaluation found."""
+
+    per_image: pd.DataFrame
+    """A row per explainer, metric and image."""
+    rows: list[dict[str, Any]]
+    """Means, a row per explainer and metric."""
+    left_out: dict[str, str]
+    """Why explainers do not apply, by label."""
+    costs: dict[str, dict[str, float | None]]
+    """Of each explainer: `passes` of an image through the model, and `seconds` per image."""
+    maps: Maps
+    listing: pd.DataFrame
+    """Which image each row of the maps is of: row, index, image_id."""
+
+
+def finished(folder: Path, cache: FolderCache) -> bool:
+    """Whether a folder holds the results of this very work, whole, with the maps of all explainers that apply."""
+    try:
+        results = json.loads((folder / "results.json").read_text())
+        if (results["schema_version"], results.get("work")) != (SCHEMA_VERSION, cache.work):
+            return False
+        listing = pd.read_csv(folder / "maps/index.csv")
+        pd.read_parquet(folder / "per_image.parquet", columns=["index"])
+        maps = [folder / f"maps/{label}.npy" for label in cache.folders if label not in results["left_out"]]
+        return all(len(np.load(path, mmap_mode="r")) == len(listing) for path in maps)
+    except Exception:  # a file is missing or broken: all is written anew
+        return False
+
+
+def date_of(folder: Path) -> str:
+    """When the results in a folder were finished."""
+    return datetime.fromtimestamp((folder / "results.json").stat().st_mtime).isoformat(" ", "minutes")
+
+
+def read_tables(folder: Path) -> Tables:
+    """What a finished evaluation has left in its folder; maps stay on the disk until they are looked at.
+
+    Raises:
+        InputError: if the folder holds no finished evaluation.
+    """
+    try:
+        results = json.loads((folder / "results.json").read_text())
+        labels = dict.fromkeys(row["explainer"] for row in results["rows"])
+        return Tables(
+            pd.read_parquet(folder / "per_image.parquet"),
+            results["rows"],
+            results["left_out"],
+            results.get("costs", {}),
+            {label: np.load(folder / "maps" / f"{label}.npy", mmap_mode="r") for label in labels},
+            pd.read_csv(folder / "maps" / "index.csv"),
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder} holds no finished evaluation ({error})") from None
+
+
+def read_prototypes(folder: Path) -> dict[str, Any]:
+    """What the evaluation of a model's prototypes has left in a folder; empty if there is none."""
+    path = folder / "prototypes.json"
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def make_tables(
+    cache: Cache,
+    indices: Sequence[int],
+    explainers: Mapping[str, str],
+    left_out: Mapping[str, str],
+    protocols: Callable[[tuple[int, int]], Mapping[str, Protocol]],
+    provenance: Provenance,
+    image_id: Callable[[int], str],
+    folder: Path | None = None,
+) -> Tables:
+    """The tables of what a cache holds. With a folder, also writes `maps/`, `per_image.parquet` and at last
+    `results.json` there, and removes the cache's files.
+
+    Args:
+        cache: the batches.
+        indices: positions of the images in their data set.
+        explainers: label -> name and options, as json, of those that apply.
+        left_out: label -> why an explainer does not apply.
+        protocols: the grid of an explainer's maps -> the protocol of every key.
+        provenance: of the rows.
+        image_id: position in the data set -> name of the image.
+        folder: where results go, which is that of a `FolderCache`.
+
+    Raises:
+        InputError: if a planned image has no part, as of a process whose files are not seen here; the evaluation is
+            then not finished.
+    """
+    if folder is not None:
+        (folder / "results.json").unlink(missing_ok=True)  # from here on the files are no longer those it tells of
+    frames, rows, maps = [], [], {}
+    costs: dict[str, dict[str, float | None]] = {}
+    listing = pd.DataFrame({"row": np.arange(len(indices)), "index": sorted(indices)})
+    listing["image_id"] = [image_id(int(position)) for position in listing["index"]]
+    for label, options in explainers.items():
+        parts = cache.of(label, set(indices))
+        if lost := len(indices) - sum(len(part["common"]["index"]) for part in parts):
+            where = "" if folder is None else f"{folder}: "
+            raise InputError(
+                f"{where}{lost} of {len(indices)} images have no result of {label}; all processes must see one "
+                "folder. Repeat the command to judge those images"
+            )
+        grid = (int(parts[0]["maps"].shape[-2]), int(parts[0]["maps"].shape[-1]))
+        frame = _per_image(label, options, parts, protocols(grid), provenance, image_id)
+        frames.append(frame)
+        rows += [_row(frame[frame["metric"] == key], protocol) for key, protocol in protocols(grid).items()]
+        costs[label] = {key: _mean([part["costs"][key] for part in parts]) for key in ("passes", "seconds")}
+        maps[label] = _maps(None if folder is None else folder / "maps" / f"{label}.npy", parts, grid)
+    table = pd.concat(frames, ignore_index=True)
+    if folder is not None:
+        assert isinstance(cache, FolderCache)
+        write_whole(folder / "maps" / "index.csv", listing.to_csv(index=False))
+        with whole(folder / "per_image.parquet") as path:
+            table.to_parquet(path)
+        for path in (folder / "maps").glob("*.npy"):
+            if path.stem not in explainers:
+                path.unlink()  # of an evaluation before, whose rows the new index.csv does not name
+        results = {
+            "schema_version": SCHEMA_VERSION, "work": cache.work, "rows": rows, "left_out": dict(left_out),
+            "costs": costs,
+        }  # fmt: skip
+        write_json(folder / "results.json", results)  # the last: where it names this work, all of it is there
+        cache.clear()
+    return Tables(table, rows, dict(left_out), costs, maps, listing)
+
+
+def _mean(values: Sequence[torch.Tensor]) -> float | None:
+    """A mean over images; None if it is not known."""
+    mean = float(torch.cat(list(values)).mean())
+    return None if math.isnan(mean) else mean
+
+
+def _per_image(
+    label: str,
+    options: str,
+    parts: Sequence[Part],
+    protocols: Mapping[str, Protocol],
+    provenance: Provenance,
+    image_id: Callable[[int], str],
+) -> pd.DataFrame:
+    """Long rows, one per metric and image."""
+    common = {key: torch.cat([part["common"][key] for part in parts]).numpy() for key in parts[0]["common"]}
+    names = [image_id(int(index)) for index in common["index"]]
+    frames = []
+    for key, protocol in protocols.items():
+        columns = {**asdict(provenance), "explainer": label, "options": options, "metric": key, **asdict(protocol)}
+        frame = pd.DataFrame({"image_id": names, **common})
+        frame["value"] = torch.cat([part["values"][key] for part in parts]).numpy()
+        for position, (name, value) in enumerate(columns.items()):
+            frame.insert(position, name, value)
+        frames.append(frame.sort_values("index"))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _row(frame: pd.DataFrame, protocol: Protocol) -> dict[str, Any]:
+    """One row of `results.json`; the standard deviation is that of the images judged (divisor n)."""
+    first, values = frame.iloc[0], frame["value"].to_numpy(np.float64)
+    defined = values[~np.isnan(values)]
+    low, high = interval(defined)
+    return {
+        "run": str(first["run"]),
+        "explainer": str(first["explainer"]),
+        "options": json.loads(str(first["options"])),
+        "metric": str(first["metric"]),
+        "mean": float(defined.mean()) if len(defined) else None,
+        "std": float(defined.std()) if len(defined) else None,
+        "low": low,
+        "high": high,
+        "n": len(values),
+        "n_undefined": len(values) - len(defined),
+        **asdict(protocol),
+        "selection": str(first["selection"]),
+        "seed": None if pd.isna(first["seed"]) else int(first["seed"]),
+    }
+
+
+def interval(values: NDArray[np.float64]) -> tuple[float | None, float | None]:
+    """The 95 % interval of the mean over images: mean ± t s / √n, with Student's t of n - 1 degrees of freedom and the
+    sample's standard deviation s (divisor n - 1); (None, None) for fewer than two images.
+
+    >>> [round(end, 3) for end in interval(np.array([1.0, 2.0, 3.0]))]
+    [-0.484, 4.484]
+    """
+    n = len(values)
+    if n < 2:
+        return None, None
+    from scipy.special import stdtrit  # slow to import, and only needed here
+
+    half = float(stdtrit(n - 1, 0.975)) * float(values.std(ddof=1)) / math.sqrt(n)
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
+def _maps(path: Path | None, parts: Sequence[Part], grid: tuple[int, int]) -> NDArray[np.float32]:
+    """The maps of an explainer, float32 (N, h, w), by ascending index of the images; with a path, written batch by
+    batch to a file that is mapped to memory."""
+    index = np.concatenate([part["common"]["index"].numpy() for part in parts])
+    row_of = np.argsort(np.argsort(index))
+    shape = (len(index), *grid)
+    if path is None:
+        return _filled(np.empty(shape, np.float32), parts, row_of)
+    path.parent.mkdir(exist_ok=True)
+    with whole(path) as partial:
+        maps = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
+        if hasattr(os, "posix_fallocate"):  # on a full disk, writing to mapped memory would kill the process
+            with partial.open("rb+") as file:
+                os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
+        _filled(maps, parts, row_of).flush()
+    written: NDArray[np.float32] = np.load(path, mmap_mode="r")
+    return written
+
+
+def _filled(maps: Any, parts: Sequence[Part], row_of: NDArray[np.int64]) -> Any:
+    first = 0
+    for part in parts:
+        maps[row_of[first : first + len(part["maps"])]] = part["maps"].numpy()
+        first += len(part["maps"])
+    return maps
