@@ -24,7 +24,7 @@ from interp_models.core.errors import NotApplicable
 from interp_models.core.files import write_whole
 from interp_models.core.scoring import logits_of
 from interp_models.data.base import decode_image
-from interp_models.data.transforms import plain_transform
+from interp_models.data.transforms import transform_of
 from interp_models.explainers.controls import attribute_with
 from interp_models.report.visual import Picture, contact_sheet, jpeg_uri, overlay, to_uint8
 from interp_models.runs.building import build_data
@@ -50,7 +50,8 @@ def images_of_folder(folder: Path, count: int) -> tuple[Tensor, list[str], None]
     if len(paths) < count:
         raise SystemExit(f"--images: {count} jpg files are needed, the folder holds {len(paths)}")
     chosen = [paths[i * len(paths) // count] for i in range(count)]
-    images = [plain_transform(224).forward(decode_image(path)).as_subclass(Tensor) for path in chosen]
+    plain = transform_of("crop_flip_jitter", 224).plain()
+    images = [plain.forward(decode_image(path)).as_subclass(Tensor) for path in chosen]
     return torch.stack(images), [path.stem for path in chosen], None
 
 

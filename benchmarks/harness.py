@@ -35,7 +35,7 @@ from interp_models.core.files import write_json
 from interp_models.core.scoring import logits_of
 from interp_models.data.base import decode_image
 from interp_models.data.part_birds.dataset import PartBirds
-from interp_models.data.transforms import plain_transform
+from interp_models.data.transforms import transform_of
 from interp_models.nn.backbone import BUNDLED, bundled_weights
 
 RESULTS = Path(__file__).parent / "results"
@@ -389,7 +389,7 @@ def load_images(args: argparse.Namespace) -> tuple[Tensor, str]:
     paths = sorted(path for path in files if path.suffix.lower() in (".jpg", ".jpeg"))
     if len(paths) < args.count:
         raise SystemExit(f"--images: {args.count} jpg files are needed, the folder holds {len(paths)}")
-    transform = plain_transform(args.size)
+    transform = transform_of("crop_flip_jitter", args.size).plain()
     chosen = [paths[number * len(paths) // args.count] for number in range(args.count)]
     images = [transform.forward(decode_image(path)).as_subclass(Tensor) for path in chosen]
     return torch.stack(images), f"{args.count} images of {args.source or 'a folder'}, {len(paths)} jpg files"

@@ -12,7 +12,7 @@ from torch import nn
 
 from interp_models.core.errors import InputError, first_line
 from interp_models.data.base import decode_image
-from interp_models.data.transforms import plain_transform as centre_crop
+from interp_models.data.transforms import transform_of
 from interp_models.models.vit_cls import ViTCLS
 from interp_models.nn.backbone import BUNDLED, Backbone, bundled_weights
 from tests.conftest import TINY, TINY_VIT
@@ -192,7 +192,8 @@ def test_bundled_weights_know_real_images():
     model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
     head, backbone = model.eval().forward_head, Backbone(weights="bundled").eval()
     rows = list(csv.DictReader((folder / "labels.csv").open()))
-    images = torch.stack([centre_crop(224)(decode_image(folder / row["file"])) for row in rows])
+    centre_crop = transform_of("crop_flip_jitter", 224).plain()
+    images = torch.stack([centre_crop(decode_image(folder / row["file"])) for row in rows])
     predicted = head(backbone(images)).argmax(1)
     right = sum(int(guess) == int(row["imagenet_class_index"]) for guess, row in zip(predicted, rows, strict=True))
     assert right / len(rows) > 0.8

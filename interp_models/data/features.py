@@ -84,7 +84,7 @@ def store_features(backbone: nn.Module, data: DataModule, folder: Path) -> dict[
     splits = {split: data.dataset(split, augment=False) for split in ("train", "val")}
     order = np.union1d(data.train_indices, data.val_indices)
     first = splits["train"]
-    all_images = TransformedDataset(first.images, order, first.transform, first.seed, first.crop)
+    all_images = TransformedDataset(first.images, order, first.transform, first.seed)
     trainer = data.trainer
     rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
     try:

@@ -1,9 +1,9 @@
 """The data module: splits, order and augmentation, all functions of the seed, the epoch and the sample."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -20,14 +20,7 @@ from interp_models.data.choice import Indices, stratified_split
 from interp_models.data.contents import content_digests
 from interp_models.data.listing import joined
 from interp_models.data.sampling import ShardSampler as ShardSampler
-from interp_models.data.transforms import (
-    Name,
-    crop_to_box,
-    hide_outside,
-    plain_transform,
-    random_corner,
-    train_transform,
-)
+from interp_models.data.transforms import crop_to_box, hide_outside, transform_of
 
 
 class Renumbered(ImageDataset):
@@ -72,13 +65,11 @@ class TransformedDataset(Dataset[Sample]):
         indices: Indices,
         transform: v2.Transform,
         seed: int,
-        crop: Callable[[Sample], Sample] | None,
     ) -> None:
         self.images = images
         self.indices = indices
         self.transform = transform
         self.seed = seed
-        self.crop = crop
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -90,7 +81,7 @@ class TransformedDataset(Dataset[Sample]):
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would seed the generators of GPUs too, which dropout draws from.
             torch.default_generator.manual_seed(seed_of(self.seed, epoch, index))
-            sample = cast(Sample, self.transform(self.crop(sample) if self.crop else sample))
+            sample = cast(Sample, self.transform(sample))
         return hide_outside(sample)
 
 
@@ -108,8 +99,7 @@ class DataModule(pl.LightningDataModule):
         skip_corrupt: leave out images that cannot be loaded instead of stopping; decodes all images once at the start.
         balanced: in training every class comes equally often; an epoch has as many images as without.
         augment: draw crops, flips and the like in training.
-        transforms: whose, see `train_transform` and `plain_transform`. With `prototree`, prototypes are projected on
-            images that are cropped to their box, and other images are cropped by `crop_to_box` alone.
+        transforms: the name of a registered transform, or a mapping with its `name` and options.
         seed: of splits, order and augmentation.
     """
 
@@ -125,7 +115,7 @@ class DataModule(pl.LightningDataModule):
         skip_corrupt: bool = False,
         balanced: bool = False,
         augment: bool = True,
-        transforms: Name = "wsdan",
+        transforms: Annotated[Any, "options"] = "crop_flip_jitter",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -140,7 +130,8 @@ class DataModule(pl.LightningDataModule):
                 raise InputError(f"data.{key} must be at least {least}; got {value}")
         name, options = named(dataset, "data.dataset", DATASETS)
         self.image_size, self.batch_size, self.num_workers, self.seed = image_size, batch_size, num_workers, seed
-        self.crop_to_box, self.augment, self.transforms = crop_to_box, augment, transforms
+        self.crop_to_box, self.augment = crop_to_box, augment
+        self.transform = transform_of(transforms, image_size)
         self.skip_corrupt, self.balanced = skip_corrupt, balanced
         try:
             self.train_images = DATASETS.build(name, options, split="train")
@@ -249,11 +240,11 @@ class DataModule(pl.LightningDataModule):
             "whole_test": self._whole_test,
         }[split]
         augmented = split == "train" and self.augment and augment
-        make = train_transform if augmented else plain_transform
-        crop = crop_to_box if self.crop_to_box else None
-        if split == "train" and self.transforms == "prototree":
-            crop = random_corner if augmented else crop_to_box
-        return TransformedDataset(images, indices, make(self.image_size, self.transforms), self.seed, crop)
+        transform = self.transform.augmented() if augmented else self.transform.plain()
+        by_transform = split == "train" and self.transform.crops_training_images
+        if (self.crop_to_box and not by_transform) or (by_transform and not augmented):
+            transform = v2.Compose([crop_to_box, transform])
+        return TransformedDataset(images, indices, transform, self.seed)
 
     def fingerprint(self, split: str, *, contents: bool = False) -> int:
         """A number from 0 to 2**62 - 1 that tells one set of images from another by their names, order and labels, and

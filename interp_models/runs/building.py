@@ -10,6 +10,7 @@ from interp_models.core.schema import parse, schema_of
 from interp_models.core.written import OptionsOf, typed
 from interp_models.data.base import DATASETS
 from interp_models.data.module import DataModule
+from interp_models.data.transforms import transform_options
 from interp_models.runs.config import TrainConfig
 from interp_models.runs.misfits import check_fits
 from interp_models.training.module import MODELS, InterpModule
@@ -59,4 +60,5 @@ def data_options(config: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
     name, of_dataset = named({**dataset, **changes.get("dataset", {})}, "data.dataset", DATASETS)
     options["dataset"] = {"name": name, **DATASETS.options(name, of_dataset, given=("split",))}
     options.setdefault("seed", int(config.get("seed", 0)))
-    return parse(schema_of(DataModule), options, "data")
+    parsed = parse(schema_of(DataModule), options, "data")
+    return {**parsed, "transforms": transform_options(parsed["transforms"])}

@@ -10,7 +10,7 @@ from interp_models.config.loading import configured, plain
 from interp_models.core.errors import InputError
 from interp_models.core.schema import parse, schema_of
 from interp_models.data.module import DataModule
-from interp_models.data.transforms import of_known_range, plain_transform
+from interp_models.data.transforms import of_known_range, transform_of
 from interp_models.runs.building import build_model, resolve
 from interp_models.runs.config import TrainConfig
 from interp_models.training.checkpoints import Ckpt, load_weights, read_checkpoint
@@ -72,5 +72,5 @@ def load(run: str | Path, ckpt: Ckpt = "best") -> tuple[InterpModule, v2.Transfo
     model.classes = tuple(checkpoint["interp_models"].get("classes", ()))
     model.images = checkpoint["interp_models"].get("images", {})
     data = parse(schema_of(DataModule), {"dataset": {}, **config["data"]}, "data")
-    transform = plain_transform(data["image_size"], data["transforms"])
+    transform = transform_of(data["transforms"], data["image_size"]).plain()
     return model.eval(), v2.Compose([of_known_range, v2.RGB(), v2.ToImage(), transform])

@@ -21,6 +21,7 @@ from interp_models.core.files import locked, write_json
 from interp_models.core.scoring import evaluating
 from interp_models.core.stopping import goes_on_by
 from interp_models.data.module import DataModule
+from interp_models.data.transforms import TRANSFORMS
 from interp_models.evaluation.callback import ExplanationEvaluation
 from interp_models.models.cnn import CNN
 from interp_models.nn.backbone import Backbone
@@ -272,9 +273,11 @@ def check_features(config: TrainConfig, module: InterpModule) -> None:
         return
     if config.data["augment"]:
         raise InputError("feature_cache needs data.augment=false: every image has its features once")
-    if config.data["transforms"] == "prototree" and config.data["val_fraction"] and not config.data["crop_to_box"]:
+    transform = config.data["transforms"]["name"]
+    crops = TRANSFORMS.get(transform).crops_training_images and not config.data["crop_to_box"]
+    if crops and config.data["val_fraction"]:
         raise InputError(
-            "feature_cache: data.transforms=prototree crops training images only; add data.crop_to_box=true"
+            f"feature_cache: data.transforms={transform} crops training images only; add data.crop_to_box=true"
         )
     if module.distillation is not None:
         raise InputError("feature_cache: distillation.teacher needs images, not features")

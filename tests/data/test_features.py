@@ -183,7 +183,9 @@ def test_a_loss_that_needs_other_images_is_refused(script: Script, tiny_cub: Cub
 
 REFUSED = {
     "every image has its features once": {"data": {"augment": True}},
-    "data.transforms=prototree crops training images only": {"data": {"transforms": "prototree", "val_fraction": 0.2}},
+    "data.transforms=corner_crop_warp_jitter crops training images only": {
+        "data": {"transforms": "corner_crop_warp_jitter", "val_fraction": 0.2}
+    },
     "phases[0].lrs must not train the backbone": {"lrs": {"backbone": 0.1, "parts": 0.1}},
     "phases[0].eval_modules must name backbone": {"eval_modules": []},
     "evaluation.every_n_epochs needs images": {"evaluation": {"every_n_epochs": 1, "explainers": ["intrinsic"]}},

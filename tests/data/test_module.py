@@ -10,15 +10,27 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from interp_models.core.errors import InputError
 from interp_models.data.base import Sample, collate
 from interp_models.data.choice import draw, stratified_split
 from interp_models.data.module import DataModule
 from interp_models.data.sampling import AGAIN, ShardSampler, balanced
-from interp_models.data.transforms import crop_to_box, hide_outside, plain_transform, random_corner, train_transform
+from interp_models.data.transforms import crop_to_box, hide_outside, transform_of
+from interp_models.data.transforms.corner_crop_warp_jitter import random_corner
 from tests.conftest import Cub
 from tests.data.make_cub import make_cub
+
+CARS = {"name": "warp_jitter", "perspective": 0.5, "hue": 0.4, "degrees": 15, "shift": None, "margin": 32}
+
+
+def plain_transform(size: int, name: Any = "crop_flip_jitter") -> v2.Transform:
+    return transform_of(name, size).plain()
+
+
+def train_transform(size: int, name: Any = "crop_flip_jitter") -> v2.Transform:
+    return transform_of(name, size).augmented()
 
 
 def module(cub: Cub, **options: Any) -> DataModule:
@@ -535,7 +547,7 @@ def test_truth_moves_with_the_image(size: tuple[int, int]) -> None:
     assert 3 < sum(flips) < 17
 
 
-@pytest.mark.parametrize("name", ["protopnet", "prototree", "prototree_cars"])
+@pytest.mark.parametrize("name", ["warp_flip", "warp_jitter", CARS], ids=str)
 def test_truth_moves_with_turned_and_skewed_images(name: Any) -> None:
     before = scene(96, 96)
     sample = plain_transform(48, name)(before)
@@ -563,7 +575,7 @@ def test_protopnets_rotation_and_shear_are_bounded() -> None:
     canvas = (101, 101)
     parts = tv_tensors.KeyPoints(torch.tensor([[50.0, 50.0], [90.0, 50.0], [50.0, 10.0]]), canvas_size=canvas)
     sample = Sample(tv_tensors.Image(torch.zeros(3, *canvas, dtype=torch.uint8)), 0, 0, parts=parts)
-    transform = train_transform(101, "protopnet")
+    transform = train_transform(101, "warp_flip")
     angles, flips = [], 0
     for seed in range(300):
         torch.manual_seed(seed)
@@ -580,7 +592,7 @@ def test_protopnets_rotation_and_shear_are_bounded() -> None:
 
 
 def test_resized_crops_are_of_40_to_100_percent() -> None:
-    """Seen in where two points go that no such crop loses; tested as `wsdan`."""
+    """Seen in where two points go that no such crop loses; tested as `crop_flip_jitter`."""
     height, width, side = 90, 120, 64
     parts = tv_tensors.KeyPoints(torch.tensor([[58.0, 43.0], [62.0, 47.0]]), canvas_size=(height, width))
     sample = Sample(tv_tensors.Image(torch.zeros(3, height, width, dtype=torch.uint8)), 0, 0, parts=parts)
@@ -599,7 +611,7 @@ def test_resized_crops_are_of_40_to_100_percent() -> None:
     assert 0.9 < max(areas) < 1.02
     assert 0.7 < min(shapes) < 0.8
     assert 1.25 < max(shapes) < 1.4
-    middle, usual = (plain_transform(side, name)(sample).parts for name in ("resized_crop", "wsdan"))
+    middle, usual = (plain_transform(side, name)(sample).parts for name in ("resized_crop", "crop_flip_jitter"))
     assert torch.equal(middle, usual)
 
 
@@ -619,17 +631,19 @@ def test_prototrees_corners() -> None:
         found.append(edges)
     assert set(found) == expected
     assert min(found.count(edges) for edges in expected) > 20
-    with pytest.raises(InputError, match=r"data\.transforms=prototree needs a data set with boxes"):
+    with pytest.raises(InputError, match=r"data\.transforms=corner_crop_warp_jitter needs a data set with boxes"):
         random_corner(Sample(torch.zeros(3, 4, 4), 0, 0))
 
 
 def test_prototrees_images(tiny_cub: Cub) -> None:
     """Projection sees boxes, test images are whole."""
-    data = module(tiny_cub, transforms="prototree")
+    data = module(tiny_cub, transforms="corner_crop_warp_jitter")
     for split, crop in (("train", crop_to_box), ("test", lambda sample: sample)):
         dataset = data.dataset(split, augment=False)
         images = data.train_images if split == "train" else data.test_images
-        expected = hide_outside(plain_transform(32, "prototree")(crop(images.load(int(dataset.indices[1])))))
+        expected = hide_outside(
+            plain_transform(32, "corner_crop_warp_jitter")(crop(images.load(int(dataset.indices[1]))))
+        )
         assert torch.equal(dataset[0, 1].image, expected.image)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from interp_models import EXPLAINERS
 from interp_models.data.base import decode_image
 from interp_models.data.part_birds.dataset import PartBirds
-from interp_models.data.transforms import plain_transform
+from interp_models.data.transforms import transform_of
 from interp_models.models.cnn import CNN
 from tests.conftest import CUB
 from tests.contract.test_explainers import vgg
@@ -42,7 +42,8 @@ def images():
     """Two real birds, if there are any, else drawn ones."""
     paths = sorted(CUB.rglob("*.jpg"))
     if paths:
-        found = [plain_transform(SIZE).forward(decode_image(paths[i])) for i in (100, 900)]
+        plain = transform_of("crop_flip_jitter", SIZE).plain()
+        found = [plain.forward(decode_image(paths[i])) for i in (100, 900)]
     else:
         birds = PartBirds(split="test", image_size=SIZE, seed=0)
         found = [birds.load(i).image.float() / 255 for i in range(2)]

@@ -1,0 +1,112 @@
+"""The base of all transforms: what training images and all other images go through."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from interp_models.core.errors import InputError
+from interp_models.core.inputs import ROUNDING, pixel_range
+from interp_models.core.registry import Registry, named
+from interp_models.data.decoding import turned
+
+CROP_RATIO = 0.875
+"""Side of the crop ÷ side of the resized image: 256 for 224, 512 for 448."""
+
+
+class ImageTransform(ABC):
+    """How images of any size become images of one size, float32 in [0, 1]; boxes, masks and key points move along.
+
+    Both transforms take an image, or a `Sample` with its ground truth. Random numbers come from torch's generator,
+    which the data module seeds for every image and epoch.
+
+    Args:
+        size: side of the images that come out, in pixels.
+    """
+
+    crops_training_images: ClassVar[bool] = False
+    """Training images are cropped with the help of their box: by `augmented`, and to the box where they are not
+    augmented. Then the data set needs boxes, and plain training images differ from validation images."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    @abstractmethod
+    def augmented(self) -> v2.Transform:
+        """What training images go through; every image draws anew."""
+
+    @abstractmethod
+    def plain(self) -> v2.Transform:
+        """What all other images go through; it draws nothing."""
+
+
+TRANSFORMS: Registry[ImageTransform] = Registry("transform")
+
+
+def transform_options(node: Any, where: str = "data.transforms") -> dict[str, Any]:
+    """The name and all options, defaults included, of a transform that a config names.
+
+    Args:
+        node: a name, or a mapping with `name` and options.
+        where: the config's key, for errors.
+
+    Raises:
+        InputError: for an unknown name or option, or a wrong type.
+    """
+    if not isinstance(node, str | Mapping):
+        raise InputError(f"{where}: expected a name, or a mapping with 'name' and options; got {node!r}")
+    name, options = named({"name": node} if isinstance(node, str) else node, where, TRANSFORMS)
+    return {"name": name, **TRANSFORMS.options(name, options, given=("size",))}
+
+
+def transform_of(node: Any, size: int) -> ImageTransform:
+    """The transform that a config names, for images of `size` pixels a side; raises as `transform_options`."""
+    options = transform_options(node)
+    return TRANSFORMS.build(options.pop("name"), options, size=size)
+
+
+def to_float() -> v2.Transform:
+    """Images become float32 in [0, 1]; masks and boxes stay as they are."""
+    return v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True)
+
+
+def squashed(side: int) -> v2.Transform:
+    """Resize to `side` × `side`, whatever the image's proportions."""
+    return v2.Resize([side, side], antialias=True)
+
+
+def centre_of_squashed(size: int) -> v2.Transform:
+    """Squash to size / 0.875 and crop the centre."""
+    return v2.Compose([squashed(round(size / CROP_RATIO)), v2.CenterCrop(size), to_float()])
+
+
+def of_known_range(image: Any) -> Any:
+    """The same image, a PIL image turned upright by its EXIF tag.
+
+    Raises:
+        InputError: unless it is known which values are black and white: a PIL image of 8 bits, or an array or a
+            tensor of uint8 or of floats in [0, 1].
+    """
+    found, known = type(image).__name__, False
+    if isinstance(image, Image.Image):
+        found, known = f"a PIL image of mode {image.mode}", not image.mode.startswith(("I", "F"))
+        image = turned(image, image)
+    elif isinstance(image, Tensor | np.ndarray):
+        image = image if isinstance(image, Tensor) or image.flags.writeable else image.copy()  # else torch warns
+        values = torch.as_tensor(image)
+        found, known = str(values.dtype), values.dtype == torch.uint8
+        if values.is_floating_point() and values.numel():
+            low, high = pixel_range(values, "pixels")
+            found, known = f"floats from {low:.3g} to {high:.3g}", low >= -ROUNDING and high <= 1 + ROUNDING
+    if not known:
+        raise InputError(
+            f"expected a PIL image of 8 bits, or uint8 or floats in [0, 1]; got {found}; "
+            "interp_models.open_image(path) reads a file"
+        )
+    return image
