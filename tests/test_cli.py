@@ -522,8 +522,8 @@ def test_evaluate_refuses(script: Script, bcnn_run: Path, override: str, message
 @pytest.fixture(scope="module")
 def judged_run(bcnn_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with an evaluation that later commands must not harm."""
-    from interp_models.commands import evaluate
     from interp_models.config.loading import check, override
+    from interp_models.runs import evaluate
 
     run = copy_run(bcnn_run, tmp_path_factory.mktemp("judged") / "run")
     evaluate.evaluate([run], check(EvaluateConfig, override({}, QUICK_EVALUATION)))

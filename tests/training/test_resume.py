@@ -486,7 +486,7 @@ def test_kill_9_at_any_moment_of_an_evaluation(twin: Callable[[], Path], tmp_pat
 
 def test_attention_logger_is_what_the_helpers_replace() -> None:
     """`inject` and `processes` put callbacks in its place."""
-    from interp_models.commands import train
+    from interp_models.runs import train
 
     assert train.AttentionLogger is AttentionLogger
 
