@@ -16,14 +16,15 @@ from interp_models.runs.config import TrainConfig
 from interp_models.training.recipe import Phase, Recipe
 
 PLACES = (
-    "plugins",
     "data.dataset.root",
     "data.num_workers",
     "data.dataset.list",
     "distillation.teacher",
     "feature_cache",
+    "plugins",
 )
-"""Of the config: where images and teacher lie, and how they are read. Which they are is checked by their digests."""
+"""Of the config: where images, teacher and plugins lie, and how they are read. Images and teacher are checked by their
+digests."""
 CHANGEABLE = ("phases", "trainer", "logger", *PLACES)
 LOOKED_AT = 10_000
 """Most images of each split whose files are compared: reading more would take as long as training on them."""
