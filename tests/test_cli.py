@@ -412,7 +412,10 @@ def test_out_is_never_overwritten(script: Script, tiny_cub: Cub, tmp_path: Path)
     ("override", "message"),
     [
         ("seed=3", "seed=3: a resumed run can change phases, trainer, logger, data.dataset.root, data.num_workers, "),
-        ("seed=3", "feature_cache, plugins only (the split, the order and the augmentation of the images are drawn by it)"),
+        (
+            "seed=3",
+            "feature_cache, plugins only (the split, the order and the augmentation of the images are drawn by it)",
+        ),
         ("model.name=cnn", "model.name=cnn: a resumed run can change phases, "),
         ("model.name=cnn", " only (the checkpoint holds this model)"),
         ("data.batch_size=1", "data.batch_size=1: a resumed run can change phases, "),
