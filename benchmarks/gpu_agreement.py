@@ -379,7 +379,7 @@ def recipe(name: str) -> dict[str, Any]:
 
 def fit(folder: str, name: str, trainer: Mapping[str, Any], phases: Any, resume: Path | None = None) -> Path:
     """Train one of our models for the phases, the first of `recipe` or all, into a folder."""
-    from interp_models.commands import train
+    from interp_models.runs import train
 
     shared = copy.deepcopy(SHARED) | {"optimizer": {"name": "sgd"}, "attention": {"every_n_epochs": 1, "n_images": 2}}
     own = {"out": folder, "phases": phases, "trainer": shared["trainer"] | {"enable_model_summary": False, **trainer}}
@@ -430,7 +430,7 @@ def evaluated(name: str, sizes: Sizes) -> Iterator[Check]:
 
 def _means(run: Path, where: str, sizes: Sizes) -> dict[tuple[str, str], float | None]:
     """The means of an evaluation by explainer and metric, and what it left out."""
-    from interp_models.commands import evaluate
+    from interp_models.runs import evaluate
 
     with TemporaryDirectory() as out:
         explainers = [{"name": name, **SMALL.get(name, {})} for name in sizes.explainers if name != "scorecam"]

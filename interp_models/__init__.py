@@ -1,14 +1,39 @@
-"""Train image classifiers that explain themselves, and judge their explanations beside post-hoc methods."""
+"""Train image classifiers that explain themselves, and judge their explanations beside post-hoc methods.
 
-from interp_models.core.outputs import InterpOutput
-from interp_models.core.scoring import probabilities
-from interp_models.data import DATASETS
-from interp_models.data.decoding import open_image
-from interp_models.explainers import EXPLAINERS
-from interp_models.metrics import METRICS, PROTOTYPE_METRICS
-from interp_models.models import MODELS
-from interp_models.runs.loading import load
-from interp_models.training.module import InterpModule
+What is named here is imported when it is first used: `import interp_models` itself loads no other library.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from interp_models.core.version import __version__
+
+if TYPE_CHECKING:
+    from interp_models.core.errors import InputError, NotApplicable
+    from interp_models.core.outputs import InterpOutput
+    from interp_models.core.scoring import probabilities
+    from interp_models.data import DATASETS
+    from interp_models.data.decoding import open_image
+    from interp_models.explainers import EXPLAINERS
+    from interp_models.metrics import METRICS, PROTOTYPE_METRICS
+    from interp_models.models import MODELS
+    from interp_models.runs.loading import load
+    from interp_models.training.module import InterpModule
+
+_HOMES = {
+    "DATASETS": "data",
+    "EXPLAINERS": "explainers",
+    "METRICS": "metrics",
+    "MODELS": "models",
+    "PROTOTYPE_METRICS": "metrics",
+    "InputError": "core.errors",
+    "InterpModule": "training.module",
+    "InterpOutput": "core.outputs",
+    "NotApplicable": "core.errors",
+    "load": "runs.loading",
+    "open_image": "data.decoding",
+    "probabilities": "core.scoring",
+}
 
 __all__ = [
     "DATASETS",
@@ -16,9 +41,22 @@ __all__ = [
     "METRICS",
     "MODELS",
     "PROTOTYPE_METRICS",
+    "InputError",
     "InterpModule",
     "InterpOutput",
+    "NotApplicable",
+    "__version__",
     "load",
     "open_image",
     "probabilities",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return globals().setdefault(name, getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name))
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -96,11 +96,11 @@ def tiny_cub(tmp_path_factory: pytest.TempPathFactory) -> Cub:
 
 def fit(config: dict[str, Any], resume: Path | None = None) -> Path:
     """Train in this process, as train.py does with a config; returns the run folder."""
-    from interp_models.commands import train
     from interp_models.config.loading import check
     from interp_models.runs.config import TrainConfig
+    from interp_models.runs.train import train
 
-    return train.train(check(TrainConfig, config), resume)
+    return train(check(TrainConfig, config), resume)
 
 
 TINY_CNN = {"name": "cnn", "backbone": TINY, "weights": None, "output_stride": 16}
@@ -156,16 +156,14 @@ Script = Callable[..., Outcome]
 
 
 @pytest.fixture
-def script(capsys: pytest.CaptureFixture[str]) -> Script:
-    """Runs `train` or `evaluate` in this process: script("train", "config.yaml", "seed=1")."""
+def script(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Script:
+    """Runs `train.py` or `evaluate.py` in this process: script("train", "config.yaml", "seed=1")."""
     from interp_models.commands import evaluate, train
-    from interp_models.commands.cli import run_script
-    from interp_models.runs.config import EvaluateConfig, TrainConfig
 
     def run(name: str, *arguments: str | Path) -> Outcome:
-        module, schema = {"train": (train, TrainConfig), "evaluate": (evaluate, EvaluateConfig)}[name]
+        monkeypatch.setattr("sys.argv", [f"{name}.py", *map(str, arguments)])
         capsys.readouterr()
-        code = run_script(module.__doc__, schema, module.main, [str(argument) for argument in arguments])
+        code = {"train": train, "evaluate": evaluate}[name].script()
         return Outcome(code, *capsys.readouterr())
 
     return run

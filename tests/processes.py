@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["train", "evaluate"])
+CONTEXT.set_forkserver_preload(["interp_models.runs.train", "interp_models.runs.evaluate", "interp_models.nn.backbone"])
 
 
 class DieAt(pl.Callback):
@@ -66,14 +66,12 @@ def _main(script: str, arguments: list[str], log: str, die_at: tuple[int, int] |
     # Workers that load images begin as they do for users; by the server they would need seconds, and outlive a SIGKILL.
     multiprocessing.set_start_method("fork", force=True)
     from interp_models.commands import evaluate, train
-    from interp_models.commands.cli import run_script
-    from interp_models.runs.config import EvaluateConfig, TrainConfig
     from interp_models.training.attention_logger import AttentionLogger
 
     if die_at is not None:
         AttentionLogger.of = lambda config, run: [DieAt(*die_at)]  # type: ignore[assignment,list-item,method-assign]
-    module, schema = {"train": (train, TrainConfig), "evaluate": (evaluate, EvaluateConfig)}[script]
-    code = run_script(module.__doc__, schema, module.main, arguments)
+    sys.argv = [f"{script}.py", *arguments]
+    code = {"train": train, "evaluate": evaluate}[script].script()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

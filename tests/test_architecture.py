@@ -73,9 +73,9 @@ def imports(tree: ast.AST, module: str, package: bool) -> Iterator[tuple[str, st
 
 
 def room_of(module: str) -> str:
-    """The room of a module of ours; "" of the package itself and of the scripts."""
+    """The room of a module of ours; "" of the package itself, of `__main__` and of the scripts."""
     parts = module.split(".")
-    return parts[1] if parts[0] == "interp_models" and len(parts) > 1 else ""
+    return parts[1] if parts[0] == "interp_models" and len(parts) > 1 and parts[1] != "__main__" else ""
 
 
 def violations(source: str, module: str, *, package: bool = False) -> list[str]:

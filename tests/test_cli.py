@@ -25,6 +25,7 @@ from interp_models import DATASETS, EXPLAINERS, METRICS, MODELS
 from interp_models.commands.cli import run_script
 from interp_models.config.loading import load_yaml
 from interp_models.core.errors import InputError
+from interp_models.core.registry import Registry
 from interp_models.core.schema import schema_of
 from interp_models.data.decoding import looks_whole
 from interp_models.data.module import DataModule
@@ -411,7 +412,10 @@ def test_out_is_never_overwritten(script: Script, tiny_cub: Cub, tmp_path: Path)
     ("override", "message"),
     [
         ("seed=3", "seed=3: a resumed run can change phases, trainer, logger, data.dataset.root, data.num_workers, "),
-        ("seed=3", "feature_cache only (the split, the order and the augmentation of the images are drawn by it)"),
+        (
+            "seed=3",
+            "feature_cache, plugins only (the split, the order and the augmentation of the images are drawn by it)",
+        ),
         ("model.name=cnn", "model.name=cnn: a resumed run can change phases, "),
         ("model.name=cnn", " only (the checkpoint holds this model)"),
         ("data.batch_size=1", "data.batch_size=1: a resumed run can change phases, "),
@@ -522,8 +526,8 @@ def test_evaluate_refuses(script: Script, bcnn_run: Path, override: str, message
 @pytest.fixture(scope="module")
 def judged_run(bcnn_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with an evaluation that later commands must not harm."""
-    from interp_models.commands import evaluate
     from interp_models.config.loading import check, override
+    from interp_models.runs import evaluate
 
     run = copy_run(bcnn_run, tmp_path_factory.mktemp("judged") / "run")
     evaluate.evaluate([run], check(EvaluateConfig, override({}, QUICK_EVALUATION)))
@@ -877,26 +881,65 @@ def test_help_lists_every_key(script: Script, name: str, schema: type, flag: str
     outcome = script(name, "seed=not a number", flag)
     assert outcome.code == 0
     assert outcome.err == ""
-    usage, keys = outcome.out.split("\nKeys (key=value, lists as phases[0].epochs=1):\n")
+    usage, rest = outcome.out.split("\nKeys (key=value, lists as phases[0].epochs=1):\n")
     assert f"python {name}.py" in usage
-    own, *sections = keys.split("\n\n")
-    shown = [line.split(":")[0].split(".")[0].split("[i]")[0].strip() for line in own.splitlines()]
+    keys, names = rest.split("\nWhat there is; --help NAME shows the options of one, --help models those of all:\n")
+    shown = [line.split(":")[0].split(".")[0].split("[i]")[0].strip() for line in keys.strip().splitlines()]
     assert shown == keys_of(schema)
-    by_title = {section.splitlines()[0]: section.splitlines()[1:] for section in sections}
-    expected = {"data.": schema_of(DataModule)}
-    for title, registry, given in (
-        ("data.dataset.name", DATASETS, ("split",)),
-        ("model.name", MODELS, ("num_classes",)),
-        ("explainers", EXPLAINERS, ("model",)),
-    ):
-        for entry in registry.names():
-            expected[f"{title}: {entry}"] = schema_of(registry.get(entry), given)
-    for title, options in expected.items():
-        assert [line.split(":")[0].strip() for line in by_title[title]] == keys_of(options)
-    assert by_title["phases[i].then"] == [f"  of {m}: {', '.join(MODELS.get(m).actions)}" for m in MODELS.names()]
-    keys = [key for metric in METRICS.names() for key in METRICS.get(metric).keys]
-    assert f"metrics: {', '.join(keys)}" in by_title
-    assert f"prototype_metrics: {', '.join(PROTOTYPE_METRICS.names())}" in by_title
+    assert dict(line.strip().split(": ") for line in names.splitlines()) == {
+        topic: ", ".join(registry.names()) for topic, registry in REGISTRIES.items()
+    }
+
+
+REGISTRIES: dict[str, Registry[Any]] = {
+    "data": DATASETS,
+    "models": MODELS,
+    "explainers": EXPLAINERS,
+    "metrics": METRICS,
+    "prototype_metrics": PROTOTYPE_METRICS,
+}
+
+
+@pytest.mark.parametrize(
+    ("topic", "key", "given"),
+    [
+        ("data", "data.dataset.name", ("split",)),
+        ("models", "model.name", ("num_classes",)),
+        ("explainers", "explainers", ("model",)),
+    ],
+)
+def test_help_on_all_of_a_kind_shows_their_options(
+    script: Script, topic: str, key: str, given: tuple[str, ...]
+) -> None:
+    outcome = script("train", "--help", topic)
+    assert (outcome.code, outcome.err) == (0, "")
+    sections = {text.splitlines()[0].split(" (")[0]: text for text in outcome.out.strip().split("\n\n")}
+    if topic == "data":
+        options = sections.pop("data.").splitlines()[1:]
+        assert [line.split(":")[0].strip() for line in options] == keys_of(schema_of(DataModule))
+    assert list(sections) == [f"{key}: {name}" for name in REGISTRIES[topic].names()]
+    for name in REGISTRIES[topic].names():
+        cls = REGISTRIES[topic].get(name)
+        text = sections[f"{key}: {name}"]
+        options = text.partition("Options:\n")[2].partition("\n  Actions")[0].splitlines()
+        assert [line.split(":")[0].strip() for line in options] == keys_of(schema_of(cls, given))
+        if topic == "models":
+            assert text.endswith(f"Actions of phases[i].then: {', '.join(cls.actions)}")
+
+
+def test_help_on_one_thing(script: Script) -> None:
+    about = script("evaluate", "--help", "rise", "grid")
+    assert about.code == 0
+    assert about.out.startswith("explainers: rise (interp_models.explainers.rise.RISE)\n  S(p) = ")
+    assert "    masks: int = " in about.out
+    assert "\n\n  grid: Any = None   Cells that every map is brought to" in about.out
+    metrics = script("evaluate", "--help", "metrics").out
+    for name in METRICS:
+        for value, meaning in METRICS.get(name).legend.items():
+            assert f"  {value}: {meaning}" in metrics
+    shipped = script("train", "cub/bcnn_lite0", "--help").out
+    assert shipped.startswith(f"{ROOT}/configs/cub/bcnn_lite0.yaml\nB-CNN: bilinear attention pooling with three maps")
+    refused(script("train", "--help", "gradcm"), "unknown topic of --help 'gradcm'; did you mean 'gradcam'")
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from interp_models.commands.cli import config_path
 from interp_models.config.describe import describe
 from interp_models.config.loading import check, configured, load_yaml, override, plain, save_yaml
+from interp_models.config.shipped import config_path
 from interp_models.core.errors import InputError
 from interp_models.evaluation.config import ValidationConfig
 from interp_models.runs.building import data_options, resolve

@@ -201,7 +201,7 @@ def test_options_builds_nothing() -> None:
 
 
 def test_duplicates_raise(things: Registry[Thing]) -> None:
-    with pytest.raises(KeyError, match="thing 'thing' is already registered by"):
+    with pytest.raises(InputError, match="thing 'thing' is already registered by"):
         things.register("thing")(Plan)
     assert things.get("thing") is Thing
 

@@ -1,4 +1,7 @@
-"""What the two scripts share: arguments, `--help`, and one clear line for bad input."""
+"""What the two commands share: arguments, `--help`, and one clear line for bad input.
+
+The modules of this room load no library that is slow to load: a typo is answered at once.
+"""
 
 import contextlib
 import os
@@ -8,23 +11,15 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from pytorch_lightning.utilities import rank_zero_only
-
-from interp_models.config.describe import describe
+from interp_models.commands.help import help_text
+from interp_models.config.shipped import shipped_names
+from interp_models.core.command import as_called
 from interp_models.core.errors import InputError
 from interp_models.core.files import unwritable
-from interp_models.core.registry import Registry
-from interp_models.core.schema import schema_of
+from interp_models.core.plugins import located
 from interp_models.core.stopping import Stopped, end_with_parent, how_to_go_on, stop_of, stoppable
-from interp_models.core.written import expanded
-from interp_models.data.base import DATASETS
-from interp_models.data.module import DataModule
-from interp_models.explainers.base import EXPLAINERS
-from interp_models.metrics.base import METRICS
-from interp_models.metrics.prototype_base import PROTOTYPE_METRICS
-from interp_models.training.module import MODELS
+from interp_models.core.written import given, values
 
 
 def run_script(
@@ -33,7 +28,7 @@ def run_script(
     run: Callable[[list[str], list[str]], object],
     arguments: Sequence[str] | None = None,
 ) -> int:
-    """Run a script's function on its arguments without `=` and its overrides; returns the exit code.
+    """Run a command's function on its arguments without `=` and its overrides; returns the exit code.
 
     Bad input ends in one line on stderr and exit code 2, without a traceback; a signal in one line that says how to go
     on, and 128 + its number. Options with dashes are those that the usage names.
@@ -43,7 +38,8 @@ def run_script(
     try:
         with stoppable():
             if any(argument in ("-h", "--help") for argument in arguments):
-                print(help_text(usage or "", schema))
+                topics = [one for one in arguments if "=" not in one and not one.startswith("-")]
+                print(help_text(as_called(usage or ""), schema, topics, plugins_of(arguments)))
             else:
                 run(*separated(arguments, re.findall("--[a-z-]+", usage or "")))
             sys.stdout.flush()
@@ -89,13 +85,22 @@ def stopped(stop: Stopped) -> int:
 
     Only rank 0 prints. Other ranks return 0, because Lightning kills rank 0 when one ends with another code.
     """
-    if rank_zero_only.rank:  # type: ignore[attr-defined]
+    if _rank():
         return 0
     with contextlib.suppress(OSError):  # the terminal may be gone
         if sys.stderr.isatty():  # where a progress bar has the line
             print(file=sys.stderr)
         print(f"stopped by {stop}; {how_to_go_on()}", file=sys.stderr)
     return 128 + stop.number
+
+
+def _rank() -> int:
+    """The number of this process among those that train together; a stop waits for no library that knows it."""
+    if "pytorch_lightning" not in sys.modules:
+        return int(os.environ.get("LOCAL_RANK", "0"))
+    from pytorch_lightning.utilities import rank_zero_only
+
+    return int(rank_zero_only.rank)  # type: ignore[attr-defined]
 
 
 def output_is_gone() -> bool:
@@ -118,34 +123,26 @@ def taken(overrides: Sequence[str], key: str) -> tuple[str | None, list[str]]:
     return value, [override for override in overrides if override not in found]
 
 
-REPOSITORY = Path(__file__).parents[2]
+def plugins_of(overrides: Sequence[str]) -> list[str]:
+    """What `plugins=` among overrides names; relative files lie in the working folder."""
+    value, _ = taken(overrides, "plugins")
+    named = [] if value is None else values(given(value))
+    return located([str(one) for one in (named if isinstance(named, list) else [named])], Path())
 
 
-def config_path(name: str) -> Path:
-    """A config file; one that is not there is looked for in the repository of the scripts, which ships some."""
-    path = Path(expanded(name))
-    return REPOSITORY / path if not path.exists() and (REPOSITORY / path).is_file() else path
+def list_configs(
+    positional: Sequence[str], overrides: Sequence[str], *, only: str = "", but: str | None = None
+) -> None:
+    """Print the names of the shipped configs, of the folder `only`, with what each says of itself."""
+    if len(positional) > 1 or overrides:
+        raise InputError(f"--list takes nothing else; got {' '.join([*positional, *overrides])}")
+    found = shipped_names(only)
+    names = [name for name in found if but is None or name.partition("/")[0] != but]
+    width = max(map(len, names))
+    print("\n".join(f"{name:{width}}  {as_called(found[name])}" for name in names))
 
 
 def one_line(error: BaseException) -> str:
     """The error's own line; an error raised in a loader's worker process carries that process's traceback before it."""
     line = str(error).strip().splitlines()[-1]
     return line.removeprefix(f"{InputError.__module__}.").removeprefix("InputError: ")
-
-
-def help_text(usage: str, schema: type) -> str:
-    """Usage, the keys of the config, and everything registered with its options."""
-    parts = [usage.strip(), "\nKeys (key=value, lists as phases[0].epochs=1):", describe(schema)]
-    parts += ["\ndata.", describe(schema_of(DataModule))]
-    registries: list[tuple[str, Registry[Any], tuple[str, ...]]] = [
-        ("data.dataset.name", DATASETS, ("split",)),
-        ("model.name", MODELS, ("num_classes",)),
-        ("explainers", EXPLAINERS, ("model",)),
-    ]
-    for title, registry, given in registries:
-        for name in registry.names():
-            parts += [f"\n{title}: {name}", *filter(None, [describe(schema_of(registry.get(name), given))])]
-    parts.append("\nphases[i].then")
-    parts += [f"  of {name}: {', '.join(MODELS.get(name).actions)}" for name in MODELS.names()]
-    keys = ", ".join(key for name in METRICS.names() for key in METRICS.get(name).keys)
-    return "\n".join([*parts, f"\nmetrics: {keys}", f"\nprototype_metrics: {', '.join(PROTOTYPE_METRICS.names())}"])

@@ -5,11 +5,13 @@ import typing
 from typing import Any
 
 
-def describe(schema: type, indent: str = "  ") -> str:
-    """The keys of a schema with types, defaults and meanings, for `--help`."""
+def describe(schema: type, indent: str = "  ", only: str | None = None) -> str:
+    """The keys of a schema, or one of them, with types, defaults and meanings, for `--help`."""
     lines = []
     notes = attribute_notes(schema)
     for item in dataclasses.fields(schema):
+        if only not in (None, item.name):
+            continue
         default = item.default if item.default is not dataclasses.MISSING else None
         if item.default_factory is not dataclasses.MISSING:
             default = item.default_factory()

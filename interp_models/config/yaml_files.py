@@ -11,12 +11,16 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from interp_models.config.shipped import shipped
 from interp_models.core.errors import InputError, first_line
-from interp_models.core.written import Written, expanded, given, read, value_of, values
+from interp_models.core.plugins import located
+from interp_models.core.written import Written, expanded, given, read, text_of, value_of, values
 
 
 def chain(path: Path, above: Sequence[Path] = ()) -> dict[str, Any]:
-    """A file as it is written, merged into what it extends.
+    """A file as it is written, merged into what it extends: a file beside it, or one that is shipped.
+
+    Files that it names as `plugins` get absolute paths; relative ones lie beside it.
 
     Args:
         path: the file.
@@ -28,12 +32,16 @@ def chain(path: Path, above: Sequence[Path] = ()) -> dict[str, Any]:
     if path.resolve() in [file.resolve() for file in above]:
         raise InputError(f"configs extend each other in a circle: {' -> '.join(map(str, (*above, path)))}")
     node = _read(path, above)
+    plugins = node.get("plugins")
+    if isinstance(plugins, list) and all(isinstance(plugin, str) for plugin in plugins):
+        node["plugins"] = located(map(text_of, plugins), path.parent)
     base = node.pop("extends", None)
     if base is None:
         return node
     if not isinstance(base, str) or not base:
         raise InputError(f"config {path}: extends must be the name of one file; got {values(base)!r}")
-    return _merged(chain(path.parent / expanded(base), (*above, path)), node)
+    below = path.parent / expanded(base)
+    return _merged(chain((not below.exists() and shipped(Path(base))) or below, (*above, path)), node)
 
 
 def _merged(base: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:

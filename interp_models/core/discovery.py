@@ -1,11 +1,87 @@
-"""Import every module of a package, so that a new file registers itself."""
+"""What the files of a package register: read in their source, or imported."""
 
+import ast
+import functools
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 
-def import_all(package: str, path: Iterable[str]) -> None:
-    """Import all modules directly inside `package`."""
-    for module in pkgutil.iter_modules(path):
+class Entry(NamedTuple):
+    """A class as its file registers it: `@METRICS.register("purity") class Purity`."""
+
+    registry: str
+    """Name of the registry's variable."""
+    name: str
+    """Under which the class is registered."""
+    cls: str
+    """Name of the class."""
+    module: str
+    """Dotted name of the module that holds it."""
+
+
+@functools.cache
+def registered(package: str) -> tuple[Entry, ...]:
+    """What the files below a package register, read in their source: names are known before anything is imported.
+
+    A class that is registered in another way than by a decorator with a plain string is not seen; `import_all` has it.
+
+    >>> [entry.cls for entry in registered("interp_models.explainers") if entry.name == "gradcam"]
+    ['GradCAM']
+    """
+    return tuple(
+        entry
+        for folder in folders(package)
+        for path in sorted(folder.rglob("*.py"))
+        for entry in _entries(path, ".".join([package, *path.relative_to(folder).with_suffix("").parts]))
+    )
+
+
+def folders(package: str) -> list[Path]:
+    """Where the files of a package lie; the package itself is not imported, what holds it is."""
+    spec = importlib.util.find_spec(package)
+    return [Path(folder) for folder in (spec.submodule_search_locations or [] if spec else [])]
+
+
+def _entries(path: Path, module: str) -> Iterable[Entry]:
+    source = path.read_text(encoding="utf-8")
+    if ".register(" not in source:
+        return
+    for node in ast.parse(source).body:
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef):
+            continue
+        for call in node.decorator_list:
+            match call:
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name(id=registry), attr="register"),
+                    args=[ast.Constant(value=str(name)), *_],
+                ):
+                    yield Entry(registry, name, node.name, module.removesuffix(".__init__"))
+
+
+def import_all(package: str) -> None:
+    """Import all modules directly inside `package`, so that a new file registers itself."""
+    for module in pkgutil.iter_modules(map(str, folders(package))):
         importlib.import_module(f"{package}.{module.name}")
+
+
+def exported(package: str, name: str) -> Any:
+    """What a package has under `name` beside its own variables: a registered class, or one of its modules.
+
+    Raises:
+        AttributeError: if there is neither.
+    """
+    for entry in registered(package):
+        if entry.cls == name:
+            return getattr(importlib.import_module(entry.module), name)
+    if not name.startswith("_") and importlib.util.find_spec(f"{package}.{name}") is not None:
+        return importlib.import_module(f"{package}.{name}")
+    raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+
+def public_names(package: str, own: Iterable[str]) -> list[str]:
+    """The names that `from package import *` brings: its `own` ones and every registered class."""
+    return sorted({*own, *(entry.cls for entry in registered(package))})

@@ -5,21 +5,19 @@ import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import chain
-from typing import Any, Literal, cast
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from interp_models.core.choices import Preparation
 from interp_models.core.classifier import Classifier
 from interp_models.core.errors import first_line
 from interp_models.core.outputs import LabelLogits
 from interp_models.core.passes import PassCounter
 from interp_models.core.scoring import evaluating, full_float32, logits_of
 
-Preparation = Literal["exact", "compiled", "bfloat16", "plain"]
-"""How a model is made ready for many passes: `exact` keeps scores to 1e-5, `compiled` (torch.compile, on top of it) as
-well; `bfloat16` (autocast, on top of `exact`) does not; `plain` takes the model as it is."""
 TOLERANCE = 1e-5
 """Of logits, in units of the largest where that is above 1, and of probabilities."""
 

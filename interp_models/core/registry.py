@@ -1,11 +1,14 @@
 """Registries by name, whose entries' typed constructors are their config schemas."""
 
 import fnmatch
+import importlib
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
+from interp_models.core.discovery import Entry, import_all, registered
 from interp_models.core.errors import InputError, unknown
+from interp_models.core.plugins import import_installed
 from interp_models.core.schema import parse, schema_of
 from interp_models.core.written import text_of
 
@@ -18,6 +21,14 @@ C = TypeVar("C", bound=type)
 class Registry(Generic[T]):
     """Named classes of one kind: iterates over their names, and prints them.
 
+    The files of a package register its classes. They are imported when they are needed: by `get` and `build` the file
+    of the class alone, by all that lists names every file, and the plugins of installed packages.
+
+    Args:
+        kind: begins messages, such as `explainer`.
+        home: where the registry is found, `package.VARIABLE`; the files of the package register its classes. Without
+            one, classes are registered by whoever imports them.
+
     >>> SHAPES = Registry("shape")
     >>> @SHAPES.register("square")
     ... class Square:
@@ -26,20 +37,65 @@ class Registry(Generic[T]):
     2.0
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, home: str = "") -> None:
         self.kind = kind
-        self._classes: dict[str, type] = {}
+        self._package, _, self._variable = home.rpartition(".")
+        self._known: dict[str, type] = {}
+        self._complete = False
+        """Whether every file of the package is imported, or is just being imported."""
 
     def register(self, name: str) -> Callable[[C], C]:
-        """Class decorator that enters a class under `name`; a name that is taken raises `KeyError`."""
+        """Class decorator that enters a class under `name`.
+
+        A class of `__main__`, such as a notebook's, may be defined again.
+
+        Raises:
+            InputError: if the name, or the name of the class, is that of another class of this registry.
+        """
 
         def enter(cls: C) -> C:
-            if name in self._classes:
-                raise KeyError(f"{self.kind} {name!r} is already registered by {self._classes[name].__module__}")
-            self._classes[name] = cls
+            taken = [(one, other.__name__, other.__module__) for one, other in self._known.items() if other is not cls]
+            taken = [one for one in taken if one[1:] != (cls.__name__, "__main__") or cls.__module__ != "__main__"]
+            if not f"{cls.__module__}.".startswith(f"{self._package}."):  # one of the package may not be imported yet
+                taken += [(entry.name, entry.cls, entry.module) for entry in self._entries()]
+            for other, class_name, module in taken:
+                if other == name:
+                    raise InputError(f"{self.kind} {name!r} is already registered by {module}; choose another name")
+                if class_name == cls.__name__:
+                    raise InputError(
+                        f"{self.kind} {name!r}: {module} registers a class {class_name} too; give it another name, as "
+                        "classes are exported by theirs"
+                    )
+            self._known[name] = cls
             return cls
 
         return enter
+
+    def _entries(self) -> list[Entry]:
+        """What the files of the package say that they register here."""
+        if not self._package:
+            return []
+        return [entry for entry in registered(self._package) if entry.registry == self._variable]
+
+    def _classes(self) -> dict[str, type]:
+        """Every registered class, those of installed plugins included."""
+        if self._package and not self._complete:
+            self._complete = True  # a file may ask for names
+            try:
+                import_all(self._package)
+            except BaseException:
+                self._complete = False
+                raise
+        import_installed()
+        return self._known
+
+    def _find(self, name: str) -> type | None:
+        """The class registered under `name`, with no more imports than it needs."""
+        if name not in self._known:
+            for entry in self._entries():
+                if entry.name == name:
+                    importlib.import_module(entry.module)
+        return self._known.get(name) or self._classes().get(name)
 
     def __repr__(self) -> str:
         return f"<{self.kind} registry: {', '.join(self)}>"
@@ -48,10 +104,10 @@ class Registry(Generic[T]):
         return iter(self.names())
 
     def __len__(self) -> int:
-        return len(self._classes)
+        return len(self._classes())
 
     def __contains__(self, name: object) -> bool:
-        return name in self._classes or name in self.aliases()
+        return isinstance(name, str) and (self._find(name) is not None or name in self.aliases())
 
     def aliases(self) -> Mapping[str, str]:
         """Other names that `get` and `build` take, and the registered ones that they stand for; none by default."""
@@ -59,16 +115,16 @@ class Registry(Generic[T]):
 
     def names(self, pattern: str = "*") -> list[str]:
         """The registered names that match a shell-style pattern, sorted."""
-        return sorted(fnmatch.filter(self._classes, pattern))
+        return sorted(fnmatch.filter(self._classes(), pattern))
 
     def get(self, name: str) -> Any:
         """The class registered under `name` or an alias of it; an unknown one raises `InputError` with the nearest."""
-        if name in self._classes:
-            return self._classes[name]
+        if (cls := self._find(name)) is not None:
+            return cls
         aliases = self.aliases()
         if name not in aliases:
-            raise unknown(self.kind, name, [*self._classes, *aliases])
-        return self._classes[aliases[name]]
+            raise unknown(self.kind, name, [*self._known, *aliases])
+        return self._known[aliases[name]]
 
     def options(self, name: str, options: Mapping[str, Any], given: typing.Collection[str] = ()) -> dict[str, Any]:
         """All options of `name`, defaults included; `InputError` unless it exists and takes these. Builds nothing."""

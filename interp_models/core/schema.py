@@ -7,11 +7,11 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from interp_models.core.errors import InputError, Misfit, first_line, unfit
 from interp_models.core.written import is_open, typed, values
+
+MISSING = "???"
+"""What OmegaConf calls a value that must be given."""
 
 
 def schema_of(cls: Callable[..., Any], given: typing.Collection[str] = ()) -> type:
@@ -40,6 +40,9 @@ def parse(schema: type, node: Mapping[str, Any], where: str) -> dict[str, Any]:
     Raises:
         InputError: for unknown keys (with the nearest one), a wrong type or a missing value.
     """
+    from omegaconf import OmegaConf  # no explainer or metric needs it that is built in Python
+    from omegaconf.errors import OmegaConfBaseException
+
     names = [field.name for field in dataclasses.fields(schema)]
     strange: list[Misfit] = [(f"key in {where}:", key, names) for key in node if key not in names]
     if strange:

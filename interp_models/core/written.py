@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from interp_models.core.errors import InputError
 
@@ -58,6 +56,9 @@ for _tag in ("bool", "float", "int", "null", "str", "timestamp"):
 
 def _meaning(scalar: str) -> Any:
     """What an unquoted scalar is where the schema does not say text: OmegaConf's reading, without two traps of yaml."""
+    from omegaconf import OmegaConf  # no explainer or metric needs it that is built in Python
+    from omegaconf.errors import OmegaConfBaseException
+
     if ":" in scalar or "${" in scalar:  # yaml reads 1:30 as 90
         return scalar
     if re.fullmatch(r"[-+]?0[0-9_]+", scalar):  # yaml reads 010 as 8

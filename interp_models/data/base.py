@@ -84,7 +84,7 @@ class ImageDataset(ABC):
         """
 
 
-DATASETS: Registry[ImageDataset] = Registry("dataset")
+DATASETS: Registry[ImageDataset] = Registry("dataset", "interp_models.data.DATASETS")
 
 
 def printable(name: str) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from interp_models.core.prepared import Preparation
+from interp_models.core.choices import Preparation
 from interp_models.core.written import ListOfOptions
 
 

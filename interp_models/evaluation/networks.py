@@ -1,6 +1,8 @@
 """Networks that were not trained here: found by name or made by a function, with how their images are prepared."""
 
+import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from interp_models.core.classifier import Classifier, Output
 from interp_models.core.errors import InputError, first_line
+from interp_models.core.plugins import import_plugins
 from interp_models.core.schema import parse
 from interp_models.core.written import PathText
 
@@ -159,10 +162,14 @@ def _of_factory(factory: str) -> nn.Module:
 
 def imported(name: str) -> Callable[[], Any]:
     """The function that `package.module:function` or `FILE.py:function` names; its errors become `InputError`."""
-    from interp_models.core.plugins import import_module
-
     place, _, function = name.rpartition(":")
-    module = import_module(place)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a command that was installed has its own folder there
+    try:
+        import_plugins([place])
+    except InputError as error:
+        raise InputError(str(error).replace(f"plugin {place}", name)) from None
+    module = sys.modules[Path(place).stem if place.endswith(".py") else place]
     if not callable(getattr(module, function, None)):
         raise InputError(f"{name}: {place} has no function {function!r}")
 

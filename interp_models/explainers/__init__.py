@@ -1,8 +1,19 @@
-"""Every file of this package registers what it holds."""
+"""Maps of any module that returns logits.
 
-from interp_models.core.discovery import import_all
-from interp_models.explainers.base import EXPLAINERS
+Every registered class is here under its own name; its file is imported when the class is asked for.
+"""
 
-import_all(__name__, __path__)
+from typing import Any
 
-__all__ = ["EXPLAINERS"]
+from interp_models.core.discovery import exported, public_names
+from interp_models.explainers.base import EXPLAINERS as EXPLAINERS
+
+OWN = ["EXPLAINERS"]
+
+
+def __getattr__(name: str) -> Any:
+    return __dir__() if name == "__all__" else exported(__name__, name)
+
+
+def __dir__() -> list[str]:
+    return public_names(__name__, OWN)

@@ -8,9 +8,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from interp_models.core.choices import Preparation
 from interp_models.core.errors import InputError
 from interp_models.core.inputs import check_images_for, fitting
-from interp_models.core.prepared import Preparation, class_name, prepare, unwrapped
+from interp_models.core.prepared import class_name, prepare, unwrapped
 from interp_models.core.registry import Registry
 from interp_models.core.scoring import (
     Score,
@@ -24,7 +25,7 @@ from interp_models.core.scoring import (
     scores_of,
 )
 
-EXPLAINERS: Registry["Explainer"] = Registry("explainer")
+EXPLAINERS: Registry["Explainer"] = Registry("explainer", "interp_models.explainers.EXPLAINERS")
 
 
 class Explainer(ABC):

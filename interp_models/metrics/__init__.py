@@ -1,9 +1,20 @@
-"""Every file of this package registers what it holds."""
+"""Values of maps and of prototypes.
 
-from interp_models.core.discovery import import_all
-from interp_models.metrics.base import METRICS
-from interp_models.metrics.prototype_base import PROTOTYPE_METRICS
+Every registered class is here under its own name; its file is imported when the class is asked for.
+"""
 
-import_all(__name__, __path__)
+from typing import Any
 
-__all__ = ["METRICS", "PROTOTYPE_METRICS"]
+from interp_models.core.discovery import exported, public_names
+from interp_models.metrics.base import METRICS as METRICS
+from interp_models.metrics.prototype_base import PROTOTYPE_METRICS as PROTOTYPE_METRICS
+
+OWN = ["METRICS", "PROTOTYPE_METRICS"]
+
+
+def __getattr__(name: str) -> Any:
+    return __dir__() if name == "__all__" else exported(__name__, name)
+
+
+def __dir__() -> list[str]:
+    return public_names(__name__, OWN)

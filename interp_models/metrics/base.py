@@ -253,11 +253,11 @@ class MetricRegistry(Registry[FaithfulnessMetric]):
 
     def aliases(self) -> dict[str, str]:
         """The registered metric of every key, and of other names of keys."""
-        owners = {key: name for name, cls in self._classes.items() for key in cls.keys}  # type: ignore[attr-defined]
+        owners = {key: name for name, cls in self._classes().items() for key in cls.keys}  # type: ignore[attr-defined]
         return owners | {alias: owners[key] for alias, key in ALIASES.items() if key in owners}
 
 
-METRICS = MetricRegistry("metric")
+METRICS = MetricRegistry("metric", "interp_models.metrics.METRICS")
 
 
 def owner_of(key: str) -> type[FaithfulnessMetric] | None:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2.functional import gaussian_blur
 
 from interp_models.core.errors import InputError
 from interp_models.core.scoring import ScoreFn, all_scores, resolve_target, scores_of_variants
@@ -70,6 +69,8 @@ def ranks(maps: Tensor) -> Tensor:
 
 def gaussian(images: Tensor) -> Tensor:
     """Gaussian blur of 11 pixels and σ 5 (as in RISE), the border mirrored."""
+    from torchvision.transforms.v2.functional import gaussian_blur  # only insertion blurs
+
     blurred: Tensor = gaussian_blur(images, kernel_size=[11, 11], sigma=[5.0, 5.0])
     return blurred
 

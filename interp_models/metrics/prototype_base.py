@@ -75,7 +75,7 @@ class PrototypeMetric(Measure, ABC):
         return image, prototype
 
 
-PROTOTYPE_METRICS: Registry[PrototypeMetric] = Registry("prototype metric")
+PROTOTYPE_METRICS: Registry[PrototypeMetric] = Registry("prototype metric", "interp_models.metrics.PROTOTYPE_METRICS")
 
 
 def peaks(maps: Tensor, size: tuple[int, int]) -> Tensor:

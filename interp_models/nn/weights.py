@@ -51,6 +51,28 @@ def load_file(model: Any, path: Path) -> None:
     model.load_state_dict(state, strict=False)
 
 
+def with_classifier(name: str, path: Path) -> nn.Module:
+    """A timm model with all of a file's weights, of as many classes as the file's classifier has.
+
+    Raises:
+        InputError: as `read` and `find` do, and if the file has no classifier.
+    """
+    whole: Any = timm.create_model(name)
+    state = find(timm.create_model(name, num_classes=0), read(path), path).state
+    heads = classifiers(whole)
+    biases = [state.get(f"{head}.weight") for head in heads]
+    if not heads or any(weight is None for weight in biases):
+        raise InputError(f"weights file {path} holds no classifier of {name} ({', '.join(heads) or 'it has none'})")
+    made: Any = timm.create_model(name, num_classes=len(biases[0]))  # type: ignore[arg-type]
+    own = made.state_dict()
+    missing = [key for key, value in own.items() if value.is_floating_point() and key not in state]
+    wrong = [key for key in own if key in state and state[key].shape != own[key].shape]
+    if missing or wrong:
+        raise InputError(f"weights file {path} does not fit {name} with its classifier: {(missing or wrong)[0]!r}")
+    made.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
+    return made  # type: ignore[no-any-return]
+
+
 def find(model: Any, content: Mapping[Any, Any], path: Path) -> Found:
     """The network within a file's content that is a timm model's, whatever container and prefix it has.
 

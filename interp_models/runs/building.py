@@ -2,9 +2,11 @@
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from interp_models.core.errors import InputError
+from interp_models.core.plugins import import_plugins, located
 from interp_models.core.registry import named
 from interp_models.core.schema import parse, schema_of
 from interp_models.core.written import OptionsOf, typed
@@ -20,14 +22,18 @@ from interp_models.training.recipe import Recipe
 def resolve(config: TrainConfig) -> TrainConfig:
     """The config with all defaults of data set, data module and model written out, so that it means the same later.
 
+    Its plugins are imported first, and get absolute paths.
+
     Raises:
         InputError: for an unknown name or option, or a wrong type.
     """
+    plugins = located(config.plugins, Path())
+    import_plugins(plugins)
     data = data_options(vars(config))
     name, options = named(config.model, "model", MODELS)
     check_fits(config, name, options)
     model = {"name": name, **MODELS.options(name, options, given=("num_classes",))}
-    return dataclasses.replace(config, data=data, model=model)
+    return dataclasses.replace(config, plugins=plugins, data=data, model=model)
 
 
 def build_model(config: Mapping[str, Any], num_classes: int, *, trained: bool = False) -> InterpModule:

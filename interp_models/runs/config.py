@@ -19,6 +19,9 @@ class TrainConfig:
     """Of everything random."""
     out: PathText | None = None
     """Run folder; null makes runs/<experiment>/<seed>-<n>."""
+    plugins: list[PathText] = field(default_factory=list)
+    """Files and packages with methods of one's own, which register themselves; files lie beside the yaml that names
+    them, on the command line in the working folder."""
     data: OptionsOf = field(default_factory=dict)
     """Options of the data module; `dataset` holds the data set's `name` and options."""
     model: OptionsOf = field(default_factory=dict)
@@ -46,6 +49,8 @@ class TrainConfig:
 class EvaluateConfig(ExplanationConfig):
     """What `evaluate.py` can be told."""
 
+    plugins: list[PathText] = field(default_factory=list)
+    """As of a training; those of the runs themselves need not be given again."""
     ckpt: Literal["best", "last"] = "best"
     """Which checkpoint."""
     ensemble: list[PathText] = field(default_factory=list)

@@ -1,6 +1,6 @@
 """A trained model from its run folder."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ from torchvision.transforms import v2
 
 from interp_models.config.loading import configured, plain
 from interp_models.core.errors import InputError
+from interp_models.core.plugins import import_plugins
 from interp_models.core.schema import parse, schema_of
 from interp_models.data.module import DataModule
 from interp_models.data.transforms import of_known_range, transform_of
@@ -48,7 +49,9 @@ def selection(config: Mapping[str, Any], ckpt: Ckpt = "best") -> str:
     return "best validation epoch" if ckpt == "best" and fraction > 0 else "last epoch"
 
 
-def load(run: str | Path, ckpt: Ckpt = "best") -> tuple[InterpModule, v2.Transform]:
+def load(
+    run: str | Path, ckpt: Ckpt = "best", *, plugins: Sequence[str | Path] = ()
+) -> tuple[InterpModule, v2.Transform]:
     """A trained model in eval mode, and the transform that makes its input of an image in [0, 1] or of 8 bits.
 
     The transform knows no boxes: images of a run with `data.crop_to_box` are to be cropped before.
@@ -56,11 +59,15 @@ def load(run: str | Path, ckpt: Ckpt = "best") -> tuple[InterpModule, v2.Transfo
     Args:
         run: folder that `train.py` wrote.
         ckpt: `best` or `last`.
+        plugins: files and packages that are imported before; those that the run's config names need not be given, but
+            where they have moved.
 
     Raises:
-        InputError: if the folder is no run, holds no checkpoint, or the checkpoint is of another model.
+        InputError: if the folder is no run, holds no checkpoint, or the checkpoint is of another model; if a plugin
+            cannot be imported.
     """
     run = Path(run)
+    import_plugins([str(plugin) for plugin in plugins])
     config = run_config(run)
     checkpoint = read_checkpoint(checkpoint_path(run, ckpt))
     written = checkpoint["interp_models"]["config"].get("model", {})

@@ -15,8 +15,16 @@ from interp_models.runs.building import resolve
 from interp_models.runs.config import TrainConfig
 from interp_models.training.recipe import Phase, Recipe
 
-PLACES = ("data.dataset.root", "data.num_workers", "data.dataset.list", "distillation.teacher", "feature_cache")
-"""Of the config: where images and teacher lie, and how they are read. Which they are is checked by their digests."""
+PLACES = (
+    "data.dataset.root",
+    "data.num_workers",
+    "data.dataset.list",
+    "distillation.teacher",
+    "feature_cache",
+    "plugins",
+)
+"""Of the config: where images, teacher and plugins lie, and how they are read. Images and teacher are checked by their
+digests."""
 CHANGEABLE = ("phases", "trainer", "logger", *PLACES)
 LOOKED_AT = 10_000
 """Most images of each split whose files are compared: reading more would take as long as training on them."""
@@ -48,7 +56,8 @@ def check_assignment(assignment: str) -> None:
 def check_config(last: Path, checkpoint: Mapping[str, Any], config: TrainConfig) -> None:
     """Raise `InputError` if a resolved config says something else than the checkpoint was trained with, of what a run
     that goes on cannot change."""
-    written = plain(resolve(check(TrainConfig, checkpoint["interp_models"]["config"])))
+    # A checkpoint names no code to import: the plugins are those of the run's config.
+    written = plain(resolve(check(TrainConfig, {**checkpoint["interp_models"]["config"], "plugins": []})))
     now = plain(config)
     for group in ("data", "model", "distillation", "optimizer", "seed"):
         for key, before, after in _differences(group, written[group], now[group]):

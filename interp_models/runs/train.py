@@ -16,6 +16,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities import rank_zero_only
 
 from interp_models.config.loading import plain, save_yaml
+from interp_models.core.command import command
 from interp_models.core.errors import InputError, first_line
 from interp_models.core.files import locked, write_json
 from interp_models.core.scoring import evaluating
@@ -262,8 +263,8 @@ def way_on(run: Path, epochs: int) -> str:
     """How a training that was stopped goes on."""
     last = run / "checkpoints" / "last.ckpt"
     done = int(read_checkpoint(last)["epoch"]) + 1 if last.is_file() else 0
-    command = f"python train.py {shlex.quote(f'resume={run}')}"
-    return f"{command} goes on with {f'epoch {done}' if done < epochs else 'the test'}"
+    how = f"{command('train')} {shlex.quote(f'resume={run}')}"
+    return f"{how} goes on with {f'epoch {done}' if done < epochs else 'the test'}"
 
 
 def check_features(config: TrainConfig, module: InterpModule) -> None:

@@ -231,4 +231,4 @@ def check_not_negative(**values: float) -> None:
             raise InputError(f"model.{name} must be at least 0, and finite; got {value}")
 
 
-MODELS: Registry[InterpModule] = Registry("model")
+MODELS: Registry[InterpModule] = Registry("model", "interp_models.models.MODELS")

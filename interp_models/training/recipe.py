@@ -1,13 +1,16 @@
 """How a model is trained: phases on a timeline and one optimizer, both pure data."""
 
+from __future__ import annotations  # torch is here for types alone: a config is checked without it
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
-
-from torch import nn
+from typing import TYPE_CHECKING, Literal
 
 from interp_models.core.errors import InputError, Misfit, unfit
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass

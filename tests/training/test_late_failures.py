@@ -12,10 +12,10 @@ import pytorch_lightning as pl
 import torch
 
 from interp_models import MODELS
-from interp_models.commands import train
 from interp_models.config.loading import check, plain
 from interp_models.core import files
 from interp_models.core.errors import InputError
+from interp_models.runs import train
 from interp_models.runs.building import build_data, build_model
 from interp_models.runs.config import TrainConfig
 from interp_models.training.attention_logger import AttentionLogger

@@ -1,0 +1,117 @@
+"""What `--help` says: the keys of the config at once, and of what is registered only what is asked for."""
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from interp_models.config.describe import describe
+from interp_models.config.shipped import first_comment, shipped
+from interp_models.core.discovery import registered
+from interp_models.core.errors import unknown
+from interp_models.core.plugins import import_plugins, imported, installed
+from interp_models.core.registry import Registry
+from interp_models.core.schema import schema_of
+
+
+class Topic(NamedTuple):
+    """A registry that `--help` knows."""
+
+    key: str
+    """Where the config names its classes."""
+    package: str
+    variable: str
+    given: tuple[str, ...]
+    """Parameters that are no options, as the program gives them."""
+
+    @property
+    def registry(self) -> Registry[Any]:
+        """The registry; imports what its classes stand on."""
+        return getattr(importlib.import_module(self.package), self.variable)  # type: ignore[no-any-return]
+
+    def names(self) -> list[str]:
+        """The names that the package's files register; imports nothing."""
+        return sorted(entry.name for entry in registered(self.package) if entry.registry == self.variable)
+
+
+TOPICS = {
+    "data": Topic("data.dataset.name", "interp_models.data", "DATASETS", ("split",)),
+    "models": Topic("model.name", "interp_models.models", "MODELS", ("num_classes",)),
+    "explainers": Topic("explainers", "interp_models.explainers", "EXPLAINERS", ("model",)),
+    "metrics": Topic("metrics", "interp_models.metrics", "METRICS", ("preset", "grid", "max_steps", "batch")),
+    "prototype_metrics": Topic(
+        "prototype_metrics", "interp_models.metrics", "PROTOTYPE_METRICS", ("model", "part_names")
+    ),
+}
+
+
+def help_text(usage: str, schema: type, topics: Sequence[str] = (), plugins: Sequence[str] = ()) -> str:
+    """Usage, the keys of the config and the names of what there is; or what is asked for by name.
+
+    Args:
+        usage: how the command is called.
+        schema: of its config.
+        topics: names of `TOPICS`, of what is registered, of keys of the config, or of shipped configs.
+        plugins: files and packages; what these register can be asked for too.
+    """
+    if topics:
+        import_plugins(plugins)
+        return "\n\n".join(_about(topic, schema) for topic in topics)
+    lines = [usage.strip(), "\nKeys (key=value, lists as phases[0].epochs=1):", describe(schema)]
+    lines.append("\nWhat there is; --help NAME shows the options of one, --help models those of all:")
+    for name, topic in TOPICS.items():
+        lines.append(f"  {name}: {', '.join(topic.names())}")
+    if installed():
+        lines.append(f"  and what these installed plugins add: {', '.join(installed())}")
+    return "\n".join(lines)
+
+
+def _about(name: str, schema: type) -> str:
+    """What there is to say of one name."""
+    keys = [field.name for field in dataclasses.fields(schema)]
+    if name in TOPICS:
+        topic = TOPICS[name]
+        parts = [f"data.\n{describe(schema_of(_data_module()))}"] if name == "data" else []
+        return "\n\n".join(parts + [_about_class(topic, one, brief=True) for one in topic.registry.names()])
+    if name in keys:
+        return describe(schema, only=name)
+    for topic in TOPICS.values():
+        if name in topic.names() or (_plugged() and name in topic.registry):
+            return _about_class(topic, name)
+    if (path := shipped(Path(name))) is not None:
+        return f"{path}\n{first_comment(path)}"
+    raise unknown(
+        "topic of --help", name, [*TOPICS, *keys, *(one for topic in TOPICS.values() for one in topic.names())]
+    )
+
+
+def _plugged() -> bool:
+    """Whether there may be more than the package's files register."""
+    return bool(installed() or imported())
+
+
+def _about_class(topic: Topic, name: str, *, brief: bool = False) -> str:
+    """What a registered class is, and its options."""
+    cls = topic.registry.get(name)
+    text = inspect.getdoc(cls) or ""
+    text = text.partition("\n\n")[0] if brief else text
+    lines = [
+        f"{topic.key}: {name} ({cls.__module__}.{cls.__name__})",
+        *(f"  {line}".rstrip() for line in text.split("\n")),
+    ]
+    if legend := getattr(cls, "legend", None):
+        lines += [f"  {key}: {meaning}" for key, meaning in legend.items()]
+    if options := describe(schema_of(cls, topic.given), "    "):
+        lines += ["  Options:", options]
+    if actions := getattr(cls, "actions", ()):
+        lines.append(f"  Actions of phases[i].then: {', '.join(actions)}")
+    return "\n".join(lines)
+
+
+def _data_module() -> type:
+    """The class whose options stand below `data`."""
+    from interp_models.data.module import DataModule  # loads Lightning and torchvision
+
+    return DataModule

@@ -1,0 +1,26 @@
+"""How the two commands are called, for messages that say what to run."""
+
+import shlex
+import sys
+from pathlib import Path
+
+
+def command(name: str) -> str:
+    """How to call `train` or `evaluate`, in the way in which this process was called.
+
+    That is the script of a clone, the installed command `interp-train`, or else the module, which works wherever the
+    package is imported.
+    """
+    called = Path(sys.argv[0] if sys.argv else "")
+    if called.name in ("train.py", "evaluate.py"):
+        return f"python {shlex.quote(str(called.with_name(f'{name}.py')))}"
+    if called.stem in ("interp-train", "interp-evaluate"):
+        return f"interp-{name}"
+    return f"python -m interp_models {name}"
+
+
+def as_called(text: str) -> str:
+    """A text that speaks of `python train.py` and `python evaluate.py`, with the commands as they were called."""
+    for name in ("train", "evaluate"):
+        text = text.replace(f"python {name}.py", command(name))
+    return text
