@@ -184,7 +184,10 @@ def test_a_signal_that_meets_a_destructor_is_not_lost() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.001)  # so that the handler runs here
 
-    with pytest.raises(stopping.Stopped, match="SIGTERM"), stopping.stoppable():
+    def die_and_wait() -> None:
         Dies()
         for _ in range(100):
             time.sleep(0.05)
+
+    with pytest.raises(Stopped, match="SIGTERM"), stopping.stoppable():
+        die_and_wait()

@@ -1,14 +1,15 @@
 """Judge the maps of trained models: their own and post-hoc ones, by the same metrics on the same images.
 
 python evaluate.py RUN [RUN ...] [key=value ...]
-python evaluate.py ensemble=[RUN,RUN,...] [key=value ...]   (accuracy of their averaged probabilities)
+python evaluate.py NETWORK [key=value ...] dataset.name=... (timm:NAME, package.module:function or FILE.py:function)
+python evaluate.py --ensemble RUN RUN [...] [key=value ...] (accuracy of their averaged probabilities)
 python evaluate.py --list                                   (the configs that are shipped)
 python evaluate.py --help [NAME ...]                        (of explainers, metrics, gradcam, grid, ...)
 Defaults are those of eval/faithfulness, or of config=CONFIG, a yaml file or a shipped name.
 Results go to RUN/evaluation; those of one run to out=FOLDER where that is given.
 """
 
-import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,10 +21,11 @@ from interp_models.core.errors import InputError
 from interp_models.core.plugins import import_plugins
 from interp_models.core.stopping import goes_on_by
 from interp_models.core.written import expanded
-from interp_models.runs.config import EvaluateConfig
+from interp_models.runs.config import EnsembleConfig, EvaluateConfig
 
 DEFAULT = "eval/faithfulness"
 LIST = "--list"
+ENSEMBLE = "--ensemble"
 
 
 def main(positional: list[str], overrides: list[str]) -> Path | None:
@@ -32,21 +34,31 @@ def main(positional: list[str], overrides: list[str]) -> Path | None:
     if LIST in positional:
         list_configs(positional, overrides, only="eval")
         return None
-    given = any(override.startswith("ensemble=") for override in overrides)
-    if given and positional:
-        raise InputError(f"ensemble= names its runs itself; got {' '.join(positional)} too")
-    if not positional and not given:
-        raise InputError(f"no run given; write {command('evaluate')} RUN [RUN ...] [key=value ...]")
+    if ENSEMBLE in positional:
+        return _ensemble([name for name in positional if name != ENSEMBLE], overrides)
+    networks = [name for name in positional if is_network(name)]
+    runs = [Path(expanded(name)) for name in positional if name not in networks]
     source, overrides = taken(overrides, "config")
     config: EvaluateConfig = configured(EvaluateConfig, config_path(source or DEFAULT), overrides)
+    if not positional and not config.networks:
+        raise InputError(f"no run given; write {command('evaluate')} RUN [RUN ...] [key=value ...]")
     import_plugins(config.plugins)
-    from interp_models.runs.evaluate import ensemble, evaluate  # loads all that an evaluation needs, seconds
+    from interp_models.runs.evaluate import evaluate  # loads all that an evaluation needs, seconds
 
-    if given:
-        if not any(o.startswith("n_images=") for o in overrides):
-            config = dataclasses.replace(config, n_images=None)  # that of the yaml is for maps
-        return ensemble([Path(run) for run in config.ensemble], config)
-    return evaluate([Path(expanded(run)) for run in positional], config)
+    return evaluate(runs, config, networks)
+
+
+def _ensemble(runs: list[str], overrides: list[str]) -> Path:
+    config: EnsembleConfig = configured(EnsembleConfig, {}, overrides)
+    import_plugins(config.plugins)
+    from interp_models.runs.ensemble import ensemble
+
+    return ensemble([Path(expanded(run)) for run in runs], config)
+
+
+def is_network(name: str) -> bool:
+    """Whether an argument names a network and no run folder."""
+    return re.fullmatch(r"timm:.+|.+\.py:\w+|[\w.]+:\w+", name) is not None and not Path(name).exists()
 
 
 def script(arguments: Sequence[str] | None = None) -> int:

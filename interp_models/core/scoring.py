@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from interp_models.core.errors import InputError
-from interp_models.core.outputs import LabelLogits, field_of
 from interp_models.core.inputs import are_probabilities, check_images_for, check_probabilities, fitting
+from interp_models.core.outputs import LabelLogits, field_of
 
 Score = Literal["logit", "probability"]
 Target = Tensor | int | None

@@ -213,8 +213,11 @@ class DataModule(pl.LightningDataModule):
         """One line: classes, images per split, how the data set made them, and what is left out."""
         test, whole = len(self.test_indices), len(self._whole_test)
         tested = f"{test} test images" if test == whole else f"{test} of {whole} test images"
-        parts = [f"{len(self.classes)} classes"]
-        parts += [f"{len(self.train_indices)} training, {len(self.val_indices)} validation, {tested}"]
+        if self.classes:
+            parts = [f"{len(self.classes)} classes"]
+            parts += [f"{len(self.train_indices)} training, {len(self.val_indices)} validation, {tested}"]
+        else:
+            parts = [f"{tested.replace(' test', '')} without labels"]
         parts += [note for note in dict.fromkeys(images.note for _, images in self._splits()) if note]
         if self.train_images.validation and not len(self.val_indices):
             parts += [f"{len(self.train_images.validation)} validation images are not used, as val_fraction is 0"]

@@ -214,7 +214,8 @@ def network_of(module: pl.LightningModule) -> nn.Module:
 
 def rows_of(batch: Sample, rows: list[int]) -> Sample:
     """Some images of a batch."""
-    return Sample(*(None if value is None else value[rows] for value in batch))
+    chosen: list[Any] = [None if value is None else value[rows] for value in batch]
+    return Sample(*chosen)
 
 
 def _example(module: pl.LightningModule, data: DataModule) -> torch.Tensor:

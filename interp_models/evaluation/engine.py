@@ -125,8 +125,7 @@ class Engine:
     def _explained(
         self, explainer: Explainer, images: Tensor, target: Tensor, boxes: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The maps, and what they cost per image: passes, and seconds (a pass shared with a method before takes none).
-        """
+        """The maps, and what they cost per image: passes, and seconds, none for a shared pass."""
         model = unwrapped(self.model)
         copy = prepare(model, images, self.plan.scorer)  # made before the clock starts
         with counted_passes(model, copy) as passes:

@@ -1,14 +1,16 @@
 """What judging maps found: values per image, means with their uncertainty, maps, and a page of it all."""
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from interp_models.core.errors import InputError
+from interp_models.core.files import whole
 from interp_models.evaluation.tables import Tables, read_tables
 
 if TYPE_CHECKING:
@@ -115,10 +117,8 @@ class Judgement:
         return cls(tables, RunSummary(**about), classes, pictures)
 
 
-def read_pictures(folder: Path) -> tuple[dict[int, NDArray[np.uint8]], tuple[str, ...], dict[str, object]]:
+def read_pictures(folder: Path) -> tuple[dict[int, NDArray[np.uint8]], tuple[str, ...], dict[str, Any]]:
     """Pictures by index, names of classes, and what is said of the model, as `write_pictures` left them."""
-    import json
-
     try:
         with np.load(folder / PICTURES) as file:
             pictures = {int(key): file[key] for key in file.files if key.isdigit()}
@@ -128,3 +128,11 @@ def read_pictures(folder: Path) -> tuple[dict[int, NDArray[np.uint8]], tuple[str
     return pictures, tuple(about.pop("classes")), about
 
 
+def write_pictures(
+    folder: Path, pictures: Mapping[int, NDArray[np.uint8]], classes: Sequence[str], about: Mapping[str, Any]
+) -> None:
+    """Keep pictures by index, names of classes, and what is said of the model."""
+    text = json.dumps({**about, "classes": list(classes)})
+    with whole(folder / PICTURES) as path, path.open("wb") as file:
+        arrays: dict[str, Any] = {str(key): value for key, value in pictures.items()}
+        np.savez_compressed(file, about=np.asarray(text), **arrays)

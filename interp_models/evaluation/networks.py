@@ -1,7 +1,6 @@
 """Networks that were not trained here: found by name or made by a function, with how their images are prepared."""
 
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from interp_models.core.classifier import Classifier, Output
+from interp_models.core.classifier import Classifier
 from interp_models.core.errors import InputError, first_line
 from interp_models.core.plugins import import_plugins
 from interp_models.core.schema import parse
@@ -76,11 +75,6 @@ def network_config(item: Any) -> NetworkConfig:
     return config
 
 
-def is_network(name: str) -> bool:
-    """Whether an argument of the command line names a network and no run folder."""
-    return re.fullmatch(r"timm:.+|.+\.py:\w+|[\w.]+:\w+", name) is not None and not Path(name).exists()
-
-
 def build_network(config: NetworkConfig) -> Network:
     """The network of a config, in eval mode.
 
@@ -109,9 +103,7 @@ def data_config(network: nn.Module) -> dict[str, Any]:
     return found
 
 
-def statistics(
-    normalize: Any, about: Mapping[str, Any]
-) -> tuple[Sequence[float], Sequence[float]] | tuple[None, None]:
+def statistics(normalize: Any, about: Mapping[str, Any]) -> tuple[Sequence[float], Sequence[float]] | tuple[None, None]:
     """Mean and standard deviation that `normalize` means; (None, None) for none.
 
     Raises:

@@ -12,7 +12,7 @@ from interp_models.explainers.base import EXPLAINERS
 from interp_models.explainers.cam import ActivationMap
 from interp_models.metrics.base import Grid
 
-
+CELLS = "give the cells that maps are brought to, such as grid=[7, 7]"
 Spec = tuple[str, str, dict[str, Any]]
 """Label, name and all options of an explainer."""
 
@@ -60,7 +60,7 @@ def resolve_grid(grid: Any, model: nn.Module, example: Tensor) -> Grid | None:
                 try:
                     maps = ActivationMap(model).attribute(example)
                 except NotApplicable as error:
-                    raise InputError(f"grid: {error}; give the cells that maps are brought to, such as [7, 7]") from None
+                    raise InputError(f"grid: {error}; {CELLS}") from None
         return int(maps.shape[-2]), int(maps.shape[-1])
     if isinstance(grid, list | tuple) and len(grid) == 2 and all(isinstance(side, int) and side > 0 for side in grid):
         return int(grid[0]), int(grid[1])

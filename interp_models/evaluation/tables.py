@@ -237,7 +237,7 @@ def interval(values: NDArray[np.float64]) -> tuple[float | None, float | None]:
     n = len(values)
     if n < 2:
         return None, None
-    from scipy.special import stdtrit  # slow to import, and only needed here
+    from scipy.special import stdtrit  # type: ignore[import-untyped]  # slow to import, and only needed here
 
     half = float(stdtrit(n - 1, 0.975)) * float(values.std(ddof=1)) / math.sqrt(n)
     return float(values.mean()) - half, float(values.mean()) + half
@@ -250,7 +250,8 @@ def _maps(path: Path | None, parts: Sequence[Part], grid: tuple[int, int]) -> ND
     row_of = np.argsort(np.argsort(index))
     shape = (len(index), *grid)
     if path is None:
-        return _filled(np.empty(shape, np.float32), parts, row_of)
+        in_memory: NDArray[np.float32] = _filled(np.empty(shape, np.float32), parts, row_of)
+        return in_memory
     path.parent.mkdir(exist_ok=True)
     with whole(path) as partial:
         maps = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
@@ -263,6 +264,7 @@ def _maps(path: Path | None, parts: Sequence[Part], grid: tuple[int, int]) -> ND
 
 
 def _filled(maps: Any, parts: Sequence[Part], row_of: NDArray[np.int64]) -> Any:
+    """The maps of all parts, each in its row."""
     first = 0
     for part in parts:
         maps[row_of[first : first + len(part["maps"])]] = part["maps"].numpy()

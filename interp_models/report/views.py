@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One trained model.
+    """One model.
 
     `accuracy` is that of the training's own test, a fraction of `n` images, or None if unknown; `accuracy_judged` that
-    of the weights judged here, on the `n_judged` images whose maps were judged. `selection` says which weights these
-    are: "best validation epoch" or "last epoch".
+    of the weights judged here, on the `n_judged` images whose maps were judged, or None without labels. `selection`
+    says which weights these are: "best validation epoch", "last epoch", or "as given". `seed` is that of the training,
+    None if it is not known.
     """
 
     name: str
@@ -22,9 +23,9 @@ class RunSummary:
     dataset: str
     accuracy: float | None
     n: int
-    accuracy_judged: float
+    accuracy_judged: float | None
     n_judged: int
-    seed: int
+    seed: int | None
     selection: str
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from interp_models.core.written import OptionsOf, PathText
+from interp_models.core.written import ListOfOptions, OptionsOf, PathText
 from interp_models.evaluation.config import ExplanationConfig, ValidationConfig
 from interp_models.training.config import AttentionConfig, DistillationConfig, LoggerConfig
 from interp_models.training.recipe import Optimizer, Phase
@@ -53,11 +53,12 @@ class EvaluateConfig(ExplanationConfig):
     """As of a training; those of the runs themselves need not be given again."""
     ckpt: Literal["best", "last"] = "best"
     """Which checkpoint."""
-    ensemble: list[PathText] = field(default_factory=list)
-    """Runs whose class probabilities are averaged, in place of runs to compare; only accuracy is measured."""
+    networks: ListOfOptions = field(default_factory=list)
+    """Networks that were not trained here, judged beside the runs: `timm:NAME`, `package.module:function`,
+    `FILE.py:function`, or keys and values (see `evaluation.networks.NetworkConfig`)."""
     out: PathText | None = None
-    """Folder of one run's evaluation, or of a comparison or ensemble of several runs; null takes RUN/evaluation, or
-    makes runs/comparisons/<n> or runs/ensembles/<n>."""
+    """Folder of one model's evaluation, or of a comparison of several; null takes RUN/evaluation (of another network
+    runs/networks/<name>), or makes runs/comparisons/<n>."""
     seed: int = 0
     """Of the drawn images; random explainers have a `seed` of their own."""
     prototype_metrics: list[str] = field(default_factory=list)
@@ -75,3 +76,23 @@ class EvaluateConfig(ExplanationConfig):
     """Passed to pytorch_lightning.Trainer unchanged."""
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     """Loggers."""
+
+
+@dataclass
+class EnsembleConfig:
+    """What `evaluate.py --ensemble` can be told."""
+
+    ckpt: Literal["best", "last"] = "best"
+    """Which checkpoint."""
+    out: PathText | None = None
+    """Folder of the accuracies; null makes runs/ensembles/<n>."""
+    seed: int = 0
+    """Of everything random."""
+    batch_size: int | None = None
+    """Images per test batch; null is the run's own."""
+    dataset: OptionsOf = field(default_factory=dict)
+    """Options of the data set that differ from the training's, such as `root`."""
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """Passed to pytorch_lightning.Trainer unchanged."""
+    plugins: list[str] = field(default_factory=list)
+    """Files and packages to import first, which register what the runs need."""

@@ -11,9 +11,55 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from interp_models.core.distributed import gathered_objects
+from interp_models.core.errors import InputError
 from interp_models.core.files import write_json
 from interp_models.core.outputs import InterpOutput
 from interp_models.data.base import Sample
+from interp_models.runs.config import EnsembleConfig
+from interp_models.runs.evaluate import REFUSED, check_same_images, judging_of
+from interp_models.runs.folders import folder_of_several
+from interp_models.training.module import InterpModule
+from interp_models.training.trainer import check_trainer, make_trainer, quiet, seed_everything, tell_data
+
+
+def ensemble(folders: Sequence[Path], config: EnsembleConfig) -> Path:
+    """Average the class probabilities of runs on the same test images; returns the path of the accuracies.
+
+    Raises:
+        InputError: if there are fewer than two runs, or their test images differ.
+    """
+    quiet()
+    options, _ = check_trainer(config.trainer, REFUSED)
+    if len(folders) < 2:
+        raise InputError(f"an ensemble needs at least two runs; got {len(folders)}")
+    judged = [judging_of(folder, config) for folder in folders]
+    if len({one.name for one in judged}) < len(judged):
+        raise InputError(f"two runs have one name, by which they are told apart: {', '.join(o.name for o in judged)}")
+    for one in judged:
+        one.data.memory = one.results
+        one.data.check_files("test")
+    check_same_images({str(one.folder): one.data for one in judged})
+    out = folder_of_several(config.out, "ensembles")
+    tell_data(*(one.data for one in judged))
+    members = []
+    for one in judged:
+        seed_everything(config.seed)
+        members.append(Predictions())
+        trainer = make_trainer(
+            default_root_dir=one.folder,
+            logger=False,
+            callbacks=members[-1:],
+            use_distributed_sampler=False,
+            **{"enable_progress_bar": False, **options},
+        )
+        assert isinstance(one.model, InterpModule)
+        trainer.test(one.model, one.data, verbose=False)
+    path = (out or folders[0]) / "metrics.json"
+    if out is not None:
+        accuracy = write_ensemble(path, [one.name for one in judged], members)
+        count = len(members[0].labels)
+        print(f"test accuracy {100 * accuracy:.2f} % of {len(members)} runs together on {count} images: {out}")
+    return path
 
 
 class Predictions(pl.Callback):

@@ -1,30 +1,50 @@
-"""An evaluation of runs, from their folders to their pages."""
+"""An evaluation of runs and other networks, from their folders and names to their pages."""
 
 import dataclasses
 import hashlib
 import json
 import math
+import re
+import shutil
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import nn
 
 from interp_models.core.digests import weights_digest
+from interp_models.core.distributed import is_first
 from interp_models.core.errors import InputError
-from interp_models.core.files import LOCK, locked
+from interp_models.core.files import LOCK, locked, short
+from interp_models.core.scoring import logits_of
+from interp_models.core.written import text_of
 from interp_models.data.choice import draw
 from interp_models.data.module import DataModule
-from interp_models.evaluation.callback import ExplanationEvaluation
-from interp_models.evaluation.comparison import Evaluated, check_same_images, compare
+from interp_models.evaluation.callback import ExplanationEvaluation, Judged
+from interp_models.evaluation.comparison import (
+    FIGURE_ROWS,
+    Compared,
+    write_comparison,
+    write_figure,
+    write_local,
+    write_page,
+)
+from interp_models.evaluation.networks import Network, build_network, network_config
+from interp_models.evaluation.part_sheets import has_parts, write_part_sheets
 from interp_models.evaluation.plan import explainer_specs, resolve_grid
 from interp_models.evaluation.prototypes import PrototypeEvaluation
-from interp_models.evaluation.results import Provenance
+from interp_models.evaluation.shown import Gallery, gallery_of, prototypes_shown, shown_by
+from interp_models.evaluation.tables import Provenance, read_prototypes, read_tables
 from interp_models.prototypes.sources import has_prototypes
 from interp_models.report.text import text_table
-from interp_models.runs.building import build_data, data_options
-from interp_models.runs.config import EvaluateConfig
-from interp_models.runs.ensemble import Predictions, write_ensemble
+from interp_models.report.views import ImageView, RunSummary
+from interp_models.runs.building import build_data
+from interp_models.runs.config import EnsembleConfig, EvaluateConfig
 from interp_models.runs.folders import folder_of_several, run_name
 from interp_models.runs.loading import load, run_config, selection
 from interp_models.training.loggers import check_loggers, close, log_map_table, log_pictures, log_results, make_loggers
@@ -32,17 +52,88 @@ from interp_models.training.module import InterpModule
 from interp_models.training.trainer import check_trainer, make_trainer, quiet, seed_everything, tell_data
 
 REFUSED = dict.fromkeys(("limit_test_batches", "fast_dev_run"), "n_images= says how many images are judged")
+ADVICE = "wait for its end, or evaluate one model to a folder of its own with out=FOLDER"
 
 
-def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
-    """Evaluate runs on the same images; returns the path of the report.
+@dataclass(frozen=True)
+class Judging:
+    """A model that is judged: where it comes from, its images, and the folder of its results."""
 
-    Each run gets `evaluation/` with its results, maps and report, or a single one the folder `config.out`; several runs
-    also get a report together. Nobody else writes to these folders meanwhile.
+    name: str
+    model: nn.Module
+    num_classes: int
+    data: DataModule
+    results: Path
+    selection: str
+    """How its weights were chosen."""
+    seed: int | None
+    """Of its training."""
+    described: str
+    """What it is, for the page."""
+    transform: Mapping[str, Any]
+    """How its images are prepared."""
+    folder: Path | None = None
+    """Of its run; None for a network that was not trained here."""
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Of its run."""
+
+    @property
+    def knows_labels(self) -> bool:
+        """Whether its classes are those of the data."""
+        return self.num_classes == len(self.data.classes) > 0
+
+
+def evaluate(folders: Sequence[Path], config: EvaluateConfig, networks: Sequence[Any] = ()) -> Path:
+    """Evaluate runs and other networks on the same images; returns the path of the report.
+
+    Each run gets `evaluation/` with its results, maps and report, each other network runs/networks/<name>, or a single
+    one the folder `config.out`; several also get a report together. Nobody else writes to these folders meanwhile.
+
+    Args:
+        folders: of runs.
+        config: how they are judged.
+        networks: what `networks.network_config` takes, beside those of the config.
     """
     quiet()
     options, _ = check_trainer(config.trainer, REFUSED)
     check_loggers(config.logger)
+    _check_page(config)
+    judged = _judged(folders, [build_network(network_config(item)) for item in (*config.networks, *networks)], config)
+    for one in judged:
+        if isinstance(config.target, int) and not 0 <= config.target < one.num_classes:
+            raise InputError(
+                f"target {config.target} is out of range: the model has classes 0 to {one.num_classes - 1}"
+            )
+        if config.target == "label" and not one.knows_labels:
+            raise InputError(f"target label: {one.name} has other classes than the data set; target=prediction works")
+    if config.grid is None:  # one grid per table: the coarsest of the models'
+        grids = [resolve_grid(None, one.model, _example(one)) or (1, 1) for one in judged]
+        config = dataclasses.replace(config, grid=list(min(grids, key=math.prod)))
+    out = folder_of_several(config.out, "comparisons") if len(judged) > 1 else None
+    with ExitStack() as locks:
+        try:
+            for one in judged if is_first_process() else []:
+                one.results.mkdir(parents=True, exist_ok=True)
+                locks.enter_context(locked(one.results, "an evaluation", ADVICE))
+        except InputError:
+            if out is not None:
+                out.rmdir()
+            raise
+        return _evaluate(judged, config, options, out)
+
+
+def is_first_process() -> bool:
+    """Whether this process writes; known before ranks meet."""
+    from pytorch_lightning.utilities import rank_zero_only
+
+    return is_first() and rank_zero_only.rank == 0  # type: ignore[attr-defined]
+
+
+def _example(one: Judging) -> torch.Tensor:
+    return torch.zeros(1, 3, one.data.image_size, one.data.image_size)
+
+
+def _check_page(config: EvaluateConfig) -> None:
     if config.report_images < 0:
         raise InputError(f"report_images must be at least 0; got {config.report_images}")
     labels = [label for label, _, _ in explainer_specs(config.explainers)]
@@ -52,108 +143,216 @@ def evaluate(folders: list[Path], config: EvaluateConfig) -> Path:
         raise InputError("figure: shows every run's own map, so that explainers must have intrinsic")
     if config.figure and not config.report_images:
         raise InputError("figure: shows images of the page, so that report_images must be at least 1")
-    evaluated = _loaded(folders, config)
-    for run in evaluated:
-        if isinstance(config.target, int) and not 0 <= config.target < run.model.num_classes:
-            last = run.model.num_classes - 1
-            raise InputError(f"target {config.target} is out of range: the model has classes 0 to {last}")
-    grids = [resolve_grid(config.grid, run.model, run.data.image_size) or (1, 1) for run in evaluated]
-    if config.grid is None:  # one grid per table: the coarsest of the models'
-        config = dataclasses.replace(config, grid=list(min(grids, key=math.prod)))
-    is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
-    out = folder_of_several(config.out, "comparisons") if len(folders) > 1 else None
-    with ExitStack() as locks:
-        try:
-            for run in evaluated if is_first else []:
-                advice = "wait for its end, or evaluate one run to a folder of its own with out=FOLDER"
-                locks.enter_context(locked(run.results, "an evaluation", advice))
-        except InputError:
-            if out is not None:
-                out.rmdir()
-            raise
-        return _evaluate(evaluated, config, options, out)
 
 
-def _evaluate(evaluated: list[Evaluated], config: EvaluateConfig, options: dict[str, Any], out: Path | None) -> Path:
-    is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
-    for run in evaluated:
-        folder, model, data, results = run
-        node = run_config(folder)
-        seed_everything(config.seed)
-        of_data = data_options(node, **_changes(config))
-        transform = {key: of_data[key] for key in ("image_size", "crop_to_box", "transforms")}
-        # Of the weights in memory: those in the file may be another epoch's by now, if a training goes on.
-        judged = [weights_digest(model), model.classes, node["model"], transform]
-        digest = hashlib.sha256(json.dumps(judged, sort_keys=True, default=str).encode()).hexdigest()
-        callback = ExplanationEvaluation(
-            config,
-            folder=results,
-            provenance=Provenance(run_name(folder), selection(node, config.ckpt), int(node["seed"])),
-            weights_and_transform=digest,
-        )
-        trainer = make_trainer(
-            default_root_dir=results,
-            logger=make_loggers(
-                config.logger,
-                (results if results != folder / "evaluation" else folder) if is_first else None,
-                group=node["experiment"],
-                job="evaluate",
-            ),
-            callbacks=[callback, PrototypeEvaluation(config.prototype_metrics, results, digest)],
-            use_distributed_sampler=False,
-            **{"enable_progress_bar": False, **options},
-        )
-        if data is evaluated[0].data:  # all checks have passed
-            tell_data(*(one.data for one in evaluated))
-        trainer.test(model, data, verbose=False)
+def _evaluate(judged: Sequence[Judging], config: EvaluateConfig, options: dict[str, Any], out: Path | None) -> Path:
+    compared: list[Compared] = []
+    galleries: dict[str, Gallery] = {}
+    for one in judged:
+        trainer = _run(one, judged, config, options)
         if trainer.is_global_zero:
-            report, shown = compare([run], results, config.report_images, config.figure)
-            rows = json.loads((results / "results.json").read_text())["rows"]
-            log_results(trainer.loggers, rows)
-            log_map_table(trainer.loggers, shown)
+            galleries[one.name] = gallery_of(one.model, one.data)
+            compared.append(_compared(one, galleries[one.name]))
+            images = _write_page([one], compared[-1:], one.results, config, galleries)
+            shutil.rmtree(one.results / "local", ignore_errors=True)  # of other images or weights
+            write_local(images, one.results / "local")
+            log_results(trainer.loggers, compared[-1].tables.rows)
+            log_map_table(trainer.loggers, images)
             for key in ("local", "parts"):
-                log_pictures(trainer.loggers, key, sorted((results / key).glob("*.jpg")))
-            print(text_table(rows))
+                log_pictures(trainer.loggers, key, sorted((one.results / key).glob("*.jpg")))
+            print(text_table(compared[-1].tables.rows))
         close(trainer.loggers)
-    if not trainer.is_global_zero:
-        return evaluated[0].results / "report.html"
-    if out is not None:
-        report, _ = compare(evaluated, out, config.report_images, config.figure)
-    print(f"report: {report}")
+    report = (judged[0].results if out is None else out) / "report.html"
+    if compared:
+        if out is not None:
+            rows = [{"run": one.name, **row} for one in judged for row in read_prototypes(one.results).get("rows", [])]
+            write_comparison(compared, rows, out / "results.json")
+            _write_page(judged, compared, out, config, galleries)
+        print(f"report: {report}")
     return report
 
 
-def _changes(config: EvaluateConfig) -> dict[str, Any]:
+def _run(one: Judging, judged: Sequence[Judging], config: EvaluateConfig, options: Mapping[str, Any]) -> pl.Trainer:
+    """Judge one model in Lightning's test loop; returns the trainer."""
+    seed_everything(config.seed)
+    # Of the weights in memory: those in the file may be another epoch's by now, if a training goes on.
+    work = [weights_digest(one.model), getattr(one.model, "classes", ()), one.config.get("model"), one.transform]
+    digest = hashlib.sha256(json.dumps(work, sort_keys=True, default=str).encode()).hexdigest()
+    callback = ExplanationEvaluation(
+        config,
+        folder=one.results,
+        provenance=Provenance(one.name, one.selection, one.seed),
+        weights_and_transform=digest,
+    )
+    own = one.folder is not None and one.results == one.folder / "evaluation"
+    trainer = make_trainer(
+        default_root_dir=one.results,
+        logger=make_loggers(
+            config.logger,
+            (one.folder if own else one.results) if is_first_process() else None,
+            group=one.config.get("experiment", one.name),
+            job="evaluate",
+        ),
+        callbacks=[callback, PrototypeEvaluation(config.prototype_metrics, one.results, digest)],
+        use_distributed_sampler=False,
+        **{"enable_progress_bar": False, **options},
+    )
+    if one is judged[0]:  # all checks have passed
+        tell_data(*(other.data for other in judged))
+    module = one.model if isinstance(one.model, InterpModule) else Judged(one.model)
+    trainer.test(module, one.data, verbose=False)
+    return trainer
+
+
+def _compared(one: Judging, gallery: Gallery) -> Compared:
+    """What a page needs of a judged model."""
+    path = None if one.folder is None else one.folder / "metrics.json"
+    metrics = json.loads(path.read_text()) if path is not None and path.is_file() else {}
+    tables, classes = read_tables(one.results), one.data.classes
+    images = tables.per_image.drop_duplicates("index")
+    right = float((images["prediction"] == images["label"]).mean()) if one.knows_labels else None
+    summary = RunSummary(
+        name=one.name,
+        model=one.described,
+        dataset=type(one.data.test_images).__name__ if not one.config else one.config["data"]["dataset"]["name"],
+        accuracy=metrics.get("test/acc"),
+        n=int(metrics.get("test/n", 0)),
+        accuracy_judged=right,
+        n_judged=len(images),
+        seed=one.seed,
+        selection=one.selection,
+    )
+    named = classes if one.knows_labels else ()
+
+    def class_name(label: int) -> str:
+        return "?" if label < 0 else named[label] if named else f"class {label}"
+
+    return Compared(summary, tables, class_name, shown_by(one.model, one.data, gallery))
+
+
+def _write_page(
+    judged: Sequence[Judging],
+    compared: Sequence[Compared],
+    folder: Path,
+    config: EvaluateConfig,
+    galleries: Mapping[str, Gallery],
+) -> list[ImageView]:
+    """The page of one model or several, with the pictures beside it; returns the images that it shows."""
+
+    def prototypes(images: Sequence[ImageView]) -> list[Any]:
+        views = [prototypes_shown(o.name, o.model, o.data, o.results, images, galleries[o.name]) for o in judged]
+        return [view for view in views if view is not None]
+
+    images = write_page(compared, folder / "report.html", config.report_images, prototypes=prototypes)
+    of_parts = [(one.name, one.model, one.data) for one in judged if has_parts(one.model)]
+    shutil.rmtree(folder / "parts", ignore_errors=True)
+    if of_parts:
+        names = list(dict.fromkeys(view.label for view in images))[:FIGURE_ROWS]
+        write_part_sheets(of_parts, [judged[0].data.classes.index(name) for name in names], folder / "parts")
+    (folder / "figure.png").unlink(missing_ok=True)
+    if config.figure and images:
+        write_figure(images, [one.summary for one in compared], config.figure, folder / "figure.png")
+    return images
+
+
+def _changes(config: EvaluateConfig | EnsembleConfig) -> dict[str, Any]:
     """What is changed of the runs' own data options."""
     return {"dataset": config.dataset, **({} if config.batch_size is None else {"batch_size": config.batch_size})}
 
 
-def _loaded(folders: list[Path], config: EvaluateConfig) -> list[Evaluated]:
-    """The runs with their models and the images to judge, which must be the same."""
-    names = [run_name(folder) for folder in folders]
+def _judged(folders: Sequence[Path], networks: Sequence[Network], config: EvaluateConfig) -> list[Judging]:
+    """The models with the images to judge, which must be the same."""
+    if not folders and not networks:
+        raise InputError("no model is given: name run folders, or networks=[...]")
+    names = [*(run_name(folder) for folder in folders), *(network.name for network in networks)]
     if len(set(names)) < len(names):
-        raise InputError(f"two runs have one name, by which results are told apart: {', '.join(names)}")
-    nodes = [run_config(folder) for folder in folders]
-    models = [load(folder, config.ckpt)[0] for folder in folders]
-    modules = [build_data(node, **_changes(config)) for node in nodes]
-    for folder, model, data in zip(folders, models, modules, strict=True):
-        if model.classes:
-            data.as_classes(model.classes, str(folder))
-        elif len(data.classes) != model.num_classes:  # an older checkpoint, which holds no names
-            raise InputError(f"{folder}: the model has {model.num_classes} classes, the data set {len(data.classes)}")
-        _check_drawn(folder, model, data, moved=bool(config.dataset))
-        data.test_indices = draw(data.test_indices, config.n_images, config.seed)
-        data.check_files("test", *(("train", "whole_test") if has_prototypes(model) else ()))
-    results = [folder / "evaluation" for folder in folders]
-    if config.out is not None and len(folders) == 1:
-        results = [_own_folder(Path(config.out))]
-    for data, memory in zip(modules, results, strict=True):
-        data.memory = memory
-    check_same_images(folders, modules)
-    return [Evaluated(*run) for run in zip(folders, models, modules, results, strict=True)]
+        raise InputError(f"two models have one name, by which results are told apart: {', '.join(names)}")
+    single = len(names) == 1 and config.out is not None
+    judged = [judging_of(folder, config) for folder in folders]
+    dataset = judged[0].config["data"]["dataset"] if judged else {}
+    judged += [_of_network(network, dataset, config) for network in networks]
+    if single:
+        judged = [dataclasses.replace(judged[0], results=own_folder(Path(str(config.out))))]
+    for one in judged:
+        one.data.memory = one.results
+        one.data.test_indices = draw(one.data.test_indices, config.n_images, config.seed)
+        one.data.check_files("test", *(("train", "whole_test") if has_prototypes(one.model) else ()))
+    check_same_images({one.name if one.folder is None else str(one.folder): one.data for one in judged})
+    return judged
 
 
-def _check_drawn(folder: Path, model: InterpModule, data: DataModule, *, moved: bool) -> None:
+def judging_of(folder: Path, config: EvaluateConfig | EnsembleConfig) -> Judging:
+    """A run's model, and the images that it is judged on."""
+    node = run_config(folder)
+    model, data = load(folder, config.ckpt)[0], build_data(node, **_changes(config))
+    if model.classes:
+        data.as_classes(model.classes, str(folder))
+    elif len(data.classes) != model.num_classes:  # an older checkpoint, which holds no names
+        raise InputError(f"{folder}: the model has {model.num_classes} classes, the data set {len(data.classes)}")
+    check_drawn(folder, model, data, moved=bool(config.dataset))
+    return Judging(
+        name=run_name(folder),
+        model=model,
+        num_classes=model.num_classes,
+        data=data,
+        results=folder / "evaluation",
+        selection=selection(node, config.ckpt),
+        seed=int(node["seed"]),
+        described=node["model"]["name"],
+        transform={key: node["data"][key] for key in ("image_size", "crop_to_box", "transforms")},
+        folder=folder,
+        config=node,
+    )
+
+
+def _of_network(network: Network, dataset: Mapping[str, Any], config: EvaluateConfig) -> Judging:
+    """A network that was not trained here, on the images of the runs beside it or of `dataset=`."""
+    name = config.dataset.get("name", dataset.get("name"))
+    if name is None:
+        raise InputError(
+            f"{network.name}: dataset.name must be given, as there is no run beside it; dataset.name=image_files "
+            "dataset.root=FOLDER takes any images"
+        )
+    same = text_of(name) == dataset.get("name")
+    node = {
+        "dataset": dataset if same else {},
+        "image_size": network.image_size,
+        "transforms": network.transform,
+        "val_fraction": 0.0,
+    }
+    with torch.no_grad():
+        logits = logits_of(network.model(torch.zeros(1, 3, network.image_size, network.image_size)))
+    return Judging(
+        name=network.name,
+        model=network.model,
+        num_classes=logits.shape[1],
+        data=build_data({"data": node}, **_changes(config)),
+        results=Path("runs") / "networks" / short(re.sub(r"[^\w.-]+", "_", network.name)),
+        selection="as given",
+        seed=None,
+        described=network.described,
+        transform={key: node[key] for key in ("image_size", "transforms")},
+    )
+
+
+def check_same_images(modules: Mapping[str, DataModule]) -> None:
+    """Raise `InputError` unless all models are judged on the same images of the same classes.
+
+    Args:
+        modules: data of each model, by what messages call it.
+    """
+    (name, first), *others = modules.items()
+    for other_name, other in others:
+        same = other.classes == first.classes and _ids(other) == _ids(first)
+        if not same or other.contents("test") != first.contents("test"):
+            raise InputError(f"runs {name} and {other_name} have different test images and cannot be compared")
+
+
+def _ids(data: DataModule) -> list[str]:
+    return [data.test_images.image_id(int(index)) for index in data.test_indices]
+
+
+def check_drawn(folder: Path, model: InterpModule, data: DataModule, *, moved: bool) -> None:
     """Refuse test images that were drawn from a folder whose images are no longer those of the training: some may have
     been trained on. Of another folder this is only said."""
     before = model.images.get("train")
@@ -165,8 +364,8 @@ def _check_drawn(folder: Path, model: InterpModule, data: DataModule, *, moved: 
     rank_zero_warn(f"{why}; if both folders have images in common, some may have been trained on")
 
 
-def _own_folder(out: Path) -> Path:
-    """The folder for one run's evaluation, which may hold one already; raises `InputError` if it holds other things."""
+def own_folder(out: Path) -> Path:
+    """The folder for one model's evaluation, a new one or that of an evaluation; else raises `InputError`."""
     try:
         full = out.exists() and any(out.iterdir())
         own = any((out / name).exists() for name in (LOCK, ".partial", "results.json"))
@@ -178,33 +377,3 @@ def _own_folder(out: Path) -> Path:
             f"out={out} holds other files than an evaluation's; name a new folder, or that of an evaluation"
         )
     return out
-
-
-def ensemble(folders: list[Path], config: EvaluateConfig) -> Path:
-    """Average the class probabilities of runs on the same images; returns the path of the accuracies."""
-    quiet()
-    options, _ = check_trainer(config.trainer, REFUSED)
-    if not folders:
-        raise InputError("ensemble= names no run")
-    evaluated = _loaded(folders, config)
-    out = folder_of_several(config.out, "ensembles")
-    members = []
-    for folder, model, data, _ in evaluated:
-        seed_everything(config.seed)
-        members.append(Predictions())
-        trainer = make_trainer(
-            default_root_dir=folder,
-            logger=False,
-            callbacks=members[-1:],
-            use_distributed_sampler=False,
-            **{"enable_progress_bar": False, **options},
-        )
-        if data is evaluated[0].data:  # all checks have passed
-            tell_data(*(one.data for one in evaluated))
-        trainer.test(model, data, verbose=False)
-    path = (out or folders[0]) / "metrics.json"
-    if out is not None:
-        accuracy = write_ensemble(path, [run_name(folder) for folder in folders], members)
-        count = len(members[0].labels)
-        print(f"test accuracy {100 * accuracy:.2f} % of {len(members)} runs together on {count} images: {out}")
-    return path

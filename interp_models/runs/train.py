@@ -23,7 +23,7 @@ from interp_models.core.scoring import evaluating
 from interp_models.core.stopping import goes_on_by
 from interp_models.data.module import DataModule
 from interp_models.data.transforms import TRANSFORMS
-from interp_models.evaluation.callback import ExplanationEvaluation
+from interp_models.evaluation.callback import ExplanationValidation
 from interp_models.models.cnn import CNN
 from interp_models.nn.backbone import Backbone
 from interp_models.runs.building import build_data, build_model, resolve
@@ -141,7 +141,7 @@ def _train(config: TrainConfig, resume: Path | None, locks: ExitStack) -> Path:
             *AttentionLogger.of(config.attention, run),
             PrototypeGallery(run),
             ClassReport(model.num_classes, run),
-            *ExplanationEvaluation.of(config.evaluation, config.seed),
+            *ExplanationValidation.of(config.evaluation, config.seed),
             *FeatureCache.of(config.feature_cache),
         ],
         plugins=[WholeCheckpointIO()],

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from interp_models import load
-from interp_models.report import visual
 from interp_models.evaluation.part_sheets import CELL, PARTS
+from interp_models.report import visual
 from interp_models.runs.building import build_data
 from interp_models.runs.loading import run_config
 from tests.conftest import Cub, Script, copy_run, fit, tiny_config, tiny_options

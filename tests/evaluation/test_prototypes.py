@@ -18,7 +18,6 @@ from interp_models import PROTOTYPE_METRICS, load
 from interp_models.config.loading import check, override
 from interp_models.data.module import DataModule
 from interp_models.evaluation import prototypes as prototype_evaluation
-from interp_models.evaluation.comparison import Evaluated
 from interp_models.metrics.prototype_base import Found
 from interp_models.prototypes.boxes import activation_boxes
 from interp_models.prototypes.search import nearest_patches
@@ -65,8 +64,8 @@ def runs(tiny_cub: Cub, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     return found
 
 
-def opened(run: Path) -> Evaluated:
-    return Evaluated(run, load(run)[0], build_data(run_config(run)), run / "evaluation")
+def opened(run: Path) -> tuple[Path, Any, Any, Path]:
+    return run, load(run)[0], build_data(run_config(run)), run / "evaluation"
 
 
 def written(run: Path) -> tuple[dict[str, Any], pd.DataFrame]:

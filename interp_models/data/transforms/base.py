@@ -46,7 +46,7 @@ class ImageTransform(ABC):
         """What all other images go through; it draws nothing."""
 
 
-TRANSFORMS: Registry[ImageTransform] = Registry("transform")
+TRANSFORMS: Registry[ImageTransform] = Registry("transform", "interp_models.data.transforms.TRANSFORMS")
 
 
 def transform_options(node: Any, where: str = "data.transforms") -> dict[str, Any]:

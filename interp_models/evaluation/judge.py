@@ -1,0 +1,259 @@
+"""One call that judges the explanations of any classifier."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from interp_models.core.classifier import Classifier, Output
+from interp_models.core.digests import weights_digest
+from interp_models.core.distributed import gathered_objects, is_first, rank_and_ranks, wait_for_all
+from interp_models.core.errors import InputError
+from interp_models.core.files import locked
+from interp_models.core.plugins import import_plugins
+from interp_models.core.prepared import class_name, release
+from interp_models.core.scoring import evaluating, logits_of
+from interp_models.data.base import Sample
+from interp_models.evaluation.cache import FolderCache, MemoryCache
+from interp_models.evaluation.config import ExplanationConfig
+from interp_models.evaluation.engine import Engine, check_plan
+from interp_models.evaluation.images import Images, images_of
+from interp_models.evaluation.judgement import Judgement, write_pictures
+from interp_models.evaluation.networks import data_config, device_of, statistics
+from interp_models.evaluation.plan import explainer_specs
+from interp_models.evaluation.tables import Provenance, Tables, finished, make_tables
+from interp_models.explainers.base import Explainer
+from interp_models.report.views import RunSummary
+
+PICTURES = 60
+"""Most images whose pixels are kept for the page."""
+
+
+def judge(
+    model: nn.Module,
+    images: Any,
+    explainers: Sequence[str | Mapping[str, Any] | Explainer] = ("gradcam", "activation_map", "random"),
+    metrics: Sequence[str] = ("ad", "iic", "add", "ag", "dauc", "dc", "iauc", "ic"),
+    *,
+    labels: Tensor | Sequence[int] | None = None,
+    classes: Sequence[str] = (),
+    target: str | int = "prediction",
+    normalize: Any = "auto",
+    output: Output = None,
+    image_size: int | None = None,
+    n_images: int | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+    preset: str = "gomez2023",
+    grid: Sequence[int] | str | None = None,
+    max_steps: int = 196,
+    batch: int | None = None,
+    scorer: str = "exact",
+    folder: str | Path | None = None,
+    name: str | None = None,
+    plugins: Sequence[str] = (),
+    progress: bool = True,
+) -> Judgement:
+    """Judge explanations of a classifier: every explainer's maps through every metric, on the same images.
+
+    With `torch.distributed` initialised, ranks share the images, and every rank returns the result of all.
+
+    Args:
+        model: any module that maps images (B, C, H, W) to logits (B, K); of this package, of timm, torchvision or
+            one's own. It is not changed, and judged in eval mode on the device of its weights.
+        images: a tensor (N, C, H, W), a DataLoader, a data set (of this package, or any that gives images or pairs of
+            image and label), or a folder of image files. Tensors have pixels in [0, 1], 0 is black. Files are resized
+            and cropped as timm's data config of the model says (224 pixels by default).
+        explainers: names, mappings with `name`, options and an optional `label`, or explainers of this model.
+        metrics: keys of metrics.
+        labels: the class of each image of a tensor.
+        classes: names of the classes.
+        target: class that is explained: `prediction`, `label`, or a class number.
+        normalize: what happens to images in [0, 1] before the model sees them: `auto` (timm's models: their own
+            statistics; models of this package: nothing, they do it themselves; others: ImageNet's where images come
+            from files, nothing where they are tensors), `imagenet`, a pair (mean, std), or None.
+        output: how logits are read from what the model returns, see `interp_models.Classifier`.
+        image_size: side that image files are brought to.
+        n_images: images that are judged, drawn by seed; None takes all.
+        seed: of that draw; random explainers have one of their own.
+        batch_size: images of a batch.
+        preset: protocol, `gomez2023` or `saliency-maps-metrics`.
+        grid: cells (rows, columns) that every map is brought to, `native`, or None: the model's last map of features.
+        max_steps: most steps of a deletion or insertion curve.
+        batch: images per pass of the metrics; None chooses by the device.
+        scorer: how the model is made ready for many passes: `exact`, `compiled`, `bfloat16` or `plain`.
+        folder: where results go, and where an interrupted call finds again what it has computed; None keeps all in
+            memory.
+        name: of the model in tables; None takes its class.
+        plugins: files and packages to import first, which register explainers or metrics.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The values, means, maps and more.
+
+    Raises:
+        InputError: for an unknown explainer, metric or option, images that do not fit, outputs that are no logits, and
+            if no explainer applies.
+    """
+    import_plugins(plugins)
+    given = [item for item in explainers if isinstance(item, Explainer)]
+    plan = ExplanationConfig(
+        explainers=[item for item in explainers if not isinstance(item, Explainer)],
+        metrics=list(metrics),
+        preset=preset,
+        grid=grid if isinstance(grid, str) or grid is None else list(grid),
+        max_steps=max_steps,
+        target=target,
+        batch=batch,
+        scorer=scorer,  # type: ignore[arg-type]
+        n_images=n_images,
+    )
+    check_plan(plan)
+    if not explainers:
+        raise InputError("explainers and metrics: at least one of each is needed")
+    if folder is not None and given:
+        raise InputError("explainers: with folder= give names or mappings, whose options tell one from another")
+    source = images_of(images, model, labels=labels, image_size=image_size, batch_size=batch_size, progress=progress)
+    judged = classifier_of(model, normalize, output, from_files=source.from_files)
+    source = source.drawn(n_images, seed)
+    about = {"name": name or class_name(judged), "classes": list(classes or source.classes)}
+    where = None if folder is None else Path(folder)
+    if where is None:
+        return _judged(judged, source, plan, _labelled(given), about, None, progress)
+    if is_first():
+        where.mkdir(parents=True, exist_ok=True)
+        with locked(where, "an evaluation", "wait for its end, or give another folder"):
+            return _judged(judged, source, plan, [], about, where, progress)
+    return _judged(judged, source, plan, [], about, where, progress)
+
+
+def classifier_of(model: nn.Module, normalize: Any, output: Output, *, from_files: bool) -> nn.Module:
+    """The model with its normalisation inside, see `judge`; the model itself if there is nothing to add.
+
+    Raises:
+        InputError: for one of torchvision's models without `normalize`, as they do not say how images are normalised.
+    """
+    if isinstance(model, Classifier):
+        return model
+    family = type(model).__module__.split(".")[0]
+    of_timm = hasattr(model, "pretrained_cfg") or hasattr(model, "default_cfg")
+    if normalize == "auto":
+        if getattr(model, "unit_images", False):
+            normalize = None
+        elif family == "torchvision" and not from_files:
+            raise InputError(
+                f"{class_name(model)} of torchvision does not say how its images are normalised; pass "
+                "normalize='imagenet', (mean, std), or None if images have been normalised"
+            )
+        elif not of_timm:
+            normalize = "imagenet" if from_files else None
+    mean, std = statistics(normalize, data_config(model) if normalize == "auto" else {})
+    if mean is None and output is None:
+        return model
+    return Classifier(model, mean=mean, std=std, output=output).train(model.training).to(device_of(model))
+
+
+def _labelled(explainers: Iterable[Explainer]) -> list[tuple[str, Explainer]]:
+    """Explainers that were given as objects, with labels: their class names, numbered where they come twice."""
+    found: list[tuple[str, Explainer]] = []
+    for explainer in explainers:
+        own = type(explainer).__name__
+        count = sum(label.partition("-")[0] == own for label, _ in found)
+        found.append((f"{own}-{count + 1}" if count else own, explainer))
+    return found
+
+
+def _judged(
+    model: nn.Module,
+    source: Images,
+    plan: ExplanationConfig,
+    given: Sequence[tuple[str, Explainer]],
+    about: Mapping[str, Any],
+    folder: Path | None,
+    progress: bool,
+) -> Judgement:
+    device, classes = device_of(model), tuple(about["classes"])
+    first = next(iter(source.batches()), None)
+    if first is None:
+        raise InputError("there are no images")
+    example = first.image[:1].to(device)
+    with torch.no_grad(), evaluating(model):
+        columns = logits_of(model(example)).shape[1]
+    if classes and len(classes) != columns:
+        classes = ()
+    if plan.target == "label" and int(first.label.min()) < 0:
+        raise InputError("target 'label' needs labels, and the images have none; target='prediction' works")
+    cache: FolderCache | MemoryCache = MemoryCache()
+    engine = None
+    pictures: dict[int, np.ndarray[Any, Any]] = {}
+    if folder is not None:
+        engine = Engine(model, plan, example, cache)
+        specs = {label: spec for label, *spec in explainer_specs(plan.explainers)}
+        protocol = [plan.preset, engine.grid, plan.max_steps, plan.target, plan.scorer, list(engine.keys)]
+        cache = FolderCache(folder, [weights_digest(model), protocol, source.digest(), about["name"]], specs)
+        done = gathered_objects(finished(folder, cache))[0]
+        if done:
+            wait_for_all()
+            return Judgement.load(folder)
+        engine.cache = cache
+    else:
+        engine = Engine(model, plan, example, cache, explainers=given)
+    rank, ranks = rank_and_ranks()
+    if progress and rank == 0:
+        engine.show_progress(None if source.count is None else -(-source.count // source.batch_size // ranks))
+    indices: list[int] = []
+    labels: dict[int, int] = {}
+    shown = source.shown(PICTURES)
+    try:
+        for sample in source.batches(rank, ranks):
+            numbers = sample.index.tolist()
+            indices += numbers
+            labels |= dict(zip(numbers, sample.label.tolist(), strict=True))
+            for place, number in enumerate(numbers):
+                if len(pictures) < PICTURES if shown is None else number in shown:
+                    pictures[number] = _picture(sample.image[place])
+            engine.judge(_on(sample, device))
+    finally:
+        engine.bar.close()
+    engine.agree()
+    indices = sorted({index for part in gathered_objects(indices) for index in part})
+    pictures = {index: picture for part in gathered_objects(pictures) for index, picture in part.items()}
+    pictures = dict(sorted(pictures.items()))
+    if isinstance(cache, MemoryCache):
+        cache.gather()
+    provenance = Provenance(about["name"], "as given", None)
+    summary = {
+        "name": about["name"], "model": class_name(model), "dataset": source.name, "accuracy": None, "n": 0,
+        "accuracy_judged": None, "n_judged": len(indices), "seed": None, "selection": "as given",
+    }  # fmt: skip
+    wait_for_all()
+    tables: Tables | None = None
+    if folder is None or rank == 0:
+        tables = make_tables(
+            cache, indices, engine.applying, engine.left_out, engine.protocols, provenance, source.image_id, folder
+        )
+        images = tables.per_image.drop_duplicates("index")
+        if (images["label"] >= 0).all() and (not source.classes or len(source.classes) == columns):
+            summary["accuracy_judged"] = float((images["prediction"] == images["label"]).mean())
+        if folder is not None:
+            write_pictures(folder, pictures, classes, summary)
+    wait_for_all()
+    release(model)
+    if tables is None:
+        assert folder is not None
+        return Judgement.load(folder)
+    return Judgement(tables, RunSummary(**summary), classes, pictures)
+
+
+def _picture(image: Tensor) -> "np.ndarray[Any, Any]":
+    from interp_models.report.visual import to_uint8
+
+    return to_uint8(image if image.shape[0] == 3 else image[:1].expand(3, -1, -1))
+
+
+def _on(sample: Sample, device: torch.device) -> Sample:
+    moved: list[Any] = [None if value is None else value.to(device) for value in sample]
+    return Sample(*moved)
