@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 from interp_models.core.version import __version__
 
 if TYPE_CHECKING:
+    from interp_models.core.classifier import Classifier
     from interp_models.core.errors import InputError, NotApplicable
     from interp_models.core.outputs import InterpOutput
     from interp_models.core.scoring import probabilities
     from interp_models.data import DATASETS
     from interp_models.data.decoding import open_image
+    from interp_models.evaluation.judge import judge
+    from interp_models.evaluation.judgement import Judgement
     from interp_models.explainers import EXPLAINERS
     from interp_models.metrics import METRICS, PROTOTYPE_METRICS
     from interp_models.models import MODELS
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "DATASETS": "data",
     "EXPLAINERS": "explainers",
+    "Classifier": "core.classifier",
+    "Judgement": "evaluation.judgement",
     "METRICS": "metrics",
     "MODELS": "models",
     "PROTOTYPE_METRICS": "metrics",
@@ -30,6 +35,7 @@ _HOMES = {
     "InterpModule": "training.module",
     "InterpOutput": "core.outputs",
     "NotApplicable": "core.errors",
+    "judge": "evaluation.judge",
     "load": "runs.loading",
     "open_image": "data.decoding",
     "probabilities": "core.scoring",
@@ -41,11 +47,14 @@ __all__ = [
     "METRICS",
     "MODELS",
     "PROTOTYPE_METRICS",
+    "Classifier",
     "InputError",
     "InterpModule",
     "InterpOutput",
+    "Judgement",
     "NotApplicable",
     "__version__",
+    "judge",
     "load",
     "open_image",
     "probabilities",

@@ -305,9 +305,9 @@ def test_quotes_and_null_on_the_command_line() -> None:
     assert configured(TrainConfig, {}, ["experiment=null", "out='null'"]).experiment == "null"
     assert configured(TrainConfig, {}, ["out='null'"]).out == "null"
     evaluation = configured(
-        EvaluateConfig, {}, ["ensemble=[007, '1e3', a/b]", "figure=[on]", "target=010", "grid=[7, 7]"]
+        EvaluateConfig, {}, ["plugins=[007, '1e3', a/b]", "figure=[on]", "target=010", "grid=[7, 7]"]
     )
-    assert (evaluation.ensemble, evaluation.figure) == (["007", "1e3", "a/b"], ["on"])
+    assert (evaluation.plugins, evaluation.figure) == (["007", "1e3", "a/b"], ["on"])
     assert (evaluation.target, evaluation.grid) == (10, [7, 7])  # Any is read as yaml, but not as octal
 
 
@@ -340,8 +340,8 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         f"{tmp_path}/{n}" for n in ("run", "f", "t")
     )
     assert (config.model["weights"], config.data["dataset"]["root"]) == (f"{tmp_path}/w.pth", str(tmp_path))
-    evaluation = configured(EvaluateConfig, {}, ["ensemble=[~/a,b/~c]", "out=./~x", "dataset.root=~/d"])
-    assert (evaluation.ensemble, evaluation.out) == ([f"{tmp_path}/a", "b/~c"], "./~x")
+    evaluation = configured(EvaluateConfig, {}, ["out=./~x", "dataset.root=~/d"])
+    assert evaluation.out == "./~x"
     node = run_config(Path(save(tmp_path / "r", config)))
     assert data_options(node, dataset=evaluation.dataset)["dataset"]["root"] == f"{tmp_path}/d"
     write(tmp_path / "d.yaml", "extends: ~/c.yaml\nout: ~other/~\n")

@@ -7,8 +7,9 @@ from typing import Any
 
 from interp_models.core.discovery import exported, public_names
 from interp_models.data.base import DATASETS as DATASETS
+from interp_models.data.transforms.base import TRANSFORMS as TRANSFORMS
 
-OWN = ["DATASETS"]
+OWN = ["DATASETS", "TRANSFORMS"]
 
 
 def __getattr__(name: str) -> Any:

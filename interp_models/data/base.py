@@ -133,5 +133,11 @@ def collate(samples: Sequence[Sample]) -> Sample:
     )
 
 
+def rows_of(batch: Sample, rows: list[int]) -> Sample:
+    """Some images of a batch."""
+    chosen: list[Any] = [None if value is None else value[rows] for value in batch]
+    return Sample(*chosen)
+
+
 def _stack(values: Sequence[Tensor]) -> Tensor:
     return torch.stack([value.as_subclass(Tensor) for value in values])

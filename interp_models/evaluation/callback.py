@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from interp_models.core.prepared import release
-from interp_models.data.base import Sample
+from interp_models.data.base import Sample, rows_of
 from interp_models.data.choice import draw
 from interp_models.data.module import DataModule, data_of
 from interp_models.evaluation.cache import FolderCache, MemoryCache
@@ -210,12 +210,6 @@ class Judged(pl.LightningModule):
 def network_of(module: pl.LightningModule) -> nn.Module:
     """The network that is judged: a module of ours is one itself."""
     return module.network if isinstance(module, Judged) else module
-
-
-def rows_of(batch: Sample, rows: list[int]) -> Sample:
-    """Some images of a batch."""
-    chosen: list[Any] = [None if value is None else value[rows] for value in batch]
-    return Sample(*chosen)
 
 
 def _example(module: pl.LightningModule, data: DataModule) -> torch.Tensor:

@@ -12,9 +12,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from interp_models.core.errors import InputError
-from interp_models.data.base import ImageDataset, Sample, collate
+from interp_models.data.base import ImageDataset, Sample, collate, rows_of
 from interp_models.data.choice import draw, spread
-from interp_models.evaluation.callback import rows_of
 
 IMAGE_KEYS, LABEL_KEYS = ("image", "images", "pixel_values", "x"), ("label", "labels", "target", "targets", "y")
 """Names of images and labels in batches that are dicts."""

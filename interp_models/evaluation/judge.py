@@ -193,7 +193,8 @@ def _judged(
         engine = Engine(model, plan, example, cache)
         specs = {label: spec for label, *spec in explainer_specs(plan.explainers)}
         protocol = [plan.preset, engine.grid, plan.max_steps, plan.target, plan.scorer, list(engine.keys)]
-        cache = FolderCache(folder, [weights_digest(model), protocol, source.digest(), about["name"]], specs)
+        contents = gathered_objects(source.digest())  # a loader may give each rank its own images
+        cache = FolderCache(folder, [weights_digest(model), protocol, contents, about["name"]], specs)
         done = gathered_objects(finished(folder, cache))[0]
         if done:
             wait_for_all()

@@ -106,8 +106,8 @@ def evaluate(folders: Sequence[Path], config: EvaluateConfig, networks: Sequence
             )
         if config.target == "label" and not one.knows_labels:
             raise InputError(f"target label: {one.name} has other classes than the data set; target=prediction works")
+    grids = [resolve_grid(config.grid, one.model, _example(one)) or (1, 1) for one in judged]
     if config.grid is None:  # one grid per table: the coarsest of the models'
-        grids = [resolve_grid(None, one.model, _example(one)) or (1, 1) for one in judged]
         config = dataclasses.replace(config, grid=list(min(grids, key=math.prod)))
     out = folder_of_several(config.out, "comparisons") if len(judged) > 1 else None
     with ExitStack() as locks:

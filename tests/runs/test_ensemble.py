@@ -16,7 +16,7 @@ from tests.conftest import Script
 
 def test_the_mean_of_probabilities(script: Script, bcnn_run: Path, cnn_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "both"
-    outcome = script("evaluate", f"ensemble=[{bcnn_run}, {cnn_run}]", f"out={out}", "n_images=null")
+    outcome = script("evaluate", "--ensemble", bcnn_run, cnn_run, f"out={out}")
     assert outcome.code == 0, outcome.err
     chances, alone = [], {}
     for run in (bcnn_run, cnn_run):
@@ -35,12 +35,12 @@ def test_the_mean_of_probabilities(script: Script, bcnn_run: Path, cnn_run: Path
 
 def test_refusals(script: Script, bcnn_run: Path) -> None:
     for arguments, message in (
-        ([bcnn_run, f"ensemble=[{bcnn_run}]"], "ensemble= names its runs itself"),
-        (["ensemble=[]"], "ensemble= names no run"),
-        ([f"ensemble=[{bcnn_run}, {bcnn_run}]"], "two runs have one name"),
-        (["ensemble=[nowhere]"], "nowhere is not a run folder"),
+        ([bcnn_run], "an ensemble needs at least two runs; got 1"),
+        ([bcnn_run, bcnn_run], "two runs have one name"),
+        ([bcnn_run, "nowhere"], "nowhere is not a run folder"),
+        ([bcnn_run, bcnn_run, "n_images=3"], "unknown key in config: 'n_images'"),
     ):
-        outcome = script("evaluate", *arguments)
+        outcome = script("evaluate", "--ensemble", *arguments)
         assert outcome.code != 0
         assert message in outcome.err
         assert "Traceback" not in outcome.err

@@ -1,0 +1,291 @@
+"""One call for any classifier, against the same numbers from the public functions by hand."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+import torch.distributed as dist
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import interp_models
+from interp_models import EXPLAINERS, METRICS, Classifier, InputError, judge, probabilities
+from interp_models.evaluation.judgement import Judgement
+from interp_models.evaluation.tables import interval
+from interp_models.explainers import GradCAM
+from tests import processes
+
+PLAN = ["gradcam", {"name": "rise", "masks": 20}, "random"]
+QUICK: dict[str, Any] = {"progress": False, "max_steps": 4}
+
+
+def network(k: int = 4, channels: int = 3) -> nn.Module:
+    """A small network in train mode, whose batch norms have seen something."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(channels, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, k),
+    )  # fmt: skip
+    net(torch.rand(8, channels, 32, 32))
+    return net
+
+
+def pictures(n: int = 7, side: int = 32) -> Tensor:
+    return torch.rand(n, 3, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def values(judgement: Judgement, explainer: str, metric: str) -> Any:
+    table = judgement.per_image
+    return table[(table["explainer"] == explainer) & (table["metric"] == metric)].sort_values("index")["value"]
+
+
+def test_values_are_those_of_the_public_functions() -> None:
+    model, images = network(), pictures()
+    found = judge(model, images, PLAN, batch_size=3, **QUICK)
+    score_fn = probabilities(model)
+    target = score_fn(images).argmax(dim=1)
+    for label, options in (("gradcam", {}), ("rise", {"masks": 20}), ("random", {})):
+        maps = EXPLAINERS.build(label, options, model=model).attribute(images, target)
+        np.testing.assert_allclose(found.maps[label], maps, rtol=1e-4, atol=1e-6)
+        for name in METRICS.names():
+            metric = METRICS.build(name, {"grid": (8, 8), "max_steps": 4})
+            for key, value in metric.score(score_fn, images, maps, target).items():
+                np.testing.assert_allclose(values(found, label, key), value, atol=1e-3)  # float32 correlations
+    row = found.summary[(found.summary["explainer"] == "gradcam") & (found.summary["metric"] == "dauc")].iloc[0]
+    of_images = values(found, "gradcam", "dauc").to_numpy(np.float64)
+    assert row["mean"] == pytest.approx(of_images.mean())
+    half = 2.446911851144969 * of_images.std(ddof=1) / np.sqrt(7)  # t of 6 degrees of freedom, from a printed table
+    assert (row["low"], row["high"]) == pytest.approx((of_images.mean() - half, of_images.mean() + half))
+    assert (row["n"], row["n_undefined"]) == (7, 0)
+    assert list(found.summary.groupby("explainer", sort=False)["passes"].first()) == [1.0, 21.0, 0.0]
+
+
+def test_the_interval_covers_the_mean() -> None:
+    """Of 2000 samples of 8 values, 95 % of the intervals hold the true mean, up to three standard errors."""
+    draws = np.random.default_rng(0).normal(3.0, 2.0, (2000, 8))
+    ends = np.array([interval(row) for row in draws])
+    covered = float(((ends[:, 0] <= 3) & (ends[:, 1] >= 3)).mean())
+    assert abs(covered - 0.95) < 3 * np.sqrt(0.95 * 0.05 / 2000)
+    assert interval(draws[0, :1]) == (None, None)
+
+
+def test_nothing_of_the_model_changes() -> None:
+    model = network()
+    before, modes = copy.deepcopy(model.state_dict()), [part.training for part in model.modules()]
+    judge(model, pictures(), PLAN, **QUICK)
+    judge(Classifier(model, mean=(0.5,) * 3, std=(0.5,) * 3), pictures(), ["gradcam"], **QUICK)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert [part.training for part in model.modules()] == modes
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+
+
+class Dicts(torch.utils.data.Dataset[dict[str, Tensor]]):
+    def __len__(self) -> int:
+        return 7
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"pixel_values": pictures()[index], "labels": torch.tensor(index % 4)}
+
+
+@pytest.mark.parametrize("kind", ["loader", "pairs", "dicts", "list", "loader of dicts"])
+def test_images_of_any_form(kind: str) -> None:
+    labels = torch.arange(7) % 4
+    pairs = TensorDataset(pictures(), labels)
+    forms: dict[str, Any] = {
+        "loader": DataLoader(pairs, batch_size=3),
+        "pairs": pairs,
+        "dicts": Dicts(),
+        "list": [(image, int(label)) for image, label in zip(pictures(), labels, strict=True)],
+        "loader of dicts": DataLoader(Dicts(), batch_size=2),
+    }
+    expected = judge(network(), pictures(), ["gradcam"], labels=labels, target="label", **QUICK)
+    found = judge(network(), forms[kind], ["gradcam"], target="label", **QUICK)
+    np.testing.assert_allclose(found.maps["gradcam"], expected.maps["gradcam"], rtol=1e-4, atol=1e-6)
+    assert list(found.per_image["label"]) == list(expected.per_image["label"])
+    np.testing.assert_allclose(values(found, "gradcam", "iauc"), values(expected, "gradcam", "iauc"), atol=1e-5)
+
+
+def test_a_folder_of_files_is_prepared_as_timm_says(tmp_path: Path) -> None:
+    pixels = (pictures(3, 48).permute(0, 2, 3, 1) * 255).byte().numpy()
+    for number, picture in enumerate(pixels):
+        (tmp_path / "some").mkdir(exist_ok=True)
+        Image.fromarray(picture).save(tmp_path / "some" / f"{number}.png")
+    model = timm.create_model("test_resnet", num_classes=3).eval()
+    found = judge(model, tmp_path, ["gradcam"], **QUICK)
+    config = timm.data.resolve_model_data_config(model)
+    prepare = timm.data.create_transform(**config)
+    images = torch.stack([prepare(Image.fromarray(picture)) for picture in pixels])
+    with torch.no_grad():
+        expected = model(images).softmax(dim=1)
+    assert list(found.per_image["image_id"].unique()) == [f"some/{number}.png" for number in range(3)]
+    first = found.per_image.drop_duplicates("index")
+    np.testing.assert_allclose(first["confidence"], expected.max(dim=1).values, atol=2e-3)  # timm resamples 8 bits
+    assert set(first["label"]) == {-1}
+
+
+def test_normalisation_happens_inside() -> None:
+    """The same as of a model that normalises itself, and images stay in [0, 1]."""
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+
+    class Inside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net((x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1))
+
+    expected = judge(Inside(), pictures(), ["gradcam"], **QUICK)
+    found = judge(network(), pictures(), ["gradcam"], normalize=(mean, std), **QUICK)
+    np.testing.assert_allclose(found.maps["gradcam"], expected.maps["gradcam"], rtol=1e-4, atol=1e-6)
+    layer = judge(network(), pictures(), [{"name": "gradcam", "layer": "0"}], normalize=(mean, std), **QUICK)
+    assert layer.maps["gradcam"].shape == (7, 16, 16)
+
+
+def test_timm_models_bring_their_own_statistics_and_torchvisions_must_be_told() -> None:
+    import torchvision
+
+    model = timm.create_model("test_resnet", num_classes=3).eval()
+    found = judge(model, pictures(3, 96), ["activation_map"], **QUICK).per_image.drop_duplicates("index")
+    about = model.pretrained_cfg
+    mean, std = (torch.tensor(about[key]).view(3, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        chances = model((pictures(3, 96) - mean) / std).softmax(dim=1)
+    np.testing.assert_allclose(found["confidence"], chances.max(dim=1).values, atol=1e-5)
+    resnet = torchvision.models.resnet18(weights=None, num_classes=3)
+    judge(resnet, pictures(2, 64), ["random"], normalize="imagenet", grid=(4, 4), **QUICK)
+    with pytest.raises(InputError, match="of torchvision does not say how its images are normalised"):
+        judge(resnet, pictures(2, 64), ["random"], **QUICK)
+
+
+def test_a_folder_holds_what_was_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = judge(network(), pictures(), PLAN, batch_size=3, **QUICK)
+    real, calls = EXPLAINERS.get("random")._attribute, []
+
+    def dies(self: Any, inputs: Tensor, target: Any) -> Tensor:
+        calls.append(len(inputs))
+        if len(calls) == 2:
+            raise OSError("the disk is full")
+        maps: Tensor = real(self, inputs, target)
+        return maps
+
+    monkeypatch.setattr(EXPLAINERS.get("random"), "_attribute", dies)
+    with pytest.raises(OSError, match="the disk is full"):
+        judge(network(), pictures(), PLAN, batch_size=3, folder=tmp_path, **QUICK)
+    asked: list[int] = []
+    monkeypatch.setattr(GradCAM, "_combine", lambda *_: asked.append(1))  # the first two batches are there
+    monkeypatch.setattr(EXPLAINERS.get("random"), "_attribute", real)
+    monkeypatch.undo()
+    found = judge(network(), pictures(), PLAN, batch_size=3, folder=tmp_path, **QUICK)
+    assert not asked
+    pd.testing.assert_series_equal(found.per_image["value"], expected.per_image["value"])
+    assert not (tmp_path / ".partial").exists()
+    monkeypatch.setattr(EXPLAINERS.get("random"), "_attribute", dies)  # and is not asked again
+    again = judge(network(), pictures(), PLAN, batch_size=3, folder=tmp_path, **QUICK)
+    assert len(calls) == 2
+    pd.testing.assert_frame_equal(again.per_image, Judgement.load(tmp_path).per_image)
+    assert again.report(tmp_path / "page.html").is_file()
+    calls.clear()
+    with pytest.raises(OSError, match="the disk is full"):  # of other images it is
+        judge(network(), pictures().flip(0), PLAN, batch_size=3, folder=tmp_path, **QUICK)
+
+
+def test_tables_in_markdown_and_latex() -> None:
+    found = judge(network(), pictures(), ["gradcam", "random"], ["dauc", "ad"], **QUICK)
+    lines = found.to_markdown().splitlines()
+    assert lines[0] == "| explainer | DAUC ↓ | AD % ↓ | passes | s |"
+    row = found.summary.set_index(["explainer", "metric"]).loc[("gradcam", "dauc")]
+    half = (row["high"] - row["low"]) / 2
+    assert f"{row['mean']:.3f} ± {half:.3f}" in lines[2].replace("*", "")
+    best = found.summary[found.summary["metric"] == "dauc"].sort_values("mean").iloc[0]
+    assert f"| {best['explainer']} | **{best['mean']:.3f}" in found.to_markdown()
+    latex = found.to_latex()
+    assert latex.count(r"\\") == 3
+    assert r"AD \% $\downarrow$" in latex
+    assert "%" not in latex.replace(r"\%", "").partition(r"\end{tabular}")[0]
+
+
+def test_explainers_of_ones_own() -> None:
+    model = network()
+    found = judge(model, pictures(), [GradCAM(model), GradCAM(model, layer="0")], **QUICK)
+    assert list(found.maps) == ["GradCAM", "GradCAM-2"]
+    assert found.maps["GradCAM-2"].shape == (7, 16, 16)
+
+
+def test_images_are_drawn_by_seed() -> None:
+    some = judge(network(), pictures(), ["gradcam"], n_images=3, seed=1, **QUICK)
+    whole = judge(network(), pictures(), ["gradcam"], **QUICK)
+    chosen = some.per_image["index"].unique().tolist()
+    assert len(chosen) == 3
+    np.testing.assert_allclose(some.maps["gradcam"], whole.maps["gradcam"][chosen], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"images": "nowhere"}, "nowhere is no folder"),
+        ({"images": 3}, "images must be a tensor"),
+        ({"images": pictures()[0]}, "an axis for the batch"),
+        ({"images": pictures() * 255}, r"must have pixels in \[0, 1\]"),
+        ({"explainers": ["gradcm"]}, "did you mean 'gradcam'"),
+        ({"explainers": []}, "at least one of each"),
+        ({"metrics": ["dac"]}, "unknown metric 'dac'"),
+        ({"target": "label"}, "needs labels, and the images have none"),
+        ({"target": 9}, "target 9 is out of range"),
+        ({"normalize": "imagnet"}, "normalize must be auto"),
+        ({"grid": (7,)}, "grid must be"),
+        ({"labels": torch.zeros(2, dtype=torch.long)}, "labels must be 7 whole numbers"),
+        ({"explainers": ["cls_attention"]}, "no explainer applies"),
+        ({"images": DataLoader(TensorDataset(pictures()), shuffle=True)}, "the loader shuffles"),
+    ],
+)
+def test_refusals(arguments: dict[str, Any], message: str) -> None:
+    given = {"images": pictures(), "explainers": ["gradcam"], **QUICK, **arguments}
+    with pytest.raises(InputError, match=message):
+        judge(network(), **given)
+
+
+def _on_a_rank(rank: int, folder: Path, with_folder: bool, kind: str) -> None:
+    images: Any = pictures()
+    if kind == "distributed loader":
+        data = TensorDataset(pictures())
+        sampler = torch.utils.data.distributed.DistributedSampler(data, shuffle=False)
+        images = DataLoader(data, batch_size=2, sampler=sampler)
+    out = folder / "out" if with_folder else None
+    found = judge(network(), images, PLAN, batch_size=2, folder=out, **QUICK)
+    found.per_image.to_parquet(folder / f"{rank}.parquet")
+    np.save(folder / f"{rank}.npy", found.maps["gradcam"])
+    assert dist.get_world_size() == 2
+
+
+@pytest.mark.parametrize("with_folder", [False, True])
+@pytest.mark.parametrize("kind", ["tensor", "distributed loader"])
+def test_two_ranks_give_the_result_of_one(tmp_path: Path, with_folder: bool, kind: str) -> None:
+    """The sampler gives one image to both ranks, which counts once."""
+    processes.run_ranks(_on_a_rank, tmp_path, with_folder, kind)
+    expected = judge(network(), pictures(), PLAN, batch_size=2, **QUICK)
+    for rank in range(2):
+        found = pd.read_parquet(tmp_path / f"{rank}.parquet")
+        assert list(found["index"]) == list(expected.per_image["index"])
+        np.testing.assert_allclose(found["value"], expected.per_image["value"], atol=1e-5)
+        np.testing.assert_allclose(np.load(tmp_path / f"{rank}.npy"), expected.maps["gradcam"], rtol=1e-4, atol=1e-6)
+
+
+def test_models_of_ours_show_what_they_see(bcnn_run: Path, tiny_cub: Any, tmp_path: Path) -> None:
+    model, transform = interp_models.load(bcnn_run)
+    files = sorted(tiny_cub.root.rglob("*.jpg"))[:4]
+    images = torch.stack([transform(Image.open(path)) for path in files])
+    found = judge(model, images, ["intrinsic", "gradcam"], classes=model.classes, **QUICK)
+    with torch.no_grad():
+        output = model(images)
+    expected = model.explain(output, output.logits.argmax(dim=1))
+    np.testing.assert_allclose(found.maps["intrinsic"], expected, rtol=1e-3, atol=1e-5)
+    page = found.report(tmp_path)
+    assert page == tmp_path / "report.html"
+    assert all(name in page.read_text() for name in {model.classes[int(k)] for k in output.logits.argmax(dim=1)})
