@@ -402,7 +402,7 @@ def test_an_evaluation_that_dies_while_it_writes_is_not_taken_for_finished(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("interp_models.results.write_json", die)
+        patch.setattr("interp_models.evaluation.results.write_json", die)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             script("evaluate", run, *PLAN, "n_images=5")
     assert not (run / "evaluation/results.json").exists()
