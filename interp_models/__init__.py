@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from interp_models.core.scoring import probabilities
     from interp_models.data import DATASETS
     from interp_models.data.decoding import open_image
+    from interp_models.evaluation.judge import judge  # type: ignore[import-not-found,unused-ignore]
     from interp_models.explainers import EXPLAINERS
     from interp_models.metrics import METRICS, PROTOTYPE_METRICS
     from interp_models.models import MODELS
@@ -30,6 +31,7 @@ _HOMES = {
     "InterpModule": "training.module",
     "InterpOutput": "core.outputs",
     "NotApplicable": "core.errors",
+    "judge": "evaluation.judge",
     "load": "runs.loading",
     "open_image": "data.decoding",
     "probabilities": "core.scoring",
@@ -46,6 +48,7 @@ __all__ = [
     "InterpOutput",
     "NotApplicable",
     "__version__",
+    "judge",
     "load",
     "open_image",
     "probabilities",
