@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
+from interp_models import __version__
+from interp_models.__main__ import main
 from interp_models.config.describe import describe
 from interp_models.config.loading import check, configured, load_yaml, override, plain, save_yaml
 from interp_models.config.shipped import config_path
+from interp_models.core.command import as_called, command
 from interp_models.core.errors import InputError
 from interp_models.evaluation.config import ValidationConfig
 from interp_models.runs.building import data_options, resolve
@@ -362,6 +365,48 @@ def test_shipped_configs_are_found_from_everywhere(tmp_path: Path, monkeypatch: 
     write(tmp_path / "configs/quickstart.yaml", "")
     assert config_path("configs/quickstart.yaml") == Path("configs/quickstart.yaml")
     assert config_path("configs/none.yaml") == Path("configs/none.yaml")
+    for name in ("cub/bcnn_lite0", "cub/bcnn_lite0.yaml", "configs/cub/bcnn_lite0", "configs/cub/bcnn_lite0.yaml"):
+        assert config_path(name) == own.parent / "cub/bcnn_lite0.yaml"
+    write(tmp_path / "cub/bcnn_lite0.yaml", "seed: 1\n")
+    assert config_path("cub/bcnn_lite0") == Path("cub/bcnn_lite0.yaml")  # a file here comes first
+    with pytest.raises(InputError, match=r"^config cub/bcn_lite0 does not exist, .*; did you mean 'cub/bcnn_lite0' or"):
+        config_path("cub/bcn_lite0")
+    with pytest.raises(InputError, match=r"^config zzz does not exist, .* shipped; --list shows them$"):
+        config_path("zzz")
+
+
+def test_a_file_extends_a_shipped_one(tmp_path: Path) -> None:
+    top = write(tmp_path / "top.yaml", "extends: cub/cnn_lite0\nseed: 3\n")
+    assert load_yaml(top) == {**load_yaml(config_path("cub/cnn_lite0")), "seed": 3}
+    write(tmp_path / "cub/cnn_lite0", "seed: 1\nexperiment: own\n")
+    assert load_yaml(top) == {"seed": 3, "experiment": "own"}
+
+
+@pytest.mark.parametrize(
+    ("called", "expected"),
+    [
+        ("train.py", "python evaluate.py"),
+        ("/a b/train.py", "python '/a b/evaluate.py'"),
+        ("/env/bin/interp-train", "interp-evaluate"),
+        ("/env/interp_models/__main__.py", "python -m interp_models evaluate"),
+        ("", "python -m interp_models evaluate"),
+    ],
+)
+def test_messages_name_the_command_as_it_was_called(
+    monkeypatch: pytest.MonkeyPatch, called: str, expected: str
+) -> None:
+    monkeypatch.setattr("sys.argv", [called])
+    assert command("evaluate") == expected
+    assert as_called("write python evaluate.py RUN") == f"write {expected} RUN"
+
+
+def test_the_module_runs_both_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert main(["train", "--seed"]) == main(["trian"]) == 2
+    assert main(["evaluate", "--list"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{__version__}\neval/faithfulness ")
+    assert err.splitlines()[1] == "error: unknown command 'trian'; did you mean 'train'?"
 
 
 def test_everything_of_another_model_is_named_at_once() -> None:
