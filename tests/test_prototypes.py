@@ -53,7 +53,7 @@ def test_distances_equal_loops() -> None:
 )
 def test_mutations_are_rejected(right: str, wrong: str) -> None:
     with pytest.raises(AssertionError):
-        check_distances(mutated("interp_models.prototypes", right, wrong).squared_distances)
+        check_distances(mutated("interp_models.prototypes.distances", right, wrong).squared_distances)
 
 
 def test_prototypes_larger_than_the_map() -> None:
@@ -165,7 +165,7 @@ def test_upsampled_maps_are_torchs() -> None:
         check_upsampled()
     for right, wrong in (('mode="bicubic"', 'mode="bilinear"'), ("rows @ some", "rows.flip(0) @ some")):
         with pytest.raises(AssertionError):
-            check_upsampled(mutated("interp_models.maps", right, wrong).upsampled)
+            check_upsampled(mutated("interp_models.core.maps", right, wrong).upsampled)
 
 
 @pytest.mark.parametrize("size", [(20, 30), (33, 21)])  # 5 % falls between pixels and on one

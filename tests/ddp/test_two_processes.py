@@ -17,10 +17,10 @@ from interp_models.core.distributed import gathered_objects
 from interp_models.runs.building import build_data
 from interp_models.runs.loading import run_config
 from tests import processes
-from tests.callbacks.test_class_report import report_of
 from tests.conftest import BCNN_LRS, copy_run, fit, tiny_config, tiny_options, write_config
 from tests.contract.prototype_metrics import case, equal, judge
 from tests.data.make_cub import PARTS, make_cub
+from tests.training.test_class_report import report_of
 
 ROOT = Path(__file__).parents[2]
 TWO = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp_find_unused_parameters_true"]

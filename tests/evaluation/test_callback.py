@@ -224,7 +224,7 @@ def test_validation_of_a_training(tiny_cub: Cub, tmp_path: Path) -> None:
     table = pd.read_csv(out / "metrics.csv")
     assert table["val/ad/intrinsic"].notna().tolist() == (table["epoch"].eq(1) & table["val/acc"].notna()).tolist()
     model, _ = interp_models.load(out, "last")
-    data = interp_models.runs.build_data(interp_models.runs.run_config(out))
+    data = interp_models.runs.building.build_data(interp_models.runs.loading.run_config(out))
     from interp_models.data.choice import draw
 
     drawn = set(draw(data.val_indices, 2, 0).tolist())

@@ -113,7 +113,7 @@ def test_mutations_are_rejected(right, wrong):
     ("right", "wrong"), [("(large - low) / torch", "large / torch"), ('mode="bilinear"', 'mode="bicubic"')]
 )
 def test_mutations_of_stretching_are_rejected(right, wrong, monkeypatch):
-    monkeypatch.setattr(opticam, "stretched", mutated("interp_models.maps", right, wrong).stretched)
+    monkeypatch.setattr(opticam, "stretched", mutated("interp_models.core.maps", right, wrong).stretched)
     with pytest.raises(AssertionError):
         check()
 

@@ -87,7 +87,7 @@ def test_mutations_of_scorecam_are_rejected(right, wrong):
     ("right", "wrong"), [("(large - low) / torch", "large / torch"), ('mode="bilinear"', 'mode="bicubic"')]
 )
 def test_mutations_of_stretching_are_rejected(right, wrong, monkeypatch):
-    monkeypatch.setattr(scorecam, "stretched", mutated("interp_models.maps", right, wrong).stretched)
+    monkeypatch.setattr(scorecam, "stretched", mutated("interp_models.core.maps", right, wrong).stretched)
     with pytest.raises(AssertionError):
         check_scorecam()
 
@@ -103,7 +103,7 @@ def test_mutations_of_stretching_are_rejected(right, wrong, monkeypatch):
 )
 def test_mutations_of_variants_are_rejected(right, wrong, monkeypatch):
     monkeypatch.setattr(
-        scorecam, "scores_of_variants", mutated("interp_models.scoring", right, wrong).scores_of_variants
+        scorecam, "scores_of_variants", mutated("interp_models.core.scoring", right, wrong).scores_of_variants
     )
     with pytest.raises((AssertionError, IndexError)):
         check_scorecam()

@@ -150,7 +150,7 @@ def test_mutations_are_rejected(right: str, wrong: str) -> None:
     ],
 )
 def test_mutations_of_the_routing_are_rejected(monkeypatch: pytest.MonkeyPatch, right: str, wrong: str) -> None:
-    copy = mutated("interp_models.soft_tree", right, wrong)
+    copy = mutated("interp_models.nn.soft_tree", right, wrong)
     for name in ("route", "leaf_depths"):
         monkeypatch.setattr(prototree, name, getattr(copy, name))
     with pytest.raises(AssertionError):

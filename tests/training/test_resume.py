@@ -402,7 +402,7 @@ def test_an_evaluation_that_dies_while_it_writes_is_not_taken_for_finished(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("interp_models.results.write_json", die)
+        patch.setattr("interp_models.evaluation.results.write_json", die)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             script("evaluate", run, *PLAN, "n_images=5")
     assert not (run / "evaluation/results.json").exists()
@@ -486,7 +486,7 @@ def test_kill_9_at_any_moment_of_an_evaluation(twin: Callable[[], Path], tmp_pat
 
 def test_attention_logger_is_what_the_helpers_replace() -> None:
     """`inject` and `processes` put callbacks in its place."""
-    from interp_models.commands import train
+    from interp_models.runs import train
 
     assert train.AttentionLogger is AttentionLogger
 

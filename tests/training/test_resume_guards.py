@@ -11,7 +11,6 @@ from PIL import Image
 
 from interp_models.config.loading import load_yaml
 from interp_models.core.errors import InputError
-from interp_models.runs import folders as runs
 from interp_models.runs.building import build_data, build_model
 from interp_models.runs.loading import run_config
 from interp_models.runs.resume import check_assignment, check_same_classes
@@ -107,7 +106,10 @@ def test_config_yaml_may_say_where_they_lie(script: Script, place: Path) -> None
 def test_pretrained_weights_are_not_needed_again(script: Script, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     build = build_model
-    monkeypatch.setattr(runs, "build_model", lambda *a, **k: asked.append(k.get("trained")) or build(*a, **k))
+    for module in ("train", "loading"):
+        monkeypatch.setattr(
+            f"interp_models.runs.{module}.build_model", lambda *a, **k: asked.append(k.get("trained")) or build(*a, **k)
+        )
     assert script("train", f"resume={place}/run", "phases[0].epochs=2").code == 0
     assert asked == [True, True]  # the model and its teacher
 
@@ -196,7 +198,10 @@ def test_a_teacher_of_other_classes_is_refused(script: Script, place: Path) -> N
 def test_a_teachers_checkpoint_is_read_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
     real = read_checkpoint
-    monkeypatch.setattr(runs, "read_checkpoint", lambda path, *a: read.append(Path(path)) or real(path, *a))
+    for module in ("train", "loading"):
+        monkeypatch.setattr(
+            f"interp_models.runs.{module}.read_checkpoint", lambda path, *a: read.append(Path(path)) or real(path, *a)
+        )
     fit(config_of(place / "d", place / "new", distillation={"teacher": str(place / "teacher")}))
     assert len([path for path in read if place / "teacher" in path.parents]) == 1
 
