@@ -1,6 +1,5 @@
 """What many tests need: tiny models, a tiny data set, and tiny runs, made once."""
 
-import inspect
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,10 +20,8 @@ TINY_VIT = "test_vit"
 
 
 def tiny_options(model: str) -> dict[str, Any]:
-    """Options of a model that make it tiny."""
-    if "output_stride" not in inspect.signature(MODELS.get(model)).parameters:  # a transformer
-        return {"backbone": TINY_VIT, "weights": None}
-    return {"backbone": TINY, "weights": None, "output_stride": 16}
+    """Options that make a model small, as its class says."""
+    return dict(MODELS.get(model).small)
 
 
 @pytest.fixture(autouse=True)

@@ -104,7 +104,7 @@ def contents(folder: Path) -> dict[str, str]:
         ("data.dataset.name=cup", "unknown dataset 'cup'; did you mean 'cub'?"),
         (
             "data.dataset={}",
-            "data.dataset.name must be given: one of aircraft, cars, cub, image_folder, mit67, part_birds",
+            f"data.dataset.name must be given: one of {', '.join(DATASETS.names())}",
         ),
         ("data.dataset={name: cub}", "dataset 'cub': 'root' has no default and must be given"),
         ("model.backbone=resnt18", "unknown timm model 'resnt18'; did you mean 'resnet18'"),

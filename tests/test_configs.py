@@ -10,25 +10,19 @@ import torch
 
 from interp_models import EXPLAINERS, MODELS
 from interp_models.config.loading import check, load_yaml
+from interp_models.core.errors import InputError
+from interp_models.evaluation.plan import expanded, explainer_specs
 from interp_models.metrics.base import metrics_of
 from interp_models.runs.building import build_model
 from interp_models.runs.config import EvaluateConfig, TrainConfig
 from interp_models.runs.loading import load, run_config
 from interp_models.training.trainer import seed_everything
 from tests.conftest import Cub, Script, copy_run, tiny_options
-from tests.contract.applicability import ALL, APPLIES
+from tests.contract.subjects import applies
 
 ROOT = Path(__file__).parents[1] / "configs"
 TRAIN = [path for path in sorted(ROOT.rglob("*.yaml")) if path.parent.name != "eval" and path.name[0] != "_"]
 EVALUATE = sorted((ROOT / "eval").glob("*.yaml"))
-
-
-OTHER = {
-    "protopnet": ["model.prune_least=0"],
-    # An epoch of three steps teaches leaves little.
-    "prototree": ["model.prune_factor=0.5"],
-}
-"""What else a model needs to pass its phases in no time."""
 
 
 def label(path: Path) -> str:
@@ -46,6 +40,9 @@ def test_training(script: Script, tiny_cub: Cub, bcnn_run: Path, tmp_path: Path,
     shipped: TrainConfig = check(TrainConfig, node)
     assert len(shipped.phases) > 0
     run = tmp_path / "run"
+    name = shipped.model["name"]
+    untrained = MODELS.get(name).untrained
+    named_block = isinstance(shipped.model.get("block"), str)  # a layer of the shipped trunk
     outcome = script(
         "train",
         path,
@@ -55,11 +52,11 @@ def test_training(script: Script, tiny_cub: Cub, bcnn_run: Path, tmp_path: Path,
         "data.batch_size=4",
         "data.num_workers=0",
         "data.val_fraction=0.25",
-        f"model.backbone={tiny_options(shipped.model['name'])['backbone']}",
+        f"model.backbone={tiny_options(name)['backbone']}",
         "model.weights=null",
         *(f"phases[{number}].epochs=1" for number in range(len(shipped.phases))),
-        *OTHER.get(shipped.model["name"], []),
-        *(["model.block=blocks.4"] if shipped.model["name"] == "prototree" and "block" in shipped.model else []),
+        *(f"model.{key}={value}" for key, value in untrained.items()),
+        *(["model.block=blocks.4"] if named_block else []),
         *([f"distillation.teacher={bcnn_run}"] if shipped.distillation.teacher else []),
         *([f"feature_cache={tmp_path / 'features'}"] if shipped.feature_cache else []),
         "trainer.accelerator=cpu",
@@ -70,8 +67,7 @@ def test_training(script: Script, tiny_cub: Cub, bcnn_run: Path, tmp_path: Path,
     assert outcome.code == 0, outcome.err
     # What was trained is what the file says
     config = run_config(run)
-    changed = {"backbone", "weights", "prune_factor", "prune_least"}
-    changed |= {"block"} if shipped.model["name"] == "prototree" else set()
+    changed = {"backbone", "weights", *untrained} | ({"block"} if named_block else set())
     for key, value in shipped.model.items():
         assert key in changed or config["model"][key] == value
     for ours, theirs in zip(config["phases"], shipped.phases, strict=True):
@@ -98,23 +94,38 @@ def test_training(script: Script, tiny_cub: Cub, bcnn_run: Path, tmp_path: Path,
     assert moved == trained | fitted
 
 
-def test_every_model_has_a_config_of_every_data_set() -> None:
-    """Of the three that papers use."""
-    found = {(path.parent.name, check(TrainConfig, load_yaml(path)).model["name"]) for path in TRAIN}
-    for name in MODELS.names():
-        assert {(folder, name) for folder in ("cub", "aircraft", "cars")} <= found
-    for path in TRAIN:
+def test_every_model_has_a_config() -> None:
+    """One is enough; each says how it is started and, where it is no recipe of ours, what was published."""
+    configs = {path: check(TrainConfig, load_yaml(path)) for path in TRAIN}
+    assert {config.model["name"] for config in configs.values()} == set(MODELS)
+    for path, config in configs.items():
         text = path.read_text()
         assert f"python train.py configs/{label(path)}.yaml" in text or label(path) == "quickstart"
         if "_lite0" not in path.name and label(path) != "quickstart":
             assert "# Published: " in text or "not published" in text
-            assert check(TrainConfig, load_yaml(path)).experiment == label(path).replace("/", "_")
+            assert config.experiment == label(path).replace("/", "_")
 
 
 def test_posthoc_has_all_explainers() -> None:
+    """Each once, and options only where they differ from the defaults."""
     shipped = check(EvaluateConfig, load_yaml(ROOT / "eval/posthoc.yaml"))
-    names = [item if isinstance(item, str) else item["name"] for item in shipped.explainers]
-    assert sorted(names) == EXPLAINERS.names()
+    specs = explainer_specs(shipped.explainers)
+    assert sorted(name for _, name, _ in specs) == EXPLAINERS.names()
+    for item in shipped.explainers:
+        if isinstance(item, dict):
+            defaults = EXPLAINERS.options(item["name"], {}, given=("model",))
+            assert not [key for key, value in item.items() if defaults.get(key) == value]
+
+
+def test_patterns_of_explainers() -> None:
+    """They stand for all registered names that match and are not named elsewhere, in order of the alphabet."""
+    assert expanded(["random", "smoothgrad*", {"name": "smoothgrad", "samples": 2}]) == [
+        "random", "smoothgrad_squared", {"name": "smoothgrad", "samples": 2},
+    ]  # fmt: skip
+    assert expanded(["*"]) == EXPLAINERS.names()
+    assert sorted(expanded(["g*", "*", "grad*"])) == EXPLAINERS.names()
+    with pytest.raises(InputError, match=r"no explainer matches 'z\*'; known: ablationcam"):
+        expanded(["z*"])
 
 
 FEW = {"masks": 8, "samples": 2, "steps": 2}
@@ -136,8 +147,9 @@ def test_evaluation(script: Script, bcnn_run: Path, tmp_path: Path, path: Path) 
     assert outcome.code == 0, outcome.err
     results = json.loads((run / "evaluation/results.json").read_text())
     rows = results["rows"]
-    labels = [item if isinstance(item, str) else item.get("label", item["name"]) for item in shipped.explainers]
-    assert list(results["left_out"]) == [name for name in labels if "bcnn" not in APPLIES.get(name, ALL)]
+    specs = explainer_specs(shipped.explainers)
+    labels = [label for label, _, _ in specs]
+    assert list(results["left_out"]) == [label for label, name, _ in specs if not applies(name, "bcnn")]
     names = [name for name in labels if name not in results["left_out"]]
     keys = list(metrics_of(shipped.metrics))
     assert [(row["explainer"], row["metric"]) for row in rows] == [(name, key) for name in names for key in keys]

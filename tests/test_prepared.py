@@ -28,8 +28,7 @@ def trained(net: nn.Module) -> nn.Module:
 
 
 def ours(name: str) -> nn.Module:
-    options = tiny_options(name)
-    return MODELS.build(name, options | ({"depth": 2} if name == "prototree" else {}), num_classes=4)
+    return MODELS.build(name, tiny_options(name), num_classes=4)
 
 
 NETS: dict[str, Any] = {

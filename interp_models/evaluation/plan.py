@@ -18,13 +18,13 @@ Spec = tuple[str, str, dict[str, Any]]
 
 
 def explainer_specs(items: Sequence[Any]) -> list[Spec]:
-    """Label, name and all options, defaults included, of the explainers of a config.
+    """Label, name and all options, defaults included, of the explainers of a config; see `expanded`.
 
     Raises:
         InputError: for an unknown explainer, one that is no name or mapping, or a label that is taken.
     """
     specs: list[Spec] = []
-    for item in items:
+    for item in expanded(items):
         node = {"name": item} if isinstance(item, str) else item
         if not isinstance(node, dict) or not isinstance(node.get("name"), str):
             raise InputError(f"an explainer is a name, or a mapping with 'name' and options; got {item!r}")
@@ -37,6 +37,25 @@ def explainer_specs(items: Sequence[Any]) -> list[Spec]:
             raise InputError(f"explainer {label!r} is listed twice; give one of them another label")
         specs.append((label, node["name"], options))
     return specs
+
+
+def expanded(items: Sequence[Any]) -> list[Any]:
+    """The explainers of a config, with every pattern such as `*` or `smooth*` replaced by the registered names that
+    match it and that no other item names.
+
+    Raises:
+        InputError: for a pattern that no registered name matches.
+    """
+    named = {item.get("name") if isinstance(item, dict) else item for item in items}
+    found: list[Any] = []
+    for item in items:
+        if not isinstance(item, str) or "*" not in item:
+            found.append(item)
+        elif EXPLAINERS.names(item):
+            found += [name for name in EXPLAINERS.names(item) if name not in named and name not in found]
+        else:
+            raise InputError(f"no explainer matches {item!r}; known: {', '.join(EXPLAINERS)}")
+    return found
 
 
 def resolve_grid(grid: Any, model: nn.Module, example: Tensor) -> Grid | None:

@@ -105,6 +105,8 @@ class LIFTCAM(_OfTail):
         score: what is explained.
     """
 
+    needs = ("rescale_tail",)
+
     def _closed(self, a: Tensor, w: Tensor, y: Tensor) -> Tensor:
         return w * a.mean(dim=(2, 3))
 

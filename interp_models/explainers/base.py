@@ -1,9 +1,10 @@
 """The base of all explainers: what the caller asks for and what is left as it was."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from interp_models.core.scoring import (
     resolve_target,
     scores_of,
 )
+from interp_models.core.traits import Trait
 
 EXPLAINERS: Registry["Explainer"] = Registry("explainer", "interp_models.explainers.EXPLAINERS")
 
@@ -39,6 +41,24 @@ class Explainer(ABC):
         score: what is explained, the target's `logit` or its `probability`.
     """
 
+    needs: ClassVar[tuple[Trait, ...]] = ()
+    """What it needs of a network beside logits, see `TRAITS`; it refuses others by `NotApplicable`."""
+    passes: ClassVar[str] = "1"
+    """Forward passes of an image whose class is given, on a network that ends in a mean and a linear layer: a formula
+    of the options, of the layer's `channels` and of `windows`, the squares that cover the image."""
+    back_to_images: ClassVar[bool] = False
+    """Whether the score is differentiated by the images, or by a mask on them: each pass goes back, too."""
+    uses_class: ClassVar[bool] = True
+    """Whether the map depends on the class. Where the map is the model's own, the model says (`class_maps`)."""
+    shown: ClassVar[tuple[Literal["box"], ...]] = ()
+    """The ground truth that it is shown, as a further argument of `attribute`."""
+    small: ClassVar[Mapping[str, Any]] = {}
+    """Options that make it fast enough for a test."""
+    amplifies_rounding: ClassVar[bool] = False
+    """Whether maps of networks with small gradients depend on the last digits of float32: tests compare batches in
+    float64."""
+    stands_bfloat16: ClassVar[bool] = True
+    """Whether the map of passes in bfloat16 is near that of float32."""
     preparation: Preparation = "exact"
     """How methods that pass many images make the model ready for that."""
 
@@ -47,12 +67,13 @@ class Explainer(ABC):
         self.score: Score = score
         self._stack = ExitStack()
 
-    def attribute(self, inputs: Tensor, target: Target = None) -> Tensor:
+    def attribute(self, inputs: Tensor, target: Target = None, boxes: Tensor | None = None) -> Tensor:
         """One map per image, float32 (B, h, w), on the method's own grid, not normalised; larger matters more.
 
         Args:
             inputs: images (B, 3, H, W).
             target: class to explain: one for all, one per image (B,), or None for the class of the highest score.
+            boxes: ground truth (B, 4), XYXY in pixels; read by methods that are `shown` boxes alone.
 
         Raises:
             InputError: for images that are no float tensor (B, C, H, W), hold NaN, are not in [0, 1] where the model is

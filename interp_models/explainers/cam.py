@@ -21,6 +21,8 @@ class ActivationMap(Explainer):
         layer: dotted name of the layer; None takes the last that gives a spatial map.
     """
 
+    uses_class = False
+
     def __init__(self, model: nn.Module, *, layer: str | None = None) -> None:
         super().__init__(model)
         self.layer = layer
@@ -42,6 +44,8 @@ class EigenCAM(Explainer):
         layer: dotted name of the layer; None takes the last that gives a spatial map.
         centred: subtract each channel's mean over the cells first (as in pytorch-grad-cam).
     """
+
+    uses_class = False
 
     def __init__(self, model: nn.Module, *, layer: str | None = None, centred: bool = False) -> None:
         super().__init__(model)
@@ -77,6 +81,8 @@ class CAM(Explainer):
         model: any module that returns logits.
         layer: dotted name of the layer; None takes the last that gives a spatial map.
     """
+
+    needs = ("mean_and_linear",)
 
     def __init__(self, model: nn.Module, *, layer: str | None = None) -> None:
         super().__init__(model)
@@ -170,6 +176,8 @@ class XGradCAM(_OfGradient):
         relu: keep positive evidence alone.
         score: what is explained.
     """
+
+    amplifies_rounding = True
 
     def _combine(self, a: Tensor, g: Tensor) -> Tensor:
         total = a.sum(dim=(2, 3), keepdim=True)

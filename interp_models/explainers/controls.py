@@ -27,6 +27,9 @@ class Random(Explainer):
         seed: of the noise.
     """
 
+    passes = "0"
+    uses_class = False
+
     def __init__(self, model: nn.Module, *, seed: int = 0) -> None:
         super().__init__(model)
         self.seed = seed
@@ -48,6 +51,9 @@ class FakeCAM(Explainer):
         model: not looked at.
     """
 
+    passes = "0"
+    uses_class = False
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
 
@@ -66,6 +72,9 @@ class CenterGaussian(Explainer):
         model: not looked at.
         sigma: σ.
     """
+
+    passes = "0"
+    uses_class = False
 
     def __init__(self, model: nn.Module, *, sigma: float = 0.25) -> None:
         super().__init__(model)
@@ -88,6 +97,9 @@ class Edges(Explainer):
         model: not looked at.
     """
 
+    passes = "0"
+    uses_class = False
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
 
@@ -105,6 +117,10 @@ class GroundTruth(Explainer, ABC):
     Args:
         model: not looked at.
     """
+
+    passes = "0"
+    uses_class = False
+    shown = ("box",)
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -141,10 +157,8 @@ class GroundTruth(Explainer, ABC):
 
 
 def attribute_with(explainer: Explainer, inputs: Tensor, target: Target, boxes: Tensor | None) -> Tensor:
-    """The maps of any explainer; only ground truth is shown the boxes."""
-    if isinstance(explainer, GroundTruth):
-        return explainer.attribute(inputs, target, boxes)
-    return explainer.attribute(inputs, target)
+    """The maps of any explainer; only those that say so are shown the boxes."""
+    return explainer.attribute(inputs, target, boxes if "box" in explainer.shown else None)
 
 
 @EXPLAINERS.register("gt_box")

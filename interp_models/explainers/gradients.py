@@ -38,6 +38,8 @@ class PixelExplainer(Explainer, ABC):
         score: what is explained.
     """
 
+    back_to_images = True
+
     def __init__(self, model: nn.Module, *, channels: Channels, score: Score) -> None:
         super().__init__(model, score=score)
         self.channels: Channels = channels
@@ -119,6 +121,8 @@ class _OfRule(PixelExplainer, ABC):
         channels: how colours become one value.
         score: what is explained.
     """
+
+    needs = ("relu",)
 
     rule: Rule
 

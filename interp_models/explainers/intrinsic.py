@@ -20,6 +20,8 @@ class Intrinsic(Explainer):
         NotApplicable: for a model that does not explain itself.
     """
 
+    needs = ("explain",)
+
     def __init__(self, model: nn.Module, *, kind: str | None = None) -> None:
         super().__init__(model)
         if not explains_itself(self.model):

@@ -1,6 +1,7 @@
 """Gradients and guided backpropagation, smoothed, integrated and both (Nielsen et al., sections II-A to II-E)."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -25,6 +26,9 @@ class IntegratedGradients(Integrate):
         score: what is explained.
         batch: images per pass; None chooses by the device.
     """
+
+    passes = "steps"
+    small: ClassVar[Mapping[str, Any]] = {"steps": 3, "batch": 2}
 
     def __init__(
         self,
@@ -87,6 +91,9 @@ class SmoothGrad(_SmoothedGradient):
         batch: images per pass; None chooses by the device.
     """
 
+    passes = "samples"
+    small: ClassVar[Mapping[str, Any]] = {"samples": 3}
+
     kind = "mean"
 
 
@@ -104,6 +111,9 @@ class SmoothGradSquared(_SmoothedGradient):
         seed: of the noise.
         batch: images per pass; None chooses by the device.
     """
+
+    passes = "samples"
+    small: ClassVar[Mapping[str, Any]] = {"samples": 3}
 
     kind = "square"
 
@@ -123,6 +133,9 @@ class VarGrad(Smooth):
         seed: of the noise.
         batch: images per pass; None chooses by the device.
     """
+
+    passes = "samples"
+    small: ClassVar[Mapping[str, Any]] = {"samples": 3, "batch": 5}
 
     def __init__(
         self,
@@ -167,6 +180,9 @@ class SmoothedIntegratedGradients(Smooth):
         batch: images per pass; None chooses by the device.
     """
 
+    passes = "samples * steps"
+    small: ClassVar[Mapping[str, Any]] = {"samples": 2, "steps": 3}
+
     def __init__(
         self,
         model: nn.Module,
@@ -201,6 +217,10 @@ class SmoothedGuidedBackprop(Smooth):
         seed: of the noise.
         batch: images per pass; None chooses by the device.
     """
+
+    needs = ("relu",)
+    passes = "samples"
+    small: ClassVar[Mapping[str, Any]] = {"samples": 3}
 
     def __init__(
         self,
@@ -237,6 +257,9 @@ class IntegratedSmoothGrad(Integrate):
         batch: images per pass; None chooses by the device.
     """
 
+    passes = "samples * steps"
+    small: ClassVar[Mapping[str, Any]] = {"samples": 2, "steps": 3}
+
     def __init__(
         self,
         model: nn.Module,
@@ -268,6 +291,10 @@ class IntegratedGuidedBackprop(Integrate):
         score: what is explained.
         batch: images per pass; None chooses by the device.
     """
+
+    needs = ("relu",)
+    passes = "steps"
+    small: ClassVar[Mapping[str, Any]] = {"steps": 3}
 
     def __init__(
         self,

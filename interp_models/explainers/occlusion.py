@@ -1,5 +1,8 @@
 """Occlusion: what the score loses where a square hides the image."""
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +28,10 @@ class Occlusion(Explainer):
         score: what is lost; the paper's is the probability.
         batch: images per pass; None chooses by the device.
     """
+
+    passes = "windows + 1"
+    amplifies_rounding = True
+    small: ClassVar[Mapping[str, Any]] = {"window": 40, "stride": 24}
 
     def __init__(
         self,

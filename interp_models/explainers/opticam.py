@@ -1,5 +1,8 @@
 """Opti-CAM: the mixture of feature maps that, laid over the image, keeps the score highest."""
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +30,11 @@ class OptiCAM(Explainer):
         patience: see above; None makes all steps.
         score: what is maximised.
     """
+
+    passes = "steps + 1"
+    back_to_images = True
+    amplifies_rounding = True
+    small: ClassVar[Mapping[str, Any]] = {"steps": 4}
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
 """RISE: the score of randomly masked images, averaged over the masks that keep a pixel."""
 
 import math
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -35,6 +35,9 @@ class RISE(Explainer):
         score: the paper weights masks by the class probability.
         batch: masked images per pass; None chooses by the device.
     """
+
+    passes = "masks + 1"
+    small: ClassVar[Mapping[str, Any]] = {"masks": 12, "batch": 5}
 
     def __init__(
         self,

@@ -29,6 +29,8 @@ class ScoreCAM(Explainer):
         batch: masked images per pass; None chooses by the device.
     """
 
+    passes = "channels + 1"
+
     def __init__(
         self,
         model: nn.Module,

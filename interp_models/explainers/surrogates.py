@@ -2,6 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,6 +19,9 @@ from interp_models.explainers.segments import Fill, Segments, means, segmented
 
 class _Surrogate(Explainer, ABC):
     """Abstract: a regression of scores on the segments that are on, which are drawn alike for all images."""
+
+    amplifies_rounding = True
+    stands_bfloat16 = False
 
     def __init__(
         self,
@@ -96,6 +101,9 @@ class LIME(_Surrogate):
         batch: images per pass; None chooses by the device.
     """
 
+    passes = "samples + 1"
+    small: ClassVar[Mapping[str, Any]] = {"samples": 6, "cells": 2}
+
     def __init__(
         self,
         model: nn.Module,
@@ -150,6 +158,9 @@ class KernelSHAP(_Surrogate):
         score: v.
         batch: images per pass; None chooses by the device.
     """
+
+    passes = "samples + 3"
+    small: ClassVar[Mapping[str, Any]] = {"samples": 8, "cells": 2}
 
     def __init__(
         self,

@@ -28,6 +28,9 @@ class CLSAttention(Explainer):
         mass: the highest values that together are this share of the map's sum stay, the others become 0.
     """
 
+    needs = ("attention",)
+    uses_class = False
+
     def __init__(self, model: nn.Module, *, head: int | None = None, mass: float | None = None) -> None:
         super().__init__(model)
         if mass is not None and not 0 < mass <= 1:
@@ -67,6 +70,8 @@ def highest(maps: Tensor, mass: float) -> Tensor:
 
 class _OfAttention(Explainer, ABC):
     """Abstract: a value of each token, from the attention of blocks."""
+
+    needs = ("attention",)
 
     gradients = True
     blocks = slice(None)
@@ -110,6 +115,8 @@ class Rollout(_OfAttention):
     Args:
         model: a vision transformer of timm with a class token, or a module that holds one.
     """
+
+    uses_class = False
 
     gradients = False
 

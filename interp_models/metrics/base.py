@@ -2,7 +2,7 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -86,6 +86,8 @@ class Measure(Metric, ABC):
     """Whether tables show values as percent, or as decimals."""
     legend: ClassVar[dict[str, str]]
     """One sentence per key that explains it under a table."""
+    aliases: ClassVar[Mapping[str, str]] = {}
+    """Other names of keys in the literature, and the keys that they stand for."""
 
 
 class FaithfulnessMetric(Measure, ABC):
@@ -244,17 +246,16 @@ class FaithfulnessMetric(Measure, ABC):
         """The number of steps (None for a metric without) on a grid, and the name of the fill."""
 
 
-ALIASES = {"ai": "iic"}
-"""Other names of keys in the literature: average increase."""
-
-
 class MetricRegistry(Registry[FaithfulnessMetric]):
     """Metrics are also found by the keys that they give, so that `METRICS.build("dauc")` is `deletion_insertion`."""
 
     def aliases(self) -> dict[str, str]:
         """The registered metric of every key, and of other names of keys."""
-        owners = {key: name for name, cls in self._classes().items() for key in cls.keys}  # type: ignore[attr-defined]
-        return owners | {alias: owners[key] for alias, key in ALIASES.items() if key in owners}
+        return {
+            key: name
+            for name, cls in self._classes().items()
+            for key in (*cls.keys, *cls.aliases)  # type: ignore[attr-defined]
+        }
 
 
 METRICS = MetricRegistry("metric", "interp_models.metrics.METRICS")
@@ -271,8 +272,9 @@ def metrics_of(keys: Iterable[str]) -> dict[str, str]:
     >>> metrics_of(["ai"])
     {'iic': 'masked_confidence'}
     """
-    owners = METRICS.aliases()
+    owners, keys = METRICS.aliases(), list(keys)
     for key in keys:
         if key not in owners:
             raise unknown("metric", key, owners)
-    return {key: owners[key] for key in (ALIASES.get(key, key) for key in keys)}
+    own = [METRICS.get(key).aliases.get(key, key) for key in keys]
+    return {key: owners[key] for key in own}

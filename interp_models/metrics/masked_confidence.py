@@ -1,5 +1,6 @@
 """Confidence under the map as a soft mask: AD, IIC, ADD and AG."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -28,6 +29,7 @@ class MaskedConfidence(FaithfulnessMetric):
     keys = ("ad", "iic", "add", "ag")
     better: ClassVar[dict[str, bool]] = {"ad": False, "iic": True, "add": True, "ag": True}
     percent = True
+    aliases: ClassVar[Mapping[str, str]] = {"ai": "iic"}  # average increase
     legend: ClassVar[dict[str, str]] = {
         "ad": "Average drop: the share of the class score that is lost when only the salient part is shown.",
         "iic": "Increase in confidence: the share of images whose score rises when only the salient part is shown.",

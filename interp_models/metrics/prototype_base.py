@@ -43,6 +43,8 @@ class PrototypeMetric(Measure, ABC):
     """Whose images it looks at; None if at none."""
     needs_parts: ClassVar[bool] = True
     """Whether it needs key points of parts."""
+    zero_if_removed: ClassVar[tuple[str, ...]] = ()
+    """Keys that are 0 for a removed prototype; all others are undefined for it."""
 
     def __init__(self, model: PrototypeModel, part_names: Sequence[str] = ()) -> None:
         super().__init__()

@@ -31,7 +31,7 @@ class PrototypeUsage(PrototypeMetric):
         "duplicates": "The share of used prototypes that equal one before them.",
         "sparsity": "The share of the last layer's weights that are 0.",
     }
-    split, needs_parts = None, False
+    split, needs_parts, zero_if_removed = None, False, ("used",)
 
     def __init__(self, model: PrototypeModel, part_names: Sequence[str] = ()) -> None:
         super().__init__(model, part_names)

@@ -44,6 +44,7 @@ class BRNPA(InterpModule):
 
     additive = True
     explanations: ClassVar[tuple[str, ...]] = ("salience", "class")
+    offers = ("explain", "rescale_tail")
 
     def __init__(
         self,

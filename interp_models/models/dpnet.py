@@ -50,6 +50,8 @@ class DPNet(InterpModule):
     additive = True
     signed_maps = True
     explanations: ClassVar[tuple[str, ...]] = ("class", "mean")
+    class_maps = True
+    offers = ("explain", "rescale_tail")
 
     def __init__(
         self,

@@ -7,9 +7,9 @@ Gomez and Mouchère 2023, section 2.2.3, equations 13 to 18. Options: prototypes
 Differs from the authors' code in: see docs/quirks.md, `protopnet`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +71,8 @@ class ProtoPNet(InterpModule):
     actions: ClassVar[tuple[str, ...]] = ("reset_optimizer", "push", "fit_last_layer", "prune")
     pushed_by, after_push = "push", ("last_layer",)
     explanations: ClassVar[tuple[str, ...]] = ("class", "best", "mean")
+    class_maps = True
+    untrained: ClassVar[Mapping[str, Any]] = {"prune_least": 0}
     class_identity: Tensor
     kept: Tensor
 

@@ -6,8 +6,8 @@ Neural Decision Forests", ICCV 2015.
 Differs from the authors' code in: see docs/quirks.md, `prototree`.
 """
 
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +57,9 @@ class ProtoTree(InterpModule):
     actions: ClassVar[tuple[str, ...]] = ("reset_optimizer", "prune", "project")
     pushed_by = "project"
     explanations: ClassVar[tuple[str, ...]] = ("posterior", "path", "mean")
+    class_maps = True
+    small: ClassVar[Mapping[str, Any]] = {**InterpModule.small, "depth": 3, "channels": 4}
+    untrained: ClassVar[Mapping[str, Any]] = {"prune_factor": 0.5}  # leaves have learnt little
     statistics: ClassVar[tuple[str, ...]] = (
         "acc_sample_max",
         "acc_greedy",

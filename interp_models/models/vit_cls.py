@@ -5,6 +5,7 @@ in self-supervised vision transformers" (DINO), ICCV 2021. Tutorial: Gomez and M
 10. Differs in: see docs/quirks.md, `vit_cls`.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import timm
@@ -43,6 +44,8 @@ class ViTCLS(InterpModule):
     mean: Tensor
     std: Tensor
     explanations: ClassVar[tuple[str, ...]] = ("mean", "max")
+    offers = ("attention", "explain")
+    small: ClassVar[Mapping[str, Any]] = {"backbone": "test_vit", "weights": None}
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import pytorch_lightning as pl
@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from interp_models.core.errors import InputError, unknown
 from interp_models.core.outputs import InterpOutput
 from interp_models.core.registry import Registry
+from interp_models.core.traits import Trait
 from interp_models.data.base import Sample
 from interp_models.data.module import data_of
 from interp_models.training.distillation import Distillation
@@ -48,6 +49,14 @@ class InterpModule(pl.LightningModule, ABC):
     """What `measure` gives."""
     signed_maps: bool = False
     """Whether `InterpOutput.maps` may be below 0."""
+    class_maps: ClassVar[bool] = False
+    """Whether the default kind of `explain` depends on the class."""
+    offers: ClassVar[tuple[Trait, ...]] = ("explain",)
+    """What explainers can count on, see `TRAITS`; its trunk alone decides about `relu`."""
+    small: ClassVar[Mapping[str, Any]] = {"backbone": "test_efficientnet", "weights": None, "output_stride": 16}
+    """Options that make it small enough for a test."""
+    untrained: ClassVar[Mapping[str, Any]] = {}
+    """Options with which its actions work on a model that has hardly learnt."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-import pytest
 import torch
 from torch import Tensor
 
 from interp_models.metrics.base import FaithfulnessMetric
+from tests.contract.explainers import near, refused
 
 Make = Callable[..., FaithfulnessMetric]
 
@@ -28,11 +28,11 @@ def data(n: int = 5) -> tuple[Tensor, Tensor, Tensor]:
     return images, maps, torch.randint(0, 3, (n,), generator=generator)
 
 
-def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
-    """Values by key are equal, NaN included."""
-    assert a.keys() == b.keys()
+def equal(a: dict[str, Tensor], b: dict[str, Tensor], what: str) -> None:
+    """Values by key are equal, NaN included; else an AssertionError says what is not."""
+    assert a.keys() == b.keys(), f"{what}: keys {list(a)} and {list(b)}"
     for key in a:
-        torch.testing.assert_close(a[key], b[key], rtol=1e-5, atol=1e-6, equal_nan=True)
+        near(a[key], b[key], f"{what}: {key}", rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
 def check_keys(make: Make) -> None:
@@ -40,11 +40,15 @@ def check_keys(make: Make) -> None:
     metric = make()
     images, maps, target = data()
     values = metric.score(score_fn, images, maps, target)
-    assert tuple(values) == type(metric).keys == tuple(metric.better)
-    assert all(value.shape == (len(images),) for value in values.values())
+    cls = type(metric)
+    assert tuple(values) == cls.keys, f"it lists {cls.keys} and gives {tuple(values)}"
+    assert cls.keys == tuple(cls.better) == tuple(cls.legend), "keys, better and legend name different keys"
+    assert set(cls.aliases.values()) <= set(cls.keys), "an alias stands for no key"
+    assert not set(cls.aliases) & set(cls.keys), "an alias is a key"
+    assert all(value.shape == (len(images),) for value in values.values()), "not one value per image"
     metric.update(score_fn, images, maps, target)
-    equal(metric.per_image(), values)
-    equal(metric.compute(), {key: value.nanmean() for key, value in values.items()})
+    equal(metric.per_image(), values, "per_image")
+    equal(metric.compute(), {key: value.nanmean() for key, value in values.items()}, "the mean")
 
 
 def check_batch(make: Make) -> None:
@@ -54,10 +58,10 @@ def check_batch(make: Make) -> None:
     singles = [
         make().score(score_fn, images[i : i + 1], maps[i : i + 1], target[i : i + 1]) for i in range(len(images))
     ]
-    equal({key: torch.cat([single[key] for single in singles]) for key in together}, together)
-    equal(make(batch=3).score(score_fn, images, maps, target), together)
+    equal({key: torch.cat([single[key] for single in singles]) for key in together}, together, "one by one")
+    equal(make(batch=3).score(score_fn, images, maps, target), together, "three images a pass")
     back = make().score(score_fn, images.flip(0), maps.flip(0), target.flip(0))
-    equal({key: value.flip(0) for key, value in back.items()}, together)
+    equal({key: value.flip(0) for key, value in back.items()}, together, "in another order")
 
 
 def check_split(make: Make) -> None:
@@ -67,10 +71,10 @@ def check_split(make: Make) -> None:
     metric.update(score_fn, images[:2], maps[:2], target[:2])
     clean = score_fn(images[2:]).gather(1, target[2:, None])[:, 0]
     metric.update(score_fn, images[2:], maps[2:], target[2:], clean)
-    equal(metric.per_image(), make().score(score_fn, images, maps, target))
+    equal(metric.per_image(), make().score(score_fn, images, maps, target), "two updates")
     metric.reset()
     metric.update(score_fn, images[:1], maps[:1], target[:1])
-    equal(metric.per_image(), make().score(score_fn, images[:1], maps[:1], target[:1]))
+    equal(metric.per_image(), make().score(score_fn, images[:1], maps[:1], target[:1]), "after a reset")
 
 
 def check_undefined(make: Make) -> None:
@@ -83,18 +87,19 @@ def check_undefined(make: Make) -> None:
     keep = torch.tensor([True, False, True, True, True])
     for key, value in metric.per_image().items():
         assert bool(torch.isnan(value[1])), f"{key} of a constant map is {value[1]}"
-        torch.testing.assert_close(value[keep], values[key][keep], equal_nan=True)
-        assert bool(torch.isfinite(metric.compute()[key]))
+        near(value[keep], values[key][keep], f"{key} beside a constant map", equal_nan=True)
+        assert bool(torch.isfinite(metric.compute()[key])), f"the mean of {key} is not finite"
     zero = make().score(
         lambda x: torch.cat([score_fn(x), torch.zeros(len(x), 1)], 1), images, maps, torch.full_like(target, 3)
     )
-    assert not any(bool(torch.isinf(value).any()) for value in zero.values())
+    assert not any(bool(torch.isinf(value).any()) for value in zero.values()), "infinite for a class of score 0"
 
 
 def check_scale(make: Make) -> None:
     """Only the order and the proportions of a map count: a · map + b with a > 0 has the same values."""
     images, maps, target = data()
-    equal(make().score(score_fn, images, 7.5 * maps - 3, target), make().score(score_fn, images, maps, target))
+    scaled = make().score(score_fn, images, 7.5 * maps - 3, target)
+    equal(scaled, make().score(score_fn, images, maps, target), "a scaled map")
 
 
 def check_direction(make: Make) -> None:
@@ -115,7 +120,7 @@ def check_direction(make: Make) -> None:
     right, wrong = make().score(score, images, maps, target), make().score(score, images, -maps, target)
     for key, higher in make().better.items():
         a, b = float(right[key].mean()), float(wrong[key].mean())
-        assert a != b
+        assert a != b, f"{key} does not tell the evidence from its negative"
         assert (a > b) == higher, f"{key}: {a} for the evidence, {b} for its negative"
 
 
@@ -125,25 +130,23 @@ def check_precision(make: Make) -> None:
     plain = make().score(score_fn, images, maps, target)
     high = make().score(lambda x: score_fn(x).float(), images.double(), maps, target)
     for key in plain:  # a correlation of small differences of scores feels their last digits
-        torch.testing.assert_close(high[key], plain[key], rtol=0, atol=2e-4, equal_nan=True)
+        near(high[key], plain[key], f"{key} of images in float64", rtol=0, atol=2e-4, equal_nan=True)
     low = make().score(lambda x: score_fn(x).bfloat16(), images, maps, target)
-    assert low.keys() == plain.keys()
+    assert low.keys() == plain.keys(), "scores in bfloat16 give other keys"
 
 
 def check_refusals(make: Make) -> None:
     """Maps of the wrong shape or with NaN, and classes that do not exist, end in one clear line."""
     images, maps, target = data()
     for wrong in (maps[:2], maps[:, None], maps[0]):
-        with pytest.raises(ValueError, match=r"maps must be \(batch, rows, columns\) for 5 images"):
-            make().score(score_fn, images, wrong, target)
+        shape = "maps must be (batch, rows, columns) for 5 images"
+        refused(lambda wrong=wrong: make().score(score_fn, images, wrong, target), shape, f"maps {tuple(wrong.shape)}")
     for clean in (None, torch.full((5,), 0.5)):
-        with pytest.raises(ValueError, match="target 9 is out of range: the model has classes 0 to 2"):
-            make().score(score_fn, images, maps, 9, clean)
+        line = "target 9 is out of range: the model has classes 0 to 2"
+        refused(lambda clean=clean: make().score(score_fn, images, maps, 9, clean), line, "class 9")
     maps[0, 0, 0] = torch.nan
-    with pytest.raises(ValueError, match="a map holds NaN"):
-        make().score(score_fn, images, maps, target)
-    with pytest.raises(ValueError, match="unknown preset 'gomez'; did you mean 'gomez2023'"):
-        make(preset="gomez")
+    refused(lambda: make().score(score_fn, images, maps, target), "a map holds NaN", "a map with NaN")
+    refused(lambda: make(preset="gomez"), "unknown preset 'gomez'; did you mean 'gomez2023'", "an unknown preset")
 
 
 CHECKS = (

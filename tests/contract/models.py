@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -11,6 +10,7 @@ from interp_models.core.outputs import InterpOutput
 from interp_models.nn.attention import find_transformer
 from interp_models.training.module import InterpModule
 from interp_models.training.recipe import Optimizer, Phase, Recipe, check_groups
+from tests.contract.explainers import near, refusal, refused
 
 Make = Callable[[], InterpModule]
 
@@ -33,19 +33,20 @@ def check_output(make: Make) -> None:
     model = make().eval()
     for height, width in ((64, 64), (96, 64)):
         output = model(images(3, height, width))
-        assert isinstance(output, InterpOutput)
-        assert output.logits.shape == (3, model.num_classes)
-        assert output.maps.dim() == 4
-        assert len(output.maps) == 3
+        assert isinstance(output, InterpOutput), "it gives no InterpOutput"
+        assert output.logits.shape == (3, model.num_classes), f"logits are {tuple(output.logits.shape)}"
+        assert output.maps.dim() == 4, "maps are not (B, N, h, w)"
+        assert len(output.maps) == 3, "maps are not one set per image"
         assert output.maps.shape[2] * 64 == output.maps.shape[3] * height, "maps do not follow the image's shape"
-        assert all(bool(torch.isfinite(x).all()) for x in (output.logits, output.maps))
+        assert all(bool(torch.isfinite(x).all()) for x in (output.logits, output.maps)), "outputs are not finite"
         assert model.signed_maps or bool((output.maps >= 0).all()), "maps below 0, but signed_maps is False"
     x = images()
     a, b = model(x), model(x)
-    torch.testing.assert_close(a.logits, b.logits, rtol=0, atol=0)
+    near(a.logits, b.logits, "other logits when asked again", rtol=0, atol=0)
     order = torch.tensor([2, 0, 1])
-    torch.testing.assert_close(model(x[order]).logits, a.logits[order], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(model(x[:1]).maps, a.maps[:1], rtol=1e-4, atol=1e-5)
+    near(model(x[order]).logits, a.logits[order], "other logits in another order", rtol=1e-4, atol=1e-5)
+    alone = torch.cat([model(image).maps for image in x.split(1)])
+    near(alone, a.maps, "other maps of an image alone", rtol=1e-4, atol=1e-5)
 
 
 def check_modes(make: Make) -> None:
@@ -53,11 +54,11 @@ def check_modes(make: Make) -> None:
     model = make()
     x = images()
     outputs = [model.train()(x), model.eval()(x)]
-    assert outputs[0].aux.keys() == outputs[1].aux.keys()
+    assert outputs[0].aux.keys() == outputs[1].aux.keys(), "aux differs between training and evaluation"
     with torch.autocast("cpu", dtype=torch.bfloat16):
         low = model(x)
     spread = float(outputs[1].logits.detach().std()) + 1e-3
-    torch.testing.assert_close(low.logits.float(), outputs[1].logits, rtol=0.1, atol=0.3 * spread)
+    near(low.logits.float(), outputs[1].logits, "other logits under autocast", rtol=0.1, atol=0.3 * spread)
 
 
 def check_evidence(make: Make) -> None:
@@ -66,15 +67,17 @@ def check_evidence(make: Make) -> None:
     x = images(4)
     output = model(x)
     if not model.additive:
-        with pytest.raises(ValueError, match=type(model).__name__):
-            model.evidence(output, torch.zeros(4, dtype=torch.long))
+        labels = torch.zeros(4, dtype=torch.long)
+        refused(
+            lambda: model.evidence(output, labels), type(model).__name__, "evidence of a model that is not additive"
+        )
         return
     for label in range(model.num_classes):
         evidence = model.evidence(output, torch.full((4,), label))
-        assert evidence.shape == output.maps.shape[:2]
+        assert evidence.shape == output.maps.shape[:2], "evidence is not one value per map"
         bias = output.logits[:, label] - evidence.sum(dim=1)
-        torch.testing.assert_close(bias, bias[:1].expand_as(bias), rtol=1e-4, atol=1e-5)
-        assert float(evidence.std()) > 0
+        near(bias, bias[:1].expand_as(bias), "evidence does not add up to the logit", rtol=1e-4, atol=1e-5)
+        assert float(evidence.detach().std()) > 0, "evidence is constant"
 
 
 def check_explain(make: Make) -> None:
@@ -83,29 +86,29 @@ def check_explain(make: Make) -> None:
     x = images()
     target = torch.tensor([0, 1, 0])
     output = model(x)
-    assert len(model.explanations) >= 1
+    assert len(model.explanations) >= 1, "it lists no explanation"
     default = model.explain(output, target)
-    torch.testing.assert_close(model.explain(output, target, model.explanations[0]), default)
+    near(model.explain(output, target, model.explanations[0]), default, "the default is not the first kind")
     for kind in model.explanations:
         maps = model.explain(output, target, kind)
-        assert maps.dim() == 3
-        assert len(maps) == 3
-        assert bool(torch.isfinite(maps).all())
+        assert maps.dim() == 3, f"{kind} is not one map per image"
+        assert len(maps) == 3, f"{kind} is not one map per image"
+        assert bool(torch.isfinite(maps).all()), f"{kind} is not finite"
         alone = model.explain(model(x[1:2]), target[1:2], kind)
-        torch.testing.assert_close(maps[1:2], alone, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="no such kind"):
-        model.explain(output, target, "no such kind")
+        near(maps[1:2], alone, f"another map {kind} of an image alone", rtol=1e-4, atol=1e-5)
+    refused(lambda: model.explain(output, target, "no such kind"), "no such kind", "an unknown kind")
 
 
 def check_groups_and_loss(make: Make) -> None:
     """Groups are disjoint and complete; the loss is finite and gives every group a gradient."""
     model = begun(make)
     groups = model.parameter_groups()
-    check_groups(model, groups)
+    line = refusal(lambda: check_groups(model, groups), "parameter groups")
+    assert line is None, f"groups: {line}"
     terms = model.loss(model(images(4)), torch.tensor([0, 1, 2, 0]))
-    assert terms
+    assert terms, "the loss has no term"
     total = torch.stack(list(terms.values())).sum()
-    assert bool(torch.isfinite(total))
+    assert bool(torch.isfinite(total)), "the loss is not finite"
     total.backward()
     for name, parameters in groups.items():
         moved = any(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in parameters)
@@ -121,11 +124,12 @@ def check_gradients(make: Make) -> None:
         one = x[i : i + 1].detach().requires_grad_(True)
         (alone,) = torch.autograd.grad(model(one).logits[:, 0].sum(), one)
         scale = float(together[i].abs().max())
-        torch.testing.assert_close(alone[0], together[i], rtol=1e-6, atol=1e-8 * scale)
+        near(alone[0], together[i], "another gradient of an image alone", rtol=1e-6, atol=1e-8 * scale)
         step = 1e-6 * torch.randn(one.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(i))
         with torch.no_grad():
             change = float((model(one + step).logits - model(one - step).logits)[0, 0]) / 2
-        assert abs(change - float((alone * step).sum())) < 1e-3 * abs(change) + 1e-9 * scale
+        error = abs(change - float((alone * step).sum()))
+        assert error < 1e-3 * abs(change) + 1e-9 * scale, "the gradient is not that of finite steps"
 
 
 def check_feature_layer(make: Make) -> None:
@@ -135,10 +139,12 @@ def check_feature_layer(make: Make) -> None:
     handle = model.feature_layer.register_forward_hook(lambda module, args, output: seen.append(output))
     output = model(images())
     handle.remove()
-    assert len(seen) == 1
-    assert seen[0].dim() == 4 or find_transformer(model) is not None  # whose tokens explainers put on a grid
-    (gradient,) = torch.autograd.grad(output.logits[:, 0].sum(), seen[0])
-    assert float(gradient.abs().sum()) > 0
+    assert len(seen) == 1, f"the feature layer was passed {len(seen)} times"
+    # Explainers put the tokens of a transformer on a grid.
+    assert seen[0].dim() == 4 or find_transformer(model) is not None, "the feature layer gives no map of features"
+    (gradient,) = torch.autograd.grad(output.logits[:, 0].sum(), seen[0], allow_unused=True)
+    assert gradient is not None, "logits do not depend on the feature layer"
+    assert float(gradient.abs().sum()) > 0, "logits do not depend on the feature layer"
 
 
 def check_state(make: Make) -> None:
@@ -148,8 +154,8 @@ def check_state(make: Make) -> None:
     for parameter in other.parameters():
         torch.nn.init.constant_(parameter, 0.01)
     other.load_state_dict(copy.deepcopy(model.state_dict()))
-    torch.testing.assert_close(other(images()).logits, model(images()).logits, rtol=0, atol=0)
-    torch.testing.assert_close(other(images()).maps, model(images()).maps, rtol=0, atol=0)
+    near(other(images()).logits, model(images()).logits, "other logits with the same state", rtol=0, atol=0)
+    near(other(images()).maps, model(images()).maps, "other maps with the same state", rtol=0, atol=0)
 
 
 def check_freezing(make: Make) -> None:
@@ -159,7 +165,8 @@ def check_freezing(make: Make) -> None:
         groups = model.parameter_groups()
         model.recipe = Recipe([Phase(lrs={name: 0.1 for name in groups if name != frozen})], Optimizer("sgd"))
         optimizer = model.configure_optimizers()
-        assert list(dict.fromkeys(group["name"] for group in optimizer.param_groups)) == list(groups)
+        names = list(dict.fromkeys(group["name"] for group in optimizer.param_groups))
+        assert names == list(groups), f"the optimizer holds {names}, not {list(groups)}"
         before = {name: [p.detach().clone() for p in parameters] for name, parameters in groups.items()}
         for name, parameters in groups.items():
             for parameter in parameters:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from interp_models.metrics.prototype_base import Found, PrototypeMetric
+from tests.contract.explainers import near
 from tests.data.make_cub import PARTS
 
 Make = Callable[..., PrototypeMetric]
@@ -108,11 +109,11 @@ def case(seed: int = 0, n: int = 24, grid: tuple[int, int] = (7, 7), size: tuple
     return Fake(maps, classes, moved, weights, prototypes), Data(label, parts, visible, size)
 
 
-def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
-    """Values by key are the same to the last digit, NaN included."""
-    assert a.keys() == b.keys()
+def equal(a: dict[str, Tensor], b: dict[str, Tensor], what: str = "values") -> None:
+    """Values by key are the same to the last digit, NaN included; else an AssertionError says what is not."""
+    assert a.keys() == b.keys(), f"{what}: keys {list(a)} and {list(b)}"
     for key in a:
-        torch.testing.assert_close(a[key], b[key], rtol=0, atol=0, equal_nan=True)
+        near(a[key], b[key], f"{what}: {key}", rtol=0, atol=0, equal_nan=True)
 
 
 def check_keys(make: Make) -> None:
@@ -121,7 +122,8 @@ def check_keys(make: Make) -> None:
     metric = make(model, PARTS)
     values = judge(metric, model, data)
     cls = type(metric)
-    assert tuple(values) == cls.keys == tuple(cls.better) == tuple(cls.legend)
+    assert tuple(values) == cls.keys, f"it lists {cls.keys} and gives {tuple(values)}"
+    assert cls.keys == tuple(cls.better) == tuple(cls.legend), "keys, better and legend name different keys"
     assert cls.split in ("train", "test") or (cls.split is None and not cls.needs_parts)
     assert all(text.endswith(".") for text in cls.legend.values())
     for key, value in values.items():
@@ -139,25 +141,28 @@ def check_batch(make: Make) -> None:
     expected = judge(make(model, PARTS), model, data)
     order = torch.randperm(24, generator=torch.Generator().manual_seed(1)).tolist()
     for batch, numbers in ((1, None), (24, None), (5, range(23, -1, -1)), (7, order)):
-        equal(judge(make(model, PARTS), model, data, batch, numbers), expected)
+        equal(judge(make(model, PARTS), model, data, batch, numbers), expected, "in other batches")
 
 
 def check_removed(make: Make) -> None:
-    """Prototypes of no class have no value, and count as not used; all others have one."""
+    """Prototypes of no class have no value, or 0 where the class says so; all others have one."""
     model, data = case()
     data.visible[:, 0] = True
     removed = ~model.prototype_classes.any(dim=1)
-    for key, value in judge(make(model, PARTS), model, data).items():
-        if key == "used":
-            assert bool((value[removed] == 0).all())
-            assert not bool(value.isnan().any())
+    metric = make(model, PARTS)
+    zero = metric.zero_if_removed
+    assert set(zero) <= set(metric.keys), "zero_if_removed names a key that it does not give"
+    for key, value in judge(metric, model, data).items():
+        if key in zero:
+            assert bool((value[removed] == 0).all()), f"{key} of removed prototypes is not 0"
+            assert not bool(value.isnan().any()), f"{key} is undefined"
         else:
-            assert torch.equal(value.isnan(), removed), key
+            assert torch.equal(value.isnan(), removed), f"{key} is undefined elsewhere than for removed prototypes"
     model.prototype_classes[:] = False
     metric = make(model, PARTS)
     for key, value in judge(metric, model, data).items():
-        assert bool(value.isnan().all() if key != "used" else (value == 0).all()), key
-    assert {key for key, mean in metric.compute().items() if not mean.isnan()} <= {"used"}
+        assert bool((value == 0).all() if key in zero else value.isnan().all()), f"{key} of a model without prototypes"
+    assert {key for key, mean in metric.compute().items() if not mean.isnan()} <= set(zero)
 
 
 def check_reset(make: Make) -> None:
@@ -167,9 +172,10 @@ def check_reset(make: Make) -> None:
     judge(metric, model, data)
     metric.compute()
     metric.reset()
-    assert not metric.needs_parts or all(bool(value.isnan().all()) for value in metric.per_prototype().values())
+    empty = all(bool(value.isnan().all()) for value in metric.per_prototype().values())
+    assert not metric.needs_parts or empty, "after a reset there are values without images"
     few = range(3, 17, 2)
-    equal(judge(metric, model, other, 4, few), judge(make(model, PARTS), model, other, 4, few))
+    equal(judge(metric, model, other, 4, few), judge(make(model, PARTS), model, other, 4, few), "after a reset")
     equal(metric.compute(), {key: value.nanmean() for key, value in metric.per_prototype().items()})
 
 

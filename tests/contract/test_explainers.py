@@ -1,171 +1,53 @@
 """Every registered explainer keeps the contract, on our models and on anybody's; wrong ones do not."""
 
 import copy
-import inspect
-from pathlib import Path
 
 import pytest
-import timm
 import torch
-import torchvision
 from torch import nn
 
 from interp_models import EXPLAINERS, MODELS
-from interp_models.core.errors import InputError, NotApplicable
+from interp_models.core.errors import InputError
+from interp_models.core.scoring import evaluating, resolve_target
+from interp_models.core.traits import TRAITS
 from interp_models.explainers.base import Explainer
-from tests.conftest import tiny_options
 from tests.contract import explainers as contract
-from tests.contract.applicability import ALL, APPLIES, PASSES, table
+from tests.contract.subjects import SUBJECTS, applies, bare, host, maker, options, prepare, shown
 
-# Options that make a method fast enough for a test.
-OPTIONS = {
-    "rise": {"masks": 12, "batch": 5},
-    "opticam": {"steps": 4},
-    "kernelshap": {"samples": 8, "cells": 2},
-    "lime": {"samples": 6, "cells": 2},
-    "occlusion": {"window": 40, "stride": 24},
-    "integrated_gradients": {"steps": 3, "batch": 2},
-    "smoothgrad": {"samples": 3},
-    "smoothgrad_squared": {"samples": 3},
-    "vargrad": {"samples": 3, "batch": 5},
-    "smoothed_integrated_gradients": {"samples": 2, "steps": 3},
-    "smoothed_guided_backprop": {"samples": 3},
-    "integrated_smoothgrad": {"samples": 2, "steps": 3},
-    "integrated_guided_backprop": {"steps": 3},
-}
-OPTIONS_OF = {("scorecam", "resnet18"): {"layer": "layer1"}}  # 64 channels instead of 512
-
-
-def options(explainer, subject):
-    return OPTIONS_OF.get((explainer, subject), OPTIONS.get(explainer))
-
-
-AMPLIFIES = {"kernelshap", "lime", "occlusion", "opticam", "xgradcam"}
-"""Small differences of scores, Adam's steps of one size however small gradients are, and quotients by channels' sums
-that are nearly 0 drown in the rounding of untrained networks: whether a batch matters is asked in float64."""
-NEEDS_EXPLAIN = {"intrinsic"}
-TRUTH = {"gt_background", "gt_box"}
-BLIND = {"center_gaussian", "edges", "fakecam", "random", *TRUTH}
-"""Pass no image through the model, so they know of no classes."""
-LAYERS = {name for name in EXPLAINERS.names() if "layer" in EXPLAINERS.options(name, {}, given=("model",))}
-CLASS_AGNOSTIC = {"activation_map", "cls_attention", "eigencam", "rollout", *BLIND}
-
-
-class Shown:
-    """An explainer that is given the same box of every image."""
-
-    def __init__(self, explainer):
-        self.explainer = explainer
-
-    def attribute(self, images, target=None):
-        return self.explainer.attribute(images, target, torch.tensor([[8.0, 16.0, 40.0, 30.0]] * len(images)))
-
-    def __enter__(self):
-        self.explainer.__enter__()
-        return self
-
-    def __exit__(self, *error):
-        self.explainer.__exit__(*error)
-
-
-def maker(explainer, subject):
-    def make(model):
-        made = EXPLAINERS.build(explainer, options(explainer, subject), model=model)
-        return Shown(made) if explainer in TRUTH else made
-
-    return make
-
-
-def bare() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.Conv2d(6, 8, 3, stride=2), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5), nn.Linear(8, 4),
-    )  # fmt: skip
-
-
-def resnet() -> nn.Module:
-    return torchvision.models.resnet18(weights=None, num_classes=4)
-
-
-CLASS_MAPS = {"protopnet", "prototree", "dpnet"}
-"""Models whose own map depends on the class."""
-SMALL = {"prototree": {"depth": 3, "channels": 4}}
-"""Else almost no image goes right at any node of an untrained tree, and gradients drown in rounding."""
-
-
-def ours(name: str) -> nn.Module:
-    options = {**tiny_options(name), **SMALL.get(name, {})}
-    if "dropout" in inspect.signature(MODELS.get(name)).parameters:  # what must not act in an explanation
-        options["dropout"] = 0.5
-    model = MODELS.build(name, options, num_classes=4)
-    with torch.no_grad():  # a tree without a batch behind it gives all classes the same
-        model.observe(model.eval()(torch.rand(4, 3, 64, 64)), torch.arange(4))
-        if name == "prototree":
-            model.leaves.mul_(100)  # and after one it hardly knows them apart
-    return model.train()
-
-
-def vgg() -> nn.Module:
-    """Its classifier reads every cell of the last map."""
-    features = [nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(4)]
-    features += [nn.Conv2d(6, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
-    classifier = [nn.Flatten(), nn.Linear(8 * 49, 16), nn.ReLU(True), nn.Dropout(), nn.Linear(16, 4)]
-    return nn.Sequential(*features, nn.AdaptiveAvgPool2d(7), *classifier)
-
-
-def vit() -> nn.Module:
-    return timm.create_model("test_vit", num_classes=4, img_size=64)
-
-
-SUBJECTS = {"sequential": bare, "resnet18": resnet, "vgg": vgg, "vit": vit} | {
-    name: lambda name=name: ours(name) for name in MODELS.names()
-}
-
-
-def host(explainer):
-    """What it applies to, as simple as can be."""
-    return next(subject for subject in ("sequential", "cnn", "vit") if subject in APPLIES[explainer])
+LAYERS = {name for name in EXPLAINERS if "layer" in EXPLAINERS.options(name, {}, given=("model",))}
 
 
 def cases():
-    return [pytest.param(e, s, id=f"{e}-{s}") for e in EXPLAINERS.names() for s in APPLIES.get(e, ALL)]
+    return [pytest.param(e, s, id=f"{e}-{s}") for e in EXPLAINERS for s in SUBJECTS if applies(e, s)]
 
 
-def test_the_table_knows_everything_that_is_registered():
-    assert list(APPLIES) == EXPLAINERS.names()
-    assert set(ALL) == set(SUBJECTS)
+@pytest.mark.parametrize("explainer", EXPLAINERS)
+def test_what_it_needs_exists(explainer):
+    cls = EXPLAINERS.get(explainer)
+    assert set(cls.needs) <= set(TRAITS)
+    assert host(explainer)
+    EXPLAINERS.options(explainer, cls.small, given=("model",))  # which are options
 
 
-def test_the_page_shows_the_table():
-    """python -m tests.contract.applicability prints it."""
-    page = Path(__file__).parents[2] / "docs" / "explainers.md"
-    assert table() in page.read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("explainer", PASSES)
-def test_passes_are_those_of_the_table(explainer):
+@pytest.mark.parametrize("explainer", EXPLAINERS)
+def test_passes_are_those_that_it_says(explainer):
     subject = host(explainer)
-    model, images = prepare(subject)
-    made = EXPLAINERS.build(explainer, options(explainer, subject), model=model)
-    made.preparation = "plain"
-    known = {"channels": 8, "windows": 4, **vars(made), **vars(getattr(made, "base", made))}
-    passes = []
-    handle = model.register_forward_pre_hook(lambda module, args: passes.append(len(args[0])))
-    (Shown(made) if explainer in TRUTH else made).attribute(images, torch.tensor([0, 1, 2]))
-    handle.remove()
-    if explainer in LAYERS:
-        passes.remove(1)  # one image, by which the layer was found
-    assert sum(passes) == eval(PASSES[explainer], known) * len(images)
+    made = EXPLAINERS.get(explainer)
+    contract.check_passes(lambda model: made(model, **options(explainer, subject)), *prepare(subject))
 
 
-REFUSED = [(e, s) for e in EXPLAINERS.names() for s in ALL if s not in APPLIES.get(e, ALL)]
+REFUSED = [pytest.param(e, s, id=f"{e}-{s}") for e in EXPLAINERS for s in SUBJECTS if not applies(e, s)]
 
 
 @pytest.mark.parametrize(("explainer", "subject"), REFUSED)
-def test_refusals_outside_the_table(explainer, subject):
+def test_refusals_where_a_need_is_missing(explainer, subject):
     model, images = prepare(subject)
-    with pytest.raises(NotApplicable, match=type(model).__name__):
-        EXPLAINERS.build(explainer, options(explainer, subject), model=model).attribute(images)
+    if subject in MODELS:  # features of its small trunk are tiny: a product of two would hardly show
+        trunk = {id(parameter) for parameter in model.backbone.parameters()}
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1 if id(parameter) in trunk else 30)
+    contract.check_refuses(maker(explainer, subject), model, images)
 
 
 class InPlace(nn.Module):
@@ -201,33 +83,20 @@ def test_models_that_change_their_images(explainer, channels_last):
     assert torch.equal(images, before)
 
 
-def prepare(subject: str):
-    torch.manual_seed(1)
-    model = SUBJECTS[subject]()
-    for module in model.modules():  # statistics as after some training, so that modes differ
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.2, 0.2)
-            module.running_var.uniform_(0.5, 1.5)
-    return model.eval(), torch.rand(3, 3, 64, 64)
-
-
 @pytest.mark.parametrize(("explainer", "subject"), cases())
 @pytest.mark.parametrize("check", contract.CHECKS)
 def test_contract(explainer, subject, check):
     model, images = prepare(subject)
-    if explainer in AMPLIFIES and check is contract.check_output:
+    if EXPLAINERS.get(explainer).amplifies_rounding and check is contract.check_output:
         model, images = model.double(), images.double()
-    if check is contract.check_refusals and explainer in BLIND:
-        with pytest.raises(ValueError, match="NaN"):
-            maker(explainer, subject)(model).attribute(images * torch.nan)
-        return
     check(maker(explainer, subject), model, images)
 
 
 @pytest.mark.parametrize(("explainer", "subject"), cases())
 def test_target(explainer, subject):
     model, images = prepare(subject)
-    uses = subject in CLASS_MAPS if explainer in NEEDS_EXPLAIN else explainer not in CLASS_AGNOSTIC
+    cls = EXPLAINERS.get(explainer)
+    uses = MODELS.get(subject).class_maps if "explain" in cls.needs else cls.uses_class
     contract.check_target(maker(explainer, subject), model, images, uses_target=uses)
 
 
@@ -258,28 +127,22 @@ class Elementwise(nn.Module):
         return (pooled[:, None] * self.weight).sum(dim=2)
 
 
-NO_SUCH_MODEL = {"cam", "liftcam", "deconvnet", "guided_backprop", "smoothed_guided_backprop"}
-NO_SUCH_MODEL |= {"integrated_guided_backprop", *TRUTH}
-NO_SUCH_MODEL |= {name for name, applies in APPLIES.items() if "sequential" not in applies}
-
-
-@pytest.mark.parametrize("explainer", sorted(set(APPLIES) - NO_SUCH_MODEL))
+@pytest.mark.parametrize("explainer", [e for e in EXPLAINERS if not EXPLAINERS.get(e).needs])
 def test_sums_are_of_float32_under_autocast(explainer):
     torch.manual_seed(0)
     model, images = Elementwise().eval(), torch.rand(2, 3, 64, 64)
-    settings = options(explainer, "elementwise") or {}
+    settings = options(explainer, "elementwise")
     layer = {"layer": "features"} if explainer in LAYERS else {}
-    make = EXPLAINERS.build(explainer, settings | layer, model=model)
+    make = shown(EXPLAINERS.build(explainer, settings | layer, model=model))
     expected = make.attribute(images, 1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         maps = make.attribute(images, 1)
     torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("explainer", sorted(set(APPLIES) - NEEDS_EXPLAIN - TRUTH - {"kernelshap", "lime"}))
+@pytest.mark.parametrize("explainer", [e for e in EXPLAINERS if EXPLAINERS.get(e).stands_bfloat16])
 def test_autocast(explainer):
-    """Passes in bfloat16: near the map of float32, as far as bfloat16's eight bits go. (The differences of scores that
-    surrogates are fitted to drown in them.)"""
+    """Passes in bfloat16: near the map of float32, as far as bfloat16's eight bits go."""
     subject = host(explainer)
     model, images = prepare(subject)
     expected = maker(explainer, subject)(copy.deepcopy(model)).attribute(images, 0)
@@ -303,8 +166,6 @@ class Good(Explainer):
         with torch.enable_grad():
             logits = self.model(x)
             logits = logits if isinstance(logits, torch.Tensor) else logits.logits
-            from interp_models.core.scoring import resolve_target
-
             score = logits.gather(1, resolve_target(target, logits)[:, None]).sum()
         return torch.autograd.grad(score, x)[0].abs().sum(1)
 
@@ -353,14 +214,70 @@ class IgnoresTarget(Good):
         return super()._attribute(inputs, None)
 
 
-WRONG = {
-    BatchNormalised: contract.check_output,
-    Unseeded: contract.check_output,
-    Backward: contract.check_leaves_no_trace,
-    LeavesHook: contract.check_leaves_no_trace,
-    LeavesHookOnError: contract.check_leaves_no_trace,
-    TrainsOnTheQuiet: contract.check_leaves_no_trace,
-}
+class ForTraining(Good):
+    """Turns to training mode what was in training mode."""
+
+    def attribute(self, inputs, target=None, boxes=None):
+        return self._attribute(inputs, target).detach()
+
+
+class NeedsGradients(Good):
+    """Relies on gradients being on."""
+
+    def attribute(self, inputs, target=None, boxes=None):
+        with evaluating(self.model):
+            x = inputs.clone().requires_grad_(True)
+            logits = self.model(x)
+            score = logits.gather(1, resolve_target(target, logits)[:, None]).sum()
+            return torch.autograd.grad(score, x)[0].abs().sum(1)
+
+
+class NeedsWeights(Good):
+    """Relies on weights that learn."""
+
+    def _attribute(self, inputs, target):
+        with torch.enable_grad():
+            logits = self.model(inputs)
+            score = logits.gather(1, resolve_target(target, logits)[:, None]).sum()
+            torch.autograd.grad(score, next(iter(self.model.parameters())))
+        return super()._attribute(inputs, target)
+
+
+class TakesAnything(Good):
+    def attribute(self, inputs, target=None, boxes=None):
+        try:
+            return super().attribute(inputs, target, boxes)
+        except InputError:
+            return torch.zeros(1, 1, 1)
+
+
+class AnyClass(Good):
+    def _attribute(self, inputs, target):
+        return super()._attribute(inputs, None if target is None else torch.as_tensor(target).clamp(max=3))
+
+
+class TwoLines(Good):
+    def attribute(self, inputs, target=None, boxes=None):
+        try:
+            return super().attribute(inputs, target, boxes)
+        except InputError as error:
+            raise InputError(f"{error}\nSee above.") from None
+
+
+WRONG = [
+    (BatchNormalised, contract.check_output, "another map one by one"),
+    (Unseeded, contract.check_output, "another map when asked again"),
+    (Backward, contract.check_leaves_no_trace, "a call left something behind|a call changed .grad"),
+    (LeavesHook, contract.check_leaves_no_trace, "a call left something behind"),
+    (LeavesHookOnError, contract.check_leaves_no_trace, "a call that failed left something behind"),
+    (TrainsOnTheQuiet, contract.check_leaves_no_trace, "a call left something behind"),
+    (ForTraining, contract.check_modes, "another map in training mode"),
+    (NeedsGradients, contract.check_modes, "no map under no_grad"),
+    (NeedsWeights, contract.check_modes, "no map of a frozen model"),
+    (TakesAnything, contract.check_refusals, "one image without a batch is not refused"),
+    (AnyClass, contract.check_refusals, "class 99 is not refused"),
+    (TwoLines, contract.check_refusals, "one image without a batch is refused in several lines"),
+]
 
 
 @pytest.mark.parametrize("check", contract.CHECKS)
@@ -368,13 +285,51 @@ def test_a_right_explainer_passes(check):
     check(Good, *prepare("sequential"))
 
 
-@pytest.mark.parametrize("wrong", WRONG, ids=lambda cls: cls.__name__)
-def test_wrong_explainers_are_rejected(wrong):
-    with pytest.raises(AssertionError):
-        WRONG[wrong](wrong, *prepare("sequential"))
+def test_every_check_has_a_wrong_example():
+    assert {check for _, check, _ in WRONG} == set(contract.CHECKS)
+
+
+@pytest.mark.parametrize(("wrong", "check", "reason"), WRONG)
+def test_wrong_explainers_are_rejected(wrong, check, reason):
+    with pytest.raises(AssertionError, match=reason):
+        check(wrong, *prepare("sequential"))
 
 
 def test_an_explainer_that_ignores_the_target_is_rejected():
     contract.check_target(Good, *prepare("sequential"), uses_target=True)
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="uses_target is True, but maps of other classes differ: False"):
         contract.check_target(IgnoresTarget, *prepare("sequential"), uses_target=True)
+    contract.check_target(IgnoresTarget, *prepare("sequential"), uses_target=False)
+    with pytest.raises(AssertionError, match="uses_target is False, but maps of other classes differ: True"):
+        contract.check_target(Good, *prepare("sequential"), uses_target=False)
+
+
+class Honest(Good):
+    back_to_images = True
+
+
+class SaysTwoPasses(Honest):
+    passes = "2"
+
+
+class SaysNothingGoesBack(Honest):
+    back_to_images = False
+
+
+class SaysItNeedsAttention(Honest):
+    needs = ("attention",)
+
+
+def test_what_a_class_says_wrongly_is_found():
+    """Its passes, whether they go back, and what it needs."""
+    contract.check_passes(Honest, *prepare("sequential"))
+    for wrong, reason in (
+        (SaysTwoPasses, "passes = '2', but there were 1"),
+        (SaysNothingGoesBack, "back_to_images is False, but a pass went back: True"),
+    ):
+        with pytest.raises(AssertionError, match=reason):
+            contract.check_passes(wrong, *prepare("sequential"))
+    rollout = EXPLAINERS.get("rollout")
+    contract.check_refuses(rollout, *prepare("sequential"))
+    with pytest.raises(AssertionError, match="Sequential lacks what it says that it needs, but is not refused"):
+        contract.check_refuses(SaysItNeedsAttention, *prepare("sequential"))

@@ -53,17 +53,61 @@ class MissingKey(MaskedConfidence):
     keys = ("ad", "iic", "add", "ag", "extra")
 
 
+class Forgets(MaskedConfidence):
+    """Keeps the last update alone."""
+
+    def add(self, values):
+        self.reset()
+        super().add(values)
+
+
+class IgnoresTheCleanScore(MaskedConfidence):
+    def score(self, score_fn, images, maps, target, clean=None):
+        found = super().score(score_fn, images, maps, target)
+        return found if clean is None else {key: value + 0.1 for key, value in found.items()}
+
+
+class Doubles(MaskedConfidence):
+    def score(self, score_fn, images, maps, target, clean=None):
+        found = super().score(score_fn, images, maps, target, clean)
+        return {key: value * (2 if images.dtype == torch.float64 else 1) for key, value in found.items()}
+
+
+class FillsNaN(MaskedConfidence):
+    def score(self, score_fn, images, maps, target, clean=None):
+        return super().score(score_fn, images, maps.nan_to_num(), target, clean)
+
+
+class ClampsTheClass(MaskedConfidence):
+    def score(self, score_fn, images, maps, target, clean=None):
+        return super().score(score_fn, images, maps, torch.as_tensor(target).clamp(max=2), clean)
+
+
+class WrongAlias(MaskedConfidence):
+    aliases = {"ai": "increase"}  # noqa: RUF012
+
+
 WRONG = [
-    (BatchMean, contract.check_batch),
-    (PoisonsTheMean, contract.check_undefined),
-    (UsesTheMapAsItIs, contract.check_scale),
-    (Inverted, contract.check_direction),
-    (MissingKey, contract.check_keys),
+    (BatchMean, contract.check_batch, "one by one: "),
+    (PoisonsTheMean, contract.check_undefined, "the mean of .* is not finite"),
+    (UsesTheMapAsItIs, contract.check_scale, "a scaled map: "),
+    (Inverted, contract.check_direction, "for the evidence, .* for its negative"),
+    (MissingKey, contract.check_keys, "it lists .*'extra'|extra"),
+    (WrongAlias, contract.check_keys, "an alias stands for no key"),
+    (Forgets, contract.check_split, "two updates: "),
+    (IgnoresTheCleanScore, contract.check_split, "two updates: "),
+    (Doubles, contract.check_precision, "ad of images in float64: "),
+    (FillsNaN, contract.check_refusals, "a map with NaN is not refused"),
+    (ClampsTheClass, contract.check_refusals, "class 9 is not refused"),
 ]
 
 
-@pytest.mark.parametrize(("wrong", "check"), WRONG)
-def test_wrong_metrics_are_rejected(wrong, check):
+def test_every_check_has_a_wrong_example():
+    assert {check for _, check, _ in WRONG} == set(contract.CHECKS)
+
+
+@pytest.mark.parametrize(("wrong", "check", "reason"), WRONG)
+def test_wrong_metrics_are_rejected(wrong, check, reason):
     check(MaskedConfidence)
-    with pytest.raises((AssertionError, KeyError)):
+    with pytest.raises((AssertionError, KeyError), match=reason):
         check(wrong)

@@ -77,23 +77,77 @@ class OtherFeatureLayer(BCNN):
         return self.dropout
 
 
+class OtherFieldsInTraining(BCNN):
+    def forward(self, images):
+        output = super().forward(images)
+        return output._replace(aux={**output.aux, "seed": 1} if self.training else output.aux)
+
+
+class OtherUnderAutocast(BCNN):
+    def forward(self, images):
+        output = super().forward(images)
+        return output._replace(logits=output.logits * (-3 if torch.is_autocast_enabled("cpu") else 1))
+
+
+class MixesTheBatch(BCNN):
+    def forward(self, images):
+        output = super().forward(images)
+        return output._replace(logits=output.logits * (1 + output.logits.mean(dim=0)))
+
+
+class CutsTheGraph(BCNN):
+    def forward(self, images):
+        output = super().forward(images)
+        return output._replace(logits=output.logits + images.detach().mean(dim=(1, 2, 3))[:, None])
+
+
+class MovesWhatIsFrozen(BCNN):
+    def loss(self, output, targets):
+        with torch.no_grad():
+            self.head.bias.add_(0.1)
+        return super().loss(output, targets)
+
+
+class LeavesTheBackbone(BCNN):
+    def loss(self, output, targets):
+        pooled = output.aux["pooled"].detach() + 0 * self.attention.weight.sum()
+        return {"ce": torch.nn.functional.cross_entropy(self.head(pooled.flatten(1)), targets)}
+
+
+class LearnsOtherLabels(BCNN):
+    def loss(self, output, targets):
+        return super().loss(output, (targets + 1) % 3)
+
+
 WRONG = [
-    (SignedMaps, contract.check_output),
-    (BatchDependent, contract.check_output),
-    (WrongEvidence, contract.check_evidence),
-    (LeavesAGroupOut, contract.check_groups_and_loss),
-    (OverlappingGroups, contract.check_groups_and_loss),
-    (DetachedAttention, contract.check_groups_and_loss),
-    (ForgetsItsState, contract.check_state),
-    (AnyKind, contract.check_explain),
-    (OtherFeatureLayer, contract.check_feature_layer),
+    (SignedMaps, contract.check_output, "maps below 0, but signed_maps is False"),
+    (BatchDependent, contract.check_output, "other maps of an image alone"),
+    (MixesTheBatch, contract.check_gradients, "another gradient of an image alone"),
+    (CutsTheGraph, contract.check_gradients, "the gradient is not that of finite steps"),
+    (OtherFieldsInTraining, contract.check_modes, "aux differs between training and evaluation"),
+    (OtherUnderAutocast, contract.check_modes, "other logits under autocast"),
+    (WrongEvidence, contract.check_evidence, "evidence does not add up to the logit"),
+    (LeavesAGroupOut, contract.check_groups_and_loss, "groups: parameter 'head.weight' is in no parameter group"),
+    (OverlappingGroups, contract.check_groups_and_loss, "groups: parameter '.*' is in groups 'backbone' and 'all'"),
+    (DetachedAttention, contract.check_groups_and_loss, "group (backbone|attention) gets no gradient"),
+    (ForgetsItsState, contract.check_state, "other logits with the same state"),
+    (AnyKind, contract.check_explain, "an unknown kind is not refused"),
+    (OtherFeatureLayer, contract.check_feature_layer, "the feature layer gives no map of features"),
+    (MovesWhatIsFrozen, contract.check_freezing, "group head moved"),
+    (LeavesTheBackbone, contract.check_freezing, "group (backbone|attention) did not move"),
+    (LearnsOtherLabels, contract.check_learns, "six images are not learnt"),
 ]
 
 
-@pytest.mark.parametrize(("wrong", "check"), WRONG)
-def test_wrong_models_are_rejected(wrong, check):
+def test_every_check_has_a_wrong_example():
+    assert {check for _, check, _ in WRONG} == set(contract.CHECKS)
+
+
+@pytest.mark.parametrize(("wrong", "check", "reason"), WRONG)
+def test_wrong_models_are_rejected(wrong, check, reason):
     class Unseeded(wrong):  # instances differ, as in real use
         pass
 
-    with pytest.raises((AssertionError, ValueError, pytest.fail.Exception)):
+    check(functools.partial(make, "bcnn"))  # what they are made of is right
+    with pytest.raises(AssertionError, match=reason):
         check(lambda: Unseeded(num_classes=3, **tiny_options("bcnn")))

@@ -5,6 +5,7 @@ import torch
 
 from interp_models import METRICS, PROTOTYPE_METRICS
 from interp_models.metrics.consistency import Consistency
+from interp_models.metrics.prototype_usage import PrototypeUsage
 from interp_models.metrics.purity import Purity
 from tests.contract import prototype_metrics as contract
 
@@ -59,19 +60,28 @@ class Inverted(Consistency):
     better = {"consistency": False}  # noqa: RUF012
 
 
+class NothingIsZero(PrototypeUsage):
+    zero_if_removed = ()
+
+
 WRONG = [
-    (NoLegend, contract.check_keys),
-    (Percent, contract.check_keys),
-    (MeanOfBatches, contract.check_batch),
-    (FirstTen, contract.check_batch),
-    (KeepsRemoved, contract.check_removed),
-    (Remembers, contract.check_reset),
-    (Inverted, contract.check_direction),
+    (NoLegend, contract.check_keys, "keys, better and legend name different keys"),
+    (Percent, contract.check_keys, "consistency is no share"),
+    (MeanOfBatches, contract.check_batch, "in other batches: consistency"),
+    (FirstTen, contract.check_batch, "in other batches: purity"),
+    (KeepsRemoved, contract.check_removed, "purity is undefined elsewhere than for removed prototypes"),
+    (NothingIsZero, contract.check_removed, "used is undefined elsewhere than for removed prototypes"),
+    (Remembers, contract.check_reset, "after a reset there are values without images"),
+    (Inverted, contract.check_direction, "for pointing, .* for any"),
 ]
 
 
-@pytest.mark.parametrize(("wrong", "check"), WRONG)
-def test_wrong_metrics_are_rejected(wrong, check):
+def test_every_check_has_a_wrong_example():
+    assert {check for _, check, _ in WRONG} == set(contract.CHECKS)
+
+
+@pytest.mark.parametrize(("wrong", "check", "reason"), WRONG)
+def test_wrong_metrics_are_rejected(wrong, check, reason):
     check(wrong.__base__)
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match=reason):
         check(wrong)

@@ -15,7 +15,7 @@ from interp_models.data.part_birds.dataset import PartBirds
 from interp_models.data.transforms import transform_of
 from interp_models.models.cnn import CNN
 from tests.conftest import CUB
-from tests.contract.test_explainers import vgg
+from tests.contract.subjects import vgg
 
 SIZE = 128
 
