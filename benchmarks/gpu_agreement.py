@@ -371,8 +371,8 @@ def recipe(name: str) -> dict[str, Any]:
         return config
     model = MODELS.build(name, tiny_options(name), num_classes=CLASSES)
     # At 1e-2 B-CNN, whose square roots are steep at 0, diverges: float32 and float64 are 4 % apart there, on one CPU.
-    lrs = dict.fromkeys(model.parameter_groups(), 1e-4 if name == "bcnn" else 1e-2)
-    options = {"bcnn": {"normalise": True, "centre": 1.0}, "dpnet": {"complementary": 1.0, "covering": 0.1}}
+    lrs = dict.fromkeys(model.parameter_groups(), 1e-4 if name in ("bcnn", "wsdan", "cal") else 1e-2)
+    options = {"dpnet": {"complementary": 1.0, "covering": 0.1}}
     phases = [{"name": "train", "epochs": 1, "lrs": lrs}, {"name": "more", "epochs": 1, "lrs": lrs}]
     return {"model": {"name": name, **tiny_options(name), **options.get(name, {})}, "phases": phases}
 

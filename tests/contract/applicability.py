@@ -3,7 +3,7 @@
 python -m tests.contract.applicability        # prints the table for docs/explainers.md
 """
 
-OURS = ("cnn", "bcnn", "br_npa", "dpnet", "protopnet", "prototree", "vit_cls")
+OURS = ("cnn", "bcnn", "wsdan", "cal", "br_npa", "dpnet", "protopnet", "prototree", "vit_cls")
 ALL = (*OURS, "resnet18", "vgg", "vit", "sequential")
 TRANSFORMERS = ("vit_cls", "vit")
 RELU = ("resnet18", "vgg", "sequential")

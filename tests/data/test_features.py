@@ -174,7 +174,7 @@ def test_what_comes_after_the_training_has_images(tiny_cub: Cub, tmp_path: Path,
 
 def test_a_loss_that_needs_other_images_is_refused(script: Script, tiny_cub: Cub, tmp_path: Path) -> None:
     config = config_of(tiny_cub.root, tmp_path / "run", tmp_path / "cache")
-    config["model"] = {"name": "bcnn", **tiny_options("bcnn"), "crop_drop": True}
+    config["model"] = {"name": "wsdan", **tiny_options("wsdan")}
     config["phases"][0]["lrs"] = {"attention": 0.01, "head": 0.01}
     outcome = script("train", write_config(tmp_path / "c.yaml", config))
     assert outcome.code == 2
