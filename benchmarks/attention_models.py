@@ -26,6 +26,7 @@ from interp_models.models.wsdan import WSDAN
 from interp_models.nn.attention import attentions, class_rows
 from interp_models.runs.building import build_data, build_model
 from interp_models.training.feature_cache import FeatureCache
+from interp_models.training.schedule import PhaseSchedule
 from interp_models.training.trainer import quiet
 
 EIGHT: dict[str, Any] = {"n_maps": 8, "crop_drop": False}
@@ -88,7 +89,7 @@ def epochs(dataset: dict[str, Any], size: int, workers: int, cache: Path | None,
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=count, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
-        callbacks=[*([] if cache is None else [FeatureCache(cache)]), times],
+        callbacks=[*([] if cache is None else [FeatureCache(cache)]), times, PhaseSchedule()],
     )  # fmt: skip
     trainer.fit(model, data)
     return times.seconds

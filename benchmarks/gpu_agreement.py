@@ -365,9 +365,9 @@ def recipe(name: str) -> dict[str, Any]:
             phase["epochs"] = 1
         if name == "protopnet":
             config["model"] |= {"last_layer_steps": 100, "prune_least": 0}
-            config["phases"][1]["then"].append("prune")
+            config["phases"][1]["on_end"].append("prune")
         else:
-            config["phases"].append({**config["phases"][1], "name": "more", "then": ["project"]})
+            config["phases"].append({**config["phases"][1], "name": "more", "on_end": ["project"]})
         return config
     model = MODELS.build(name, tiny_options(name), num_classes=CLASSES)
     # At 1e-2 B-CNN, whose square roots are steep at 0, diverges: float32 and float64 are 4 % apart there, on one CPU.

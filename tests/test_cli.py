@@ -299,8 +299,8 @@ def test_a_class_without_a_training_image(script: Script, own_cub: Path, model: 
     options = tiny_options(model) | ({"depth": 2} if model == "prototree" else {})
     phases = {
         "bcnn": {"lrs": {"head": 0.01}},
-        "protopnet": {"lrs": {"prototypes": 0.01}, "then": ["push"], "select": "last"},
-        "prototree": {"lrs": {"prototypes": 0.01}, "then": ["prune", "project"], "select": "last"},
+        "protopnet": {"lrs": {"prototypes": 0.01}, "on_end": ["push"], "select": "last"},
+        "prototree": {"lrs": {"prototypes": 0.01}, "on_end": ["prune", "project"], "select": "last"},
     }
     config = write_config(
         own_cub.parent / "c.yaml",
@@ -893,7 +893,7 @@ def test_help_lists_every_key(script: Script, name: str, schema: type, flag: str
             expected[f"{title}: {entry}"] = schema_of(registry.get(entry), given)
     for title, options in expected.items():
         assert [line.split(":")[0].strip() for line in by_title[title]] == keys_of(options)
-    assert by_title["phases[i].then"] == [f"  of {m}: {', '.join(MODELS.get(m).actions)}" for m in MODELS.names()]
+    assert by_title["phases[i].on_end"] == [f"  of {m}: {', '.join(MODELS.get(m).actions)}" for m in MODELS.names()]
     keys = [key for metric in METRICS.names() for key in METRICS.get(metric).keys]
     assert f"metrics: {', '.join(keys)}" in by_title
     assert f"prototype_metrics: {', '.join(PROTOTYPE_METRICS.names())}" in by_title

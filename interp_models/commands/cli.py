@@ -145,7 +145,7 @@ def help_text(usage: str, schema: type) -> str:
     for title, registry, given in registries:
         for name in registry.names():
             parts += [f"\n{title}: {name}", *filter(None, [describe(schema_of(registry.get(name), given))])]
-    parts.append("\nphases[i].then")
+    parts.append("\nphases[i].on_end")
     parts += [f"  of {name}: {', '.join(MODELS.get(name).actions)}" for name in MODELS.names()]
     keys = ", ".join(key for name in METRICS.names() for key in METRICS.get(name).keys)
     return "\n".join([*parts, f"\nmetrics: {keys}", f"\nprototype_metrics: {', '.join(PROTOTYPE_METRICS.names())}"])

@@ -198,15 +198,15 @@ PROTOTYPES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
         | {"prune_neighbours": 4, "prune_least": 2},
         [
             {"name": "warm", "epochs": 1, "lrs": {"add_on": 0.1, "prototypes": 0.1}, "select": "none"},
-            {"name": "joint", "epochs": 2, "lrs": SHORT, "then": ["push", "fit_last_layer"], "select": "last"},
-            {"name": "last", "epochs": 1, "lrs": {"last_layer": 0.01}, "then": ["prune", "fit_last_layer"]},
+            {"name": "joint", "epochs": 2, "lrs": SHORT, "on_end": ["push", "fit_last_layer"], "select": "last"},
+            {"name": "last", "epochs": 1, "lrs": {"last_layer": 0.01}, "on_end": ["prune", "fit_last_layer"]},
         ],
     ),
     "prototree": (
         {"depth": 4, "channels": 6, "prune_factor": 1.02},
         [
             {"name": "freeze", "epochs": 1, "lrs": {"add_on": 0.1, "prototypes": 0.1}, "select": "none"},
-            {"name": "all", "epochs": 4, "lrs": SHORT, "then": ["prune", "project"], "select": "last"},
+            {"name": "all", "epochs": 4, "lrs": SHORT, "on_end": ["prune", "project"], "select": "last"},
         ],
     ),
 }
@@ -241,7 +241,7 @@ def test_prototypes_are_patches_of_the_saved_model(odd_cub: Path, tmp_path: Path
     run = tmp_path / "tiny" / "run"
     node = config_of(odd_cub, run, 2)
     node["model"] = {**node["model"], "name": "protopnet", "prototypes_per_class": 8, "channels": 8}
-    node["phases"] = [{"epochs": 2, "lrs": SHORT, "then": ["push"], "select": "last"}]
+    node["phases"] = [{"epochs": 2, "lrs": SHORT, "on_end": ["push"], "select": "last"}]
     command("train.py", write_config(tmp_path / "c.yaml", node), *TWO, cwd=tmp_path)
     model, _ = load(run, "last")
     images = build_data(run_config(run)).dataset("train", augment=False)
