@@ -19,15 +19,17 @@ from torch import Tensor
 from benchmarks.bap import timing
 from benchmarks.harness import CLOCKS, Bench, Row, Timing, load_images, parse, parser, summary, write
 from benchmarks.tables import show
-from interp_models.models.bcnn import BCNN
 from interp_models.models.br_npa import BRNPA
+from interp_models.models.cal import CAL
 from interp_models.models.dpnet import DPNet
+from interp_models.models.wsdan import WSDAN
 from interp_models.nn.attention import attentions, class_rows
 from interp_models.runs.building import build_data, build_model
 from interp_models.training.feature_cache import FeatureCache
+from interp_models.training.schedule import PhaseSchedule
 from interp_models.training.trainer import quiet
 
-WSDAN: dict[str, Any] = {"n_maps": 8, "normalise": True, "centre": 1.0}
+EIGHT: dict[str, Any] = {"n_maps": 8, "crop_drop": False}
 
 
 def heads(images: Tensor, classes: int, args: Any) -> list[Row]:
@@ -37,8 +39,8 @@ def heads(images: Tensor, classes: int, args: Any) -> list[Row]:
         ("BR-NPA", BRNPA, {}),
         ("BR-NPA, stride 8", BRNPA, {"output_stride": 8}),
         ("DP-Net, all constraints", DPNet, {"complementary": 1.0, "covering": 0.1, "specific": 0.1}),
-        ("B-CNN, normalised, centres, 8 maps", BCNN, WSDAN),
-        ("B-CNN, counterfactual too", BCNN, {**WSDAN, "counterfactual": 1.0}),
+        ("B-CNN, normalised, centres, 8 maps", WSDAN, EIGHT),
+        ("B-CNN, counterfactual too", CAL, EIGHT),
     ):
         model = cls(classes, weights="bundled", **options)
         rows += timing(what, model, images, args.pairs, args.seconds, args.clock)
@@ -87,7 +89,7 @@ def epochs(dataset: dict[str, Any], size: int, workers: int, cache: Path | None,
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=count, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
-        callbacks=[*([] if cache is None else [FeatureCache(cache)]), times],
+        callbacks=[*([] if cache is None else [FeatureCache(cache)]), times, PhaseSchedule()],
     )  # fmt: skip
     trainer.fit(model, data)
     return times.seconds

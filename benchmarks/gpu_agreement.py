@@ -365,14 +365,14 @@ def recipe(name: str) -> dict[str, Any]:
             phase["epochs"] = 1
         if name == "protopnet":
             config["model"] |= {"last_layer_steps": 100, "prune_least": 0}
-            config["phases"][1]["then"].append("prune")
+            config["phases"][1]["on_end"].append("prune")
         else:
-            config["phases"].append({**config["phases"][1], "name": "more", "then": ["project"]})
+            config["phases"].append({**config["phases"][1], "name": "more", "on_end": ["project"]})
         return config
     model = MODELS.build(name, tiny_options(name), num_classes=CLASSES)
     # At 1e-2 B-CNN, whose square roots are steep at 0, diverges: float32 and float64 are 4 % apart there, on one CPU.
-    lrs = dict.fromkeys(model.parameter_groups(), 1e-4 if name == "bcnn" else 1e-2)
-    options = {"bcnn": {"normalise": True, "centre": 1.0}, "dpnet": {"complementary": 1.0, "covering": 0.1}}
+    lrs = dict.fromkeys(model.parameter_groups(), 1e-4 if name in ("bcnn", "wsdan", "cal") else 1e-2)
+    options = {"dpnet": {"complementary": 1.0, "covering": 0.1}}
     phases = [{"name": "train", "epochs": 1, "lrs": lrs}, {"name": "more", "epochs": 1, "lrs": lrs}]
     return {"model": {"name": name, **tiny_options(name), **options.get(name, {})}, "phases": phases}
 

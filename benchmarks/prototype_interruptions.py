@@ -57,14 +57,14 @@ MODELS: dict[str, dict[str, Any]] = {
                 "name": "warm",
                 "epochs": EPOCHS,
                 "lrs": {"add_on": LR, "prototypes": LR},
-                "then": ["reset_optimizer"],
+                "on_end": ["reset_optimizer"],
                 "select": "none",
             },
             {
                 "name": "joint",
                 "epochs": EPOCHS,
                 "lrs": {"backbone": LR, "add_on": LR, "prototypes": LR},
-                "then": ["push", "fit_last_layer"],
+                "on_end": ["push", "fit_last_layer"],
                 "select": "last",
             },
             {"name": "last", "epochs": EPOCHS, "lrs": {"last_layer": LR}, "eval_modules": ["backbone"]},
@@ -79,7 +79,7 @@ MODELS: dict[str, dict[str, Any]] = {
                 "epochs": EPOCHS,
                 "lrs": {"backbone": LR, "add_on": LR, "prototypes": LR},
                 "schedule": "cosine",
-                "then": ["prune", "project"],
+                "on_end": ["prune", "project"],
                 "select": "last",
             },
         ],
@@ -147,7 +147,7 @@ def moments(phases: Sequence[dict[str, Any]], kills: int, draw: random.Random) -
         epochs = sorted(draw.choices(range(last - EPOCHS + 1, last), k=kills))
         steps = [(epoch, f"step {draw.randrange(STEPS)}", draw.uniform(0, 0.2)) for epoch in epochs]
         found[f"phase {phase['name']}"] = steps
-        for action in phase.get("then", ()):
+        for action in phase.get("on_end", ()):
             if action in ("push", "project"):
                 sides = ("search for patches", "search for patches, done")
                 found[action] = [(last, draw.choice(sides), draw.uniform(0, 2 * SEARCH)) for _ in range(kills)]

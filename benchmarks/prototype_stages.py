@@ -3,7 +3,7 @@
 python -m benchmarks.prototype_stages --name protopnet --runs RUN [RUN ...] --stages push fit_last_layer prune
     [--reference RUN ...] [--save]
 
-The runs are of one model under several seeds, trained with `then: []` in their last phase. After each stage all test
+The runs are of one model under several seeds, trained with `on_end: []` in their last phase. After each stage all test
 images are classified; per-image results are averaged over seeds before the bootstrap, whose differences are paired.
 `--save` keeps the finished models beside the runs, as `<run>-finished`, to be evaluated.
 """
@@ -85,7 +85,7 @@ def stages_of(folder: Path, stages: Sequence[str], save: bool) -> tuple[list[Per
     if save:
         out = folder.with_name(f"{folder.name}-finished")
         shutil.copytree(folder, out)
-        config["phases"][-1]["then"] = list(stages)
+        config["phases"][-1]["on_end"] = list(stages)
         save_yaml(out / "config.yaml", config)
         checkpoint = read_checkpoint(out / "checkpoints/last.ckpt")
         checkpoint["state_dict"] = model.state_dict()

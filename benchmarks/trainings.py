@@ -20,6 +20,8 @@ DPNET = "configs/cub/dpnet_lite0.yaml"
 COMPLEMENTARY, COVERING, SPECIFIC = (f"model.{name}=0" for name in ("complementary", "covering", "specific"))
 WSDAN = "configs/cub/bcnn_wsdan_lite0.yaml"
 BCNN = "configs/cub/bcnn_lite0.yaml"
+ALONE = ["model.name=wsdan", "model.normalise=false", "model.centre=0", "model.crop_drop=false"]
+"""WS-DAN without its recipe, which is B-CNN."""
 
 TRAININGS: Mapping[str, Sequence[str]] = {
     "cub_cnn_lite0": ["configs/cub/cnn_lite0.yaml"],
@@ -29,12 +31,12 @@ TRAININGS: Mapping[str, Sequence[str]] = {
     "protopnet_full": ["configs/cub/protopnet_lite0.yaml", "data.crop_to_box=false"],
     "prototree_full": ["configs/cub/prototree_lite0.yaml", "data.crop_to_box=false"],
     "bcnn_block": [BCNN, "model.block=true"],
-    "bcnn_normalise": [BCNN, "model.normalise=true"],
-    "bcnn_centre": [BCNN, "model.normalise=true", "model.centre=1.0"],
-    "bcnn_crop_drop": [BCNN, "model.crop_drop=true"],
-    "bcnn_counterfactual": [BCNN, "model.counterfactual=1.0"],
+    "bcnn_normalise": [BCNN, *ALONE, "model.normalise=true"],
+    "bcnn_centre": [BCNN, *ALONE, "model.normalise=true", "model.centre=1.0"],
+    "bcnn_crop_drop": [BCNN, *ALONE, "model.crop_drop=true"],
+    "bcnn_counterfactual": [BCNN, *ALONE, "model.name=cal", "model.counterfactual=1.0"],
     "cub_bcnn_wsdan_lite0": [WSDAN],
-    "bcnn_cal": [WSDAN, "model.counterfactual=1.0"],
+    "bcnn_cal": [WSDAN, "model.name=cal"],
     "dpnet_global": ["configs/cub/dpnet_global_lite0.yaml"],
     "dpnet_none": [DPNET, COMPLEMENTARY, COVERING, SPECIFIC],
     "dpnet_complementary": [DPNET, COVERING, SPECIFIC],

@@ -28,7 +28,7 @@ PROTOTREE = {"name": "prototree", "backbone": TINY, "weights": None, "depth": 2,
 
 
 def trained(cub: Cub, out: Path, model: dict[str, Any], then: list[str]) -> Path:
-    phases = [{"epochs": 2, "lrs": LRS, "then": then, "select": "last"}]
+    phases = [{"epochs": 2, "lrs": LRS, "on_end": then, "select": "last"}]
     config = tiny_config(cub.root, out=str(out), phases=phases, model=model)
     config["data"] |= {"val_fraction": 0.0, "augment": False}
     return fit(config)

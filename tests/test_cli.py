@@ -300,8 +300,8 @@ def test_a_class_without_a_training_image(script: Script, own_cub: Path, model: 
     options = tiny_options(model) | ({"depth": 2} if model == "prototree" else {})
     phases = {
         "bcnn": {"lrs": {"head": 0.01}},
-        "protopnet": {"lrs": {"prototypes": 0.01}, "then": ["push"], "select": "last"},
-        "prototree": {"lrs": {"prototypes": 0.01}, "then": ["prune", "project"], "select": "last"},
+        "protopnet": {"lrs": {"prototypes": 0.01}, "on_end": ["push"], "select": "last"},
+        "prototree": {"lrs": {"prototypes": 0.01}, "on_end": ["prune", "project"], "select": "last"},
     }
     config = write_config(
         own_cub.parent / "c.yaml",
@@ -924,7 +924,7 @@ def test_help_on_all_of_a_kind_shows_their_options(
         options = text.partition("Options:\n")[2].partition("\n  Actions")[0].splitlines()
         assert [line.split(":")[0].strip() for line in options] == keys_of(schema_of(cls, given))
         if topic == "models":
-            assert text.endswith(f"Actions of phases[i].then: {', '.join(cls.actions)}")
+            assert text.endswith(f"Actions of phases[i].on_start and on_end: {', '.join(cls.actions)}")
 
 
 def test_help_on_one_thing(script: Script) -> None:

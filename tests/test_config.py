@@ -415,7 +415,7 @@ def test_everything_of_another_model_is_named_at_once() -> None:
         "model": {"name": "bcnn", "backbone": TINY, "weights": None, "n_maps": 2, "relu": False},
         "phases": [
             {"lrs": {"backbone": 1, "attention": 1}},
-            {"lrs": {"head": 1}, "then": ["push"], "eval_modules": ["attention"]},
+            {"lrs": {"head": 1}, "on_end": ["push"], "eval_modules": ["attention"]},
         ],
         "optimizer": {"weight_decays": {"attention": 0.1}},
     }
@@ -427,7 +427,7 @@ def test_everything_of_another_model_is_named_at_once() -> None:
         "unknown key in model 'cnn': 'n_maps', 'relu' (known: backbone, dropout, label_smoothing, output_stride, we",
         "unknown parameter group in optimizer.weight_decays: 'attention' (known: backbone, head); ",
         "unknown parameter group in phases[0].lrs: 'attention' (known: backbone, head); ",
-        "unknown action in phases[1].then: 'push' (known: reset_optimizer); ",
+        "unknown action in phases[1].on_end: 'push' (known: reset_optimizer); ",
         "unknown module in phases[1].eval_modules: 'attention' (known: ",
     ):
         assert part in message

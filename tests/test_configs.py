@@ -90,7 +90,7 @@ def test_training(script: Script, tiny_cub: Cub, bcnn_run: Path, tmp_path: Path,
         if any(not torch.equal(ours, theirs) for ours, theirs in zip(parameters, fresh[group], strict=True))
     }
     trained = {group for phase in shipped.phases for group in phase.lrs}
-    fitted = {"last_layer" for phase in shipped.phases if "fit_last_layer" in phase.then}
+    fitted = {"last_layer" for phase in shipped.phases if "fit_last_layer" in phase.on_end}
     assert moved == trained | fitted
 
 

@@ -106,7 +106,7 @@ def _about_class(topic: Topic, name: str, *, brief: bool = False) -> str:
     if options := describe(schema_of(cls, topic.given), "    "):
         lines += ["  Options:", options]
     if actions := getattr(cls, "actions", ()):
-        lines.append(f"  Actions of phases[i].then: {', '.join(actions)}")
+        lines.append(f"  Actions of phases[i].on_start and on_end: {', '.join(actions)}")
     return "\n".join(lines)
 
 

@@ -42,7 +42,7 @@ class ProtoPNet(InterpModule):
     Loss: cross-entropy + cluster · mean_i min_{p of y_i} d_ip - separation · mean_i min_{p not of y_i} d_ip
     + l1 · Σ |W_kp| over prototypes of other classes than k; d is the squared distance to the nearest patch.
 
-    Actions for `phases[].then`: `push` replaces each prototype by the nearest patch of a training image of its class,
+    Actions for `phases[].on_end`: `push` replaces each prototype by the nearest patch of a training image of its class,
     `fit_last_layer` trains W on the similarities of un-augmented images, `prune` removes prototypes of the background.
 
     Args:

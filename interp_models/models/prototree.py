@@ -39,7 +39,7 @@ class ProtoTree(InterpModule):
     Loss: the negative log likelihood. Leaves c are no parameters; after every batch of the epoch's N
     c_l <- ReLU(c_l - c_l(at the epoch's start) / N) + Σ_b π_l(b) softmax(c_l)[y_b] onehot(y_b) / ŷ(b)[y_b].
 
-    Actions for `phases[].then`: `prune` removes leaves that know no class, and nodes with a child left; `project`
+    Actions for `phases[].on_end`: `prune` removes leaves that know no class, and nodes with a child left; `project`
     replaces each prototype by the nearest patch of an image of a class that a leaf below its node says.
 
     Args:

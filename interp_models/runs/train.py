@@ -47,7 +47,7 @@ from interp_models.training.loggers import MetricsFile, check_loggers, close, ma
 from interp_models.training.module import InterpModule
 from interp_models.training.progress_bar import ProgressBar
 from interp_models.training.prototype_gallery import PrototypeGallery
-from interp_models.training.schedule import check_strategy
+from interp_models.training.schedule import PhaseSchedule, check_strategy
 from interp_models.training.trainer import (
     check_data,
     check_trainer,
@@ -143,6 +143,7 @@ def _train(config: TrainConfig, resume: Path | None, locks: ExitStack) -> Path:
             ClassReport(model.num_classes, run),
             *ExplanationValidation.of(config.evaluation, config.seed),
             *FeatureCache.of(config.feature_cache),
+            PhaseSchedule(),  # sets the phase before each step; its `on_end` acts after all others have seen the batch
         ],
         plugins=[WholeCheckpointIO()],
         use_distributed_sampler=False,

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 import pytorch_lightning as pl
@@ -197,9 +197,10 @@ class InterpModule(pl.LightningModule, ABC):
         """Forget the moments, as papers do that begin a stage with a new optimizer."""
         self.trainer.optimizers[0].state.clear()
 
-    def configure_callbacks(self) -> Sequence[pl.Callback]:
-        """Every training walks through its phases."""
-        return [PhaseSchedule()]
+    def on_fit_start(self) -> None:
+        """Refuse a trainer that would train at a learning rate of 0."""
+        if not any(isinstance(callback, PhaseSchedule) for callback in getattr(self.trainer, "callbacks", ())):
+            raise InputError("the trainer needs callbacks=[PhaseSchedule()], which sets the phases' learning rates")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the format version, the resolved config, the name of the phase and the epoch's row of `metrics.csv`,

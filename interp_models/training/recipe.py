@@ -31,10 +31,12 @@ class Phase:
     """Of `step`."""
     eval_modules: list[str] = field(default_factory=list)
     """Submodules kept in eval mode, such as a frozen trunk whose batch-norm statistics must not move."""
-    then: list[str] = field(default_factory=list)
+    on_start: list[str] = field(default_factory=list)
+    """Methods of the model, among its `actions`, called before the first step of the phase."""
+    on_end: list[str] = field(default_factory=list)
     """What the model does after the phase's last step and before that epoch's validation, such as `push`."""
     select: Literal["every", "last", "none"] = "every"
-    """Which epochs of the phase can become the best checkpoint; `last` where `then` makes the prototypes patches."""
+    """Which epochs of the phase can become the best checkpoint; `last` where `on_end` makes the prototypes patches."""
 
     def factor(self, epoch: float, before: int = 0) -> float:
         """What the peak learning rates are multiplied by.
@@ -129,7 +131,8 @@ class Recipe:
         for number, phase in enumerate(self.phases):
             for key, kind, names, known in (
                 ("lrs", "parameter group", list(phase.lrs), groups),
-                ("then", "action", phase.then, actions),
+                ("on_start", "action", phase.on_start, actions),
+                ("on_end", "action", phase.on_end, actions),
                 ("eval_modules", "module", phase.eval_modules, modules),
             ):
                 where = f"{kind} in phases[{number}].{key}:"
@@ -174,10 +177,11 @@ class Recipe:
         if not self.epochs:
             raise InputError("phases: at least one epoch is needed")
         for number, phase in enumerate(self.phases):
-            if phase.then and not phase.epochs:
+            key, actions = ("on_end", phase.on_end) if phase.on_end else ("on_start", phase.on_start)
+            if actions and not phase.epochs:
                 raise InputError(
-                    f"phases[{number}].then: {phase.then[0]} would never happen, as the phase has epochs=0; give it "
-                    f"an epoch, or phases[{number}].then=[]"
+                    f"phases[{number}].{key}: {actions[0]} would never happen, as the phase has epochs=0; give it "
+                    f"an epoch, or phases[{number}].{key}=[]"
                 )
 
     def check_pushed(self, action: str, harmless: Sequence[str], norms: Sequence[str], *, selecting: bool) -> None:
@@ -190,22 +194,22 @@ class Recipe:
             selecting: whether there is a validation; without one, the last epoch of all is taken.
         """
         phases = [(number, phase) for number, phase in enumerate(self.phases) if phase.epochs]
-        if not any(action in phase.then for _, phase in phases):
+        if not any(action in (*phase.on_start, *phase.on_end) for _, phase in phases):
             return
         pushed = False
         for number, phase in phases:
             held = tuple(f"{name}." for name in phase.eval_modules)
             moved = [group for group, lr in phase.lrs.items() if lr and group not in harmless]
             moved += [name for name in norms if not f"{name}.".startswith(held)]
-            before = pushed and not moved
-            pushed = before or action in phase.then
+            before = (pushed or action in phase.on_start) and not moved
+            pushed = before or action in phase.on_end
             at_end = phase.select == "last" or phase.epochs == 1 or not selecting
             wanted = phase.select != "none" if selecting else number == phases[-1][0]
             if wanted and not (before or (pushed and at_end)):
                 why = f" ({moved[0]!r} moves)" if moved else ""
                 raise InputError(
                     f"phases[{number}].select={phase.select}: an epoch could be selected whose prototypes are no "
-                    f"patches{why}; expected select: none, or select: last with {action!r} in then"
+                    f"patches{why}; expected select: none, or select: last with {action!r} in on_end"
                 )
 
 

@@ -1,5 +1,6 @@
 """The callback that walks a model through its phases."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import pytorch_lightning as pl
@@ -32,12 +33,14 @@ class PhaseSchedule(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Enter the epoch's phase, and seed dropout by seed, epoch and rank."""
         module = cast("InterpModule", module)
-        phase, _ = module.recipe.at(trainer.current_epoch)
+        phase, position = module.recipe.at(trainer.current_epoch)
         for name, parameters in module.parameter_groups().items():
             for parameter in parameters:
                 parameter.requires_grad_(name in phase.lrs)
         phase.set_modes(module)
         torch.manual_seed(seed_of(int(module.config.get("seed", 0)), trainer.current_epoch, trainer.global_rank))
+        if position == 0 and phase.on_start:
+            self._act(trainer, module, phase.on_start)
         module.log("phase", float(module.recipe.phases.index(phase)))
 
     def on_train_batch_end(
@@ -47,10 +50,14 @@ class PhaseSchedule(pl.Callback):
         module = cast("InterpModule", module)
         phase, position = module.recipe.at(trainer.current_epoch)
         if position == phase.epochs - 1 and batch_idx == trainer.num_training_batches - 1:
-            share_buffers(module)
-            for action in phase.then:
-                with torch.no_grad(), evaluating(module):
-                    getattr(module, action)(data_of(trainer))
+            self._act(trainer, module, phase.on_end)
+
+    def _act(self, trainer: pl.Trainer, module: "InterpModule", actions: Sequence[str]) -> None:
+        """Call methods of the model in eval mode, with the buffers of the first rank on all."""
+        share_buffers(module)
+        for action in actions:
+            with torch.no_grad(), evaluating(module):
+                getattr(module, action)(data_of(trainer))
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Give every rank the first one's buffers."""

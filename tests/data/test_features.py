@@ -17,6 +17,7 @@ from interp_models.nn.backbone import Backbone
 from interp_models.runs.building import build_data, build_model
 from interp_models.runs.loading import run_config
 from interp_models.training.feature_cache import FeatureCache
+from interp_models.training.schedule import PhaseSchedule
 from tests.conftest import Cub, Script, fit, tiny_config, tiny_options, write_config
 
 
@@ -164,7 +165,8 @@ def test_what_comes_after_the_training_has_images(tiny_cub: Cub, tmp_path: Path,
         trainer = pl.Trainer(
             accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, use_distributed_sampler=False, default_root_dir=tmp_path,
-            num_sanity_val_steps=0, callbacks=[FeatureCache(tmp_path / "cache")] if cached else [],
+            num_sanity_val_steps=0,
+            callbacks=[*([FeatureCache(tmp_path / "cache")] if cached else []), PhaseSchedule()],
         )  # fmt: skip
         trainer.fit(model, data)
         assert data.stored == {}
@@ -174,7 +176,7 @@ def test_what_comes_after_the_training_has_images(tiny_cub: Cub, tmp_path: Path,
 
 def test_a_loss_that_needs_other_images_is_refused(script: Script, tiny_cub: Cub, tmp_path: Path) -> None:
     config = config_of(tiny_cub.root, tmp_path / "run", tmp_path / "cache")
-    config["model"] = {"name": "bcnn", **tiny_options("bcnn"), "crop_drop": True}
+    config["model"] = {"name": "wsdan", **tiny_options("wsdan")}
     config["phases"][0]["lrs"] = {"attention": 0.01, "head": 0.01}
     outcome = script("train", write_config(tmp_path / "c.yaml", config))
     assert outcome.code == 2

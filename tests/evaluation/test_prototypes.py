@@ -47,7 +47,7 @@ def evaluated(*runs: Path, plan: tuple[str, ...] = ()) -> Path:
 
 def trained(name: str, out: Path, root: Path, **data: Any) -> Path:
     options, then = MODELS[name]
-    phases = [{"epochs": 3, "lrs": LRS, "then": then, "select": "last"}]
+    phases = [{"epochs": 3, "lrs": LRS, "on_end": then, "select": "last"}]
     config = tiny_config(root, out=str(out), phases=phases)
     config["model"] = {"name": name, "backbone": TINY, "weights": None, "output_stride": 16, "channels": 8, **options}
     config["data"] |= data

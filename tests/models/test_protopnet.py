@@ -305,11 +305,11 @@ def config_of(root: Path, out: Path, phases: list[dict[str, Any]], **model_optio
 
 def test_cached_last_layer_takes_the_steps_of_the_uncached(tiny_cub: Cub, tmp_path: Path) -> None:
     """Adam on stored similarities ends where three epochs over the images end."""
-    first = {"epochs": 1, "lrs": LRS, "then": ["push"]}
+    first = {"epochs": 1, "lrs": LRS, "on_end": ["push"]}
     last = {"name": "last", "epochs": 3, "lrs": LAST, "eval_modules": ["backbone", "add_on"]}
     uncached = fit(config_of(tiny_cub.root, tmp_path / "a", [first, last]))
     steps = torch.load(uncached / "checkpoints/last.ckpt", weights_only=True)["global_step"] * 3 // 4
-    first = {"epochs": 1, "lrs": LRS, "then": ["push", "fit_last_layer"]}
+    first = {"epochs": 1, "lrs": LRS, "on_end": ["push", "fit_last_layer"]}
     cached = fit(config_of(tiny_cub.root, tmp_path / "b", [first], last_layer_steps=steps))
     a, b = (load(run)[0].state_dict() for run in (uncached, cached))
     start = ProtoPNet(3, backbone=TINY, weights=None, prototypes_per_class=2).last_layer.weight
@@ -367,7 +367,7 @@ def test_maps_of_larger_prototypes_lie_where_their_patches_are() -> None:
 def test_training_refuses_to_select_epochs_without_a_push(
     tiny_cub: Cub, tmp_path: Path, name: str, action: str, select: str
 ) -> None:
-    phases: list[dict[str, Any]] = [{"epochs": 2, "lrs": LRS, "then": [action], "select": select}]
+    phases: list[dict[str, Any]] = [{"epochs": 2, "lrs": LRS, "on_end": [action], "select": select}]
     config = tiny_config(tiny_cub.root, out=str(tmp_path / "run"), phases=phases)
     config["model"] = {"name": name, "backbone": TINY, "weights": None, "channels": 4}
     if name == "prototree":

@@ -495,7 +495,7 @@ def test_groups_with_a_block_apart() -> None:
 
 def test_training_prunes_projects_and_comes_back_from_its_checkpoint(tiny_cub: Cub, tmp_path: Path) -> None:
     lrs = dict.fromkeys(("backbone", "add_on", "prototypes"), 1e-3)
-    phases = [{"epochs": 6, "lrs": lrs, "then": ["prune", "project"], "select": "last"}]
+    phases = [{"epochs": 6, "lrs": lrs, "on_end": ["prune", "project"], "select": "last"}]
     config = tiny_config(tiny_cub.root, out=str(tmp_path / "run"), phases=phases)
     config["model"] = {"name": "prototree", "backbone": TINY, "weights": None, "output_stride": 16}
     config["model"] |= {"channels": 8, "depth": 4, "prune_factor": 1.02}

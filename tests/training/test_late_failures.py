@@ -86,8 +86,8 @@ def test_the_second_phase_is_tried_too(tiny_cub: Cub, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", MODELS.names())
 def test_trying_changes_nothing(tiny_cub: Cub, tmp_path: Path, name: str) -> None:
     node = tiny_config(tiny_cub.root, model={"name": name, **tiny_options(name)})
-    if name == "bcnn":
-        node["model"] |= {"normalise": True, "centre": 1.0, "crop_drop": True, "counterfactual": 1.0, "dropout": 0.5}
+    if name == "cal":
+        node["model"]["dropout"] = 0.5
     groups = MODELS.build(name, tiny_options(name), num_classes=3).parameter_groups()
     node["phases"] = [{"epochs": 1, "lrs": dict.fromkeys(groups, 0.1)}]
     node = plain(check(TrainConfig, node))
@@ -108,15 +108,15 @@ def test_trying_changes_nothing(tiny_cub: Cub, tmp_path: Path, name: str) -> Non
 
 def test_a_phase_without_epochs_has_no_actions(script: Script, tiny_cub: Cub, tmp_path: Path) -> None:
     node = tiny_config(tiny_cub.root, out=str(tmp_path / "run"), model=TINY_CNN)
-    node["phases"] = [{"epochs": 1, "lrs": CNN_LRS}, {"epochs": 0, "lrs": CNN_LRS, "then": ["reset_optimizer"]}]
+    node["phases"] = [{"epochs": 1, "lrs": CNN_LRS}, {"epochs": 0, "lrs": CNN_LRS, "on_end": ["reset_optimizer"]}]
     config = write_config(tmp_path / "c.yaml", node)
     outcome = script("train", config)
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err.startswith(
-        "error: phases[1].then: reset_optimizer would never happen, as the phase has epochs=0"
+        "error: phases[1].on_end: reset_optimizer would never happen, as the phase has epochs=0"
     )
     assert not (tmp_path / "run").exists()
-    assert script("train", config, "phases[1].then=[]").code == 0
+    assert script("train", config, "phases[1].on_end=[]").code == 0
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_actions_happen_once_after_the_last_step(
         happened.append((self.current_epoch, self.global_step))
 
     monkeypatch.setattr(InterpModule, "reset_optimizer", reset)
-    phases = [{"epochs": 2, "lrs": CNN_LRS, "then": ["reset_optimizer"]}, {"epochs": 1, "lrs": CNN_LRS}]
+    phases = [{"epochs": 2, "lrs": CNN_LRS, "on_end": ["reset_optimizer"]}, {"epochs": 1, "lrs": CNN_LRS}]
     node = tiny_config(tiny_cub.root, out=str(tmp_path / "run"), model=TINY_CNN, phases=phases)
     node["data"]["batch_size"] = 2 if "limit_train_batches" in trainer else 4
     node["trainer"] |= trainer

@@ -109,18 +109,20 @@ ALL, LAST = {"trunk": 1.0, "last": 1.0}, {"last": 1.0}
     ("phases", "message"),
     [
         ([Phase("a", 2, ALL)], None),  # nothing is ever a patch
-        ([Phase("a", 2, ALL, select="last", then=["push"])], None),
-        ([Phase("a", 1, ALL, then=["push"])], None),  # its one epoch ends with the push
-        ([Phase("a", 2, ALL, select="none"), Phase("b", 1, ALL, select="last", then=["push"])], None),
-        ([Phase("a", 2, ALL, select="last", then=["push"]), Phase("b", 3, LAST, eval_modules=["net"])], None),
-        ([Phase("a", 2, ALL, select="last", then=["push"]), Phase("none", 0, ALL)], None),
-        ([Phase("a", 2, ALL), Phase("none", 0, ALL, then=["push"])], None),  # that never happens
-        ([Phase("a", 2, ALL, select="last", then=["push"]), Phase("b", 3, {"trunk": 0.0, **LAST})], "'net.norm'"),
-        ([Phase("a", 2, ALL, then=["push"])], "phases[0].select=every"),
-        ([Phase("a", 1, ALL), Phase("b", 1, ALL, then=["push"])], "phases[0].select=every"),
-        ([Phase("a", 2, ALL, select="last", then=["push"]), Phase("b", 2, ALL, select="last")], "('trunk' moves)"),
-        ([Phase("a", 2, ALL, select="last", then=["push"]), Phase("b", 3, LAST)], "('net.norm' moves)"),
-        ([Phase("a", 2, ALL, select="last", then=["push"]), Phase("b", 3, LAST, eval_modules=["ne"])], "'net.norm'"),
+        ([Phase("a", 2, ALL, select="last", on_end=["push"])], None),
+        ([Phase("a", 2, ALL, select="none"), Phase("b", 2, LAST, eval_modules=["net"], on_start=["push"])], None),
+        ([Phase("a", 2, ALL, on_start=["push"])], "('trunk' moves)"),
+        ([Phase("a", 1, ALL, on_end=["push"])], None),  # its one epoch ends with the push
+        ([Phase("a", 2, ALL, select="none"), Phase("b", 1, ALL, select="last", on_end=["push"])], None),
+        ([Phase("a", 2, ALL, select="last", on_end=["push"]), Phase("b", 3, LAST, eval_modules=["net"])], None),
+        ([Phase("a", 2, ALL, select="last", on_end=["push"]), Phase("none", 0, ALL)], None),
+        ([Phase("a", 2, ALL), Phase("none", 0, ALL, on_end=["push"])], None),  # that never happens
+        ([Phase("a", 2, ALL, select="last", on_end=["push"]), Phase("b", 3, {"trunk": 0.0, **LAST})], "'net.norm'"),
+        ([Phase("a", 2, ALL, on_end=["push"])], "phases[0].select=every"),
+        ([Phase("a", 1, ALL), Phase("b", 1, ALL, on_end=["push"])], "phases[0].select=every"),
+        ([Phase("a", 2, ALL, select="last", on_end=["push"]), Phase("b", 2, ALL, select="last")], "('trunk' moves)"),
+        ([Phase("a", 2, ALL, select="last", on_end=["push"]), Phase("b", 3, LAST)], "('net.norm' moves)"),
+        ([Phase("a", 2, ALL, select="last", on_end=["push"]), Phase("b", 3, LAST, eval_modules=["ne"])], "'net.norm'"),
     ],
 )
 def test_only_epochs_whose_prototypes_are_patches_can_be_selected(phases: list[Phase], message: str | None) -> None:
@@ -135,10 +137,10 @@ def test_only_epochs_whose_prototypes_are_patches_can_be_selected(phases: list[P
     for epoch in range(recipe.epochs):
         phase, position = recipe.at(epoch)
         patches = patches and set(phase.lrs) == {"last"} and phase.eval_modules == ["net"]
-        patches = patches or (position == phase.epochs - 1 and "push" in phase.then)
+        patches = patches or (position == phase.epochs - 1 and "push" in phase.on_end)
         good = good and (patches or not recipe.selectable(epoch))
         last = patches
-    pushes = any(phase.then for phase in phases if phase.epochs)
+    pushes = any(phase.on_end for phase in phases if phase.epochs)
     assert (good or not pushes) == (message is None)
     if last or not pushes:  # without validation the last epoch alone counts
         recipe.check_pushed("push", ["last"], ["net.norm"], selecting=False)

@@ -134,10 +134,7 @@ def test_a_broken_training_goes_on(
 
 
 OTHERS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "bcnn": (
-        {"normalise": True, "centre": 1.0, "crop_drop": True, "counterfactual": 1.0},
-        ("backbone", "attention", "head"),
-    ),
+    "cal": ({"n_maps": 3}, ("backbone", "attention", "head")),
     "br_npa": ({"dropout": 0.5}, ("backbone", "head")),
     "dpnet": ({"parts_per_class": 2, "covering": 0.1, "dropout": 0.5}, ("parts", "head")),
     "vit_cls": ({"layer_decay": 0.5, "drop_path": 0.5}, ("backbone", "head")),

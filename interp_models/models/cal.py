@@ -1,0 +1,147 @@
+"""CAL: counterfactual attention learning.
+
+Rao et al., "Counterfactual attention learning for fine-grained visual categorization and re-identification",
+ICCV 2021, on the network and the recipe of WS-DAN.
+Differs from the authors' code in: see docs/quirks.md, `cal`.
+"""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from interp_models.core.errors import InputError
+from interp_models.core.outputs import InterpOutput
+from interp_models.nn.attention_pooling import Centres, attention_filters, crop_and_drop, pooled_vectors
+from interp_models.nn.backbone import BUNDLED, Backbone, Weights
+from interp_models.training.module import MODELS, InterpModule, check_fraction, check_not_negative
+
+
+@MODELS.register("cal")
+class CAL(InterpModule):
+    """WS-DAN's network, whose maps learn to decide otherwise than maps drawn at random.
+
+    Maps A = ReLU(conv1x1(F)) of features F, f_n = mean over cells of A_n · F, v = sign(f) √|f|, P = v / |v|,
+    logits = W · 100 P + b. A logit is a sum over maps, but not over cells.
+
+    Loss: cross-entropy + centre · mean_i ‖P_i - c_yi / |c_yi|‖² + counterfactual · cross-entropy of the logits less
+    those of maps drawn from U(0, 2). With `crop_drop` each image is passed again, cropped around one of its maps and
+    with another one's place blacked out; cross-entropies of the three are averaged, and all three have an effect.
+
+    Args:
+        num_classes: classes K.
+        backbone: timm model, see `Backbone`.
+        weights: see `Backbone`.
+        output_stride: see `Backbone`.
+        n_maps: attention maps N.
+        normalise: the head reads 100 P; otherwise it reads f.
+        centre: weight of this term; needs `normalise`. Centres c move by 0.05 of every image's distance from them.
+        crop_drop: crops and drops are part of the loss.
+        counterfactual: weight of this term.
+        dropout: on the pooled features.
+        label_smoothing: of the cross-entropy.
+    """
+
+    additive = True
+    explanations: ClassVar[tuple[str, ...]] = ("mean",)
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        backbone: str = BUNDLED,
+        weights: Weights = "timm",
+        output_stride: int | None = None,
+        n_maps: int = 32,
+        normalise: bool = True,
+        centre: float = 1.0,
+        crop_drop: bool = True,
+        counterfactual: float = 1.0,
+        dropout: float = 0.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(num_classes)
+        check_fraction(dropout=dropout, label_smoothing=label_smoothing)
+        if n_maps < 1:
+            raise InputError(f"model.n_maps must be at least 1; got {n_maps}")
+        check_not_negative(centre=centre, counterfactual=counterfactual)
+        if centre and not normalise:
+            raise InputError("model.centre needs model.normalise=true: its distances are of vectors of length 1")
+        self.backbone = Backbone(backbone, weights=weights, output_stride=output_stride)
+        channels = self.backbone.channels
+        self.attention = attention_filters(channels, n_maps)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(n_maps * channels, num_classes)
+        self.centres = Centres(num_classes, n_maps * channels)
+        self.normalise, self.centre, self.crop_drop, self.counterfactual = normalise, centre, crop_drop, counterfactual
+        self.label_smoothing = label_smoothing
+
+    def forward(self, images: Tensor) -> InterpOutput:
+        """Images (B, 3, H, W) -> logits (B, K), maps (B, N, h, w); aux holds images, features and what is pooled."""
+        features = self.backbone(images)
+        maps = F.relu(self.attention(features))
+        pooled = pooled_vectors(features, maps, normalise=self.normalise)  # (B, N, C)
+        aux = {"images": images, "features": features, "pooled": pooled}
+        return InterpOutput(self._logits(pooled), maps, aux)
+
+    def _logits(self, pooled: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.dropout(pooled.flatten(1)))
+        return logits
+
+    def loss(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy, and in training the terms that are asked for."""
+        terms = {"ce": self._cross_entropy(output.logits, targets)}
+        passed, labels = [output], targets
+        if self.training and self.crop_drop:
+            guided = self(torch.cat(crop_and_drop(output.aux["images"], output.maps.detach())))
+            passed, labels = [output, guided], targets.repeat(3)
+            terms["ce"] = terms["ce"] / 3
+            terms["crop_drop"] = self._cross_entropy(guided.logits, targets.repeat(2)) * 2 / 3
+        if self.training and self.counterfactual:
+            effects = [of.logits - self._without_attention(of) for of in passed]
+            terms["counterfactual"] = self.counterfactual * self._cross_entropy(torch.cat(effects), labels)
+        if self.training and self.centre:
+            terms["centre"] = self.centre * self.centres(self._vectors(output), targets)
+        return terms
+
+    def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+
+    def _without_attention(self, output: InterpOutput) -> Tensor:
+        """Logits of the same features by maps of U(0, 2)."""
+        chance = 2 * torch.rand_like(output.maps)
+        return self._logits(pooled_vectors(output.aux["features"], chance, normalise=self.normalise))
+
+    def _vectors(self, output: InterpOutput) -> Tensor:
+        """P, (B, N C)."""
+        vectors: Tensor = output.aux["pooled"].flatten(1) / 100
+        return vectors
+
+    def observe(self, output: InterpOutput, targets: Tensor) -> None:
+        """Move the centres."""
+        if self.centre:
+            self.centres.move(self._vectors(output), targets)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """`backbone`, `attention` and `head`."""
+        return {
+            "backbone": list(self.backbone.parameters()),
+            "attention": list(self.attention.parameters()),
+            "head": list(self.head.parameters()),
+        }
+
+    @property
+    def feature_layer(self) -> nn.Module:
+        """The backbone."""
+        return self.backbone
+
+    def evidence(self, output: InterpOutput, targets: Tensor) -> Tensor:
+        """<W_k,n, P_n> · 100 of the target k for each map n, (B, N)."""
+        weights = self.head.weight.view(self.num_classes, -1, self.backbone.channels)[targets]
+        return (output.aux["pooled"] * weights).sum(dim=2)
+
+    def explain(self, output: InterpOutput, targets: Tensor, kind: str | None = None) -> Tensor:
+        """(B, h, w): the mean of the maps, alike for every target."""
+        self.check_kind(kind)
+        return output.maps.mean(dim=1)
