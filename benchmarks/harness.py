@@ -39,6 +39,8 @@ from interp_models.data.transforms import transform_of
 from interp_models.nn.backbone import BUNDLED, bundled_weights
 
 RESULTS = Path(__file__).parent / "results"
+STUDIES = RESULTS.parents[1] / "studies" / "results"
+"""Results of the studies of trained models."""
 BATCHES = (2, 4, 8, 16, 32)
 """Batch sizes among which the best is looked for."""
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -348,10 +350,12 @@ def parser(description: str | None, *, model: bool = True, memory: Sequence[int]
     return _with_common(p)
 
 
-def plain_parser(description: str | None) -> argparse.ArgumentParser:
+def plain_parser(description: str | None, out: Path = RESULTS) -> argparse.ArgumentParser:
     """The options that all benchmarks share, under a description that is printed as it is."""
     formatter = argparse.RawDescriptionHelpFormatter
-    return _with_common(argparse.ArgumentParser(description=description, formatter_class=formatter))
+    p = _with_common(argparse.ArgumentParser(description=description, formatter_class=formatter))
+    p.set_defaults(out=out)
+    return p
 
 
 def _with_common(p: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -403,7 +407,7 @@ def provenance(name: str, args: argparse.Namespace, images: str) -> dict[str, An
         "seed": args.seed,
         "commit": _git("rev-parse", "HEAD"),
         # results and pages that are made of them do not change what is measured
-        "dirty": bool(_git("status", "--porcelain", "--", ".", ":(exclude)benchmarks/results", ":(exclude)docs")),
+        "dirty": bool(_git("status", "--porcelain", "--", ".", ":(exclude)*/results", ":(exclude)docs")),
         "date": date.today().isoformat(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

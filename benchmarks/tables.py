@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import RESULTS
+from benchmarks.harness import RESULTS, STUDIES
 
-PAGE = RESULTS.parents[1] / "docs" / "results.md"
+DOCS = RESULTS.parents[1] / "docs"
+_MEAN = ", mean of "
 _BLOCK = re.compile(r"(<!-- benchmark:(\w+) -->\n).*?(<!-- /benchmark -->)", re.DOTALL)
 
 
@@ -30,7 +31,7 @@ def render(results: Mapping[str, Any]) -> str:
     parts = _of_gpu(results) if "checks" in results else _of_rows(results)
     commit = (results["commit"] or "unknown")[:10]
     parts.append(
-        f"`{results['command']}`; {results['date']}; {results['machine']}; threads {results['threads']}; "
+        f"`{_today(results['command'])}`; {results['date']}; {results['machine']}; threads {results['threads']}; "
         f"torch {results['torch']}; {results['images']}; seed {results['seed']}; commit {commit}"
         f"{' with changes' if results['dirty'] else ''}."
     )
@@ -45,10 +46,43 @@ def _of_rows(results: Mapping[str, Any]) -> list[str]:
     if results["memory"]:
         rows = [[row["what"], row["amount"], f"{row['mib']:.0f}"] for row in results["memory"]]
         parts.append(table(["work", "amount", "growth of peak memory, MiB"], rows))
-    if results["values"]:
-        rows = [[row["what"], f"{row['value']:.3g}", row["unit"]] for row in results["values"]]
+    of_runs = [row for row in results["values"] if ": " in row["what"]]
+    parts += _pivoted([row for row in of_runs if _MEAN not in row["what"]])
+    parts += _pivoted([row for row in of_runs if _MEAN in row["what"]])
+    if others := [row for row in results["values"] if row not in of_runs]:
+        rows = [[row["what"], f"{row['value']:.3g}", row["unit"]] for row in others]
         parts.append(table(["what", "value", "unit"], rows))
     return parts
+
+
+def _pivoted(values: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One table of values named `RUN: MEASURE`; the longer of the two lists goes down. No table without values.
+
+    Raises:
+        ValueError: if a run has a measure twice.
+    """
+    cells: dict[tuple[str, str], str] = {}
+    for row in values:
+        run, measure = row["what"].split(": ", 1)
+        cell = (run, f"{measure}, {row['unit']}" if row["unit"] else measure)
+        if cell in cells:
+            raise ValueError(f"{row['what']} stands twice in the results")
+        cells[cell] = f"{row['value']:.3g}"
+    if not cells:
+        return []
+    runs = list(dict.fromkeys(run for run, _ in cells))
+    measures = list(dict.fromkeys(measure for _, measure in cells))
+    if len(measures) > len(runs):
+        rows = [[measure, *(cells.get((run, measure), "") for run in runs)] for measure in measures]
+        return [table(["measure", *runs], rows)]
+    return [table(["run", *measures], [[run, *(cells.get((run, m), "") for m in measures)] for run in runs])]
+
+
+def _today(command: str) -> str:
+    """The command under its name of today: studies were benchmarks when the first of them were run."""
+    module = re.search(r"-m benchmarks\.(\w+)", command)
+    is_study = module is not None and (STUDIES.parent / f"{module[1]}.py").is_file()
+    return command.replace("-m benchmarks.", "-m studies.", 1) if is_study else command
 
 
 def _of_gpu(results: Mapping[str, Any]) -> list[str]:
@@ -109,31 +143,39 @@ def show(path: Path) -> str:
     return render(json.loads(path.read_text(encoding="utf-8")))
 
 
-def fill(text: str, folder: Path = RESULTS) -> str:
+def fill(text: str, *folders: Path) -> str:
     """The page with every block made anew; filling it again changes nothing."""
 
     def block(match: re.Match[str]) -> str:
         name = match[2]
-        path = folder / f"{name}.json"
-        inside = show(path) if path.is_file() else f"Not measured yet: benchmarks/results/{name}.json."
+        paths = [folder / f"{name}.json" for folder in folders or (RESULTS, STUDIES)]
+        path = next((path for path in paths if path.is_file()), None)
+        inside = show(path) if path else f"Not measured yet: benchmarks/results/{name}.json."
         return f"{match[1]}\n{inside}\n\n{match[3]}"
 
     return _BLOCK.sub(block, text)
 
 
+def pages() -> list[Path]:
+    """The pages of the docs that have blocks of results."""
+    return [path for path in sorted(DOCS.rglob("*.md")) if _BLOCK.search(path.read_text(encoding="utf-8"))]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Fill the page; with --check, only say whether that would change it (exit status 1)."""
+    """Fill pages; with --check, only say whether that would change one (exit status 1)."""
     p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("page", type=Path, nargs="?", default=PAGE, help="docs/results.md by default")
-    p.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
-    p.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page is not up to date")
+    p.add_argument("pages", type=Path, nargs="*", help="all pages of docs/ with results by default")
+    p.add_argument("--results", type=Path, nargs="+", default=[RESULTS, STUDIES], help="folders of the results")
+    p.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is not up to date")
     args = p.parse_args(argv)
-    old = args.page.read_text(encoding="utf-8")
-    new = fill(old, args.results)
-    if args.check:
-        return int(new != old)
-    args.page.write_text(new, encoding="utf-8")
-    return 0
+    stale = 0
+    for page in args.pages or pages():
+        old = page.read_text(encoding="utf-8")
+        new = fill(old, *args.results)
+        stale |= new != old
+        if not args.check and new != old:
+            page.write_text(new, encoding="utf-8")
+    return int(stale and args.check)
 
 
 if __name__ == "__main__":

@@ -428,12 +428,33 @@ def test_tables_are_made_of_results_and_nothing_else_changes(page: Path) -> None
     assert tables.fill(FILLED, page.parent) == FILLED
 
 
-@pytest.mark.parametrize("name", ["results.md", "gpu.md"])
-def test_the_page_of_results_is_up_to_date(name: str) -> None:
-    page = tables.PAGE.with_name(name)
-    if not page.is_file():
-        pytest.skip("there is no page of results")
+@pytest.mark.parametrize("page", tables.pages(), ids=lambda page: page.name)
+def test_the_pages_of_results_are_up_to_date(page: Path) -> None:
     assert tables.main([str(page), "--check"]) == 0
+
+
+def test_values_of_runs_are_pivoted_and_the_longer_list_goes_down() -> None:
+    values = [
+        {"what": f"{run}: {measure}", "value": value, "unit": unit}
+        for run, measure, value, unit in [("a", "hits", 12.34, "%"), ("b", "hits", 5.0, "%"), ("b", "cosine", 0.5, "")]
+    ]
+    more = [*values, {"what": "a: dead", "value": 0.0, "unit": "maps"}]
+    results = RESULTS | {"timings": [], "memory": [], "values": values}
+    assert "| run | hits, % | cosine |\n| --- | ---: | ---: |\n| a | 12.3 |  |\n| b | 5 | 0.5 |" in tables.render(
+        results
+    )
+    text = tables.render(results | {"values": more})
+    assert (
+        "| measure | a | b |\n| --- | ---: | ---: |\n| hits, % | 12.3 | 5 |\n| cosine |  | 0.5 |\n| dead, maps | 0 |  |"
+        in text
+    )
+    with pytest.raises(ValueError, match="b: hits stands twice"):
+        tables.render(results | {"values": [*values, values[1]]})
+
+
+def test_a_study_that_was_a_benchmark_is_shown_by_its_name_of_today() -> None:
+    shown = tables.render(RESULTS | {"command": "python -m benchmarks.trained --name cub"})
+    assert "`python -m studies.trained --name cub`" in shown
 
 
 PROTOTYPES = ["--images", "part_birds", "--count", "12", "--pictures", "12", "--prototypes", "12", "--depth", "2"]
@@ -478,7 +499,7 @@ def test_post_hoc_explainers_and_their_peers(tmp_path: Path) -> None:
 
 
 def test_the_gallery_shows_every_explainer_or_why_not(bcnn_run: Path, tmp_path: Path) -> None:
-    page = import_module("benchmarks.gallery").main(["--run", str(bcnn_run), "--count", "2", "--out", str(tmp_path)])
+    page = import_module("studies.gallery").main(["--run", str(bcnn_run), "--count", "2", "--out", str(tmp_path)])
     text = page.read_text()
     assert text.count("<img") == 2 + 2 * (len(EXPLAINERS.names()) - text.count('class="none"'))
     reasons = ("has activations", "does not end, after the layer", "rescale rule does not cover", "no vision trans")

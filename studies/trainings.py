@@ -1,8 +1,8 @@
 """Trains the runs that docs/results.md compares, those that have no record yet, and records them.
 
-python -m benchmarks.trainings --root FOLDER                      everything, seeds 0 to 2
-python -m benchmarks.trainings --root FOLDER --names cub_br_npa_lite0 bcnn_block --seeds 0
-python -m benchmarks.trainings --list
+python -m studies.trainings --root FOLDER                      everything, seeds 0 to 2
+python -m studies.trainings --root FOLDER --names cub_br_npa_lite0 bcnn_block --seeds 0
+python -m studies.trainings --list
 
 A training that was broken off goes on where it was. Several calls with other names or seeds may run at once.
 """
@@ -12,10 +12,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import trained
-from benchmarks.harness import RESULTS, plain_parser
+from benchmarks.harness import STUDIES, plain_parser
+from studies import trained
 
-HERE = RESULTS.parents[1]
+HERE = STUDIES.parents[1]
 DPNET = "configs/cub/dpnet_lite0.yaml"
 COMPLEMENTARY, COVERING, SPECIFIC = (f"model.{name}=0" for name in ("complementary", "covering", "specific"))
 WSDAN = "configs/cub/bcnn_wsdan_lite0.yaml"
@@ -81,7 +81,7 @@ def run(name: str, seed: int, folder: Path, more: Sequence[str], *, root: str, v
 
 def main(argv: Sequence[str] | None = None) -> list[Path]:
     """Train and record; returns the new records."""
-    p = plain_parser(__doc__)
+    p = plain_parser(__doc__, STUDIES)
     p.add_argument("--names", nargs="+", choices=TRAININGS, default=list(TRAININGS), metavar="NAME")
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     p.add_argument("--root", default="data", help="folder of CUB-200-2011")

@@ -1,7 +1,7 @@
 """What fine-tuning does to the class token's attention: whether it points into the box, and its energy there, of every
 head and of their mean, before and after.
 
-python -m benchmarks.class_token --runs runs/cub_vit_cls_dinov2/0-0 [...]
+python -m studies.class_token --runs runs/cub_vit_cls_dinov2/0-0 [...]
 
 Before is the model as its config builds it. Pointing: the highest patch's centre lies in the box. Energy: the share of
 the map that lies in the box, a patch counted by the part of it that does.
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.harness import Row, Value, plain_parser, write
+from benchmarks.harness import STUDIES, Row, Value, plain_parser, write
 from interp_models import InterpModule, load
 from interp_models.data.module import DataModule
 from interp_models.runs.building import build_data, build_model
@@ -69,11 +69,11 @@ def attention(model: InterpModule, data: DataModule, what: str) -> list[Row]:
 
 def main(argv: Sequence[str] | None = None) -> Path:
     """Measure and write the results."""
-    p = plain_parser(__doc__)
+    p = plain_parser(__doc__, STUDIES)
     p.add_argument("--runs", type=Path, nargs="+", required=True)
     args = p.parse_args(argv)
     torch.set_num_threads(args.threads)
-    args.command = f"python -m benchmarks.class_token --runs {' '.join(map(str, args.runs))}"
+    args.command = f"python -m studies.class_token --runs {' '.join(map(str, args.runs))}"
     rows: list[Row] = []
     before: set[str] = set()
     for folder in args.runs:

@@ -1,6 +1,6 @@
 """Whether the prototypes of trained models are what they are said to be: patches of training images, shown as such.
 
-python -m benchmarks.prototype_sources --runs RUN [RUN ...]
+python -m studies.prototype_sources --runs RUN [RUN ...]
 
 Each prototype that is left is looked for anew: its image is read and passed through the model, and compared is the
 patch at the cell that is recorded. Its picture is read back from the sheet, and compared with the image's pixels in the
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.harness import Row, Value, plain_parser, write
+from benchmarks.harness import STUDIES, Row, Value, plain_parser, write
 from benchmarks.tables import show
 from interp_models import load
 from interp_models.models.protopnet import ProtoPNet
@@ -109,11 +109,11 @@ def alike(tile: Image.Image, image: Tensor, box: Sequence[int]) -> float:
 
 def main(argv: Sequence[str] | None = None) -> Path:
     """Measure and write `prototype_sources.json`."""
-    p = plain_parser(__doc__)
+    p = plain_parser(__doc__, STUDIES)
     p.add_argument("--runs", type=Path, nargs="+", required=True)
     args = p.parse_args(argv)
     torch.set_num_threads(args.threads)
-    args.command = f"python -m benchmarks.prototype_sources --runs {' '.join(map(run_name, args.runs))}"
+    args.command = f"python -m studies.prototype_sources --runs {' '.join(map(run_name, args.runs))}"
     rows = [row for run in args.runs for row in measure(run)]
     return write("prototype_sources", args, "training images of the runs", rows)
 

@@ -1,6 +1,6 @@
 """What the ends of prototype models' trainings do to their accuracy: push, last layer, pruning, projection.
 
-python -m benchmarks.prototype_stages --name protopnet --runs RUN [RUN ...] --stages push fit_last_layer prune
+python -m studies.prototype_stages --name protopnet --runs RUN [RUN ...] --stages push fit_last_layer prune
     [--reference RUN ...] [--save]
 
 The runs are of one model under several seeds, trained with `on_end: []` in their last phase. After each stage all test
@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from pytorch_lightning import seed_everything
 from torch import Tensor
 
-from benchmarks.harness import Row, Value, plain_parser, write
-from benchmarks.trained import bootstrap
+from benchmarks.harness import STUDIES, Row, Value, plain_parser, write
 from interp_models import InterpModule, load
 from interp_models.config.loading import save_yaml
 from interp_models.core.files import write_json
@@ -31,6 +30,7 @@ from interp_models.runs.building import build_data
 from interp_models.runs.folders import run_name
 from interp_models.runs.loading import run_config
 from interp_models.training.checkpoints import read_checkpoint
+from studies.trained import bootstrap
 
 CLOSE = 0.1
 """A decision so close to 1/2 could have gone the other way."""
@@ -146,7 +146,7 @@ def interval(what: str, per_image: NDArray[np.float64], unit: str) -> list[Row]:
 
 def main(argv: Sequence[str] | None = None) -> Path:
     """Measure and write `<name>.json`."""
-    p = plain_parser(__doc__)
+    p = plain_parser(__doc__, STUDIES)
     p.add_argument("--runs", type=Path, nargs="+", required=True)
     p.add_argument("--reference", type=Path, nargs="*", default=[])
     p.add_argument("--stages", nargs="+", required=True)
@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     torch.set_num_threads(args.threads)
     runs_, reference = (" ".join(map(run_name, folders)) for folders in (args.runs, args.reference))
     args.command = (
-        f"python -m benchmarks.prototype_stages --name {args.name} --runs {runs_} --stages {' '.join(args.stages)}"
+        f"python -m studies.prototype_stages --name {args.name} --runs {runs_} --stages {' '.join(args.stages)}"
         + (f" --reference {reference}" if reference else "")
     )
     return write(args.name, args, "test images of the runs", measure(args.runs, args.stages, args.reference, args.save))

@@ -1,7 +1,7 @@
 """All explainers on the same images, as a page and a picture.
 
-python -m benchmarks.gallery --images FOLDER --out OUT     # EfficientNet-Lite0 with its ImageNet weights
-python -m benchmarks.gallery --run RUN --out OUT           # the model and the test images of a run
+python -m studies.gallery --images FOLDER --out OUT     # EfficientNet-Lite0 with its ImageNet weights
+python -m studies.gallery --run RUN --out OUT           # the model and the test images of a run
 
 FOLDER holds jpg files. Where a method does not apply, the page says why.
 """

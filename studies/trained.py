@@ -1,7 +1,7 @@
 """What trained runs reach: accuracy with paired bootstrap intervals, and what their attention maps look at.
 
-python -m benchmarks.trained --runs runs/cub_cnn_lite0/0-0 [...]                writes a record of each run
-python -m benchmarks.trained --name cub --records cub_cnn_lite0-0 cub_bcnn_lite0-0 [...]     makes a table of them
+python -m studies.trained --runs runs/cub_cnn_lite0/0-0 [...]                writes a record of each run
+python -m studies.trained --name cub --records cub_cnn_lite0-0 cub_bcnn_lite0-0 [...]     makes a table of them
 
 A record, `results/trained/<experiment>-<seed>.json`, holds what was measured and which images were classified rightly,
 so that runs of different days are compared image by image. The first record's model is the one that the others are
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.harness import Row, Value, plain_parser, write
+from benchmarks.harness import STUDIES, Row, Value, plain_parser, write
 from interp_models import InterpModule, load
 from interp_models.data.base import Sample
 from interp_models.data.choice import spread
@@ -149,7 +149,7 @@ def _interval(what: str, mean: float, low: float, high: float) -> list[tuple[str
 
 def main(argv: Sequence[str] | None = None) -> list[Path]:
     """Measure runs and write their records, or compare records and write `<name>.json`."""
-    p = plain_parser(__doc__)
+    p = plain_parser(__doc__, STUDIES)
     what = p.add_mutually_exclusive_group(required=True)
     what.add_argument("--runs", type=Path, nargs="+", help="folders of runs to measure")
     what.add_argument("--records", nargs="+", help="names of records to compare")
@@ -162,16 +162,16 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
             p.error("--records needs --name")
         if args.stability:
             p.error("--stability is measured on a run: give --runs")
-        args.command = f"python -m benchmarks.trained --name {args.name} --records {' '.join(args.records)}"
+        args.command = f"python -m studies.trained --name {args.name} --records {' '.join(args.records)}"
         found = [json.loads((args.out / FOLDER / f"{name}.json").read_text()) for name in args.records]
         return [write(args.name, args, "test images of the runs", compare(found))]
     paths = []
     if args.stability:
-        args.command = f"python -m benchmarks.trained --runs {args.runs[0]} --stability {args.stability}"
+        args.command = f"python -m studies.trained --runs {args.runs[0]} --stability {args.stability}"
         paths.append(write("rise_stability", args, "test images of the run", stable(args.runs[0], args.stability)))
     args.out /= FOLDER
     for folder in args.runs:
-        args.command = f"python -m benchmarks.trained --runs {folder}"
+        args.command = f"python -m studies.trained --runs {folder}"
         name, rows, of_run = record(folder)
         paths.append(write(name, args, "test images of the run", rows, of_run))
     return paths

@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import class_token, prototype_sources, prototype_stages, trainings
-from benchmarks import trained as trained_benchmark
 from benchmarks.harness import Value
 from interp_models import load
 from interp_models.config.loading import check, load_yaml, override, plain
@@ -19,6 +17,8 @@ from interp_models.runs.building import build_data, build_model
 from interp_models.runs.config import TrainConfig
 from interp_models.runs.folders import run_name
 from interp_models.runs.loading import run_config
+from studies import class_token, prototype_sources, prototype_stages, trainings
+from studies import trained as trained_benchmark
 from tests.conftest import TINY, TINY_VIT, Cub, fit, tiny_config, tiny_options
 
 ROOT = Path(__file__).parents[1]
