@@ -95,7 +95,7 @@ def prepare(model: nn.Module, images: Tensor, how: Preparation = "exact") -> nn.
         images: some of those that it is to pass, (B, C, H, W).
         how: see `Preparation`.
     """
-    if how == "plain" or not len(images) or isinstance(getattr(model, "_orig_mod", model), Prepared):
+    if how == "none" or not len(images) or isinstance(getattr(model, "_orig_mod", model), Prepared):
         return model
     known, state = _prepared.setdefault(model, {}), _state(model)
     if how not in known or known[how][0] != state:

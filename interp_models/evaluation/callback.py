@@ -64,7 +64,7 @@ class ExplanationEvaluation(pl.Callback):
         contents = trainer.strategy.broadcast(data.contents("test") if trainer.is_global_zero else None)
         batches = [data.batch_size, trainer.world_size]
         grid = resolve_grid(plan.grid, network_of(module), _example(module, data))
-        protocol = [plan.preset, grid, plan.max_steps, plan.target, plan.scorer]
+        protocol = [plan.preset, grid, plan.max_steps, plan.target, plan.preparation]
         run = asdict(self.provenance)  # a run that was copied or renamed has rows of another name
         work = [run, self.weights_and_transform, list(self.keys), protocol, batches, names, contents]
         return FolderCache(self.folder, work, {label: spec for label, *spec in self.specs})

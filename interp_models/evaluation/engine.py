@@ -72,7 +72,7 @@ class Engine:
                     self._leave_out(label, str(error))
             self._explainers |= given
             for explainer in self._explainers.values():
-                explainer.preparation = plan.scorer
+                explainer.preparation = plan.preparation
             self.grid = resolve_grid(plan.grid, model, example)
             self._metrics = {label: self._make_metrics(example.device) for label in self.labels}
             """Of each explainer, as metrics warn of maps of different grids."""
@@ -100,7 +100,7 @@ class Engine:
                 return
             images, label, index = (x.clone() for x in (batch.image, batch.label, batch.index))
             boxes = None if batch.box is None else batch.box.clone()
-            score_fn = probabilities(prepare(self.model, images, self.plan.scorer))
+            score_fn = probabilities(prepare(self.model, images, self.plan.preparation))
             scores = all_scores(score_fn, images, self.plan.batch)
             target = self._target(scores, label)
             clean = scores.gather(1, target[:, None])[:, 0]
@@ -127,7 +127,7 @@ class Engine:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The maps, and what they cost per image: passes, and seconds, none for a shared pass."""
         model = unwrapped(self.model)
-        copy = prepare(model, images, self.plan.scorer)  # made before the clock starts
+        copy = prepare(model, images, self.plan.preparation)  # made before the clock starts
         with counted_passes(model, copy) as passes:
             start = _now(images)
             maps = attribute_with(explainer, images, target, boxes)
@@ -174,7 +174,7 @@ class Engine:
             metric = next(iter(self._metrics.values()))[name]
             steps, fill = metric.protocol(key, grid)
             cells, better = f"{grid[0]}x{grid[1]}", metric.higher_is_better[key]
-            protocols[key] = Protocol(plan.preset, cells, steps, fill, str(plan.target), plan.scorer, better)
+            protocols[key] = Protocol(plan.preset, cells, steps, fill, str(plan.target), plan.preparation, better)
         return protocols
 
     def means(self, indices: set[int]) -> dict[tuple[str, str], Tensor]:

@@ -47,7 +47,7 @@ class _Surrogate(Explainer, ABC):
             raise InputError(
                 f"{self.cells} cells a side are more than images of {tuple(inputs.shape[-2:])} pixels have"
             )
-        score = self.scorer(inputs)
+        score = self.score_fn(inputs)
         targets = resolve_target(target, score(inputs))
         numbers = segmented(inputs, self.cells, self.segments)
         off = torch.zeros_like(inputs)

@@ -52,7 +52,7 @@ def images():
 
 def ours(name, model, images, target, **options):
     explainer = EXPLAINERS.build(name, options, model=model)
-    explainer.preparation = "plain"  # a copy's rounding is another one, and gradients jump where a ReLU's input is 0
+    explainer.preparation = "none"  # a copy's rounding is another one, and gradients jump where a ReLU's input is 0
     return explainer.attribute(images, target)
 
 
