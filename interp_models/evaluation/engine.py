@@ -173,7 +173,7 @@ class Engine:
         for key, name in self.keys.items():
             metric = next(iter(self._metrics.values()))[name]
             steps, fill = metric.protocol(key, grid)
-            cells, better = f"{grid[0]}x{grid[1]}", metric.higher_is_better[key]
+            cells, better = f"{grid[0]}x{grid[1]}", metric.higher_is_better_by_key[key]
             protocols[key] = Protocol(plan.preset, cells, steps, fill, str(plan.target), plan.preparation, better)
         return protocols
 

@@ -24,7 +24,7 @@ class PrototypeUsage(PrototypeMetric):
     """
 
     keys = ("used", "duplicates", "sparsity")
-    higher_is_better: ClassVar[dict[str, bool]] = {"used": False, "duplicates": False, "sparsity": True}
+    higher_is_better_by_key: ClassVar[dict[str, bool]] = {"used": False, "duplicates": False, "sparsity": True}
     percent = True
     legend: ClassVar[dict[str, str]] = {
         "used": "The share of prototypes that count for any class.",
@@ -61,7 +61,7 @@ class PrototypeSpread(PrototypeMetric):
     """`spread`: the mean squared distance between a prototype and the others, of those that are not removed."""
 
     keys = ("spread",)
-    higher_is_better: ClassVar[dict[str, bool]] = {"spread": True}
+    higher_is_better_by_key: ClassVar[dict[str, bool]] = {"spread": True}
     percent = False
     legend: ClassVar[dict[str, str]] = {"spread": "The mean squared distance between two prototypes."}
     split, needs_parts = None, False
