@@ -202,8 +202,8 @@ def _fold(model: nn.Module, image: Tensor, *, fuse: bool) -> None:
         convolution.bias = nn.Parameter(bias.to(norm.running_mean.dtype), False)
         rest = nn.Sequential(norm.drop, norm.act) if type(norm) is not nn.BatchNorm2d else nn.Identity()
         activation = rest[1] if isinstance(rest, nn.Sequential) and type(rest[0]) is nn.Identity else rest
-        plain = type(convolution) is nn.Conv2d and convolution.padding_mode == "zeros"
-        if fuse and plain and isinstance(convolution.padding, tuple) and type(activation) in KERNELS:
+        can_fuse = type(convolution) is nn.Conv2d and convolution.padding_mode == "zeros"
+        if fuse and can_fuse and isinstance(convolution.padding, tuple) and type(activation) in KERNELS:
             _replace(model, name, _Fused(convolution, activation))
             rest = nn.Identity()
         _replace(model, norm_name, rest)

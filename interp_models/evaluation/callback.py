@@ -10,8 +10,8 @@ from torch import nn
 
 from interp_models.core.prepared import release
 from interp_models.data.base import Sample, rows_of
-from interp_models.data.choice import draw
 from interp_models.data.module import DataModule, data_of
+from interp_models.data.subsets import subsample
 from interp_models.evaluation.cache import FolderCache, MemoryCache
 from interp_models.evaluation.config import ExplanationConfig, ValidationConfig
 from interp_models.evaluation.engine import Engine, check_plan
@@ -147,7 +147,7 @@ class ExplanationValidation(pl.Callback):
         if (trainer.current_epoch + 1) % self.plan.every_n_epochs:
             return
         data = data_of(trainer)
-        self._indices = set(draw(data.val_indices, self.plan.n_images, self.seed).tolist())
+        self._indices = set(subsample(data.val_indices, self.plan.n_images, self.seed).tolist())
         cache = MemoryCache(maps=False)
         self._engine = Engine(module, self.plan, _example(module, data), cache, told=self._told)
         if trainer.is_global_zero and trainer.progress_bar_callback is not None:

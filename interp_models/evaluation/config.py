@@ -27,7 +27,7 @@ class ExplanationConfig:
     batch: int | None = None
     """Images per pass of the metrics; null chooses by the device. Explainers have an option of their own."""
     preparation: Preparation = "exact"
-    """How the model is made ready for many passes: `exact`, `compiled`, `bfloat16`, or `none`, which leaves it as it is."""
+    """How the model is made ready for many passes: `exact`, `compiled`, `bfloat16` or `none`."""
     n_images: int | None = None
     """Images that are judged, drawn by seed; null takes all."""
 

@@ -79,5 +79,5 @@ def load(
     model.classes = tuple(checkpoint["interp_models"].get("classes", ()))
     model.images = checkpoint["interp_models"].get("images", {})
     data = parse(schema_of(DataModule), {"dataset": {}, **config["data"]}, "data")
-    transform = transform_of(data["transforms"], data["image_size"]).plain()
+    transform = transform_of(data["transforms"], data["image_size"]).evaluation()
     return model.eval(), v2.Compose([of_known_range, v2.RGB(), v2.ToImage(), transform])

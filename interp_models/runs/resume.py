@@ -8,9 +8,9 @@ from omegaconf import OmegaConf
 
 from interp_models.config.loading import as_dict, check
 from interp_models.core.errors import InputError
-from interp_models.data.choice import spread
 from interp_models.data.contents import content_digests, together
 from interp_models.data.module import DataModule
+from interp_models.data.subsets import spread
 from interp_models.runs.building import resolve
 from interp_models.runs.config import TrainConfig
 from interp_models.training.recipe import Phase, Recipe

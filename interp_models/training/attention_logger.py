@@ -9,8 +9,8 @@ import torch
 from interp_models.core.files import whole
 from interp_models.core.scoring import evaluating
 from interp_models.data.base import Sample, collate
-from interp_models.data.choice import spread
 from interp_models.data.module import DataModule, data_of
+from interp_models.data.subsets import spread
 from interp_models.report import visual
 from interp_models.training.config import AttentionConfig
 from interp_models.training.loggers import log_maps

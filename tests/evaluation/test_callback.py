@@ -225,9 +225,9 @@ def test_validation_of_a_training(tiny_cub: Cub, tmp_path: Path) -> None:
     assert table["val/ad/intrinsic"].notna().tolist() == (table["epoch"].eq(1) & table["val/acc"].notna()).tolist()
     model, _ = interp_models.load(out, "last")
     data = interp_models.runs.building.build_data(interp_models.runs.loading.run_config(out))
-    from interp_models.data.choice import draw
+    from interp_models.data.subsets import subsample
 
-    drawn = set(draw(data.val_indices, 2, 0).tolist())
+    drawn = set(subsample(data.val_indices, 2, 0).tolist())
     batch = next(iter(data.val_dataloader()))
     images = batch.image[[index in drawn for index in batch.index.tolist()]]
     assert len(images) == 2
