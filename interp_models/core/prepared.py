@@ -165,8 +165,8 @@ def _prepare(model: nn.Module, images: Tensor, how: Preparation) -> nn.Module | 
 def _apart(found: Tensor, expected: Tensor) -> tuple[float, float] | None:
     """How far logits, in units of the largest, and probabilities are apart, if by more than the tolerance."""
     apart = float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
-    chances = float((found.softmax(dim=1) - expected.softmax(dim=1)).abs().max())
-    return None if apart <= TOLERANCE and chances <= TOLERANCE else (apart, chances)  # not None for NaN
+    probabilities = float((found.softmax(dim=1) - expected.softmax(dim=1)).abs().max())
+    return None if apart <= TOLERANCE and probabilities <= TOLERANCE else (apart, probabilities)  # not None for NaN
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

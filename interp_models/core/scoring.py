@@ -63,7 +63,7 @@ class PrototypeModel(Protocol):
         """(P, K) bool, the classes in whose images a prototype is to be found; none for one that is removed."""
 
     @property
-    def class_weights(self) -> Tensor | None:
+    def prototype_weights(self) -> Tensor | None:
         """(K, P), what a prototype counts for the classes; None if that is no matter of weights."""
 
     def __call__(self, images: Tensor) -> Any:

@@ -134,7 +134,7 @@ class ExplanationValidation(pl.Callback):
         self._engine: Engine | None = None
         """None in epochs that are not judged."""
         self._indices: set[int] = set()
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     @classmethod
     def of(cls, config: ValidationConfig, seed: int) -> "list[ExplanationValidation]":
@@ -149,7 +149,7 @@ class ExplanationValidation(pl.Callback):
         data = data_of(trainer)
         self._indices = set(subsample(data.val_indices, self.plan.n_images, self.seed).tolist())
         cache = MemoryCache(maps=False)
-        self._engine = Engine(module, self.plan, _example(module, data), cache, told=self._told)
+        self._engine = Engine(module, self.plan, _example(module, data), cache, warned=self._warned)
         if trainer.is_global_zero and trainer.progress_bar_callback is not None:
             self._engine.show_progress(int(trainer.num_val_batches[0]))
 

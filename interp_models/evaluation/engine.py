@@ -37,7 +37,7 @@ class Engine:
         example: an image (1, 3, H, W) of the size of all, on the model's device.
         cache: where values and maps go, and where those are found that an interrupted evaluation has left.
         explainers: further explainers of the model, by label.
-        told: labels of explainers whose absence was said before; added to.
+        warned: labels of explainers whose absence was said before; added to.
 
     Raises:
         InputError: for an unknown explainer, metric or target, or none.
@@ -51,7 +51,7 @@ class Engine:
         cache: Cache,
         *,
         explainers: Iterable[tuple[str, Explainer]] = (),
-        told: set[str] | None = None,
+        warned: set[str] | None = None,
     ) -> None:
         self.model, self.plan, self.cache = model, plan, cache
         self.specs, self.keys = check_plan(plan)
@@ -60,7 +60,7 @@ class Engine:
         self.left_out: dict[str, str] = {}
         """Why explainers do not apply, by label."""
         self.bar = tqdm(disable=True)
-        self._told = set() if told is None else told
+        self._warned = set() if warned is None else warned
         self._explainers: dict[str, Explainer] = {}
         self._options = {label: json.dumps({"name": name, **options}) for label, name, options in self.specs}
         self._options |= {label: json.dumps({"name": label}) for label in given}
@@ -142,9 +142,9 @@ class Engine:
         return resolve_target(None if target == "prediction" else int(target), scores)
 
     def _leave_out(self, label: str, why: str) -> None:
-        if label not in self._told and is_first():
+        if label not in self._warned and is_first():
             tqdm.write(f"left out {label}: {why}", file=sys.stderr)
-        self._told.add(label)
+        self._warned.add(label)
         self.left_out[label] = why
         self._explainers.pop(label, None)
 

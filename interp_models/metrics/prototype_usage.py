@@ -35,7 +35,7 @@ class PrototypeUsage(PrototypeMetric):
 
     def __init__(self, model: PrototypeModel, part_names: Sequence[str] = ()) -> None:
         super().__init__(model, part_names)
-        weights = model.class_weights
+        weights = model.prototype_weights
         self.used = self.classes.any(dim=1)
         self.sparsity = self.in_use(torch.full_like(self.used, torch.nan, dtype=torch.float32))
         if weights is not None:

@@ -33,7 +33,7 @@ class Fake:
         weights: Tensor | None = None,
         prototypes: Tensor | None = None,
     ) -> None:
-        self.maps, self.prototype_classes, self.class_weights = maps, classes, weights
+        self.maps, self.prototype_classes, self.prototype_weights = maps, classes, weights
         self.moved = maps if moved is None else moved
         p = len(classes)
         self.prototypes = torch.arange(2.0 * p).view(p, 2, 1, 1) if prototypes is None else prototypes
