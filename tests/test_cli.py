@@ -27,6 +27,7 @@ from interp_models.config.loading import load_yaml
 from interp_models.core.errors import InputError
 from interp_models.core.registry import Registry
 from interp_models.core.schema import schema_of
+from interp_models.data import TRANSFORMS
 from interp_models.data.decoding import looks_whole
 from interp_models.data.module import DataModule
 from interp_models.metrics.prototype_base import PROTOTYPE_METRICS
@@ -893,6 +894,7 @@ def test_help_lists_every_key(script: Script, name: str, schema: type, flag: str
 
 REGISTRIES: dict[str, Registry[Any]] = {
     "data": DATASETS,
+    "transforms": TRANSFORMS,
     "models": MODELS,
     "explainers": EXPLAINERS,
     "metrics": METRICS,

@@ -268,7 +268,7 @@ def _refuse_sigmoid(model: nn.Module, images: Tensor, output: Tensor) -> None:
         kind = ends_in(model, images[:1])
     if kind == "sigmoid":
         raise InputError(
-            f"{type(model).__name__} ends in a sigmoid, so that its outputs are probabilities of independent labels: "
+            f"{getattr(model, 'named', type(model).__name__)} ends in a sigmoid, so that its outputs are probabilities of independent labels: "
             "pass output='sigmoid', or Classifier(model, output='sigmoid')"
         )
 
