@@ -15,7 +15,7 @@ from interp_models.data.module import DataModule, data_of
 from interp_models.evaluation.cache import FolderCache, MemoryCache
 from interp_models.evaluation.config import ExplanationConfig, ValidationConfig
 from interp_models.evaluation.engine import Engine, check_plan
-from interp_models.evaluation.plan import resolve_grid
+from interp_models.evaluation.plan import make_metrics, resolve_grid
 from interp_models.evaluation.tables import Provenance, date_of, finished, make_tables, read_tables
 
 
@@ -47,6 +47,7 @@ class ExplanationEvaluation(pl.Callback):
     def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Prepare, and find what an interrupted evaluation has left; one that came to its end is not repeated."""
         cache = self._cache(trainer, module)
+        make_metrics(self.plan, self.keys.values(), None)  # an evaluation that is finished may not be asked for wrongly
         self._engine = None
         if trainer.strategy.broadcast(finished(self.folder, cache)):
             if trainer.is_global_zero:
