@@ -36,6 +36,8 @@ class Prepared(nn.Module):
     def __init__(self, model: nn.Module, *, bfloat16: bool = False) -> None:
         super().__init__()
         self.model, self.autocasts = model, bfloat16
+        self.named = class_name(model)
+        """The class of the original, for messages."""
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor | LabelLogits:

@@ -267,8 +267,9 @@ def _refuse_sigmoid(model: nn.Module, images: Tensor, output: Tensor) -> None:
     with evaluating(model), full_float32():
         kind = ends_in(model, images[:1])
     if kind == "sigmoid":
+        name = getattr(model, "named", type(model).__name__)
         raise InputError(
-            f"{type(model).__name__} ends in a sigmoid, so that its outputs are probabilities of independent labels: "
+            f"{name} ends in a sigmoid, so that its outputs are probabilities of independent labels: "
             "pass output='sigmoid', or Classifier(model, output='sigmoid')"
         )
 

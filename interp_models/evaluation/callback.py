@@ -15,8 +15,9 @@ from interp_models.data.subsets import subsample
 from interp_models.evaluation.cache import FolderCache, MemoryCache
 from interp_models.evaluation.config import ExplanationConfig, ValidationConfig
 from interp_models.evaluation.engine import Engine, check_plan
-from interp_models.evaluation.plan import resolve_grid
+from interp_models.evaluation.plan import make_metrics, resolve_grid
 from interp_models.evaluation.tables import Provenance, date_of, finished, make_tables, read_tables
+from interp_models.metrics.base import Grid
 
 
 class ExplanationEvaluation(pl.Callback):
@@ -46,7 +47,9 @@ class ExplanationEvaluation(pl.Callback):
 
     def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Prepare, and find what an interrupted evaluation has left; one that came to its end is not repeated."""
-        cache = self._cache(trainer, module)
+        grid = resolve_grid(self.plan.grid, network_of(module), _example(module, data_of(trainer)))
+        make_metrics(self.plan, self.keys.values(), grid)  # what is wrong is refused, also where results are there
+        cache = self._cache(trainer, grid)
         self._engine = None
         if trainer.strategy.broadcast(finished(self.folder, cache)):
             if trainer.is_global_zero:
@@ -58,12 +61,11 @@ class ExplanationEvaluation(pl.Callback):
         if trainer.is_global_zero:
             self._engine.show_progress(int(trainer.num_test_batches[0]))
 
-    def _cache(self, trainer: pl.Trainer, module: pl.LightningModule) -> FolderCache:
+    def _cache(self, trainer: pl.Trainer, grid: Grid | None) -> FolderCache:
         data, plan = data_of(trainer), self.plan
         names = [data.test_images.image_id(int(index)) for index in data.test_indices]
         contents = trainer.strategy.broadcast(data.contents("test") if trainer.is_global_zero else None)
         batches = [data.batch_size, trainer.world_size]
-        grid = resolve_grid(plan.grid, network_of(module), _example(module, data))
         protocol = [plan.preset, grid, plan.max_steps, plan.target, plan.preparation]
         run = asdict(self.provenance)  # a run that was copied or renamed has rows of another name
         work = [run, self.weights_and_transform, list(self.keys), protocol, batches, names, contents]

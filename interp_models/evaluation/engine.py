@@ -18,12 +18,12 @@ from interp_models.core.scoring import all_scores, evaluating, full_float32, pro
 from interp_models.data.base import Sample
 from interp_models.evaluation.cache import Cache, Part
 from interp_models.evaluation.config import ExplanationConfig
-from interp_models.evaluation.plan import Spec, explainer_specs, resolve_grid
+from interp_models.evaluation.plan import Spec, explainer_specs, make_metrics, resolve_grid
 from interp_models.evaluation.tables import Protocol
 from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.explainers.controls import attribute_with
 from interp_models.explainers.features import shared_passes
-from interp_models.metrics.base import METRICS, FaithfulnessMetric, Grid, metrics_of
+from interp_models.metrics.base import FaithfulnessMetric, Grid, metrics_of
 
 
 class Engine:
@@ -54,8 +54,7 @@ class Engine:
         warned: set[str] | None = None,
     ) -> None:
         self.model, self.plan, self.cache = model, plan, cache
-        self.specs, self.keys = check_plan(plan)
-        given = dict(explainers)
+        self.specs, self.keys = check_plan(plan, others=bool(given := dict(explainers)))
         self.labels = [*(label for label, _, _ in self.specs), *given]
         self.left_out: dict[str, str] = {}
         """Why explainers do not apply, by label."""
@@ -78,9 +77,8 @@ class Engine:
             """Of each explainer, as metrics warn of maps of different grids."""
 
     def _make_metrics(self, device: torch.device) -> dict[str, FaithfulnessMetric]:
-        plan = self.plan
-        options = {"preset": plan.preset, "grid": self.grid, "max_steps": plan.max_steps, "batch": plan.batch}
-        return {name: METRICS.get(name)(**options).to(device) for name in dict.fromkeys(self.keys.values())}
+        made = make_metrics(self.plan, self.keys.values(), self.grid)
+        return {name: metric.to(device) for name, metric in made.items()}
 
     def show_progress(self, batches: int | None) -> None:
         """Show a progress bar over so many batches of each explainer."""
@@ -188,8 +186,12 @@ class Engine:
         return found
 
 
-def check_plan(plan: ExplanationConfig) -> tuple[list[Spec], dict[str, str]]:
+def check_plan(plan: ExplanationConfig, *, others: bool = False) -> tuple[list[Spec], dict[str, str]]:
     """Label, name and options of every explainer of a plan, and the registered metric of every key.
+
+    Args:
+        plan: the plan.
+        others: whether there are explainers beside those of the plan.
 
     Raises:
         InputError: for an unknown explainer, metric or target, or none.
@@ -197,7 +199,7 @@ def check_plan(plan: ExplanationConfig) -> tuple[list[Spec], dict[str, str]]:
     specs, keys = explainer_specs(plan.explainers), metrics_of(plan.metrics)
     if plan.target not in ("prediction", "label") and not isinstance(plan.target, int):
         raise InputError(f"target must be 'prediction', 'label' or a class number; got {plan.target!r}")
-    if not keys:
+    if not keys or not (specs or others):
         raise InputError("explainers and metrics: at least one of each is needed")
     return specs, keys
 

@@ -111,9 +111,7 @@ def judge(
         preparation=preparation,  # type: ignore[arg-type]
         n_images=n_images,
     )
-    check_plan(plan)
-    if not explainers:
-        raise InputError("explainers and metrics: at least one of each is needed")
+    check_plan(plan, others=bool(given))
     if folder is not None and given:
         raise InputError("explainers: with folder= give names or mappings, whose options tell one from another")
     source = images_of(images, model, labels=labels, image_size=image_size, batch_size=batch_size, progress=progress)
