@@ -169,7 +169,7 @@ class Skip(nn.Module):
 
 def test_a_copy_with_other_scores_gives_way_with_one_warning() -> None:
     net, images = trained(Skip()).eval(), torch.rand(2, 3, 16, 16)
-    with pytest.warns(UserWarning, match="Skip is used without a faster copy, .* copy are .* of the largest away"):
+    with pytest.warns(UserWarning, match="Skip is used without a faster copy: .* copy are .* of the largest away"):
         assert prepare(net, images) is net
     with warnings.catch_warnings():
         warnings.simplefilter("error")
