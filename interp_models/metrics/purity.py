@@ -15,7 +15,7 @@ NEAREST = 10
 
 
 class _Purity(PrototypeMetric, ABC):
-    """Of the 10 images with the highest similarity, the largest share, over parts, that show the part in the patch.
+    """The largest share, over parts, of the 10 most similar images that show the part in the patch.
 
     A patch is 1 / 7 of the image's side (32 pixels of 224), at its cell's place between the image's edges, borders
     included. Only images in which a part is visible count for it; left and right parts are one. Source: Nauta et al.,

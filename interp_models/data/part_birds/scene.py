@@ -98,7 +98,7 @@ class Occluder:
     base: tuple[float, float]
     tip: tuple[float, float]
     bend: float
-    """How far the middle of the stem is off the straight line, as a fraction of its length."""
+    """Offset of the middle of the stem from the straight line, as a fraction of its length."""
     size: float
     """Length of a leaf, in image sides."""
     colour: RGB
