@@ -40,7 +40,7 @@ def timings(bench: Bench, masks: int, batch: int | None = None) -> list[Timing]:
     rows = []
     for what, name, options, floor, passes in cases:
         explainer: Explainer = EXPLAINERS.build(name, options, model=bench.model)
-        explainer.preparation = "plain"  # for copies see posthoc
+        explainer.preparation = "none"  # for copies see posthoc
         rows.append(bench.compare(what, floor, partial(explainer.attribute, bench.images), passes))
     return rows
 

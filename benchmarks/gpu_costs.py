@@ -211,14 +211,18 @@ class Judging:
         return bench
 
 
+PREPARATIONS: dict[Preparation, str] = {"none": "plain", "exact": "exact", "bfloat16": "bfloat16"}
+"""How metrics are timed, and what their rows call it."""
+
+
 def judging(sizes: Sizes) -> Items:
     """Items of metrics and explainers, plain and by prepared copies; on the second backbone some stand for all."""
     for backbone in (sizes.lite, sizes.resnet):
         some = sizes.few or backbone == sizes.resnet
         subject = cache(partial(Judging, backbone, sizes))  # made within an item
         yield f"plain passes of {backbone}", partial(plain_passes, subject)
-        for how in ("plain", "exact", "bfloat16"):
-            yield f"metrics of {backbone}, {how}", partial(metrics, subject, how)
+        for how in PREPARATIONS:
+            yield f"metrics of {backbone}, {PREPARATIONS[how]}", partial(metrics, subject, how)
         for case in posthoc.cases(sizes.scale):
             if not some or case.name in SOME:
                 yield f"{case.name} of {backbone}", partial(method, subject, case)
@@ -256,13 +260,13 @@ def metrics(made: Callable[[], Judging], how: Preparation) -> Iterator[Row | Che
         sizes, bench = subject.sizes, subject.bench(JUDGED)
         model = prepare(subject.model, bench.images, how)
         ready = how == "plain" or isinstance(getattr(model, "_orig_mod", model), Prepared)
-        yield Check(f"{subject.backbone}, {how}: not prepared", float(not ready), 0)
+        yield Check(f"{subject.backbone}, {PREPARATIONS.get(how, how)}: not prepared", float(not ready), 0)
         cells = sizes.grid**2
         counts = {"deletion and insertion": 2 * cells, "masked confidence": 2, "all metrics": 2 * cells + 3}
         found = faithfulness.works(bench.images, probabilities(model), sizes.grid, None)
         for what, count in counts.items():
             floor, work = found[what]
-            name = f"{what} of {subject.backbone}, {how}"
+            name = f"{what} of {subject.backbone}, {PREPARATIONS.get(how, how)}"
             row = bench.compare(name, f"{floor}, T = {cells}", work, count * len(bench.images))
             yield replace(row, passes=float(count))
             yield from peak(name, f"{len(bench.images)} images", work, sizes.device)
@@ -282,7 +286,7 @@ def method(made: Callable[[], Judging], case: posthoc.Case, hows: tuple[Preparat
         work = partial(explainer.attribute, bench.images, target)
         floor = "passes there and back" if case.gradient else "passes"
         name = f"{case.name} of {subject.backbone}"
-        explainer.preparation = "plain"
+        explainer.preparation = "none"
         plain = bench.compare(f"{name}, plain", floor, work)
         assert plain.passes is not None
         yield plain

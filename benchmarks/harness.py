@@ -393,7 +393,7 @@ def load_images(args: argparse.Namespace) -> tuple[Tensor, str]:
     paths = sorted(path for path in files if path.suffix.lower() in (".jpg", ".jpeg"))
     if len(paths) < args.count:
         raise SystemExit(f"--images: {args.count} jpg files are needed, the folder holds {len(paths)}")
-    transform = transform_of("crop_flip_jitter", args.size).plain()
+    transform = transform_of("crop_flip_jitter", args.size).evaluation()
     chosen = [paths[number * len(paths) // args.count] for number in range(args.count)]
     images = [transform.forward(decode_image(path)).as_subclass(Tensor) for path in chosen]
     return torch.stack(images), f"{args.count} images of {args.source or 'a folder'}, {len(paths)} jpg files"

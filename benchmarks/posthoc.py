@@ -104,7 +104,7 @@ def timings(benches: Benches, scale: int) -> list[Timing]:
         bench = benches.of(case.count, case.gradient)
         target = torch.zeros(len(bench.images), dtype=torch.long)
         explainer: Explainer = EXPLAINERS.build(case.name, case.options, model=bench.model)
-        explainer.preparation = "plain"
+        explainer.preparation = "none"
         work = partial(explainer.attribute, bench.images, target)
         what = ", ".join([case.name, *(f"{key} {value}" for key, value in case.options.items() if key != "layer")])
         floor = "passes there and back" if case.gradient else "passes"

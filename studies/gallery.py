@@ -50,7 +50,7 @@ def images_of_folder(folder: Path, count: int) -> tuple[Tensor, list[str], None]
     if len(paths) < count:
         raise SystemExit(f"--images: {count} jpg files are needed, the folder holds {len(paths)}")
     chosen = [paths[i * len(paths) // count] for i in range(count)]
-    plain = transform_of("crop_flip_jitter", 224).plain()
+    plain = transform_of("crop_flip_jitter", 224).evaluation()
     images = [plain.forward(decode_image(path)).as_subclass(Tensor) for path in chosen]
     return torch.stack(images), [path.stem for path in chosen], None
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.harness import STUDIES, Row, Value, plain_parser, write
 from interp_models import InterpModule, load
 from interp_models.data.base import Sample
-from interp_models.data.choice import spread
+from interp_models.data.subsets import spread
 from interp_models.explainers.cam import GradCAM
 from interp_models.explainers.controls import CenterGaussian
 from interp_models.explainers.rise import RISE

@@ -104,7 +104,7 @@ def metrics() -> str:
         cls = METRICS.get(name)
         for key in cls.keys:
             others = "".join(f", `{alias}`" for alias, meant in cls.aliases.items() if meant == key)
-            better = "higher" if cls.better[key] else "lower"
+            better = "higher" if cls.higher_is_better_by_key[key] else "lower"
             rows.append([f"`{key}`{others}", cls.legend[key], better, f"`{name}`"])
     return table(["Key", "Meaning", "Better", "Registered as"], rows)
 
@@ -116,7 +116,7 @@ def prototype_metrics() -> str:
         cls = PROTOTYPE_METRICS.get(name)
         needs = "none" if cls.split is None else f"{cls.split}{' with key points' if cls.needs_parts else ''}"
         rows += [
-            [f"`{key}`", cls.legend[key], "higher" if cls.better[key] else "lower", needs, f"`{name}`"]
+            [f"`{key}`", cls.legend[key], "higher" if cls.higher_is_better_by_key[key] else "lower", needs, f"`{name}`"]
             for key in cls.keys
         ]
     return table(["Key", "Meaning", "Better", "Images", "Registered as"], rows)

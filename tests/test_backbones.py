@@ -192,7 +192,7 @@ def test_bundled_weights_know_real_images():
     model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
     head, backbone = model.eval().forward_head, Backbone(weights="bundled").eval()
     rows = list(csv.DictReader((folder / "labels.csv").open()))
-    centre_crop = transform_of("crop_flip_jitter", 224).plain()
+    centre_crop = transform_of("crop_flip_jitter", 224).evaluation()
     images = torch.stack([centre_crop(decode_image(folder / row["file"])) for row in rows])
     predicted = head(backbone(images)).argmax(1)
     right = sum(int(guess) == int(row["imagenet_class_index"]) for guess, row in zip(predicted, rows, strict=True))

@@ -114,7 +114,7 @@ def works(model: nn.Module, images: torch.Tensor) -> dict[str, tuple[Work, int]]
         "rise": {"masks": 21, "batch": 8},
     }.items():
         explainer = EXPLAINERS.build(name, options, model=model)
-        explainer.preparation = "plain"  # passes of a copy are not counted
+        explainer.preparation = "none"  # passes of a copy are not counted
         explain[name] = explainer.attribute
     return {
         "curves, clean given": (partial(curves, clean), 2 * STEPS),

@@ -27,6 +27,7 @@ from interp_models.config.loading import load_yaml
 from interp_models.core.errors import InputError
 from interp_models.core.registry import Registry
 from interp_models.core.schema import schema_of
+from interp_models.data import TRANSFORMS
 from interp_models.data.decoding import looks_whole
 from interp_models.data.module import DataModule
 from interp_models.metrics.prototype_base import PROTOTYPE_METRICS
@@ -576,11 +577,11 @@ def test_evaluate_needs_runs(script: Script, bcnn_run: Path, tmp_path: Path) -> 
     refused(script("evaluate"), "no run given; write python evaluate.py RUN [RUN ...] [key=value ...]")
     refused(script("evaluate", tmp_path / "none"), f"{tmp_path}/none is not a run folder: it holds no config.yaml")
     refused(
-        script("evaluate", bcnn_run, bcnn_run), "two runs have one name, by which results are told apart: tiny/bcnn"
+        script("evaluate", bcnn_run, bcnn_run), "two models have one name, by which results are told apart: tiny/bcnn"
     )
     refused(
         script("evaluate", bcnn_run, f"{bcnn_run}/../bcnn"),
-        "two runs have one name, by which results are told apart: tiny/bcnn",
+        "two models have one name, by which results are told apart: tiny/bcnn",
     )
 
 
@@ -893,6 +894,7 @@ def test_help_lists_every_key(script: Script, name: str, schema: type, flag: str
 
 REGISTRIES: dict[str, Registry[Any]] = {
     "data": DATASETS,
+    "transforms": TRANSFORMS,
     "models": MODELS,
     "explainers": EXPLAINERS,
     "metrics": METRICS,

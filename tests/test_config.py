@@ -9,7 +9,7 @@ import pytest
 from interp_models import __version__
 from interp_models.__main__ import main
 from interp_models.config.describe import describe
-from interp_models.config.loading import check, configured, load_yaml, override, plain, save_yaml
+from interp_models.config.loading import as_dict, check, configured, load_yaml, override, save_yaml
 from interp_models.config.shipped import config_path
 from interp_models.core.command import as_called, command
 from interp_models.core.errors import InputError
@@ -297,9 +297,9 @@ def test_text_stays_text_in_a_file(tmp_path: Path, text: str) -> None:
         config.phases[0].eval_modules[0],
     ]
     assert found == [text] * 4
-    save_yaml(tmp_path / "saved.yaml", plain(config))
+    save_yaml(tmp_path / "saved.yaml", as_dict(config))
     assert resolve(configured(TrainConfig, tmp_path / "saved.yaml")) == config
-    assert load_yaml(tmp_path / "saved.yaml") == plain(config)
+    assert load_yaml(tmp_path / "saved.yaml") == as_dict(config)
 
 
 def test_quotes_and_null_on_the_command_line() -> None:
@@ -354,7 +354,7 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def save(run: Path, config: TrainConfig) -> Path:
     run.mkdir()
-    save_yaml(run / "config.yaml", plain(config))
+    save_yaml(run / "config.yaml", as_dict(config))
     return run
 
 
@@ -452,12 +452,12 @@ def test_a_resolved_config_reads_back_the_same(tmp_path: Path) -> None:
     node["data"]["dataset"] |= {f"odd{i}": text for i, text in enumerate(odd)}
     node["model"]["values"] = [*numbers, odd, {text or "empty": text for text in odd}]
     config = check(TrainConfig, node)
-    save_yaml(tmp_path / "config.yaml", plain(config))
+    save_yaml(tmp_path / "config.yaml", as_dict(config))
     again = load_yaml(tmp_path / "config.yaml")
-    assert again == plain(config)
+    assert again == as_dict(config)
     assert [type(value) for value in again["model"]["values"]] == [type(value) for value in node["model"]["values"]]
     assert check(TrainConfig, override(again, [])) == config
-    assert list(again) == list(plain(config))
+    assert list(again) == list(as_dict(config))
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
@@ -465,7 +465,7 @@ def test_the_config_of_a_run_reads_back_the_same(bcnn_run: Path, tiny_cub: Any) 
     node = run_config(bcnn_run)
     phases = [{"epochs": 4, "lrs": BCNN_LRS}]
     config = resolve(check(TrainConfig, tiny_config(tiny_cub.root, out=str(bcnn_run), phases=phases)))
-    assert node == plain(config)
+    assert node == as_dict(config)
     assert node["data"]["dataset"]["download"] is False  # defaults are written out
     assert node["model"]["n_maps"] == 3
     assert check(TrainConfig, node) == config

@@ -70,13 +70,13 @@ def test_maps_of_a_training_carry_what_they_show(bcnn_run: Path, tmp_path: Path)
     dataset = data.dataset("val")
     batch = collate([dataset[0, position] for position in (0, len(dataset) - 1)])
     output = model(batch.image)
-    chances, guesses = output.logits.softmax(dim=1).max(dim=1)
+    probabilities, guesses = output.logits.softmax(dim=1).max(dim=1)
     ((key, pictures, captions),) = biases.sent
     assert key == "attention"
     assert captions == [
         f"{data.train_images.image_id(index)}: {data.classes[label]} → {data.classes[guess]}, {100 * chance:.0f} %"
         for index, label, guess, chance in zip(
-            batch.index.tolist(), batch.label.tolist(), guesses.tolist(), chances.tolist(), strict=True
+            batch.index.tolist(), batch.label.tolist(), guesses.tolist(), probabilities.tolist(), strict=True
         )
     ]
     maps = model.explain(output, guesses).detach().numpy()

@@ -202,7 +202,7 @@ def test_wrapped_models_and_trainers() -> None:
     assert model._trainer is trainer
     model._trainer = None  # type: ignore[assignment]
     assert prepare(made, images) is made
-    assert prepare(model, images, "plain") is model
+    assert prepare(model, images, "none") is model
 
 
 def test_a_compiled_copy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.harness import Value
 from interp_models import load
-from interp_models.config.loading import check, load_yaml, override, plain
+from interp_models.config.loading import as_dict, check, load_yaml, override
 from interp_models.core.outputs import InterpOutput
 from interp_models.models.prototree import ProtoTree
 from interp_models.runs.building import build_data, build_model
@@ -175,7 +175,7 @@ def test_trainings_of_the_results_have_sound_configs(name: str) -> None:
     assert (config.experiment, config.seed, config.data["val_fraction"]) == (name, 1, 0)
     config.model["backbone"] = TINY_VIT if config.model["name"] == "vit_cls" else TINY
     config.model.pop("output_stride", None)
-    build_model(plain(config), 3, trained=True)
+    build_model(as_dict(config), 3, trained=True)
 
 
 @pytest.mark.slow

@@ -38,6 +38,7 @@ class Topic(NamedTuple):
 
 TOPICS = {
     "data": Topic("data.dataset.name", "interp_models.data", "DATASETS", ("split",)),
+    "transforms": Topic("data.transforms.name", "interp_models.data.transforms", "TRANSFORMS", ("size",)),
     "models": Topic("model.name", "interp_models.models", "MODELS", ("num_classes",)),
     "explainers": Topic("explainers", "interp_models.explainers", "EXPLAINERS", ("model",)),
     "metrics": Topic("metrics", "interp_models.metrics", "METRICS", ("preset", "grid", "max_steps", "batch")),

@@ -52,8 +52,8 @@ def check(schema: type, node: Mapping[str, Any]) -> Any:
     return schema(**parse(schema, node, "config"))
 
 
-def plain(config: Any) -> dict[str, Any]:
-    """A config as plain containers, to be saved as yaml and in checkpoints."""
+def as_dict(config: Any) -> dict[str, Any]:
+    """A config as dicts and lists, for yaml files and checkpoints."""
     return typing.cast(dict[str, Any], values(dataclasses.asdict(config)))
 
 

@@ -36,6 +36,8 @@ class Prepared(nn.Module):
     def __init__(self, model: nn.Module, *, bfloat16: bool = False) -> None:
         super().__init__()
         self.model, self.autocasts = model, bfloat16
+        self.named = class_name(model)
+        """The class of the original, for messages."""
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor | LabelLogits:
@@ -95,7 +97,7 @@ def prepare(model: nn.Module, images: Tensor, how: Preparation = "exact") -> nn.
         images: some of those that it is to pass, (B, C, H, W).
         how: see `Preparation`.
     """
-    if how == "plain" or not len(images) or isinstance(getattr(model, "_orig_mod", model), Prepared):
+    if how == "none" or not len(images) or isinstance(getattr(model, "_orig_mod", model), Prepared):
         return model
     known, state = _prepared.setdefault(model, {}), _state(model)
     if how not in known or known[how][0] != state:
@@ -165,8 +167,8 @@ def _prepare(model: nn.Module, images: Tensor, how: Preparation) -> nn.Module | 
 def _apart(found: Tensor, expected: Tensor) -> tuple[float, float] | None:
     """How far logits, in units of the largest, and probabilities are apart, if by more than the tolerance."""
     apart = float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
-    chances = float((found.softmax(dim=1) - expected.softmax(dim=1)).abs().max())
-    return None if apart <= TOLERANCE and chances <= TOLERANCE else (apart, chances)  # not None for NaN
+    probabilities = float((found.softmax(dim=1) - expected.softmax(dim=1)).abs().max())
+    return None if apart <= TOLERANCE and probabilities <= TOLERANCE else (apart, probabilities)  # not None for NaN
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -202,8 +204,8 @@ def _fold(model: nn.Module, image: Tensor, *, fuse: bool) -> None:
         convolution.bias = nn.Parameter(bias.to(norm.running_mean.dtype), False)
         rest = nn.Sequential(norm.drop, norm.act) if type(norm) is not nn.BatchNorm2d else nn.Identity()
         activation = rest[1] if isinstance(rest, nn.Sequential) and type(rest[0]) is nn.Identity else rest
-        plain = type(convolution) is nn.Conv2d and convolution.padding_mode == "zeros"
-        if fuse and plain and isinstance(convolution.padding, tuple) and type(activation) in KERNELS:
+        can_fuse = type(convolution) is nn.Conv2d and convolution.padding_mode == "zeros"
+        if fuse and can_fuse and isinstance(convolution.padding, tuple) and type(activation) in KERNELS:
             _replace(model, name, _Fused(convolution, activation))
             rest = nn.Identity()
         _replace(model, norm_name, rest)

@@ -63,7 +63,7 @@ class PrototypeModel(Protocol):
         """(P, K) bool, the classes in whose images a prototype is to be found; none for one that is removed."""
 
     @property
-    def class_weights(self) -> Tensor | None:
+    def prototype_weights(self) -> Tensor | None:
         """(K, P), what a prototype counts for the classes; None if that is no matter of weights."""
 
     def __call__(self, images: Tensor) -> Any:
@@ -267,8 +267,9 @@ def _refuse_sigmoid(model: nn.Module, images: Tensor, output: Tensor) -> None:
     with evaluating(model), full_float32():
         kind = ends_in(model, images[:1])
     if kind == "sigmoid":
+        name = getattr(model, "named", type(model).__name__)
         raise InputError(
-            f"{type(model).__name__} ends in a sigmoid, so that its outputs are probabilities of independent labels: "
+            f"{name} ends in a sigmoid, so that its outputs are probabilities of independent labels: "
             "pass output='sigmoid', or Classifier(model, output='sigmoid')"
         )
 

@@ -17,9 +17,9 @@ from interp_models.core.errors import InputError
 from interp_models.core.files import whole
 from interp_models.core.scoring import evaluating
 from interp_models.data.base import Sample, collate
-from interp_models.data.choice import spread
 from interp_models.data.contents import content_digests
 from interp_models.data.module import DataModule, TransformedDataset
+from interp_models.data.subsets import spread
 
 CHUNK = 32
 """Images per file."""

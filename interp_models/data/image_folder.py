@@ -10,7 +10,6 @@ import numpy as np
 from interp_models.core.errors import InputError
 from interp_models.core.written import PathText
 from interp_models.data.base import DATASETS, ImageDataset, Sample, decode_image, printable
-from interp_models.data.choice import stratified_split
 from interp_models.data.listing import (
     NO_IMAGES,
     SPLITS,
@@ -23,6 +22,7 @@ from interp_models.data.listing import (
     split_of,
     stray,
 )
+from interp_models.data.subsets import stratified_split
 
 FRACTION = 0.2
 """Of the images that are tested on, where nothing says which."""

@@ -16,10 +16,10 @@ from interp_models.core.registry import named
 from interp_models.core.rng import seed_of
 from interp_models.data.base import DATASETS, ImageDataset, Sample, collate
 from interp_models.data.checks import by_kind, refuse, some, unusable
-from interp_models.data.choice import Indices, stratified_split
 from interp_models.data.contents import content_digests
 from interp_models.data.listing import joined
 from interp_models.data.sampling import ShardSampler as ShardSampler
+from interp_models.data.subsets import Indices, stratified_split
 from interp_models.data.transforms import crop_to_box, hide_outside, transform_of
 
 
@@ -148,7 +148,7 @@ class DataModule(pl.LightningDataModule):
         self.memory: Path | None = None
         """Folder that remembers digests of files, see `content_digests`."""
         self._contents: dict[tuple[str, bytes], list[str]] = {}
-        self.stored: Mapping[str, Dataset[Sample]] = {}
+        self.cached_features: Mapping[str, Dataset[Sample]] = {}
         """Splits whose features a training reads in place of images; see `store_features`."""
         if len(self.train_images.validation):
             own = np.isin(kept, self.train_images.validation)
@@ -243,7 +243,7 @@ class DataModule(pl.LightningDataModule):
             "whole_test": self._whole_test,
         }[split]
         augmented = split == "train" and self.augment and augment
-        transform = self.transform.augmented() if augmented else self.transform.plain()
+        transform = self.transform.augmented() if augmented else self.transform.evaluation()
         by_transform = split == "train" and self.transform.crops_training_images
         if (self.crop_to_box and not by_transform) or (by_transform and not augmented):
             transform = v2.Compose([crop_to_box, transform])
@@ -339,13 +339,13 @@ class DataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Shuffled and augmented, or stored features."""
-        return self._loader(self.stored.get("train", self.dataset("train")), "train", shuffle=True)
+        return self._loader(self.cached_features.get("train", self.dataset("train")), "train", shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Sample] | list[Any]:
         """The held-out part of the training images, or its stored features; empty with `val_fraction=0`."""
         if not len(self.val_indices):
             return []
-        return self._loader(self.stored.get("val", self.dataset("val")), "val", shuffle=False)
+        return self._loader(self.cached_features.get("val", self.dataset("val")), "val", shuffle=False)
 
     def test_dataloader(self) -> DataLoader[Sample]:
         """The official test images."""

@@ -6,7 +6,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from interp_models.core.rng import uniform
-from interp_models.data.choice import Indices
+from interp_models.data.subsets import Indices
 
 AGAIN = 2**32
 """Added to the epoch of an image that comes again within it, so that it is augmented anew."""

@@ -10,13 +10,14 @@ from torch import nn
 
 from interp_models.core.prepared import release
 from interp_models.data.base import Sample, rows_of
-from interp_models.data.choice import draw
 from interp_models.data.module import DataModule, data_of
+from interp_models.data.subsets import subsample
 from interp_models.evaluation.cache import FolderCache, MemoryCache
 from interp_models.evaluation.config import ExplanationConfig, ValidationConfig
 from interp_models.evaluation.engine import Engine, check_plan
-from interp_models.evaluation.plan import resolve_grid
+from interp_models.evaluation.plan import make_metrics, resolve_grid
 from interp_models.evaluation.tables import Provenance, date_of, finished, make_tables, read_tables
+from interp_models.metrics.base import Grid
 
 
 class ExplanationEvaluation(pl.Callback):
@@ -46,7 +47,9 @@ class ExplanationEvaluation(pl.Callback):
 
     def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Prepare, and find what an interrupted evaluation has left; one that came to its end is not repeated."""
-        cache = self._cache(trainer, module)
+        grid = resolve_grid(self.plan.grid, network_of(module), _example(module, data_of(trainer)))
+        make_metrics(self.plan, self.keys.values(), grid)  # what is wrong is refused, also where results are there
+        cache = self._cache(trainer, grid)
         self._engine = None
         if trainer.strategy.broadcast(finished(self.folder, cache)):
             if trainer.is_global_zero:
@@ -58,13 +61,12 @@ class ExplanationEvaluation(pl.Callback):
         if trainer.is_global_zero:
             self._engine.show_progress(int(trainer.num_test_batches[0]))
 
-    def _cache(self, trainer: pl.Trainer, module: pl.LightningModule) -> FolderCache:
+    def _cache(self, trainer: pl.Trainer, grid: Grid | None) -> FolderCache:
         data, plan = data_of(trainer), self.plan
         names = [data.test_images.image_id(int(index)) for index in data.test_indices]
         contents = trainer.strategy.broadcast(data.contents("test") if trainer.is_global_zero else None)
         batches = [data.batch_size, trainer.world_size]
-        grid = resolve_grid(plan.grid, network_of(module), _example(module, data))
-        protocol = [plan.preset, grid, plan.max_steps, plan.target, plan.scorer]
+        protocol = [plan.preset, grid, plan.max_steps, plan.target, plan.preparation]
         run = asdict(self.provenance)  # a run that was copied or renamed has rows of another name
         work = [run, self.weights_and_transform, list(self.keys), protocol, batches, names, contents]
         return FolderCache(self.folder, work, {label: spec for label, *spec in self.specs})
@@ -134,7 +136,7 @@ class ExplanationValidation(pl.Callback):
         self._engine: Engine | None = None
         """None in epochs that are not judged."""
         self._indices: set[int] = set()
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     @classmethod
     def of(cls, config: ValidationConfig, seed: int) -> "list[ExplanationValidation]":
@@ -147,9 +149,9 @@ class ExplanationValidation(pl.Callback):
         if (trainer.current_epoch + 1) % self.plan.every_n_epochs:
             return
         data = data_of(trainer)
-        self._indices = set(draw(data.val_indices, self.plan.n_images, self.seed).tolist())
+        self._indices = set(subsample(data.val_indices, self.plan.n_images, self.seed).tolist())
         cache = MemoryCache(maps=False)
-        self._engine = Engine(module, self.plan, _example(module, data), cache, told=self._told)
+        self._engine = Engine(module, self.plan, _example(module, data), cache, warned=self._warned)
         if trainer.is_global_zero and trainer.progress_bar_callback is not None:
             self._engine.show_progress(int(trainer.num_val_batches[0]))
 

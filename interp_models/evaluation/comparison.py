@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from interp_models.core.files import short, write_json
-from interp_models.data.choice import spread
+from interp_models.data.subsets import spread
 from interp_models.evaluation.tables import SCHEMA_VERSION, Tables
 from interp_models.report import visual
 from interp_models.report.gallery import save

@@ -26,8 +26,8 @@ class ExplanationConfig:
     """Class that is explained: `prediction`, `label`, or a class number."""
     batch: int | None = None
     """Images per pass of the metrics; null chooses by the device. Explainers have an option of their own."""
-    scorer: Preparation = "exact"
-    """How the model is made ready for many passes: `exact`, `compiled`, `bfloat16`, or `plain`: passed as it is."""
+    preparation: Preparation = "exact"
+    """How the model is made ready for many passes: `exact`, `compiled`, `bfloat16` or `none`."""
     n_images: int | None = None
     """Images that are judged, drawn by seed; null takes all."""
 

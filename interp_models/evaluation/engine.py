@@ -18,12 +18,12 @@ from interp_models.core.scoring import all_scores, evaluating, full_float32, pro
 from interp_models.data.base import Sample
 from interp_models.evaluation.cache import Cache, Part
 from interp_models.evaluation.config import ExplanationConfig
-from interp_models.evaluation.plan import Spec, explainer_specs, resolve_grid
+from interp_models.evaluation.plan import Spec, explainer_specs, make_metrics, resolve_grid
 from interp_models.evaluation.tables import Protocol
 from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.explainers.controls import attribute_with
 from interp_models.explainers.features import shared_passes
-from interp_models.metrics.base import METRICS, FaithfulnessMetric, Grid, metrics_of
+from interp_models.metrics.base import FaithfulnessMetric, Grid, metrics_of
 
 
 class Engine:
@@ -37,7 +37,7 @@ class Engine:
         example: an image (1, 3, H, W) of the size of all, on the model's device.
         cache: where values and maps go, and where those are found that an interrupted evaluation has left.
         explainers: further explainers of the model, by label.
-        told: labels of explainers whose absence was said before; added to.
+        warned: labels of explainers whose absence was said before; added to.
 
     Raises:
         InputError: for an unknown explainer, metric or target, or none.
@@ -51,16 +51,15 @@ class Engine:
         cache: Cache,
         *,
         explainers: Iterable[tuple[str, Explainer]] = (),
-        told: set[str] | None = None,
+        warned: set[str] | None = None,
     ) -> None:
         self.model, self.plan, self.cache = model, plan, cache
-        self.specs, self.keys = check_plan(plan)
-        given = dict(explainers)
+        self.specs, self.keys = check_plan(plan, others=bool(given := dict(explainers)))
         self.labels = [*(label for label, _, _ in self.specs), *given]
         self.left_out: dict[str, str] = {}
         """Why explainers do not apply, by label."""
         self.bar = tqdm(disable=True)
-        self._told = set() if told is None else told
+        self._warned = set() if warned is None else warned
         self._explainers: dict[str, Explainer] = {}
         self._options = {label: json.dumps({"name": name, **options}) for label, name, options in self.specs}
         self._options |= {label: json.dumps({"name": label}) for label in given}
@@ -72,15 +71,14 @@ class Engine:
                     self._leave_out(label, str(error))
             self._explainers |= given
             for explainer in self._explainers.values():
-                explainer.preparation = plan.scorer
+                explainer.preparation = plan.preparation
             self.grid = resolve_grid(plan.grid, model, example)
             self._metrics = {label: self._make_metrics(example.device) for label in self.labels}
             """Of each explainer, as metrics warn of maps of different grids."""
 
     def _make_metrics(self, device: torch.device) -> dict[str, FaithfulnessMetric]:
-        plan = self.plan
-        options = {"preset": plan.preset, "grid": self.grid, "max_steps": plan.max_steps, "batch": plan.batch}
-        return {name: METRICS.get(name)(**options).to(device) for name in dict.fromkeys(self.keys.values())}
+        made = make_metrics(self.plan, self.keys.values(), self.grid)
+        return {name: metric.to(device) for name, metric in made.items()}
 
     def show_progress(self, batches: int | None) -> None:
         """Show a progress bar over so many batches of each explainer."""
@@ -100,7 +98,7 @@ class Engine:
                 return
             images, label, index = (x.clone() for x in (batch.image, batch.label, batch.index))
             boxes = None if batch.box is None else batch.box.clone()
-            score_fn = probabilities(prepare(self.model, images, self.plan.scorer))
+            score_fn = probabilities(prepare(self.model, images, self.plan.preparation))
             scores = all_scores(score_fn, images, self.plan.batch)
             target = self._target(scores, label)
             clean = scores.gather(1, target[:, None])[:, 0]
@@ -127,7 +125,7 @@ class Engine:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The maps, and what they cost per image: passes, and seconds, none for a shared pass."""
         model = unwrapped(self.model)
-        copy = prepare(model, images, self.plan.scorer)  # made before the clock starts
+        copy = prepare(model, images, self.plan.preparation)  # made before the clock starts
         with counted_passes(model, copy) as passes:
             start = _now(images)
             maps = attribute_with(explainer, images, target, boxes)
@@ -142,9 +140,9 @@ class Engine:
         return resolve_target(None if target == "prediction" else int(target), scores)
 
     def _leave_out(self, label: str, why: str) -> None:
-        if label not in self._told and is_first():
+        if label not in self._warned and is_first():
             tqdm.write(f"left out {label}: {why}", file=sys.stderr)
-        self._told.add(label)
+        self._warned.add(label)
         self.left_out[label] = why
         self._explainers.pop(label, None)
 
@@ -173,8 +171,8 @@ class Engine:
         for key, name in self.keys.items():
             metric = next(iter(self._metrics.values()))[name]
             steps, fill = metric.protocol(key, grid)
-            cells, better = f"{grid[0]}x{grid[1]}", metric.better[key]
-            protocols[key] = Protocol(plan.preset, cells, steps, fill, str(plan.target), plan.scorer, better)
+            cells, better = f"{grid[0]}x{grid[1]}", metric.higher_is_better_by_key[key]
+            protocols[key] = Protocol(plan.preset, cells, steps, fill, str(plan.target), plan.preparation, better)
         return protocols
 
     def means(self, indices: set[int]) -> dict[tuple[str, str], Tensor]:
@@ -188,8 +186,12 @@ class Engine:
         return found
 
 
-def check_plan(plan: ExplanationConfig) -> tuple[list[Spec], dict[str, str]]:
+def check_plan(plan: ExplanationConfig, *, others: bool = False) -> tuple[list[Spec], dict[str, str]]:
     """Label, name and options of every explainer of a plan, and the registered metric of every key.
+
+    Args:
+        plan: the plan.
+        others: whether there are explainers beside those of the plan.
 
     Raises:
         InputError: for an unknown explainer, metric or target, or none.
@@ -197,7 +199,7 @@ def check_plan(plan: ExplanationConfig) -> tuple[list[Spec], dict[str, str]]:
     specs, keys = explainer_specs(plan.explainers), metrics_of(plan.metrics)
     if plan.target not in ("prediction", "label") and not isinstance(plan.target, int):
         raise InputError(f"target must be 'prediction', 'label' or a class number; got {plan.target!r}")
-    if not keys:
+    if not keys or not (specs or others):
         raise InputError("explainers and metrics: at least one of each is needed")
     return specs, keys
 

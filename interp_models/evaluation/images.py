@@ -13,7 +13,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from interp_models.core.errors import InputError
 from interp_models.data.base import ImageDataset, Sample, collate, rows_of
-from interp_models.data.choice import draw, spread
+from interp_models.data.subsets import spread, subsample
 
 IMAGE_KEYS, LABEL_KEYS = ("image", "images", "pixel_values", "x"), ("label", "labels", "target", "targets", "y")
 """Names of images and labels in batches that are dicts."""
@@ -69,7 +69,7 @@ class Images:
         if n is not None:
             if self.order is None:
                 raise InputError("n_images: the loader does not say how many images it has; let it give fewer")
-            self._wanted = set(draw(np.sort(np.asarray(self.order)), n, seed).tolist())
+            self._wanted = set(subsample(np.sort(np.asarray(self.order)), n, seed).tolist())
         return self
 
     def shown(self, n: int) -> set[int] | None:
@@ -167,8 +167,8 @@ def _of_tensor(images: Tensor, labels: Any, batch_size: int) -> Images:
 def _of_loader(loader: DataLoader[Any]) -> Images:
     name = type(loader.dataset).__name__
     classes = getattr(loader.dataset, "classes", ())
-    plain = loader.batch_sampler is not None and type(loader.sampler) in (SequentialSampler, DistributedSampler)
-    if plain and isinstance(loader.sampler, SequentialSampler | DistributedSampler):
+    is_sequential = loader.batch_sampler is not None and type(loader.sampler) in (SequentialSampler, DistributedSampler)
+    if is_sequential and isinstance(loader.sampler, SequentialSampler | DistributedSampler):
         shared = isinstance(loader.sampler, DistributedSampler)
         return Images(loader, list(loader.sampler), shared=shared, name=name, classes=classes)
     if isinstance(loader.sampler, RandomSampler):
@@ -183,7 +183,7 @@ def _of_dataset(images: ImageDataset, model: nn.Module, image_size: int | None, 
     about = data_config(model)
     size = image_size or int(about["input_size"][-1])
     options = {key: about[key] for key in ("crop_pct", "interpolation", "crop_mode")}
-    transform = transform_of({"name": "shorter_side", **options}, size).plain()
+    transform = transform_of({"name": "shorter_side", **options}, size).evaluation()
     loader: Any = DataLoader(_Prepared(images, transform), batch_size=batch_size, collate_fn=collate)
     return Images(
         loader,

@@ -51,7 +51,7 @@ def judge(
     grid: Sequence[int] | str | None = None,
     max_steps: int = 196,
     batch: int | None = None,
-    scorer: str = "exact",
+    preparation: str = "exact",
     folder: str | Path | None = None,
     name: str | None = None,
     plugins: Sequence[str] = (),
@@ -84,7 +84,7 @@ def judge(
         grid: cells (rows, columns) that every map is brought to, `native`, or None: the model's last map of features.
         max_steps: most steps of a deletion or insertion curve.
         batch: images per pass of the metrics; None chooses by the device.
-        scorer: how the model is made ready for many passes: `exact`, `compiled`, `bfloat16` or `plain`.
+        preparation: how the model is made ready for many passes: `exact`, `compiled`, `bfloat16` or `none`.
         folder: where results go, and where an interrupted call finds again what it has computed; None keeps all in
             memory.
         name: of the model in tables; None takes its class.
@@ -108,12 +108,10 @@ def judge(
         max_steps=max_steps,
         target=target,
         batch=batch,
-        scorer=scorer,  # type: ignore[arg-type]
+        preparation=preparation,  # type: ignore[arg-type]
         n_images=n_images,
     )
-    check_plan(plan)
-    if not explainers:
-        raise InputError("explainers and metrics: at least one of each is needed")
+    check_plan(plan, others=bool(given))
     if folder is not None and given:
         raise InputError("explainers: with folder= give names or mappings, whose options tell one from another")
     source = images_of(images, model, labels=labels, image_size=image_size, batch_size=batch_size, progress=progress)
@@ -192,7 +190,7 @@ def _judged(
     if folder is not None:
         engine = Engine(model, plan, example, cache)
         specs = {label: spec for label, *spec in explainer_specs(plan.explainers)}
-        protocol = [plan.preset, engine.grid, plan.max_steps, plan.target, plan.scorer, list(engine.keys)]
+        protocol = [plan.preset, engine.grid, plan.max_steps, plan.target, plan.preparation, list(engine.keys)]
         contents = gathered_objects(source.digest())  # a loader may give each rank its own images
         cache = FolderCache(folder, [weights_digest(model), protocol, contents, about["name"]], specs)
         done = gathered_objects(finished(folder, cache))[0]

@@ -18,7 +18,7 @@ from interp_models.core.written import PathText
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation of the channels that most ImageNet models are trained with, and timm's default."""
-FORMS = "a run folder, timm:NAME, package.module:function or FILE.py:function"
+FORMS = "timm:NAME, package.module:function or FILE.py:function"
 
 
 @dataclass
@@ -65,10 +65,12 @@ def network_config(item: Any) -> NetworkConfig:
         InputError: if it is none of these, or names no network.
     """
     if isinstance(item, str):
-        before, _, after = item.partition(":")
+        before, colon, after = item.partition(":")
+        if not (before and colon and after):
+            raise InputError(f"networks: expected {FORMS}, or keys and values; got {item}")
         item = {"timm": after} if before == "timm" else {"factory": item}
     if not isinstance(item, Mapping):
-        raise InputError(f"networks: expected timm:NAME, MODULE:FUNCTION, or keys and values; got {item!r}")
+        raise InputError(f"networks: expected {FORMS}, or keys and values; got {item!r}")
     config = NetworkConfig(**parse(NetworkConfig, item, "networks"))
     if (config.timm is None) == (config.factory is None):
         raise InputError("networks: each one needs either timm or factory")

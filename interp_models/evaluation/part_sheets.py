@@ -27,7 +27,7 @@ class PartModel(Protocol):
     """A model whose logits are sums over parts, each found at its best region."""
 
     @property
-    def class_weights(self) -> Tensor:
+    def part_weights(self) -> Tensor:
         """(K, P), what a part counts for the classes."""
 
     def boxes(self, output: InterpOutput) -> Tensor:
@@ -42,13 +42,13 @@ class PartModel(Protocol):
 
 def has_parts(model: Any) -> TypeGuard[PartModel]:
     """Whether a model has what `PartModel` asks for."""
-    return all(hasattr(model, name) for name in ("class_weights", "boxes", "best"))
+    return all(hasattr(model, name) for name in ("part_weights", "boxes", "best"))
 
 
 def part_panels(model: PartModel, output: InterpOutput, image: visual.Picture) -> tuple[list[Panel], str]:
     """The parts that count most for the predicted class of one image, where they were found, and what all come to."""
     target = int(output.logits[0].argmax())
-    weights, scores = model.class_weights[target].detach(), model.best(output)[0].detach()
+    weights, scores = model.part_weights[target].detach(), model.best(output)[0].detach()
     terms, boxes = weights * scores, model.boxes(output)[0]
     panels = []
     for part in terms.topk(min(PARTS, len(terms))).indices.tolist():
@@ -77,7 +77,7 @@ def write_part_sheets(
 def _cells(model: PartModel, data: DataModule, label: int) -> Iterator[tuple[str, visual.Picture, str]]:
     dataset = data.dataset("whole_test")
     positions = np.flatnonzero(np.asarray(dataset.images.labels)[dataset.indices] == label)
-    weights = model.class_weights[label].detach()
+    weights = model.part_weights[label].detach()
     parts = weights.topk(min(PARTS, len(weights))).indices
     highest, chosen = torch.full((len(parts),), -torch.inf), [(0, torch.zeros(4))] * len(parts)
     for start in range(0, len(positions), data.batch_size):

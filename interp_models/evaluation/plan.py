@@ -1,6 +1,6 @@
 """What a plan of explanations says, in full."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.scoring import evaluating
+from interp_models.evaluation.config import ExplanationConfig
 from interp_models.explainers.base import EXPLAINERS
 from interp_models.explainers.cam import ActivationMap
-from interp_models.metrics.base import Grid
+from interp_models.metrics.base import METRICS, FaithfulnessMetric, Grid
 
 CELLS = "give the cells that maps are brought to, such as grid=[7, 7]"
 Spec = tuple[str, str, dict[str, Any]]
@@ -46,7 +47,7 @@ def expanded(items: Sequence[Any]) -> list[Any]:
     Raises:
         InputError: for a pattern that no registered name matches.
     """
-    named = {item.get("name") if isinstance(item, dict) else item for item in items}
+    named = [item.get("name") if isinstance(item, dict) else item for item in items]
     found: list[Any] = []
     for item in items:
         if not isinstance(item, str) or "*" not in item:
@@ -56,6 +57,16 @@ def expanded(items: Sequence[Any]) -> list[Any]:
         else:
             raise InputError(f"no explainer matches {item!r}; known: {', '.join(EXPLAINERS)}")
     return found
+
+
+def make_metrics(plan: ExplanationConfig, names: Iterable[str], grid: Grid | None) -> dict[str, FaithfulnessMetric]:
+    """The metrics of these names, with the protocol of a plan.
+
+    Raises:
+        InputError: for an unknown preset, and a number of steps or a batch below 1.
+    """
+    options = {"preset": plan.preset, "grid": grid, "max_steps": plan.max_steps, "batch": plan.batch}
+    return {name: METRICS.get(name)(**options) for name in dict.fromkeys(names)}
 
 
 def resolve_grid(grid: Any, model: nn.Module, example: Tensor) -> Grid | None:

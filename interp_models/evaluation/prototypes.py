@@ -132,7 +132,7 @@ class PrototypeEvaluation(pl.Callback):
                         "metric": key,
                         "mean": None if math.isnan(mean) else mean,
                         "n": int((~values[key].isnan()).sum()),
-                        "higher_is_better": metric.better[key],
+                        "higher_is_better": metric.higher_is_better_by_key[key],
                         "percent": metric.percent,
                         "legend": metric.legend[key],
                     }

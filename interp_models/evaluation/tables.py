@@ -45,7 +45,7 @@ class Protocol:
     steps: int | None
     fill: str
     target: str
-    scorer: str
+    scorer: str  # the plan's `preparation`; the column keeps the name that result files have had
     higher_is_better: bool
 
 

@@ -114,7 +114,7 @@ class Explainer(ABC):
         """The model, made ready to pass many images like these; to be asked for once in many passes."""
         return prepare(self.model, images, self.preparation)
 
-    def scorer(self, images: Tensor) -> ScoreFn:
+    def score_fn(self, images: Tensor) -> ScoreFn:
         """The function of images that gives what is explained, of all classes (B, K), by the prepared model."""
         model = self.prepared(images)
         return lambda images: scores_of(model(images), self.score)

@@ -55,7 +55,7 @@ class Occlusion(Explainer):
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
         if self.window >= max(inputs.shape[-2:]):
             raise NotApplicable(f"occlusion: a window of {self.window} pixels hides all of {tuple(inputs.shape[-2:])}")
-        score = self.scorer(inputs)
+        score = self.score_fn(inputs)
         whole = score(inputs)
         targets = resolve_target(target, whole)
         rows, columns = (self._bands(n, inputs.device) for n in inputs.shape[-2:])

@@ -59,7 +59,7 @@ class RISE(Explainer):
 
     @torch.no_grad()
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
-        score = self.scorer(inputs)
+        score = self.score_fn(inputs)
         targets = resolve_target(target, score(inputs))
         batch = self.batch or default_batch(inputs)
         total = torch.zeros(len(inputs), *inputs.shape[-2:], device=inputs.device)

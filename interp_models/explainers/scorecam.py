@@ -48,7 +48,7 @@ class ScoreCAM(Explainer):
     @torch.no_grad()
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
         a, targets = activations(self, self.layer, inputs, target)  # (B, C, h, w)
-        score, size = self.scorer(inputs), (inputs.shape[-2], inputs.shape[-1])
+        score, size = self.score_fn(inputs), (inputs.shape[-2], inputs.shape[-1])
 
         def masked(b: Tensor, channel: Tensor) -> Tensor:
             return inputs[b] * stretched(a[b, channel], size).to(inputs.dtype)

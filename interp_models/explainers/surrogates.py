@@ -47,7 +47,7 @@ class _Surrogate(Explainer, ABC):
             raise InputError(
                 f"{self.cells} cells a side are more than images of {tuple(inputs.shape[-2:])} pixels have"
             )
-        score = self.scorer(inputs)
+        score = self.score_fn(inputs)
         targets = resolve_target(target, score(inputs))
         numbers = segmented(inputs, self.cells, self.segments)
         off = torch.zeros_like(inputs)
@@ -187,9 +187,9 @@ class KernelSHAP(_Surrogate):
             every = np.arange(1, 2**count - 1)[:, None] >> np.arange(count) & 1 == 1
             return np.concatenate([ends, every])
         sizes = np.arange(1, count)
-        chances = np.cumsum(1 / (sizes * (count - sizes)))  # of all z of a size together
+        cumulative = np.cumsum(1 / (sizes * (count - sizes)))  # of all z of a size together
         draws = uniform(self.seed, np.arange(self.samples // 2)[:, None], np.arange(count + 1))
-        size = sizes[np.searchsorted(chances / chances[-1], draws[:, 0], side="right").clip(max=count - 2)]
+        size = sizes[np.searchsorted(cumulative / cumulative[-1], draws[:, 0], side="right").clip(max=count - 2)]
         on = draws[:, 1:].argsort(axis=1).argsort(axis=1) < size[:, None]
         return np.concatenate([ends, np.stack([on, ~on], axis=1).reshape(-1, count)])
 

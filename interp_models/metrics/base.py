@@ -80,7 +80,7 @@ class Measure(Metric, ABC):
 
     keys: ClassVar[tuple[str, ...]]
     """Names of the values, in the literature's spelling."""
-    better: ClassVar[dict[str, bool]]
+    higher_is_better_by_key: ClassVar[dict[str, bool]]
     """Whether a higher value is better, by key."""
     percent: ClassVar[bool]
     """Whether tables show values as percent, or as decimals."""

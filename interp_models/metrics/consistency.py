@@ -29,7 +29,7 @@ class Consistency(PrototypeMetric):
     """
 
     keys = ("consistency",)
-    better: ClassVar[dict[str, bool]] = {"consistency": True}
+    higher_is_better_by_key: ClassVar[dict[str, bool]] = {"consistency": True}
     percent = True
     legend: ClassVar[dict[str, str]] = {
         "consistency": "The share of prototypes that find one and the same part in 80 % of their class's images.",

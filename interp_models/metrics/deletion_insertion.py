@@ -29,7 +29,7 @@ class DeletionInsertion(FaithfulnessMetric):
     """
 
     keys = ("dauc", "dc", "iauc", "ic")
-    better: ClassVar[dict[str, bool]] = {"dauc": False, "dc": True, "iauc": True, "ic": True}
+    higher_is_better_by_key: ClassVar[dict[str, bool]] = {"dauc": False, "dc": True, "iauc": True, "ic": True}
     percent = False
     legend: ClassVar[dict[str, str]] = {
         "dauc": "Area under the deletion curve: the mean score while places are removed, most salient first.",

@@ -27,7 +27,7 @@ class MaskedConfidence(FaithfulnessMetric):
     """
 
     keys = ("ad", "iic", "add", "ag")
-    better: ClassVar[dict[str, bool]] = {"ad": False, "iic": True, "add": True, "ag": True}
+    higher_is_better_by_key: ClassVar[dict[str, bool]] = {"ad": False, "iic": True, "add": True, "ag": True}
     percent = True
     aliases: ClassVar[Mapping[str, str]] = {"ai": "iic"}  # average increase
     legend: ClassVar[dict[str, str]] = {

@@ -24,7 +24,7 @@ class PrototypeUsage(PrototypeMetric):
     """
 
     keys = ("used", "duplicates", "sparsity")
-    better: ClassVar[dict[str, bool]] = {"used": False, "duplicates": False, "sparsity": True}
+    higher_is_better_by_key: ClassVar[dict[str, bool]] = {"used": False, "duplicates": False, "sparsity": True}
     percent = True
     legend: ClassVar[dict[str, str]] = {
         "used": "The share of prototypes that count for any class.",
@@ -35,7 +35,7 @@ class PrototypeUsage(PrototypeMetric):
 
     def __init__(self, model: PrototypeModel, part_names: Sequence[str] = ()) -> None:
         super().__init__(model, part_names)
-        weights = model.class_weights
+        weights = model.prototype_weights
         self.used = self.classes.any(dim=1)
         self.sparsity = self.in_use(torch.full_like(self.used, torch.nan, dtype=torch.float32))
         if weights is not None:
@@ -61,7 +61,7 @@ class PrototypeSpread(PrototypeMetric):
     """`spread`: the mean squared distance between a prototype and the others, of those that are not removed."""
 
     keys = ("spread",)
-    better: ClassVar[dict[str, bool]] = {"spread": True}
+    higher_is_better_by_key: ClassVar[dict[str, bool]] = {"spread": True}
     percent = False
     legend: ClassVar[dict[str, str]] = {"spread": "The mean squared distance between two prototypes."}
     split, needs_parts = None, False

@@ -73,7 +73,7 @@ class Purity(_Purity):
 
     __doc__ = _Purity.__doc__
     keys = ("purity",)
-    better: ClassVar[dict[str, bool]] = {"purity": True}
+    higher_is_better_by_key: ClassVar[dict[str, bool]] = {"purity": True}
     percent = True
     legend: ClassVar[dict[str, str]] = {
         "purity": "The share of the 10 test images nearest to a prototype whose patch shows its most frequent part.",
@@ -86,7 +86,7 @@ class PurityTrain(_Purity):
 
     split = "train"
     keys = ("purity_train",)
-    better: ClassVar[dict[str, bool]] = {"purity_train": True}
+    higher_is_better_by_key: ClassVar[dict[str, bool]] = {"purity_train": True}
     percent = True
     legend: ClassVar[dict[str, str]] = {
         "purity_train": "The same of the 10 nearest training images, un-augmented.",

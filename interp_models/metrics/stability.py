@@ -31,7 +31,7 @@ class Stability(PrototypeMetric):
     """
 
     keys = ("stability",)
-    better: ClassVar[dict[str, bool]] = {"stability": True}
+    higher_is_better_by_key: ClassVar[dict[str, bool]] = {"stability": True}
     percent = True
     legend: ClassVar[dict[str, str]] = {
         "stability": "The share of their class's images in which prototypes find the same parts when noise is added.",

@@ -80,7 +80,7 @@ class BCNN(InterpModule):
         return InterpOutput(logits, maps, {"features": features, "pooled": pooled})
 
     @property
-    def class_weights(self) -> Tensor:
+    def weight_by_part(self) -> Tensor:
         """The head's weight as (K, N, C)."""
         return self.head.weight.view(self.num_classes, -1, self.backbone.channels)
 
@@ -103,13 +103,13 @@ class BCNN(InterpModule):
 
     def evidence(self, output: InterpOutput, targets: Tensor) -> Tensor:
         """<W_k,n, f_n> of the target k for each map n, (B, N)."""
-        return (output.aux["pooled"] * self.class_weights[targets]).sum(dim=2)
+        return (output.aux["pooled"] * self.weight_by_part[targets]).sum(dim=2)
 
     def explain(self, output: InterpOutput, targets: Tensor, kind: str | None = None) -> Tensor:
         """(B, h, w): `mean` of the maps, or `class`, the terms of the target's logit, which sum to it less its bias."""
         if self.check_kind(kind) == "mean":
             return output.maps.mean(dim=1)
         features, maps = output.aux["features"].float(), output.maps.float()
-        weights = self.class_weights[targets].float()  # (B, N, C)
+        weights = self.weight_by_part[targets].float()  # (B, N, C)
         per_map = torch.einsum("bnc,bchw->bnhw", weights, features)
         return (maps * per_map).sum(dim=1) / maps[0, 0].numel()

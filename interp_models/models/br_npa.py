@@ -75,7 +75,7 @@ class BRNPA(InterpModule):
         return InterpOutput(self.head(vectors.flatten(1)), maps, {"features": features, "vectors": vectors})
 
     @property
-    def class_weights(self) -> Tensor:
+    def weight_by_part(self) -> Tensor:
         """The head's weight as (K, N, C)."""
         return self.head.weight.view(self.num_classes, self.n_parts, -1)
 
@@ -94,7 +94,7 @@ class BRNPA(InterpModule):
 
     def evidence(self, output: InterpOutput, targets: Tensor) -> Tensor:
         """<W_k,n, r_n> of the target k for each part n, (B, N)."""
-        return (output.aux["vectors"] * self.class_weights[targets]).sum(dim=2)
+        return (output.aux["vectors"] * self.weight_by_part[targets]).sum(dim=2)
 
     def display(self, output: InterpOutput, targets: Tensor) -> Tensor:
         """a_n(i) |v_i| of the first three parts: red, green and blue in the order of salience."""
@@ -105,7 +105,7 @@ class BRNPA(InterpModule):
         features, maps = output.aux["features"].float(), output.maps.float()
         if self.check_kind(kind) == "salience":
             return (maps * norms(features)).mean(dim=1)
-        weights = self.class_weights[targets].float()  # (B, N, C)
+        weights = self.weight_by_part[targets].float()  # (B, N, C)
         return (maps * torch.einsum("bnc,bchw->bnhw", weights, features)).sum(dim=1)
 
 

@@ -128,7 +128,7 @@ class DPNet(InterpModule):
         return self.backbone
 
     @property
-    def class_weights(self) -> Tensor:
+    def part_weights(self) -> Tensor:
         """V, (K, P)."""
         return self.head.weight
 

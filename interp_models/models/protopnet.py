@@ -229,7 +229,7 @@ class ProtoPNet(InterpModule):
         return (self.class_identity.T if self.class_specific else heaviest) & self.kept[:, None]
 
     @property
-    def class_weights(self) -> Tensor:
+    def prototype_weights(self) -> Tensor:
         """W (K, P)."""
         return self.last_layer.weight
 

@@ -123,9 +123,9 @@ class ProtoTree(InterpModule):
         squared = squared_distances(self.features(images), self.prototypes)
         distances = root(squared.flatten(2).min(dim=2).values)
         paths = route(-distances, log1mexp(distances), self.leaf_kept).exp()
-        chances = product(paths, self.leaves.softmax(dim=1))
+        probabilities = product(paths, self.leaves.softmax(dim=1))
         # A class that no likely leaf knows underflows; its logarithm must stay finite.
-        logits = chances.clamp(min=torch.finfo(chances.dtype).tiny).log()
+        logits = probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()
         maps = self.similarity(over_cells(squared, self.prototypes.shape))
         return InterpOutput(logits, maps, {"distances": distances, "paths": paths})
 
@@ -145,9 +145,9 @@ class ProtoTree(InterpModule):
 
     def observe(self, output: InterpOutput, targets: Tensor) -> None:
         """Update the leaves by a batch, those of all ranks together."""
-        paths, chances = (x.to(self.leaves.dtype) for x in (output.aux["paths"], output.logits.exp()))
+        paths, probabilities = (x.to(self.leaves.dtype) for x in (output.aux["paths"], output.logits.exp()))
         # Of each leaf in the chance of the image's class, (B, leaves), at most 1: nothing overflows.
-        shares = paths * self.leaves.softmax(dim=1)[:, targets].T / chances.gather(1, targets[:, None])
+        shares = paths * self.leaves.softmax(dim=1)[:, targets].T / probabilities.gather(1, targets[:, None])
         update = product(shares.T, F.one_hot(targets, self.num_classes))
         self.leaves.copy_((self.leaves - self._leaving).relu() + summed(update))
 
@@ -226,7 +226,7 @@ class ProtoTree(InterpModule):
     @torch.no_grad()
     def readings(self, output: InterpOutput, targets: Tensor, image_size: Size, n: int | None = None) -> list[Reading]:
         """The greedy path from the root, or its first n decisions; a box where the prototype is present (p > 1/2)."""
-        leaves, chances = self.decide(output), (-output.aux["distances"]).exp()
+        leaves, probabilities = self.decide(output), (-output.aux["distances"]).exp()
         of_target = self.leaves.softmax(dim=1)[leaves, targets].tolist()
         decides = self.nodes_kept.tolist()
         found = []
@@ -238,7 +238,7 @@ class ProtoTree(InterpModule):
                 if decides[number]:
                     box = activation_boxes(output.maps[i, [number]], image_size)[0].tolist()
                     word = "present" if right else "absent"
-                    text = f"{word}, p = {float(chances[i, number]):.2f}"
+                    text = f"{word}, p = {float(probabilities[i, number]):.2f}"
                     path.insert(0, Match(number, tuple(box) if right else None, text))
             total = f"{len(path)} decision(s) lead to a leaf that gives this class {100 * of_target[i]:.0f} %."
             found.append(Reading(path[:n], total))
@@ -252,7 +252,7 @@ class ProtoTree(InterpModule):
         return torch.cat(right) & self.nodes_kept[:, None]
 
     @property
-    def class_weights(self) -> None:
+    def prototype_weights(self) -> None:
         """None: prototypes decide, and weigh nothing."""
 
     @property
@@ -272,8 +272,8 @@ class ProtoTree(InterpModule):
 
     def tree(self, classes: Sequence[str]) -> TreeNode:
         """The tree as it is after pruning: nodes that decide, and leaves with their likeliest class."""
-        chances, labels = self.leaves.softmax(dim=1).max(dim=1)
-        pairs = zip(chances.tolist(), labels.tolist(), strict=True)
+        probabilities, labels = self.leaves.softmax(dim=1).max(dim=1)
+        pairs = zip(probabilities.tolist(), labels.tolist(), strict=True)
         return grown(self.leaf_kept, [f"{classes[label]} {100 * chance:.0f} %" for chance, label in pairs])
 
     def prune(self, data: DataModule) -> None:

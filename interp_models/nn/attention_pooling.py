@@ -80,14 +80,14 @@ class Centres(nn.Module):
 def crop_and_drop(images: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
     """Images (B, 3, H, W) cropped around a map, and with the place of a map blacked out (WS-DAN, section 3.2).
 
-    Two maps of (B, N, h, w) are drawn for each image, with chances like the roots of their sums. The crop is the box,
+    Two maps of (B, N, h, w) are drawn for each image, in proportion to the roots of their sums. The crop is the box,
     a tenth of the image wider on each side, of where the first is at least θ of its highest value, θ ~ U(0.4, 0.6),
     stretched to the whole image; black is where the second is at least θ, θ ~ U(0.2, 0.5).
     """
     size, maps = (images.shape[2], images.shape[3]), maps.float()  # float16 has no 1e-12
     # An image may have no map, and a training that diverges maps that are no numbers, of which the loss tells.
-    chances = maps.clamp(min=0).sum(dim=(2, 3)).sqrt().nan_to_num(0.0, 1.0) + 1e-6
-    drawn = torch.multinomial(chances, 2, replacement=True)
+    weights = maps.clamp(min=0).sum(dim=(2, 3)).sqrt().nan_to_num(0.0, 1.0) + 1e-6
+    drawn = torch.multinomial(weights, 2, replacement=True)
     chosen = maps.gather(1, drawn[:, :, None, None].expand(-1, -1, *maps.shape[2:]))
     large = F.interpolate(chosen, size=size, mode="bilinear", align_corners=False)
     uniform = torch.rand(len(images), 2, device=images.device)

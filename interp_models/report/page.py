@@ -75,7 +75,7 @@ def write_report(
 def _tables(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     presets: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        presets.setdefault(_plain(row["preset"]), []).append(row)
+        presets.setdefault(_as_text(row["preset"]), []).append(row)
     return [_table(preset, group) for preset, group in presets.items()]
 
 
@@ -129,7 +129,7 @@ def _protocols(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     covered: dict[tuple[str, ...], dict[str, list[str]]] = {}
     for row in rows:
         settings = tuple(
-            f"{name} {_plain(row[name])}" for name in ("grid", "steps", "fill", "target", "scorer") if _set(row[name])
+            f"{name} {_as_text(row[name])}" for name in ("grid", "steps", "fill", "target", "scorer") if _set(row[name])
         )
         metrics = covered.setdefault(settings, {}).setdefault(row["run"], [])
         if row["metric"] not in metrics:
@@ -141,7 +141,7 @@ def _protocols(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     return [
         {
             "scope": "" if len(groups) == 1 else f"{', '.join(runs)} ({', '.join(map(label, metrics))})",
-            "settings": " · ".join((f"preset {_plain(rows[0]['preset'])}", *settings)),
+            "settings": " · ".join((f"preset {_as_text(rows[0]['preset'])}", *settings)),
         }
         for (settings, metrics), runs in groups.items()
     ]
@@ -245,8 +245,8 @@ def _set(value: Any) -> bool:
     return value is not None and value == value  # a table's empty cell may be NaN, which differs from itself
 
 
-def _plain(value: Any) -> str:
+def _as_text(value: Any) -> str:
     """A setting as text: 14×14 for a pair, 196 for 196.0, as a table with empty cells keeps whole numbers."""
     if isinstance(value, (tuple, list)):
-        return "×".join(map(_plain, value))
+        return "×".join(map(_as_text, value))
     return f"{value:g}" if isinstance(value, float) else f"{value}"

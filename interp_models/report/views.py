@@ -1,4 +1,4 @@
-"""What the report page shows, as plain data."""
+"""What the report page shows, as data."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -85,15 +85,15 @@ class Predictions(pl.Callback):
         """Keep the batch's."""
         assert isinstance(outputs, InterpOutput)
         assert isinstance(batch, Sample)
-        chances = outputs.logits.double().softmax(dim=1)
-        self._rows.append((batch.index.cpu(), batch.label.cpu(), chances.cpu()))
+        probabilities = outputs.logits.double().softmax(dim=1)
+        self._rows.append((batch.index.cpu(), batch.label.cpu(), probabilities.cpu()))
 
     def on_test_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Put the ranks' together."""
         rows = [row for part in gathered_objects(self._rows) for row in part]
-        index, label, chances = (torch.cat(of).numpy() for of in zip(*rows, strict=True))
+        index, label, probabilities = (torch.cat(of).numpy() for of in zip(*rows, strict=True))
         order = index.argsort()
-        self.indices, self.labels, self.probabilities = index[order], label[order], chances[order]
+        self.indices, self.labels, self.probabilities = index[order], label[order], probabilities[order]
 
 
 def write_ensemble(path: Path, names: Sequence[str], members: Sequence[Predictions]) -> float:

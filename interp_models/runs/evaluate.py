@@ -23,8 +23,8 @@ from interp_models.core.errors import InputError
 from interp_models.core.files import LOCK, locked, short
 from interp_models.core.scoring import logits_of
 from interp_models.core.written import text_of
-from interp_models.data.choice import draw
 from interp_models.data.module import DataModule
+from interp_models.data.subsets import subsample
 from interp_models.evaluation.callback import ExplanationEvaluation, Judged
 from interp_models.evaluation.comparison import (
     FIGURE_ROWS,
@@ -275,7 +275,7 @@ def _judged(folders: Sequence[Path], networks: Sequence[Network], config: Evalua
         judged = [dataclasses.replace(judged[0], results=own_folder(Path(str(config.out))))]
     for one in judged:
         one.data.memory = one.results
-        one.data.test_indices = draw(one.data.test_indices, config.n_images, config.seed)
+        one.data.test_indices = subsample(one.data.test_indices, config.n_images, config.seed)
         one.data.check_files("test", *(("train", "whole_test") if has_prototypes(one.model) else ()))
     check_same_images({one.name if one.folder is None else str(one.folder): one.data for one in judged})
     return judged

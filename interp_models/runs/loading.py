@@ -6,7 +6,7 @@ from typing import Any
 
 from torchvision.transforms import v2
 
-from interp_models.config.loading import configured, plain
+from interp_models.config.loading import as_dict, configured
 from interp_models.core.errors import InputError
 from interp_models.core.plugins import import_plugins
 from interp_models.core.schema import parse, schema_of
@@ -23,7 +23,7 @@ def run_config(run: Path) -> dict[str, Any]:
     if not (run / "config.yaml").is_file():
         raise InputError(f"{run} is not a run folder: it holds no config.yaml")
     try:
-        return plain(resolve(configured(TrainConfig, run / "config.yaml")))
+        return as_dict(resolve(configured(TrainConfig, run / "config.yaml")))
     except InputError as error:
         raise InputError(f"run {run}: {error}") from None
 
@@ -79,5 +79,5 @@ def load(
     model.classes = tuple(checkpoint["interp_models"].get("classes", ()))
     model.images = checkpoint["interp_models"].get("images", {})
     data = parse(schema_of(DataModule), {"dataset": {}, **config["data"]}, "data")
-    transform = transform_of(data["transforms"], data["image_size"]).plain()
+    transform = transform_of(data["transforms"], data["image_size"]).evaluation()
     return model.eval(), v2.Compose([of_known_range, v2.RGB(), v2.ToImage(), transform])

@@ -6,11 +6,11 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
-from interp_models.config.loading import check, plain
+from interp_models.config.loading import as_dict, check
 from interp_models.core.errors import InputError
-from interp_models.data.choice import spread
 from interp_models.data.contents import content_digests, together
 from interp_models.data.module import DataModule
+from interp_models.data.subsets import spread
 from interp_models.runs.building import resolve
 from interp_models.runs.config import TrainConfig
 from interp_models.training.recipe import Phase, Recipe
@@ -57,8 +57,8 @@ def check_config(last: Path, checkpoint: Mapping[str, Any], config: TrainConfig)
     """Raise `InputError` if a resolved config says something else than the checkpoint was trained with, of what a run
     that goes on cannot change."""
     # A checkpoint names no code to import: the plugins are those of the run's config.
-    written = plain(resolve(check(TrainConfig, {**checkpoint["interp_models"]["config"], "plugins": []})))
-    now = plain(config)
+    written = as_dict(resolve(check(TrainConfig, {**checkpoint["interp_models"]["config"], "plugins": []})))
+    now = as_dict(config)
     for group in ("data", "model", "distillation", "optimizer", "seed"):
         for key, before, after in _differences(group, written[group], now[group]):
             moved = before is not None and after is not None  # no path that was there came or went

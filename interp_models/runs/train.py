@@ -15,7 +15,7 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities import rank_zero_only
 
-from interp_models.config.loading import plain, save_yaml
+from interp_models.config.loading import as_dict, save_yaml
 from interp_models.core.command import command
 from interp_models.core.errors import InputError, first_line
 from interp_models.core.files import locked, write_json
@@ -102,11 +102,11 @@ def _train(config: TrainConfig, resume: Path | None, locks: ExitStack) -> Path:
     checkpoint = read_checkpoint(last) if last is not None and last.is_file() else None
     if last is not None and checkpoint is not None:
         check_config(last, checkpoint, config)
-    data = build_data(plain(config))
+    data = build_data(as_dict(config))
     data.check_training(devices)
     check_limits(options, data, devices)
     images = check_same_data(last, checkpoint, data) if last is not None and checkpoint is not None else images_of(data)
-    model = build_model(plain(config), len(data.classes), trained=checkpoint is not None)
+    model = build_model(as_dict(config), len(data.classes), trained=checkpoint is not None)
     model.images = images
     model.distillation = build_distillation(config, data)
     model.check_selection(selecting=len(data.val_indices) > 0)
@@ -127,7 +127,7 @@ def _train(config: TrainConfig, resume: Path | None, locks: ExitStack) -> Path:
 
     def keep_config(*_: object) -> None:
         if run is not None:
-            node = plain(config)
+            node = as_dict(config)
             save_yaml(run / "config.yaml", node if resume is None else keep_places(node, run_config(resume)))
 
     trainer = make_trainer(
@@ -159,7 +159,7 @@ def _train(config: TrainConfig, resume: Path | None, locks: ExitStack) -> Path:
         phases=[phase.name for phase in model.recipe.phases],
     )
     for logger in trainer.loggers:
-        logger.log_hyperparams(plain(config))
+        logger.log_hyperparams(as_dict(config))
     if resume is None:
         keep_config()
     tell_data(data)
@@ -177,7 +177,7 @@ def _train(config: TrainConfig, resume: Path | None, locks: ExitStack) -> Path:
         table = next(logger for logger in trainer.loggers if isinstance(logger, MetricsFile))
         selected = {**table.rows.get(best["epoch"], {}), **best["interp_models"].get("metrics", {})}
         validated = {key: float(selected[key]) for key in ("val/acc", "val/n") if key in selected}
-        about = {"epoch": best["epoch"], "selection": selection(plain(config))}
+        about = {"epoch": best["epoch"], "selection": selection(as_dict(config))}
         write_json(run / "metrics.json", {**metrics, **validated, **about})
         chosen = f"validation accuracy {100 * validated['val/acc']:.2f} %, " if "val/acc" in validated else ""
         print(f"{chosen}test accuracy {100 * metrics['test/acc']:.2f} % on {metrics['test/n']:.0f} images: {run}")

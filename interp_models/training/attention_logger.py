@@ -9,8 +9,8 @@ import torch
 from interp_models.core.files import whole
 from interp_models.core.scoring import evaluating
 from interp_models.data.base import Sample, collate
-from interp_models.data.choice import spread
 from interp_models.data.module import DataModule, data_of
+from interp_models.data.subsets import spread
 from interp_models.report import visual
 from interp_models.training.config import AttentionConfig
 from interp_models.training.loggers import log_maps
@@ -54,7 +54,7 @@ class AttentionLogger(pl.Callback):
             predicted = output.logits.argmax(dim=1)
             maps = module.explain(output, predicted).float().cpu().numpy()
             parts = module.display(output, predicted).float().cpu().numpy()
-            chances = output.logits.softmax(dim=1).amax(dim=1)
+            probabilities = output.logits.softmax(dim=1).amax(dim=1)
         rows = []
         for image, own, several in zip(batch.image, maps, parts, strict=True):
             pixels = visual.to_uint8(image)
@@ -62,7 +62,7 @@ class AttentionLogger(pl.Callback):
             rows.append([pixels, visual.overlay(pixels, own), visual.rgb(several, pixels)] if finite else [pixels])
         labels, captions = [], []
         for image_id, label, guess, chance in zip(
-            self._image_ids, batch.label.tolist(), predicted.tolist(), chances.tolist(), strict=True
+            self._image_ids, batch.label.tolist(), predicted.tolist(), probabilities.tolist(), strict=True
         ):
             labels.append(f"{data.classes[label]}\n→ {data.classes[guess]}")
             captions.append(f"{image_id}: {data.classes[label]} → {data.classes[guess]}, {100 * chance:.0f} %")

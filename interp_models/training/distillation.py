@@ -40,9 +40,9 @@ class Distillation:
     def terms(self, terms: dict[str, Tensor], logits: Tensor, images: Tensor) -> dict[str, Tensor]:
         """The terms of the student's loss times 1 - λ, and `distillation`."""
         with torch.no_grad():
-            told = logits_of(self.teacher.to(images)(images)) / self.temperature
+            taught = logits_of(self.teacher.to(images)(images)) / self.temperature
         learnt = F.log_softmax(logits / self.temperature, dim=1)
-        apart = F.kl_div(learnt, F.log_softmax(told, dim=1), reduction="batchmean", log_target=True)
+        apart = F.kl_div(learnt, F.log_softmax(taught, dim=1), reduction="batchmean", log_target=True)
         own = {name: (1 - self.weight) * term for name, term in terms.items()}
         return {**own, "distillation": self.weight * self.temperature**2 * apart}
 

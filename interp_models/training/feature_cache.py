@@ -32,7 +32,7 @@ class FeatureCache(pl.Callback):
         """Compute what is missing."""
         data, backbone = data_of(trainer), module.get_submodule("backbone")
         backbone.to(trainer.strategy.root_device)
-        data.stored = store_features(backbone, data, self.folder)
+        data.cached_features = store_features(backbone, data, self.folder)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Sample, batch_idx: int
@@ -57,7 +57,7 @@ class FeatureCache(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Other trainings with the same data, and tests, have images."""
         _give(module, None)
-        data_of(trainer).stored = {}
+        data_of(trainer).cached_features = {}
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         """As at the end."""

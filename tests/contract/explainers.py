@@ -176,7 +176,7 @@ def check_passes(make: Make, model: nn.Module, images: Tensor) -> None:
     """Forward passes are as many as the class says, and go back to the images if it says so."""
     explainer = make(model)
     cls = type(explainer)
-    explainer.preparation = "plain"
+    explainer.preparation = "none"
     known = {"channels": 8, "windows": 4, **vars(explainer), **vars(getattr(explainer, "base", explainer))}
     passes: list[tuple[int, bool]] = []
     handle = model.register_forward_pre_hook(

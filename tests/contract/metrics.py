@@ -42,7 +42,9 @@ def check_keys(make: Make) -> None:
     values = metric.score(score_fn, images, maps, target)
     cls = type(metric)
     assert tuple(values) == cls.keys, f"it lists {cls.keys} and gives {tuple(values)}"
-    assert cls.keys == tuple(cls.better) == tuple(cls.legend), "keys, better and legend name different keys"
+    assert cls.keys == tuple(cls.higher_is_better_by_key) == tuple(cls.legend), (
+        "keys, higher_is_better_by_key and legend name different keys"
+    )
     assert set(cls.aliases.values()) <= set(cls.keys), "an alias stands for no key"
     assert not set(cls.aliases) & set(cls.keys), "an alias is a key"
     assert all(value.shape == (len(images),) for value in values.values()), "not one value per image"
@@ -118,7 +120,7 @@ def check_direction(make: Make) -> None:
     maps[:, 2, 3] = -1.0
     target = torch.zeros(4, dtype=torch.long)
     right, wrong = make().score(score, images, maps, target), make().score(score, images, -maps, target)
-    for key, higher in make().better.items():
+    for key, higher in make().higher_is_better_by_key.items():
         a, b = float(right[key].mean()), float(wrong[key].mean())
         assert a != b, f"{key} does not tell the evidence from its negative"
         assert (a > b) == higher, f"{key}: {a} for the evidence, {b} for its negative"

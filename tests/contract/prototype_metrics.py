@@ -33,7 +33,7 @@ class Fake:
         weights: Tensor | None = None,
         prototypes: Tensor | None = None,
     ) -> None:
-        self.maps, self.prototype_classes, self.class_weights = maps, classes, weights
+        self.maps, self.prototype_classes, self.prototype_weights = maps, classes, weights
         self.moved = maps if moved is None else moved
         p = len(classes)
         self.prototypes = torch.arange(2.0 * p).view(p, 2, 1, 1) if prototypes is None else prototypes
@@ -123,7 +123,9 @@ def check_keys(make: Make) -> None:
     values = judge(metric, model, data)
     cls = type(metric)
     assert tuple(values) == cls.keys, f"it lists {cls.keys} and gives {tuple(values)}"
-    assert cls.keys == tuple(cls.better) == tuple(cls.legend), "keys, better and legend name different keys"
+    assert cls.keys == tuple(cls.higher_is_better_by_key) == tuple(cls.legend), (
+        "keys, higher_is_better_by_key and legend name different keys"
+    )
     assert cls.split in ("train", "test") or (cls.split is None and not cls.needs_parts)
     assert all(text.endswith(".") for text in cls.legend.values())
     for key, value in values.items():
@@ -191,7 +193,7 @@ def check_direction(make: Make) -> None:
     metric, other = make(good, PARTS), make(bad, PARTS)
     judge(metric, good, data)
     judge(other, bad, data)
-    for key, higher in metric.better.items():
+    for key, higher in metric.higher_is_better_by_key.items():
         a, b = float(metric.compute()[key]), float(other.compute()[key])
         assert not metric.needs_parts or (a > b if higher else a < b), f"{key}: {a} for pointing, {b} for any"
 

@@ -46,7 +46,7 @@ class UsesTheMapAsItIs(MaskedConfidence):
 
 
 class Inverted(MaskedConfidence):
-    better = {key: not higher for key, higher in MaskedConfidence.better.items()}  # noqa: RUF012
+    higher_is_better_by_key = {key: not higher for key, higher in MaskedConfidence.higher_is_better_by_key.items()}  # noqa: RUF012
 
 
 class MissingKey(MaskedConfidence):

@@ -57,7 +57,7 @@ class Remembers(Purity):
 
 
 class Inverted(Consistency):
-    better = {"consistency": False}  # noqa: RUF012
+    higher_is_better_by_key = {"consistency": False}  # noqa: RUF012
 
 
 class NothingIsZero(PrototypeUsage):
@@ -65,7 +65,7 @@ class NothingIsZero(PrototypeUsage):
 
 
 WRONG = [
-    (NoLegend, contract.check_keys, "keys, better and legend name different keys"),
+    (NoLegend, contract.check_keys, "keys, higher_is_better_by_key and legend name different keys"),
     (Percent, contract.check_keys, "consistency is no share"),
     (MeanOfBatches, contract.check_batch, "in other batches: consistency"),
     (FirstTen, contract.check_batch, "in other batches: purity"),

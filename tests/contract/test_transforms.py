@@ -18,23 +18,23 @@ def test_contract(name, check):
 
 
 class OtherSize(WarpFlip):
-    def plain(self):
+    def evaluation(self):
         return v2.Compose([v2.Resize(self.size), to_float()])
 
 
 class Bytes(WarpFlip):
-    def plain(self):
+    def evaluation(self):
         return v2.Resize([self.size, self.size])
 
 
 class AlwaysTheSame(WarpFlip):
     def augmented(self):
-        return self.plain()
+        return self.evaluation()
 
 
-class PlainFlips(WarpFlip):
-    def plain(self):
-        return v2.Compose([super().plain(), v2.RandomHorizontalFlip()])
+class EvaluationFlips(WarpFlip):
+    def evaluation(self):
+        return v2.Compose([super().evaluation(), v2.RandomHorizontalFlip()])
 
 
 class ImageAlone(WarpFlip):
@@ -58,7 +58,7 @@ WRONG = [
     (OtherSize, contract.check_output, "the size is not what was asked for"),
     (Bytes, contract.check_output, "images are not float32"),
     (AlwaysTheSame, contract.check_draws, "augmented images are always the same"),
-    (PlainFlips, contract.check_draws, "plain images draw random numbers"),
+    (EvaluationFlips, contract.check_draws, "the evaluation transform draws random numbers"),
     (ImageAlone, contract.check_truth, "the mask covers|the box is|the part is not"),
     (HidesItsNeed, contract.check_boxes, "does not say that it needs a box"),
     (NeedsNone, contract.check_boxes, "needs a box, and does without"),

@@ -45,7 +45,7 @@ def check_output(make: Make) -> None:
     """Float32 in [0, 1] of the size that was asked for, of images of any shape; labels stay."""
     for size in (32, 48):
         made = make(size)
-        for transform in (made.augmented(), made.plain()):
+        for transform in (made.augmented(), made.evaluation()):
             for shape in SIZES:
                 sample = passed(transform, scene(*shape))
                 assert sample.image.shape == (3, size, size), "the size is not what was asked for"
@@ -58,22 +58,22 @@ def check_output(make: Make) -> None:
 def check_draws(make: Make) -> None:
     """Training images are drawn anew, by torch's generator alone; others draw nothing."""
     made, sample = make(48), scene(70, 100)
-    augmented, plain = made.augmented(), made.plain()
+    augmented, evaluation = made.augmented(), made.evaluation()
     images = [passed(augmented, sample, seed).image for seed in range(8)]
     assert any(not torch.equal(images[0], image) for image in images), "augmented images are always the same"
     assert torch.equal(passed(augmented, sample, 3).image, images[3]), "the seed does not decide"
     assert torch.equal(passed(make(48).augmented(), sample, 3).image, images[3]), "the object decides, not the seed"
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    image = plain(sample).image
-    assert torch.equal(torch.get_rng_state(), before), "plain images draw random numbers"
-    assert torch.equal(plain(sample).image, image), "plain images differ"
+    image = evaluation(sample).image
+    assert torch.equal(torch.get_rng_state(), before), "the evaluation transform draws random numbers"
+    assert torch.equal(evaluation(sample).image, image), "images of the evaluation transform differ"
 
 
 def check_truth(make: Make) -> None:
     """Mask, part and box lie where the image's square is, in training and else."""
     made = make(96)
-    for transform in (made.augmented(), made.plain()):
+    for transform in (made.augmented(), made.evaluation()):
         for seed in range(12):
             sample = passed(transform, scene(150, 130), seed)
             assert sample.masks is not None
@@ -99,7 +99,7 @@ def check_truth(make: Make) -> None:
 def check_boxes(make: Make) -> None:
     """A transform needs boxes in training exactly if it says that it crops training images; never elsewhere."""
     made, sample = make(48), scene(70, 100, box=False)
-    assert made.plain()(sample).image.shape == (3, 48, 48)
+    assert made.evaluation()(sample).image.shape == (3, 48, 48)
     line = refusal(lambda: passed(made.augmented(), sample), "an image without a box")
     if not made.crops_training_images:
         assert line is None, f"it does not say that it needs a box: {line}"

@@ -169,7 +169,7 @@ def test_what_comes_after_the_training_has_images(tiny_cub: Cub, tmp_path: Path,
             callbacks=[*([FeatureCache(tmp_path / "cache")] if cached else []), PhaseSchedule()],
         )  # fmt: skip
         trainer.fit(model, data)
-        assert data.stored == {}
+        assert data.cached_features == {}
         assert model.backbone.given is None  # type: ignore[union-attr]
     assert sum(passed) == 12 + 8 + 3  # all once for the cache; by the second two steps of four and a validation
 

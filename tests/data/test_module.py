@@ -14,9 +14,9 @@ from torchvision.transforms import v2
 
 from interp_models.core.errors import InputError
 from interp_models.data.base import Sample, collate
-from interp_models.data.choice import draw, stratified_split
 from interp_models.data.module import DataModule
 from interp_models.data.sampling import AGAIN, ShardSampler, balanced
+from interp_models.data.subsets import stratified_split, subsample
 from interp_models.data.transforms import crop_to_box, hide_outside, transform_of
 from interp_models.data.transforms.corner_crop_warp_jitter import random_corner
 from tests.conftest import Cub
@@ -25,8 +25,8 @@ from tests.data.make_cub import make_cub
 CARS = {"name": "warp_jitter", "perspective": 0.5, "hue": 0.4, "degrees": 15, "shift": None, "margin": 32}
 
 
-def plain_transform(size: int, name: Any = "crop_flip_jitter") -> v2.Transform:
-    return transform_of(name, size).plain()
+def evaluation_transform(size: int, name: Any = "crop_flip_jitter") -> v2.Transform:
+    return transform_of(name, size).evaluation()
 
 
 def train_transform(size: int, name: Any = "crop_flip_jitter") -> v2.Transform:
@@ -107,17 +107,17 @@ def test_no_validation(tiny_cub: Cub) -> None:
 
 def test_draw() -> None:
     indices = np.array([3, 5, 8, 13, 21, 34, 55, 89])
-    assert draw(indices, None, 0).tolist() == indices.tolist()
-    assert draw(indices, 8, 0).tolist() == draw(indices, 99, 0).tolist() == indices.tolist()
-    three = draw(indices, 3, 0)
+    assert subsample(indices, None, 0).tolist() == indices.tolist()
+    assert subsample(indices, 8, 0).tolist() == subsample(indices, 99, 0).tolist() == indices.tolist()
+    three = subsample(indices, 3, 0)
     assert len(set(three)) == 3
     assert set(three) <= set(indices)
     assert three.tolist() == sorted(three)
-    assert set(three) < set(draw(indices, 4, 0))
-    assert len({tuple(draw(indices, 3, seed)) for seed in range(20)}) > 10
+    assert set(three) < set(subsample(indices, 4, 0))
+    assert len({tuple(subsample(indices, 3, seed)) for seed in range(20)}) > 10
     for n in (0, -3):
         with pytest.raises(InputError, match=f"n_images must be at least 1; got {n}"):
-            draw(indices, n, 0)
+            subsample(indices, n, 0)
 
 
 def make_folder(root: Path, names: str) -> Path:
@@ -430,7 +430,7 @@ def test_what_is_not_augmented(tiny_cub: Cub, options: dict[str, Any]) -> None:
         dataset = data.dataset(split)
         images = data.test_images if split == "test" else data.train_images
         for epoch in range(2):
-            expected = plain_transform(32)(images.load(int(dataset.indices[1])))
+            expected = evaluation_transform(32)(images.load(int(dataset.indices[1])))
             assert_same(dataset[epoch, 1], hide_outside(expected))
     assert_same(data.dataset("train", augment=False)[0, 1], module(tiny_cub, augment=False).dataset("train")[5, 1])
 
@@ -530,7 +530,7 @@ def assert_on_the_squares(sample: Sample) -> None:
 @pytest.mark.parametrize("size", [(90, 140), (140, 90), (64, 64), (200, 80)])
 def test_truth_moves_with_the_image(size: tuple[int, int]) -> None:
     before = scene(*size)
-    sample = plain_transform(64)(before)
+    sample = evaluation_transform(64)(before)
     assert sample.image.shape == (3, 64, 64)
     assert (sample.label, sample.index, sample.visible.tolist()) == (3, 5, [True, True])
     assert_on_the_squares(sample)
@@ -550,7 +550,7 @@ def test_truth_moves_with_the_image(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("name", ["warp_flip", "warp_jitter", CARS], ids=str)
 def test_truth_moves_with_turned_and_skewed_images(name: Any) -> None:
     before = scene(96, 96)
-    sample = plain_transform(48, name)(before)
+    sample = evaluation_transform(48, name)(before)
     assert_on_the_squares(sample)
     assert (sample.parts.as_subclass(Tensor) - ((before.parts.as_subclass(Tensor) + 0.5) / 2 - 0.5)).abs().max() < 0.6
     outcomes = set()
@@ -611,7 +611,7 @@ def test_resized_crops_are_of_40_to_100_percent() -> None:
     assert 0.9 < max(areas) < 1.02
     assert 0.7 < min(shapes) < 0.8
     assert 1.25 < max(shapes) < 1.4
-    middle, usual = (plain_transform(side, name)(sample).parts for name in ("resized_crop", "crop_flip_jitter"))
+    middle, usual = (evaluation_transform(side, name)(sample).parts for name in ("resized_crop", "crop_flip_jitter"))
     assert torch.equal(middle, usual)
 
 
@@ -642,7 +642,7 @@ def test_prototrees_images(tiny_cub: Cub) -> None:
         dataset = data.dataset(split, augment=False)
         images = data.train_images if split == "train" else data.test_images
         expected = hide_outside(
-            plain_transform(32, "corner_crop_warp_jitter")(crop(images.load(int(dataset.indices[1]))))
+            evaluation_transform(32, "corner_crop_warp_jitter")(crop(images.load(int(dataset.indices[1]))))
         )
         assert torch.equal(dataset[0, 1].image, expected.image)
 
@@ -681,7 +681,7 @@ def test_augmentation_is_the_papers() -> None:
 
 def test_test_transform_is_the_centre() -> None:
     image = torch.randint(256, (3, 73, 73), dtype=torch.uint8)
-    out = plain_transform(64)(tv_tensors.Image(image))
+    out = evaluation_transform(64)(tv_tensors.Image(image))
     assert out.dtype == torch.float32
     torch.testing.assert_close(out.as_subclass(Tensor), image[:, 4:68, 4:68] / 255)
 
@@ -692,7 +692,7 @@ def test_tiny_and_long_images(size: tuple[int, int]) -> None:
     image = tv_tensors.Image(colour[:, None, None].expand(3, *size).clone())
     box = tv_tensors.BoundingBoxes([[0.0, 0.0, size[1], size[0]]], format="XYXY", canvas_size=size)
     sample = crop_to_box(Sample(image, 0, 0, box=box))
-    out = hide_outside(plain_transform(64)(sample))
+    out = hide_outside(evaluation_transform(64)(sample))
     torch.testing.assert_close(out.image.as_subclass(Tensor), (colour / 255)[:, None, None].expand(3, 64, 64))
     assert out.box.tolist() == [[0, 0, 64, 64]]
     assert train_transform(64)(sample).image.shape == (3, 64, 64)
@@ -746,7 +746,7 @@ def test_module_crops_in_training_and_test(tiny_cub: Cub) -> None:
     for split in ("train", "val", "test"):
         dataset = cropped.dataset(split)
         images = cropped.test_images if split == "test" else cropped.train_images
-        expected = hide_outside(plain_transform(32)(crop_to_box(images.load(int(dataset.indices[0])))))
+        expected = hide_outside(evaluation_transform(32)(crop_to_box(images.load(int(dataset.indices[0])))))
         assert_same(dataset[0, 0], expected)
         assert not torch.equal(dataset[0, 0].image, module(tiny_cub, augment=False).dataset(split)[0, 0].image)
 
@@ -763,7 +763,7 @@ def test_hide_outside() -> None:
 
 
 def test_collate_stacks_what_there_is() -> None:
-    samples = [plain_transform(16)(scene(20, 30)), plain_transform(16)(scene(30, 20))]
+    samples = [evaluation_transform(16)(scene(20, 30)), evaluation_transform(16)(scene(30, 20))]
     batch = collate(samples)
     for name in ("image", "masks", "parts", "visible"):
         for position, sample in enumerate(samples):

@@ -174,7 +174,7 @@ def test_evaluation(bcnn_run: Path, odd_cub: Path, tmp_path: Path) -> None:
     assert len(rows) == 24
     for row, other in zip(rows, others, strict=True):
         assert row["n"] == 9
-        for key in ("mean", "std"):
+        for key in ("mean", "std", "low", "high"):
             near = 1e-4 if row["metric"] in ("dc", "ic") else 1e-6
             assert other.pop(key) == pytest.approx(row.pop(key), abs=near, nan_ok=True)
         assert row == other

@@ -44,15 +44,15 @@ def test_the_table_is_what_python_gives(script: Script, run: Path, tiny_cub: Cub
     for _, entry in index.iterrows():
         path = next(tiny_cub.root.rglob(entry["image_id"]))
         image = transform(Image.open(path))[None]
-        chances = score_fn(image)[0]
+        scores = score_fn(image)[0]
         of_image = table[table["image_id"] == entry["image_id"]]
         label = int(of_image["label"].iloc[0])
         assert path.parent.name.startswith(f"{label + 1:03d}.")
-        explained = {"prediction": int(chances.argmax()), "label": label, "2": 2}[target]
+        explained = {"prediction": int(scores.argmax()), "label": label, "2": 2}[target]
         assert set(of_image["target_class"]) == {explained}
-        assert set(of_image["prediction"]) == {int(chances.argmax())}
-        np.testing.assert_allclose(of_image["probability"], float(chances[explained]), rtol=1e-4)
-        np.testing.assert_allclose(of_image["confidence"], float(chances.max()), rtol=1e-4)
+        assert set(of_image["prediction"]) == {int(scores.argmax())}
+        np.testing.assert_allclose(of_image["probability"], float(scores[explained]), rtol=1e-4)
+        np.testing.assert_allclose(of_image["confidence"], float(scores.max()), rtol=1e-4)
         for explainer in ("intrinsic", "gradcam"):
             maps = EXPLAINERS.build(explainer, model=model).attribute(image, explained)
             kept = np.load(run / f"evaluation/maps/{explainer}.npy")[entry["row"]]
@@ -225,9 +225,9 @@ def test_validation_of_a_training(tiny_cub: Cub, tmp_path: Path) -> None:
     assert table["val/ad/intrinsic"].notna().tolist() == (table["epoch"].eq(1) & table["val/acc"].notna()).tolist()
     model, _ = interp_models.load(out, "last")
     data = interp_models.runs.building.build_data(interp_models.runs.loading.run_config(out))
-    from interp_models.data.choice import draw
+    from interp_models.data.subsets import subsample
 
-    drawn = set(draw(data.val_indices, 2, 0).tolist())
+    drawn = set(subsample(data.val_indices, 2, 0).tolist())
     batch = next(iter(data.val_dataloader()))
     images = batch.image[[index in drawn for index in batch.index.tolist()]]
     assert len(images) == 2

@@ -156,8 +156,8 @@ def test_timm_models_bring_their_own_statistics_and_torchvisions_must_be_told() 
     about = model.pretrained_cfg
     mean, std = (torch.tensor(about[key]).view(3, 1, 1) for key in ("mean", "std"))
     with torch.no_grad():
-        chances = model((pictures(3, 96) - mean) / std).softmax(dim=1)
-    np.testing.assert_allclose(found["confidence"], chances.max(dim=1).values, atol=1e-5)
+        probabilities = model((pictures(3, 96) - mean) / std).softmax(dim=1)
+    np.testing.assert_allclose(found["confidence"], probabilities.max(dim=1).values, atol=1e-5)
     resnet = torchvision.models.resnet18(weights=None, num_classes=3)
     judge(resnet, pictures(2, 64), ["random"], normalize="imagenet", grid=(4, 4), **QUICK)
     with pytest.raises(InputError, match="of torchvision does not say how its images are normalised"):

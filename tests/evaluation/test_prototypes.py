@@ -41,7 +41,7 @@ KEYS = {key for name in PROTOTYPE_METRICS.names() for key in PROTOTYPE_METRICS.g
 
 def evaluated(*runs: Path, plan: tuple[str, ...] = ()) -> Path:
     # Where an image shows its own prototype, the log of nearly no distance makes a copy's rounding larger than 1e-5.
-    settings = [*QUICK_EVALUATION, "scorer=plain", *plan]
+    settings = [*QUICK_EVALUATION, "preparation=none", *plan]
     return evaluate.evaluate(list(runs), check(EvaluateConfig, override({}, settings)))
 
 

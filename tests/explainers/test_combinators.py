@@ -231,11 +231,11 @@ def test_a_map_of_one_channel_is_not_taken_for_colours():
 def test_bases_keep_their_own_settings_and_no_passes():
     model, x = relu_net(), images(2, 8)
     base = ScoreCAM(model)
-    base.preparation = "plain"
+    base.preparation = "none"
     with shared_passes():
         Smooth(base, samples=3).attribute(x)
         assert not features._shared.get()
-    assert base.preparation == "plain"
+    assert base.preparation == "none"
 
 
 def test_points_are_those_of_their_rules():

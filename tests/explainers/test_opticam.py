@@ -82,7 +82,7 @@ def test_images_stop_on_their_own():
     passes = []
     handle = model.register_forward_pre_hook(lambda module, args: passes.append(len(args[0])))
     explainer = OptiCAM(model, layer="1", steps=60, patience=2)
-    explainer.preparation = "plain"
+    explainer.preparation = "none"
     maps = explainer.attribute(images, 0)
     handle.remove()
     total = 0

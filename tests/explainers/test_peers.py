@@ -42,7 +42,7 @@ def images():
     """Two real birds, if there are any, else drawn ones."""
     paths = sorted(CUB.rglob("*.jpg"))
     if paths:
-        plain = transform_of("crop_flip_jitter", SIZE).plain()
+        plain = transform_of("crop_flip_jitter", SIZE).evaluation()
         found = [plain.forward(decode_image(paths[i])) for i in (100, 900)]
     else:
         birds = PartBirds(split="test", image_size=SIZE, seed=0)
@@ -52,7 +52,7 @@ def images():
 
 def ours(name, model, images, target, **options):
     explainer = EXPLAINERS.build(name, options, model=model)
-    explainer.preparation = "plain"  # a copy's rounding is another one, and gradients jump where a ReLU's input is 0
+    explainer.preparation = "none"  # a copy's rounding is another one, and gradients jump where a ReLU's input is 0
     return explainer.attribute(images, target)
 
 

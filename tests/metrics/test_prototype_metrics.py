@@ -462,7 +462,7 @@ def check_usage(module=prototype_usage):
     )
     model.prototypes[2, 0, 1, 0] += 1e-6  # as near as can be, but no duplicate
     assert module.PrototypeUsage(model).per_prototype()["duplicates"].nansum() == 1
-    model.class_weights = None  # a tree: all that are left are used
+    model.prototype_weights = None  # a tree: all that are left are used
     values = module.PrototypeUsage(model).per_prototype()
     np.testing.assert_array_equal(values["used"], [1, 0, 1, 1, 1, 1])
     np.testing.assert_array_equal(values["duplicates"], [0, np.nan, 0, 1, 0, 1])

@@ -53,12 +53,12 @@ def check_numbers(cls: type[ProtoPNet] = ProtoPNet, **options: Any) -> None:
     output = net(images)
     np.testing.assert_allclose(output.logits.detach(), logits, rtol=1e-6)
     nearest = d.reshape(4, 6, -1).min(axis=2)
-    chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     own = [[2 * y, 2 * y + 1] for y in targets.tolist()]
     other = [[j for j in range(6) if j not in mine] for mine in own]
     w = net.last_layer.weight.detach().numpy()
     expected = {
-        "ce": -np.mean([np.log(chances[i, y]) for i, y in enumerate(targets.tolist())]),
+        "ce": -np.mean([np.log(probabilities[i, y]) for i, y in enumerate(targets.tolist())]),
         "cluster": 0.8 * np.mean([nearest[i, js].min() for i, js in enumerate(own)]),
         "separation": -0.08 * np.mean([nearest[i, js].min() for i, js in enumerate(other)]),
         "l1": 1e-4 * sum(abs(w[k, j]) for k in range(3) for j in range(6) if j // 2 != k),

@@ -108,8 +108,8 @@ def check_tree(cls: type[ProtoTree] = ProtoTree, kept: list[bool] = KEPT[1], **o
     output, says = net(images), softmax(net.leaves.numpy())
     for i in range(3):
         leaves = list(walk(tree, p[i]))
-        chances = sum(chance * says[leaf] for leaf, chance, _ in leaves)
-        np.testing.assert_allclose(output.logits[i].exp().detach(), chances, rtol=1e-6)
+        probabilities = sum(chance * says[leaf] for leaf, chance, _ in leaves)
+        np.testing.assert_allclose(output.logits[i].exp().detach(), probabilities, rtol=1e-6)
         found = output.aux["paths"][i].detach().numpy()
         np.testing.assert_allclose([found[leaf] for leaf, _, _ in leaves], [c for _, c, _ in leaves], rtol=1e-6)
         assert found.sum() == pytest.approx(1)
@@ -342,7 +342,7 @@ def test_leaf_updates_equal_loops() -> None:
         ("(self.leaves - self._leaving).relu() + summed", "(self.leaves - self._leaving + 0).relu() - summed"),
         ("(self.leaves - self._leaving).relu()", "self.leaves"),
         ("paths * self.leaves.softmax(dim=1)[", "paths * self.leaves["),
-        ("/ chances.gather(1, targets[:, None])", "* chances.gather(1, targets[:, None])"),
+        ("/ probabilities.gather(1, targets[:, None])", "* probabilities.gather(1, targets[:, None])"),
     ],
 )
 def test_mutations_of_the_leaf_update_are_rejected(right: str, wrong: str) -> None:
@@ -538,6 +538,6 @@ def test_probabilities_under_autocast() -> None:
     torch.nn.init.normal_(net.leaves)
     images = torch.rand(4, 3, 64, 64)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        chances = net(images).logits.exp()
-    assert chances.dtype == torch.float32
-    torch.testing.assert_close(chances.sum(dim=1), torch.ones(4), rtol=1e-5, atol=1e-5)
+        probabilities = net(images).logits.exp()
+    assert probabilities.dtype == torch.float32
+    torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(4), rtol=1e-5, atol=1e-5)

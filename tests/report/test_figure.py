@@ -8,7 +8,7 @@ import pytest
 
 from interp_models import load
 from interp_models.data.base import collate
-from interp_models.data.choice import draw
+from interp_models.data.subsets import subsample
 from interp_models.report import visual
 from interp_models.report.page import SIDE
 from interp_models.runs.building import build_data
@@ -48,7 +48,7 @@ def test_columns_are_the_first_runs_maps_and_every_runs_own(
     assert columns == ["image", "random", "gradcam", "cnn", "bcnn"]
     model, data = load(runs[1])[0], build_data(run_config(runs[0]))
     dataset = data.dataset("test")
-    indices = draw(data.test_indices, 5, 0)[[0, 2, 4]]
+    indices = subsample(data.test_indices, 5, 0)[[0, 2, 4]]
     samples = [dataset[0, int(np.flatnonzero(dataset.indices == index)[0])] for index in indices]
     assert labels == [data.classes[sample.label] for sample in samples]
     maps = {name: np.load(runs[0] / f"evaluation/maps/{name}.npy")[[0, 2, 4]] for name in ("random", "gradcam")}

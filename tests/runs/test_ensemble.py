@@ -18,16 +18,16 @@ def test_the_mean_of_probabilities(script: Script, bcnn_run: Path, cnn_run: Path
     out = tmp_path / "both"
     outcome = script("evaluate", "--ensemble", bcnn_run, cnn_run, f"out={out}")
     assert outcome.code == 0, outcome.err
-    chances, alone = [], {}
+    probabilities, alone = [], {}
     for run in (bcnn_run, cnn_run):
         model, _ = load(run)
         dataset = build_data(run_config(run)).dataset("test")
         images = torch.stack([dataset[0, i].image.as_subclass(Tensor) for i in range(len(dataset))])
         labels = np.array([dataset[0, i].label for i in range(len(dataset))])
         with torch.no_grad():
-            chances.append(model(images).logits.softmax(dim=1).numpy())
-        alone[run_name(run)] = float((chances[-1].argmax(axis=1) == labels).mean())
-    together = float(((chances[0] + chances[1]).argmax(axis=1) == labels).mean())
+            probabilities.append(model(images).logits.softmax(dim=1).numpy())
+        alone[run_name(run)] = float((probabilities[-1].argmax(axis=1) == labels).mean())
+    together = float(((probabilities[0] + probabilities[1]).argmax(axis=1) == labels).mean())
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics == {"test/acc": together, "test/n": 12, "members": alone}
     assert f"{100 * together:.2f} % of 2 runs together on 12 images: {out}" in outcome.out

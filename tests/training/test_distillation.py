@@ -48,7 +48,7 @@ def test_terms():
         ("self.temperature**2", "self.temperature"),
         ('reduction="batchmean"', 'reduction="sum"'),
         ("(1 - self.weight) * term", "term"),
-        ("F.kl_div(learnt, F.log_softmax(told, dim=1)", "F.kl_div(F.log_softmax(told, dim=1), learnt"),
+        ("F.kl_div(learnt, F.log_softmax(taught, dim=1)", "F.kl_div(F.log_softmax(taught, dim=1), learnt"),
         ("(images)) / self.temperature", "(images))"),
     ],
 )

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 
 from interp_models import MODELS
-from interp_models.config.loading import check, plain
+from interp_models.config.loading import as_dict, check
 from interp_models.core import files
 from interp_models.core.errors import InputError
 from interp_models.runs import train
@@ -66,7 +66,7 @@ def test_steps_of_one_image_with_batch_norm_on_one_cell(
 )
 def test_few_images_on_many_devices(tiny_cub: Cub, tmp_path: Path, devices: int, synced: bool, right: bool) -> None:
     """9 images for steps of 4 per device: on 8 devices the last ones make 2 of them, on 9 one each."""
-    node = plain(check(TrainConfig, resnet_config(tiny_cub, tmp_path, 32, 4)))
+    node = as_dict(check(TrainConfig, resnet_config(tiny_cub, tmp_path, 32, 4)))
     data, model = build_data(node), build_model(node, 3)
     if right:
         train.check_images(model, data, devices, synced=synced)
@@ -78,7 +78,7 @@ def test_few_images_on_many_devices(tiny_cub: Cub, tmp_path: Path, devices: int,
 def test_the_second_phase_is_tried_too(tiny_cub: Cub, tmp_path: Path) -> None:
     node = resnet_config(tiny_cub, tmp_path, 32, 1, eval_modules=["backbone"])
     node["phases"].append({"epochs": 1, "lrs": CNN_LRS})
-    node = plain(check(TrainConfig, node))
+    node = as_dict(check(TrainConfig, node))
     with pytest.raises(InputError, match=r"phases\[1\]: CNN cannot be trained"):
         train.check_images(build_model(node, 3), build_data(node), 1)
 
@@ -90,7 +90,7 @@ def test_trying_changes_nothing(tiny_cub: Cub, tmp_path: Path, name: str) -> Non
         node["model"]["dropout"] = 0.5
     groups = MODELS.build(name, tiny_options(name), num_classes=3).parameter_groups()
     node["phases"] = [{"epochs": 1, "lrs": dict.fromkeys(groups, 0.1)}]
-    node = plain(check(TrainConfig, node))
+    node = as_dict(check(TrainConfig, node))
     model, data = build_model(node, 3), build_data(node)
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     modes = [module.training for module in model.modules()]

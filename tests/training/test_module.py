@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as TF
 
 from interp_models import EXPLAINERS, METRICS, load, probabilities
-from interp_models.config.loading import check, plain
+from interp_models.config.loading import as_dict, check
 from interp_models.core.errors import InputError
 from interp_models.data.base import Sample, collate
 from interp_models.models.cnn import CNN
@@ -119,7 +119,7 @@ def test_one_step_is_that_of_plain_torch(tiny_cub: Cub, tmp_path: Path, inject: 
     )
     config["data"] |= {"batch_size": 9, "augment": False}
     fit(config)
-    node = plain(check(TrainConfig, config))
+    node = as_dict(check(TrainConfig, config))
     model = build_model(node, 3).eval()
     model.load_state_dict(spy.states[0])
     dataset = build_data(node).dataset("train")

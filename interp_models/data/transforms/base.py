@@ -31,19 +31,19 @@ class ImageTransform(ABC):
     """
 
     crops_training_images: ClassVar[bool] = False
-    """Training images are cropped with the help of their box: by `augmented`, and to the box where they are not
-    augmented. Then the data set needs boxes, and plain training images differ from validation images."""
+    """Whether training images are cropped by their box: by `augmented`, and to the box where they are not augmented.
+    The data set then needs boxes, and training images without augmentation differ from validation images."""
 
     def __init__(self, size: int) -> None:
         self.size = size
 
     @abstractmethod
     def augmented(self) -> v2.Transform:
-        """What training images go through; every image draws anew."""
+        """Return the random transform of training images."""
 
     @abstractmethod
-    def plain(self) -> v2.Transform:
-        """What all other images go through; it draws nothing."""
+    def evaluation(self) -> v2.Transform:
+        """Return the transform of all other images; it is not random."""
 
 
 TRANSFORMS: Registry[ImageTransform] = Registry("transform", "interp_models.data.transforms.TRANSFORMS")

@@ -35,6 +35,6 @@ class CropFlipJitter(ImageTransform):
             ]
         )
 
-    def plain(self) -> v2.Transform:
+    def evaluation(self) -> v2.Transform:
         """The centre."""
         return centre_of_squashed(self.size)

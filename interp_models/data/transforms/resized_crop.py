@@ -25,6 +25,6 @@ class ResizedCrop(ImageTransform):
             ]
         )
 
-    def plain(self) -> v2.Transform:
+    def evaluation(self) -> v2.Transform:
         """The centre."""
         return centre_of_squashed(self.size)

@@ -45,7 +45,7 @@ class ShorterSide(ImageTransform):
         crop = v2.RandomResizedCrop(self.size, scale=(0.08, 1.0), interpolation=self.interpolation, antialias=True)
         return v2.Compose([crop, v2.RandomHorizontalFlip(), to_float()])
 
-    def plain(self) -> v2.Transform:
+    def evaluation(self) -> v2.Transform:
         """Resize, and crop the centre."""
         side = math.floor(self.size / self.crop_pct)
         sides = [side] if self.crop_mode == "center" else [side, side]

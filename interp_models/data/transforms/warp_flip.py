@@ -26,6 +26,6 @@ class WarpFlip(ImageTransform):
         ]
         return v2.Compose([squashed(self.size), v2.RandomChoice(warps), v2.RandomHorizontalFlip(), to_float()])
 
-    def plain(self) -> v2.Transform:
+    def evaluation(self) -> v2.Transform:
         """Squash."""
         return v2.Compose([squashed(self.size), to_float()])

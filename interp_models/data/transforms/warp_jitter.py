@@ -61,6 +61,6 @@ class WarpJitter(ImageTransform):
         )
         return v2.Compose([squashed(self.size + self.margin), in_any_order, v2.RandomCrop(self.size), to_float()])
 
-    def plain(self) -> v2.Transform:
+    def evaluation(self) -> v2.Transform:
         """Squash."""
         return v2.Compose([squashed(self.size), to_float()])

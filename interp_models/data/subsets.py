@@ -26,7 +26,7 @@ def stratified_split(
     return np.setdiff1d(indices, part), part
 
 
-def draw(indices: Indices, n: int | None, seed: int) -> Indices:
+def subsample(indices: Indices, n: int | None, seed: int) -> Indices:
     """`n` of the indices drawn by seed, in order; all of them for None or when there are not more.
 
     Raises:

@@ -1,0 +1,160 @@
+"""`judge` beside the same work by captum, pytorch-grad-cam and saliency-maps-metrics: equal values, and time.
+
+Both explain and score the same images with EfficientNet-Lite0 and its ImageNet weights: Grad-CAM, HiResCAM, LayerCAM
+(pytorch-grad-cam), integrated gradients, occlusion (captum), under the preset `saliency-maps-metrics` on 7 × 7 cells.
+The peers' metrics take one image at a time, as they must to be right. Ours runs by `judge`, with all its checks, tables
+and intervals. Runs of both come in turn; reported are the median and the quartiles of the ratios ours ÷ theirs, and how
+far apart values are.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.harness import Value, imagenet_network, load_images, parse, parser, summary, write
+from benchmarks.tables import show
+from interp_models import Judgement, judge
+
+GRID, STEPS, WINDOW, STRIDE = 7, 8, 64, 32
+EXPLAINERS: list[Any] = [
+    "gradcam",
+    "hirescam",
+    "layercam",
+    {"name": "integrated_gradients", "steps": STEPS, "quadrature": "riemann", "baseline": 0.0},
+    {"name": "occlusion", "window": WINDOW, "stride": STRIDE, "fill": 0.0, "score": "logit"},
+]
+METRICS = ("ad", "iic", "add", "dauc", "dc", "iauc", "ic")
+NAMES = {"hirescam": "HiResCAM", "gradcam": "GradCAM", "layercam": "LayerCAM"}
+"""Of pytorch-grad-cam."""
+Values = dict[tuple[str, str], list[float]]
+"""By explainer and metric, of every image."""
+
+
+def ours(model: nn.Module, images: Tensor) -> Judgement:
+    """The work by `judge`."""
+    return judge(
+        model, images, EXPLAINERS, METRICS, preset="saliency-maps-metrics", grid=(GRID, GRID), batch_size=len(images),
+        progress=False,
+    )  # fmt: skip
+
+
+def theirs(model: nn.Module, layer: nn.Module, images: Tensor) -> Values:
+    """The same work by the peers."""
+    squashed = nn.Sequential(model, nn.Softmax(dim=1)).eval()
+    with torch.no_grad():
+        target = model(images).argmax(dim=1)
+    found: Values = {}
+    for explainer in EXPLAINERS:
+        name = explainer if isinstance(explainer, str) else explainer["name"]
+        maps = explained(name, model, layer, images, target)
+        for i, image in enumerate(images):
+            for key, value in scored(squashed, image, maps[i], int(target[i])).items():
+                found.setdefault((name, key), []).append(value)
+    return found
+
+
+def explained(name: str, model: nn.Module, layer: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+    """The peers' maps, on the layer's grid or averaged to it."""
+    from captum.attr import IntegratedGradients, Occlusion
+
+    if name in NAMES:
+        return class_activation(NAMES[name], model, layer, images, target)
+    if name == "integrated_gradients":
+        found = IntegratedGradients(model).attribute(images, 0.0, target, n_steps=STEPS, method="riemann_right")
+        maps = found.sum(dim=1).detach()
+    else:
+        window, stride = (3, WINDOW, WINDOW), (3, STRIDE, STRIDE)
+        with torch.no_grad():
+            maps = Occlusion(model).attribute(images, window, stride, baselines=0.0, target=target)[:, 0]
+    return F.adaptive_avg_pool2d(maps.float()[:, None], GRID)[:, 0]
+
+
+def class_activation(name: str, model: nn.Module, layer: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+    """pytorch-grad-cam's map before it is stretched to the image's size and to [0, 1]."""
+    import pytorch_grad_cam
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    targets = [ClassifierOutputTarget(int(c)) for c in target]
+    with getattr(pytorch_grad_cam, name)(model, [layer]) as method:
+        outputs = method.activations_and_grads(images)
+        model.zero_grad()
+        torch.stack([one(output) for one, output in zip(targets, outputs, strict=True)]).sum().backward()
+        a = method.activations_and_grads.activations[0].numpy()
+        g = method.activations_and_grads.gradients[0].numpy()
+        found = method.get_cam_image(images, layer, targets, a, g, False)
+    signed = torch.as_tensor(np.asarray(found))
+    return signed if name == "HiResCAM" else signed.relu()  # as their papers; ours keeps HiResCAM's sign
+
+
+def scored(model: nn.Module, image: Tensor, saliency: Tensor, label: int) -> dict[str, float]:
+    """saliency-maps-metrics on one image."""
+    from saliency_maps_metrics.multi_step_metrics import Deletion, Insertion
+    from saliency_maps_metrics.single_step_metrics import ADD, IIC_AD
+
+    if not hasattr(np, "trapz"):  # gone from NumPy 2.4, which the package does not know
+        np.trapz = np.trapezoid  # type: ignore[attr-defined]  # noqa: NPY201
+    values: dict[str, float] = {}
+    with torch.no_grad():
+        for metric in (Deletion(), Insertion(), IIC_AD(), ADD()):
+            found = metric(model, image[None], saliency[None, None], torch.tensor([label]))
+            values |= {key.lower(): float(value) for key, value in found.items()}
+    return values
+
+
+def apart(judgement: Judgement, values: Values) -> dict[str, float]:
+    """The largest difference of values of one image, by metric, over all explainers."""
+    table = judgement.per_image.set_index(["explainer", "metric"]).sort_index()
+    found: dict[str, float] = {}
+    for (explainer, metric), expected in values.items():
+        if metric in METRICS:
+            own = table.loc[(explainer, metric)].sort_values("index")["value"].to_numpy()
+            both = np.abs(own - np.asarray(expected))
+            found[metric] = max(found.get(metric, 0.0), float(np.nanmax(both)))
+    return found
+
+
+def run(args: argparse.Namespace) -> list[Value]:
+    """All rows."""
+    images, args.described = load_images(args)
+    model = imagenet_network()
+    layer = model[1].bn2
+    with torch.no_grad():
+        assert (
+            layer(model[1].conv_head(model[1].blocks(model[1].bn1(model[1].conv_stem(images[:1]))))).shape[-1] == GRID
+        )
+    judgement, values = ours(model, images), theirs(model, layer, images)
+    rows = [Value(f"largest difference, {key}", value, "") for key, value in apart(judgement, values).items()]
+    pairs = []
+    works: tuple[Callable[[], object], ...] = (lambda: ours(model, images), lambda: theirs(model, layer, images))
+    for number in range(args.pairs):
+        seconds = []
+        for work in works:
+            start = time.perf_counter()
+            work()
+            seconds.append(time.perf_counter() - start)
+        pairs.append((seconds[0], seconds[1]))
+        print(f"pair {number + 1} of {args.pairs}: {seconds[0]:.1f} s and {seconds[1]:.1f} s", flush=True)
+    ratio = summary(pairs)
+    for what, value in (("median", ratio.median), ("first quartile", ratio.q1), ("third quartile", ratio.q3)):
+        rows.append(Value(f"time ours ÷ theirs, {what}", value, ""))
+    rows.append(Value("time of judge, median", float(np.median([a for a, _ in pairs])), "s"))
+    rows.append(Value("time of the peers, median", float(np.median([b for _, b in pairs])), "s"))
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> Path:
+    """Measure and write the results."""
+    args = parse(parser(__doc__), "judge", argv)
+    rows = run(args)
+    return write("judge", args, args.described, rows)
+
+
+if __name__ == "__main__":
+    print(show(main()))

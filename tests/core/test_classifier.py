@@ -1,0 +1,197 @@
+"""Outputs of every form: each works, or ends in one line that says what to pass."""
+
+from collections import OrderedDict
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from interp_models import EXPLAINERS, METRICS, Classifier, InputError, judge, probabilities
+from interp_models.core.classifier import ends_in
+from interp_models.core.outputs import LabelLogits
+from interp_models.core.scoring import logits_of, scores_of
+
+QUICK: dict[str, Any] = {"progress": False, "max_steps": 4, "grid": (4, 4)}
+
+
+class Halves(nn.Module):
+    """Class 0 is light at the left, class 1 at the right; the convolution passes pixels on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1, bias=False)
+        self.conv.weight.data = torch.eye(3)[:, :, None, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.conv(x)
+        return 10 * torch.stack([a[..., :16].mean((1, 2, 3)), a[..., 16:].mean((1, 2, 3))], dim=1) - 4
+
+
+class Returns(nn.Module):
+    """Halves, whose output is put in another form."""
+
+    def __init__(self, form: Any) -> None:
+        super().__init__()
+        self.halves, self.form = Halves(), form
+
+    def forward(self, x: Tensor) -> Any:
+        return self.form(self.halves(x), x)
+
+
+class ModelOutput(OrderedDict[str, Any]):
+    """As Hugging Face's: keys are fields, too."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        raise AttributeError(name)
+
+
+def images(n: int = 3) -> Tensor:
+    return torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+FORMS = {
+    "object": lambda z, x: SimpleNamespace(logits=z, loss=z.mean()),
+    "hugging face": lambda z, x: ModelOutput(loss=z.mean(), logits=z, hidden_states=(x,)),
+    "dict": lambda z, x: {"features": x, "scores": z},
+    "dict with logits": lambda z, x: {"logits": z, "embedding": x.flatten(1)},
+    "tuple": lambda z, x: (x, z),
+    "tuple of two heads": lambda z, x: (z, -z),
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("explainer", ["gradcam", "rise"])
+def test_forms_that_work_by_themselves(form: Any, explainer: str) -> None:
+    options = {"masks": 8} if explainer == "rise" else {}
+    expected = EXPLAINERS.build(explainer, options, model=Halves()).attribute(images(), 1)
+    assert float(expected.std()) > 0
+    torch.testing.assert_close(
+        EXPLAINERS.build(explainer, options, model=Returns(form)).attribute(images(), 1), expected
+    )
+    found = judge(Returns(form), images(), ["gradcam"], target=1, **QUICK)
+    again = judge(Halves(), images(), ["gradcam"], target=1, **QUICK)
+    torch.testing.assert_close(torch.tensor(found.per_image["value"]), torch.tensor(again.per_image["value"]))
+
+
+@pytest.mark.parametrize(
+    ("form", "output", "says"),
+    [
+        (lambda z, x: (x.flatten(1), z), 1, r"several of them: 0 \(\d, 3072\), 1 \(\d, 2\); say which"),
+        (lambda z, x: {"a": z, "b": x.flatten(1)}, "a", r"several of them: 'a' \(\d, 2\)"),
+        (lambda z, x: SimpleNamespace(y=z), "y", "or an object with a field 'logits'; got SimpleNamespace"),
+        (lambda z, x: [{"deep": z}], 0, "with output=NAME or PLACE"),
+    ],
+)
+def test_forms_that_must_be_named(form: Any, output: Any, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        EXPLAINERS.build("gradcam", model=Returns(form)).attribute(images(), 1)
+    with pytest.raises(InputError, match=says):
+        judge(Returns(form), images(), ["gradcam"], **QUICK)
+    named = Classifier(Returns(form), output=output)
+    expected = EXPLAINERS.build("gradcam", model=Halves()).attribute(images(), 1)
+    torch.testing.assert_close(EXPLAINERS.build("gradcam", model=named).attribute(images(), 1), expected)
+
+
+class OneLogit(nn.Module):
+    """High where light is at the left; (B,) or (B, 1)."""
+
+    def __init__(self, flat: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1, bias=False)
+        self.conv.weight.data = torch.eye(3)[:, :, None, None]
+        self.flat = flat
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = 20 * self.conv(x)[..., :16].mean((1, 2, 3)) - 10
+        return z if self.flat else z[:, None]
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_one_logit_for_two_classes(flat: bool) -> None:
+    model = OneLogit(flat).eval()
+    window = {"window": 8, "stride": 8}
+    for explainer, options in (("rise", {"masks": 4}), ("occlusion", window)):
+        with pytest.raises(InputError, match="output='one_logit'"):
+            EXPLAINERS.build(explainer, options, model=model).attribute(images(), 0)
+    with pytest.raises(InputError, match="output='one_logit'"):
+        judge(model, images(), ["random"], **QUICK)
+    two = Classifier(model, output="one_logit")
+    z = model(images()).flatten()
+    torch.testing.assert_close(probabilities(two)(images()), torch.stack([1 - z.sigmoid(), z.sigmoid()], dim=1))
+    of_one, of_zero = (EXPLAINERS.build("occlusion", window, model=two).attribute(images(), k) for k in (1, 0))
+    assert float(of_one[:, :, :16].mean()) > 0
+    torch.testing.assert_close(of_one[:, :, 16:], torch.zeros_like(of_one[:, :, 16:]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(of_zero, -of_one)
+    good = torch.zeros(3, 4, 4)
+    good[:, :, :2] = 1 + 0.01 * torch.rand(3, 4, 2)
+    metric = METRICS.build("dauc", {"max_steps": 4})
+    right, wrong = (metric.score(probabilities(two), images(), m, 1)["dauc"] for m in (good, -good))
+    assert bool((right < wrong).all())
+
+
+class Labels(Returns):
+    """Independent labels: logits, or their sigmoid."""
+
+    def __init__(self, squashed: bool) -> None:
+        super().__init__((lambda z, x: z.sigmoid()) if squashed else (lambda z, x: z))
+
+
+@pytest.mark.parametrize("squashed", [True, False])
+def test_independent_labels(squashed: bool) -> None:
+    model = Labels(squashed)
+    if squashed:
+        with pytest.raises(InputError, match=r"Labels ends in a sigmoid.*output='sigmoid'"):
+            judge(model, images(), ["random"], **QUICK)
+    labels = Classifier(model, output="sigmoid")
+    expected = Halves()(images()).sigmoid()
+    torch.testing.assert_close(probabilities(labels)(images()), expected)
+    assert isinstance(labels(images()), LabelLogits)
+    torch.testing.assert_close(labels(images()).logits, Halves()(images()), rtol=1e-4, atol=1e-4)
+    options = {"window": 8, "stride": 8, "score": "probability"}
+    map_of_left = EXPLAINERS.build("occlusion", options, model=labels).attribute(images(), 0)
+    assert float(map_of_left[:, :, :16].abs().mean()) > 1e-3
+    torch.testing.assert_close(map_of_left[:, :, 16:], torch.zeros(3, 32, 16), atol=1e-6, rtol=0)  # no influence
+    found = judge(model, images(), ["gradcam", "rise"], output="sigmoid", **QUICK)
+    first = found.per_image.drop_duplicates("index")
+    torch.testing.assert_close(torch.tensor(first["confidence"].to_numpy()), expected.max(dim=1).values)
+
+
+def test_what_a_network_ends_in_is_read_from_its_graph() -> None:
+    x = images(1)
+    assert ends_in(Labels(True), x) == "sigmoid"
+    assert ends_in(nn.Sequential(Halves(), nn.Sigmoid(), nn.Unflatten(1, (1, 2)), nn.Flatten()), x) == "sigmoid"
+    assert ends_in(nn.Sequential(Halves(), nn.Softmax(dim=1)), x) == "softmax"
+    assert ends_in(Halves(), x) is None
+    assert ends_in(nn.Sequential(Labels(True), nn.Flatten(), nn.ReLU()), x) is None
+
+
+def test_logits_that_lie_in_the_unit_interval_are_still_logits() -> None:
+    model = Returns(lambda z, x: (z + 4) / 20)
+    z = model(images())
+    assert bool(((z > 0) & (z < 1)).all())
+    torch.testing.assert_close(probabilities(model)(images()), z.softmax(dim=1))
+
+
+def test_refusals() -> None:
+    assert logits_of(torch.zeros(1, 2)).shape == (1, 2)
+    for wrong, says in ((["softmax", "sigmoid"], "one of softmax, sigmoid, one_logit"), (1.5, "must be the name")):
+        with pytest.raises((InputError, TypeError), match=says if wrong != 1.5 else None):
+            Classifier(Halves(), output=wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="needs mean and std, or neither"):
+        Classifier(Halves(), mean=(0.5,) * 3)
+    with pytest.raises(InputError, match="std must be above 0"):
+        Classifier(Halves(), mean=(0.5,) * 3, std=(0.0,) * 3)
+    with pytest.raises(InputError, match="output='nope': the model returns Tensor, which has none"):
+        Classifier(Halves(), output="nope")(images())
+    with pytest.raises(InputError, match="gives 2 values per image, not one"):
+        Classifier(Halves(), output="one_logit")(images())
+    with pytest.raises(InputError, match="whose softmax is always 1"):
+        scores_of(torch.zeros(2, 1), "probability")
+    with pytest.raises(InputError, match=r"must have 3 channels"):
+        EXPLAINERS.build("gradcam", model=Classifier(Halves(), mean=(0.5,) * 3, std=(0.5,) * 3)).attribute(
+            torch.rand(1, 1, 32, 32)
+        )

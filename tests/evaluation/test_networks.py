@@ -1,0 +1,230 @@
+"""Networks that were not trained here, through evaluate.py: alone, and beside runs."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from interp_models import EXPLAINERS, probabilities
+from interp_models.core.classifier import Classifier
+from interp_models.core.errors import InputError
+from interp_models.evaluation.networks import build_network, network_config
+from tests.conftest import Script, copy_run
+
+PLAN = [
+    "explainers=[intrinsic, gradcam]",
+    "metrics=[ad, dauc]",
+    "max_steps=4",
+    "report_images=2",
+    "logger.wandb=disabled",
+]
+FACTORY = """
+import torch
+from torch import nn
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 4, 1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3),
+    )
+
+
+def pair():
+    net = network()
+
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            z = self.net(x)
+            return x.flatten(1), z
+
+    return Pair()
+
+
+def number():
+    return 3
+
+
+def fails():
+    raise RuntimeError("no weights\\nhere")
+"""
+
+
+@pytest.fixture
+def factory(tmp_path: Path, request: pytest.FixtureRequest) -> str:
+    """A file of a name of its own: a plugin's name stays taken in a process."""
+    name = f"factory_of_{abs(hash(request.node.name))}"
+    (tmp_path / f"{name}.py").write_text(FACTORY)
+    return f"{tmp_path}/{name}.py"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """Seven photographs without labels, of different sizes."""
+    folder = tmp_path / "photos" / "deeper"
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for number in range(7):
+        pixels = generator.integers(0, 256, (60 + number, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return tmp_path / "photos"
+
+
+def test_a_factory_beside_a_run(
+    script: Script, bcnn_run: Path, tmp_path: Path, factory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the run's images, with values that Python gives; the run's own are what they are without it."""
+    monkeypatch.chdir(tmp_path)
+    alone, run = copy_run(bcnn_run, tmp_path / "tiny" / "alone"), copy_run(bcnn_run, tmp_path / "tiny" / "run")
+    assert script("evaluate", alone, *PLAN, "grid=[4, 4]").code == 0
+    network = f"networks=[{{factory: '{factory}:network', image_size: 64, name: own}}]"
+    outcome = script("evaluate", run, *PLAN, "grid=[4, 4]", network, f"out={tmp_path / 'both'}")
+    assert outcome.code == 0, outcome.err
+    values = [pd.read_parquet(one / "evaluation/per_image.parquet")["value"] for one in (alone, run)]
+    pd.testing.assert_series_equal(*values)
+    rows = json.loads((tmp_path / "both/results.json").read_text())["rows"]
+    assert list(dict.fromkeys(row["run"] for row in rows)) == ["tiny/run", "own"]
+    results = tmp_path / "runs/networks/own"
+    table = pd.read_parquet(results / "per_image.parquet")
+    assert set(table["explainer"]) == {"gradcam"}  # it has no maps of its own
+    model = build_network(network_config({"factory": f"{factory}:network", "image_size": 64}))
+    images = torch.stack([model_input(tmp_path, bcnn_run, image_id) for image_id in table["image_id"].unique()])
+    score_fn = probabilities(model.model)
+    target = score_fn(images).argmax(dim=1)
+    first = table.drop_duplicates("index")
+    assert list(first["target_class"]) == target.tolist()
+    maps = EXPLAINERS.build("gradcam", model=model.model).attribute(images, target)
+    np.testing.assert_allclose(np.load(results / "maps/gradcam.npy"), maps, rtol=1e-3, atol=1e-5)
+    page = (tmp_path / "both/report.html").read_text()
+    assert "Sequential" in page
+    assert "as given" in page
+
+
+def model_input(tmp_path: Path, run: Path, image_id: str) -> torch.Tensor:
+    from interp_models.data.transforms import transform_of
+    from interp_models.runs.loading import run_config
+
+    root = Path(run_config(run)["data"]["dataset"]["root"])
+    transform = transform_of({"name": "shorter_side", "crop_pct": 0.875, "interpolation": "bicubic"}, 64).plain()
+    from interp_models.data.base import decode_image
+
+    image: torch.Tensor = transform(decode_image(next(root.rglob(image_id)), upright=False))
+    return image
+
+
+def test_files_without_labels(
+    script: Script, tmp_path: Path, files: Path, factory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = ["dataset.name=image_files", f"dataset.root={files}"]
+    outcome = script("evaluate", f"{factory}:network", *PLAN, *data, "n_images=5", f"out={tmp_path / 'out'}")
+    assert outcome.code == 0, outcome.err
+    assert "data: 5 of 7 images without labels" in outcome.err
+    table = pd.read_parquet(tmp_path / "out/per_image.parquet")
+    assert set(table["label"]) == {-1}
+    assert table["image_id"].str.match(r"deeper/\d\.png").all()
+    before = (tmp_path / "out/results.json").read_bytes()
+    again = script("evaluate", f"{factory}:network", *PLAN, *data, "n_images=5", f"out={tmp_path / 'out'}")
+    assert "it is not repeated" in again.out
+    assert (tmp_path / "out/results.json").read_bytes() == before
+    outcome = script("evaluate", f"{factory}:network", *PLAN, *data, "target=label")
+    assert outcome.code == 2
+    assert outcome.err.endswith("network has other classes than the data set; target=prediction works\n")
+
+
+def test_a_timm_model_from_a_file_with_its_classifier(
+    script: Script, tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(3)
+    model = timm.create_model("test_resnet", num_classes=5).eval()
+    torch.save({"state_dict": {f"module.{key}": value for key, value in model.state_dict().items()}}, "w.pth")
+    own = "networks=[{timm: test_resnet, weights: w.pth}]"
+    outcome = script("evaluate", own, *PLAN, "dataset.name=image_files", f"dataset.root={files}", "out=out")
+    assert outcome.code == 0, outcome.err
+    table = pd.read_parquet("out/per_image.parquet").drop_duplicates("index")
+    prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    paths = [files / name for name in table["image_id"]]
+    with torch.no_grad():
+        chances = model(torch.stack([prepare(Image.open(path)) for path in paths])).softmax(dim=1)
+    np.testing.assert_allclose(table["confidence"], chances.max(dim=1).values, atol=5e-3)  # timm resamples 8 bits
+    random = build_network(network_config({"timm": "test_resnet", "weights": None}))
+    assert isinstance(random.model, Classifier)
+    assert random.image_size == model.pretrained_cfg["input_size"][-1]
+
+
+def test_an_output_that_must_be_named(script: Script, tmp_path: Path, files: Path, factory: str) -> None:
+    data = ["dataset.name=image_files", f"dataset.root={files}", f"out={tmp_path / 'out'}"]
+    outcome = script("evaluate", f"{factory}:pair", *PLAN, *data)
+    assert outcome.code == 2
+    assert "say which they are with output=NAME or PLACE" in outcome.err
+    named = f"networks=[{{factory: '{factory}:pair', output: 1}}]"
+    assert script("evaluate", named, *PLAN, *data).code == 0
+
+
+@pytest.mark.parametrize(
+    ("network", "says"),
+    [
+        ("{factory}:nothing", "has no function 'nothing'"),
+        ("{factory}:number", "must return a torch.nn.Module; it returned int"),
+        ("{factory}:fails", "fails failed: RuntimeError: no weights"),
+        ("nowhere.py:f", "nowhere.py does not exist"),
+        ("no_such_package.sub:f", "no package of this name is installed"),
+        ("timm:resnt18", "unknown timm model 'resnt18'; did you mean 'resnet18'"),
+        ("networks=[{{name: x}}]", "each one needs either timm or factory"),
+        ("networks=[{{timm: resnet18, factory: 'a:b'}}]", "each one needs either timm or factory"),
+        ("networks=[3]", "FILE.py:function, or keys and values; got 3"),
+        ("networks=[{{timm: resnet18, weight: x}}]", "unknown key in networks: 'weight'; did you mean 'weights'"),
+        ("networks=[{{timm: test_resnet, weights: nowhere.pth}}]", "weights file nowhere.pth does not exist"),
+        ("networks=[{{factory: '{factory}:network', normalize: [1, 2, 3]}}]", "normalize must be auto, imagenet, none"),
+    ],
+)
+def test_refusals(script: Script, files: Path, factory: str, network: str, says: str) -> None:
+    data = ["dataset.name=image_files", f"dataset.root={files}"]
+    outcome = script("evaluate", network.format(factory=factory), *PLAN, *data)
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: ")
+    assert says in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_data_must_be_named(script: Script, factory: str) -> None:
+    outcome = script("evaluate", f"{factory}:network", *PLAN)
+    assert outcome.code == 2
+    assert "dataset.name must be given, as there is no run beside it" in outcome.err
+
+
+def test_two_ranks_write_the_values_of_one(
+    script: Script, tmp_path: Path, files: Path, factory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = ["dataset.name=image_files", f"dataset.root={files}", "batch_size=2"]
+    assert script("evaluate", f"{factory}:network", *PLAN, *data, "out=one").code == 0
+    import subprocess
+    import sys
+
+    root = Path(__file__).parents[2]
+    two = ["trainer.devices=2", "trainer.accelerator=cpu", "trainer.strategy=ddp"]
+    command = [sys.executable, str(root / "evaluate.py"), f"{factory}:network", *PLAN, *data, "out=two", *two]
+    subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
+    tables = [pd.read_parquet(folder / "per_image.parquet") for folder in (Path("one"), Path("two"))]
+    np.testing.assert_allclose(tables[0]["value"], tables[1]["value"], atol=1e-5)
+    assert list(tables[0]["image_id"]) == list(tables[1]["image_id"])
+
+
+def test_one_name_for_two_models_is_refused(script: Script, factory: str, files: Path) -> None:
+    data = ["dataset.name=image_files", f"dataset.root={files}"]
+    outcome = script("evaluate", f"{factory}:network", f"{factory}:network", *PLAN, *data)
+    assert "two models have one name" in outcome.err
+    with pytest.raises(InputError, match="each one needs"):
+        network_config({})
