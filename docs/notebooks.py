@@ -65,8 +65,6 @@ def data_of(value: Any) -> dict[str, Any]:
     data: dict[str, Any] = {"text/plain": repr(value).splitlines(True)}
     if hasattr(value, "_repr_png_"):
         return {**data, "image/png": base64.b64encode(value._repr_png_()).decode()}
-    if hasattr(value, "_repr_markdown_"):
-        return {**data, "text/markdown": value._repr_markdown_().splitlines(True)}
     if hasattr(value, "_repr_html_"):
         return {**data, "text/html": value._repr_html_().splitlines(True)}
     return data
@@ -85,8 +83,6 @@ def markdown(notebook: dict[str, Any], name: str) -> str:
             data = output.get("data", {"text/plain": output.get("text", [])})
             if "image/png" in data:
                 parts.append(f"![What the cell shows](data:image/png;base64,{data['image/png']})")
-            elif "text/markdown" in data:
-                parts.append("".join(data["text/markdown"]))
             elif "text/html" in data:
                 parts.append(re.sub(r"<style.*?</style>|\n\s*", "", "".join(data["text/html"]), flags=re.DOTALL))
             else:
