@@ -1,7 +1,10 @@
 """What the documentation shows is run."""
 
+import html
+import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,8 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
+from interp_models import InputError
+from interp_models.commands.cli import taken
+from interp_models.commands.help import help_text
+from interp_models.config.loading import configured
+from interp_models.config.shipped import config_path
+from interp_models.runs.config import EvaluateConfig, TrainConfig
 from tests import tables
 
 ROOT = Path(__file__).parents[1]
@@ -20,25 +30,128 @@ FILE = re.compile(
 )
 
 
-def test_readme_examples(bcnn_run, tmp_path, monkeypatch):
-    """The three lines that explain an image, the three that score a map, and a model from elsewhere."""
+def blocks(page: str) -> list[str]:
+    return BLOCK.findall((ROOT / page).read_text())
+
+
+def test_the_readme_judges_a_resnet(tmp_path, monkeypatch):
+    """Its lines as they are, but for the weights, which a user downloads: here they are random."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for name, colour in (("a", (200, 30, 60)), ("b", (20, 130, 60))):
+        Image.new("RGB", (90, 70), colour).save(tmp_path / "photos" / f"{name}.jpg")
+    original, asked = torchvision.models.resnet18, []
+
+    def random_weights(weights=None):
+        asked.append(weights)
+        return original(weights=None)
+
+    monkeypatch.setattr(torchvision.models, "resnet18", random_weights)
+    (block,) = blocks("README.md")
+    assert len([line for line in block.splitlines() if line]) <= 10
+    names = {}
+    exec(block, names)
+    assert asked == [torchvision.models.ResNet18_Weights.DEFAULT]
+    result, explainers = names["result"], names["explainers"]
+    assert list(result.maps) == explainers
+    assert set(result.per_image["image_id"]) == {"a.jpg", "b.jpg"}
+    assert all(f"| {name} |" in result.to_markdown() for name in explainers)
+    classes = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
+    assert html.escape(classes[result.per_image["prediction"].iloc[0]]) in (tmp_path / "report.html").read_text()
+
+
+def test_python_examples(bcnn_run, tmp_path, monkeypatch):
+    """A model judged, an image explained, its map scored, and a model from elsewhere."""
     monkeypatch.chdir(tmp_path)
     image = tmp_path / "image.jpg"
     Image.new("RGB", (90, 70), (200, 30, 60)).save(image)
     names = {"RUN": bcnn_run, "IMAGE": image}
-    blocks = BLOCK.findall((ROOT / "README.md").read_text())
-    assert len(blocks) >= 3
-    for block in blocks:
+    judged, *others = blocks("docs/python.md")
+    exec(judged, names)
+    assert set(names["found"].summary["metric"]) == {"dauc", "ad"}
+    assert Path("report.html").is_file()
+    assert len(others) == 3
+    for block in others:
         exec(block, names)
-        if "values" in names:
-            assert set(names["values"]) == {"dauc", "dc", "iauc", "ic"}
+    assert set(names["values"]) == {"dauc", "dc", "iauc", "ic"}
     assert names["maps"].shape == (2, 2, 2)
     assert Image.open("map.png").size == (64, 64)
     assert bool(torch.isfinite(names["maps"]).all())
 
 
+SHELL = re.compile(r"```sh\n(.*?)```", re.DOTALL)
+SHELL_PAGES = sorted(
+    str(page.relative_to(ROOT))
+    for page in (ROOT / "README.md", *ROOT.glob("docs/*.md"))
+    if re.search(r"(train|evaluate)\b", "".join(SHELL.findall(page.read_text())))
+)
+
+
+@pytest.mark.parametrize("page", SHELL_PAGES)
+def test_commands_are_understood(page, monkeypatch):
+    """Every key of a command that a page shows is one of the config that it names."""
+    monkeypatch.chdir(ROOT)
+    lines = [line for block in SHELL.findall((ROOT / page).read_text()) for line in block.splitlines()]
+    commands = [line for line in lines if re.match(r"(python |interp-)(train|evaluate)", line)]
+    assert commands
+    for line in commands:
+        check_command(line)
+
+
+def check_command(line: str) -> None:
+    command, *words = shlex.split(line.removeprefix("python "), comments=True)
+    schema = TrainConfig if "train" in command else EvaluateConfig
+    if "--help" in words:
+        topics = words[words.index("--help") + 1 :]
+        assert help_text("", schema, topics)
+        return
+    options = [word for word in words if word.startswith("--")]
+    assert set(options) <= {"--list", "--list-runs", "--ensemble"}, line
+    positional = [word for word in words if "=" not in word and word not in options]
+    config, overrides = taken([word for word in words if "=" in word], "config")
+    resumed, overrides = taken(overrides, "resume")
+    if schema is TrainConfig:
+        assert len(positional) <= 1
+        config = next(iter(positional), None)
+    source = (
+        {}
+        if resumed or (config or "").isupper() or config == "CONFIG.yaml"
+        else config_path(config or DEFAULTS[schema])
+    )
+    if not resumed and not options:
+        configured(schema, source, [part for part in overrides if not (source == {} and "[" in part)])
+
+
+DEFAULTS = {TrainConfig: "quickstart", EvaluateConfig: "eval/faithfulness"}
+
+
+def test_a_command_that_is_not_understood_is_found():
+    check_command("python evaluate.py RUN n_images=20")
+    with pytest.raises(InputError, match="n_imags"):
+        check_command("python evaluate.py RUN n_imags=20")
+
+
+def test_the_figure_of_the_controls_is_that_of_the_table():
+    spec = importlib.util.spec_from_file_location("figures", ROOT / "docs" / "figures.py")
+    figures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(figures)
+    found = figures.counts((ROOT / "docs" / "results" / "posthoc.md").read_text())
+    assert set(figures.CONTROLS) < set(found)
+    assert found["fakecam"]["AD"] == (0, 29)
+    assert found["random"]["IAUC"] == (28, 1)
+    assert list(found["gt_box"]) == ["AD", "IIC", "ADD", "AG", "DAUC", "DC", "IAUC", "IC"]
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text)
+    assert len(links) > 25
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
 def test_the_example_of_averages():
-    (block,) = BLOCK.findall((ROOT / "docs" / "explainers.md").read_text())
+    (block,) = blocks("docs/explainers.md")
     names = {}
     exec(block, names)
     assert names["smooth"].shape == names["integrated"].shape == (2, 62, 62)
