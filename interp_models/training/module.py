@@ -57,6 +57,8 @@ class InterpModule(pl.LightningModule, ABC):
     """Options that make it small enough for a test."""
     untrained: ClassVar[Mapping[str, Any]] = {}
     """Options with which its actions work on a model that has hardly learnt."""
+    amplifies_rounding: ClassVar[bool] = False
+    """Whether its gradient changes so fast with the images that tests of gradients need small steps and float64."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
