@@ -136,12 +136,8 @@ def images_of(data: DataModule) -> dict[str, list[Any]]:
     return found
 
 
-def epochs_done(last: Path, checkpoint: Mapping[str, Any], config: TrainConfig) -> int:
-    """The epochs that a run to go on with has behind it.
-
-    Raises:
-        InputError: if the phases end before, or have other epochs than those that are done.
-    """
+def check_epochs(last: Path, checkpoint: Mapping[str, Any], config: TrainConfig) -> None:
+    """Raise `InputError` if the phases end before the epochs that a run has done, or say something else of them."""
     done = int(checkpoint["epoch"]) + 1
     if (wanted := sum(phase.epochs for phase in config.phases)) < done:
         raise InputError(f"{last}: {done} epochs are done, the phases have {wanted}")
@@ -153,7 +149,6 @@ def epochs_done(last: Path, checkpoint: Mapping[str, Any], config: TrainConfig) 
                 f"{last}: epoch {epoch} was number {was[1]} of phase {was[0].name!r}, phases say {now_is[1]} of "
                 f"{now_is[0].name!r}; only epochs that are not done can change"
             )
-    return done
 
 
 def _differences(key: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -32,9 +32,9 @@ from interp_models.runs.folders import run_folder
 from interp_models.runs.loading import checkpoint_path, load, run_config, selection
 from interp_models.runs.resume import (
     check_config,
+    check_epochs,
     check_same_classes,
     check_same_data,
-    epochs_done,
     images_of,
     keep_places,
 )
@@ -43,7 +43,8 @@ from interp_models.training.checkpoints import WholeCheckpointIO, checkpoints, l
 from interp_models.training.class_report import ClassReport
 from interp_models.training.distillation import Distillation
 from interp_models.training.feature_cache import FeatureCache
-from interp_models.training.loggers import MetricsFile, check_loggers, close, make_loggers
+from interp_models.training.loggers import check_loggers, close, make_loggers
+from interp_models.training.metrics_file import MetricsFile
 from interp_models.training.module import InterpModule
 from interp_models.training.progress_bar import ProgressBar
 from interp_models.training.prototype_gallery import PrototypeGallery
@@ -120,9 +121,10 @@ def _train(config: TrainConfig, resume: Path | None, locks: ExitStack) -> Path:
         if resume is None:
             lock(run, locks)
         goes_on_by(functools.partial(way_on, run, model.recipe.epochs))
-    done, row = None, None
     if last is not None and checkpoint is not None:
-        done, row = epochs_done(last, checkpoint, config), checkpoint["interp_models"].get("metrics", {})
+        check_epochs(last, checkpoint, config)
+    table = None if run is None else MetricsFile(run, [phase.name for phase in model.recipe.phases], checkpoint)
+    resumed = checkpoint is not None
     del checkpoint  # which holds the optimizer's state
 
     def keep_config(*_: object) -> None:
@@ -150,33 +152,24 @@ def _train(config: TrainConfig, resume: Path | None, locks: ExitStack) -> Path:
         max_epochs=model.recipe.epochs,
         **{"log_every_n_steps": 1, "num_sanity_val_steps": 0, **options},
     )
-    trainer.loggers = make_loggers(
-        config.logger,
-        run,
-        group=config.experiment,
-        epochs=done,
-        last=row,
-        phases=[phase.name for phase in model.recipe.phases],
-    )
+    trainer.loggers = [*([table] if table else []), *make_loggers(config.logger, run, group=config.experiment)]
     for logger in trainer.loggers:
         logger.log_hyperparams(as_dict(config))
     if resume is None:
         keep_config()
     tell_data(data)
-    if done is None:
+    if not resumed:
         tell_head(model, data)
     try:
-        trainer.fit(model, data, ckpt_path=None if done is None else last)
+        trainer.fit(model, data, ckpt_path=last if resumed else None)
     except MisconfigurationException as error:
         raise InputError(f"trainer: {' '.join(str(error).split())}") from None
     run = Path(str(trainer.strategy.broadcast(run)))
     best = read_checkpoint(checkpoint_path(run, "best"))
     load_weights(model, best, str(run))
     metrics = trainer.test(model, data, verbose=False)[0]
-    if trainer.is_global_zero:
-        table = next(logger for logger in trainer.loggers if isinstance(logger, MetricsFile))
-        selected = {**table.rows.get(best["epoch"], {}), **best["interp_models"].get("metrics", {})}
-        validated = {key: float(selected[key]) for key in ("val/acc", "val/n") if key in selected}
+    if table is not None:
+        validated = table.validated(best)
         about = {"epoch": best["epoch"], "selection": selection(as_dict(config))}
         write_json(run / "metrics.json", {**metrics, **validated, **about})
         chosen = f"validation accuracy {100 * validated['val/acc']:.2f} %, " if "val/acc" in validated else ""
