@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from omegaconf import OmegaConf
 
@@ -13,6 +13,7 @@ from interp_models.data.module import DataModule
 from interp_models.data.subsets import spread
 from interp_models.runs.building import resolve
 from interp_models.runs.config import TrainConfig
+from interp_models.training.checkpoints import read_checkpoint
 from interp_models.training.recipe import Phase, Recipe
 
 PLACES = (
@@ -51,6 +52,35 @@ def check_assignment(assignment: str) -> None:
         raise InputError(
             f"{assignment}: a resumed run can change {', '.join(CHANGEABLE)} only{f' ({why})' if why else ''}"
         )
+
+
+class Resumed(NamedTuple):
+    """The checkpoint that a training goes on with."""
+
+    path: Path
+    content: dict[str, Any]
+
+
+def checkpoint_of(run: Path, config: TrainConfig) -> Resumed | None:
+    """The last checkpoint of a run that goes on with a resolved config; None if it was stopped before its first.
+
+    Raises:
+        InputError: if the checkpoint is missing among others, or the config changes what a run that goes on cannot.
+    """
+    last = last_checkpoint(run)
+    if not last.is_file():
+        if any(last.parent.glob("*.ckpt")):
+            raise InputError(f"{last} is missing, without which the training would begin anew over what is there")
+        return None
+    checkpoint = read_checkpoint(last)
+    check_config(last, checkpoint, config)
+    check_epochs(last, checkpoint, config)
+    return Resumed(last, checkpoint)
+
+
+def last_checkpoint(run: Path) -> Path:
+    """Where the last checkpoint of a run is, once there is one."""
+    return run / "checkpoints" / "last.ckpt"
 
 
 def check_config(last: Path, checkpoint: Mapping[str, Any], config: TrainConfig) -> None:
@@ -117,6 +147,11 @@ def check_same_classes(before: Sequence[str], now: Sequence[str], whose: str) ->
             f"{whose}: was trained with {len(before)} classes, the data set has {len(now)}: {first!r} is "
             f"{'missing' if missing else 'new'}"
         )
+
+
+def images_to_train_on(data: DataModule, resumed: Resumed | None) -> dict[str, list[Any]]:
+    """The `images_of` the data; `InputError` if a training goes on and was begun with others."""
+    return images_of(data) if resumed is None else check_same_data(resumed.path, resumed.content, data)
 
 
 def images_of(data: DataModule) -> dict[str, list[Any]]:
