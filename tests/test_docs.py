@@ -22,6 +22,7 @@ from interp_models.config.loading import configured
 from interp_models.config.shipped import config_path
 from interp_models.runs.config import EvaluateConfig, TrainConfig
 from tests import tables
+from tests.test_architecture import ROOMS
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -129,6 +130,16 @@ def test_a_command_that_is_not_understood_is_found():
     check_command("python evaluate.py RUN n_images=20")
     with pytest.raises(InputError, match="n_imags"):
         check_command("python evaluate.py RUN n_imags=20")
+
+
+def test_the_architecture_names_all_rooms_and_arrows():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    table = text[text.index("| Room | What it holds | Imports from |") :].split("\n\n")[0].splitlines()[2:]
+    named: dict[str, set[str]] = {}
+    for line in table:
+        room, _, arrows = (cell.strip() for cell in line.split("|")[1:-1])
+        named[room.strip("`")] = set(named) if arrows == "all above" else set(re.findall(r"`(\w+)`", arrows))
+    assert named == {room: set(arrows.split()) for room, arrows in ROOMS.items()}
 
 
 def test_the_figure_of_the_controls_is_that_of_the_table():
