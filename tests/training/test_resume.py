@@ -263,12 +263,12 @@ class Calls:
         self.images, self.calls, self.broken = 0, 0, -1
         attribute = Explainer.attribute
 
-        def counted(explainer: Explainer, inputs: Tensor, target: Any = None) -> Tensor:
+        def counted(explainer: Explainer, inputs: Tensor, *rest: Any) -> Tensor:
             if self.calls == self.broken:
                 raise RuntimeError("broken")
             self.calls += 1
             self.images += len(inputs)
-            return attribute(explainer, inputs, target)
+            return attribute(explainer, inputs, *rest)
 
         monkeypatch.setattr(Explainer, "attribute", counted)
 
@@ -399,7 +399,7 @@ def test_an_evaluation_that_dies_while_it_writes_is_not_taken_for_finished(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("interp_models.evaluation.results.write_json", die)
+        patch.setattr("interp_models.evaluation.tables.write_json", die)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             script("evaluate", run, *PLAN, "n_images=5")
     assert not (run / "evaluation/results.json").exists()

@@ -106,7 +106,7 @@ def test_config_yaml_may_say_where_they_lie(script: Script, place: Path) -> None
 def test_pretrained_weights_are_not_needed_again(script: Script, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     build = build_model
-    for module in ("train", "loading"):
+    for module in ("preparation", "loading"):
         monkeypatch.setattr(
             f"interp_models.runs.{module}.build_model", lambda *a, **k: asked.append(k.get("trained")) or build(*a, **k)
         )
