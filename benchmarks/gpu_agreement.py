@@ -380,10 +380,11 @@ def recipe(name: str) -> dict[str, Any]:
 def fit(folder: str, name: str, trainer: Mapping[str, Any], phases: Any, resume: Path | None = None) -> Path:
     """Train one of our models for the phases, the first of `recipe` or all, into a folder."""
     from interp_models.runs import train
+    from interp_models.runs.building import resolve
 
     shared = copy.deepcopy(SHARED) | {"optimizer": {"name": "sgd"}, "attention": {"every_n_epochs": 1, "n_images": 2}}
     own = {"out": folder, "phases": phases, "trainer": shared["trainer"] | {"enable_model_summary": False, **trainer}}
-    return train.train(check(TrainConfig, shared | recipe(name) | own), resume)
+    return train.train(resolve(check(TrainConfig, shared | recipe(name) | own)), resume)
 
 
 def trained(name: str, sizes: Sizes) -> Iterator[Check]:

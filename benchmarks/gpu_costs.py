@@ -259,7 +259,7 @@ def metrics(made: Callable[[], Judging], how: Preparation) -> Iterator[Row | Che
         subject = made()
         sizes, bench = subject.sizes, subject.bench(JUDGED)
         model = prepare(subject.model, bench.images, how)
-        ready = how == "plain" or isinstance(getattr(model, "_orig_mod", model), Prepared)
+        ready = how == "none" or isinstance(getattr(model, "_orig_mod", model), Prepared)
         yield Check(f"{subject.backbone}, {PREPARATIONS.get(how, how)}: not prepared", float(not ready), 0)
         cells = sizes.grid**2
         counts = {"deletion and insertion": 2 * cells, "masked confidence": 2, "all metrics": 2 * cells + 3}

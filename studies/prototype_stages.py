@@ -25,7 +25,7 @@ from interp_models.core.files import write_json
 from interp_models.core.outputs import InterpOutput
 from interp_models.data.base import Sample
 from interp_models.models.prototree import ProtoTree
-from interp_models.prototypes.sources import has_prototypes
+from interp_models.prototypes.sources import Prototypical
 from interp_models.runs.building import build_data
 from interp_models.runs.folders import run_name
 from interp_models.runs.loading import run_config
@@ -64,7 +64,7 @@ def margin(model: ProtoTree, output: InterpOutput) -> Tensor:
 
 def kept(model: InterpModule) -> int:
     """Prototypes that are not removed."""
-    assert has_prototypes(model)
+    assert isinstance(model, Prototypical)
     return int(model.prototype_classes.any(dim=1).sum())
 
 

@@ -94,10 +94,11 @@ def tiny_cub(tmp_path_factory: pytest.TempPathFactory) -> Cub:
 def fit(config: dict[str, Any], resume: Path | None = None) -> Path:
     """Train in this process, as train.py does with a config; returns the run folder."""
     from interp_models.config.loading import check
+    from interp_models.runs.building import resolve
     from interp_models.runs.config import TrainConfig
     from interp_models.runs.train import train
 
-    return train(check(TrainConfig, config), resume)
+    return train(resolve(check(TrainConfig, config)), resume)
 
 
 TINY_CNN = {"name": "cnn", "backbone": TINY, "weights": None, "output_stride": 16}

@@ -124,7 +124,9 @@ def test_a_copy_follows_the_weights() -> None:
     assert prepare(net, images) is not made
     made = prepare(net, images)
     handle = net.conv_stem.register_forward_hook(lambda module, args, output: output * 0.5)
-    with pytest.warns(UserWarning, match="EfficientNet is passed as it is"):  # it comes between what is folded
+    with pytest.warns(
+        UserWarning, match="EfficientNet is used without a faster copy"
+    ):  # it comes between what is folded
         assert prepare(net, images) is net
     handle.remove()
     net.classifier = NETS["efficientnet"]().classifier
@@ -167,7 +169,7 @@ class Skip(nn.Module):
 
 def test_a_copy_with_other_scores_gives_way_with_one_warning() -> None:
     net, images = trained(Skip()).eval(), torch.rand(2, 3, 16, 16)
-    with pytest.warns(UserWarning, match="Skip is passed as it is, .* copy are .* of the largest away"):
+    with pytest.warns(UserWarning, match="Skip is used without a faster copy: .* copy are .* of the largest away"):
         assert prepare(net, images) is net
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -177,7 +179,7 @@ def test_a_copy_with_other_scores_gives_way_with_one_warning() -> None:
 def test_a_model_that_cannot_be_copied_gives_way() -> None:
     net, images = NETS["efficientnet"]().eval(), torch.rand(2, 3, 64, 64)
     net.held = net.conv_stem.weight * 2  # no leaf of a graph: deepcopy refuses
-    with pytest.warns(UserWarning, match="EfficientNet is passed as it is"):
+    with pytest.warns(UserWarning, match="EfficientNet is used without a faster copy"):
         assert prepare(net, images) is net
 
 
@@ -216,7 +218,7 @@ def test_a_compiled_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert prepare(made, images) is made
     monkeypatch.setattr(torch, "compile", lambda model: 1 / 0)
     other = NETS["resnet18"]().eval()
-    with pytest.warns(UserWarning, match="ResNet is passed as it is.*ZeroDivisionError"):
+    with pytest.warns(UserWarning, match="ResNet is used without a faster copy.*ZeroDivisionError"):
         assert prepare(other, images, "compiled") is other
 
 
@@ -241,12 +243,12 @@ class Drawing(nn.Module):
 
 def test_what_a_few_dark_images_do_not_show_is_looked_for() -> None:
     torch.manual_seed(0)
-    with pytest.warns(UserWarning, match="Late is passed as it is"):
+    with pytest.warns(UserWarning, match="Late is used without a faster copy"):
         prepare(trained(Late()).eval(), 0.01 * torch.rand(2, 3, 16, 16))
 
 
 def test_a_model_that_draws_is_told_so() -> None:
-    with pytest.warns(UserWarning, match="Drawing is passed as it is.*others from pass to pass"):
+    with pytest.warns(UserWarning, match="Drawing is used without a faster copy.*scores change from pass to pass"):
         prepare(Drawing().eval(), torch.rand(2, 3, 16, 16))
 
 

@@ -1,4 +1,4 @@
-"""What the two commands share: arguments, `--help`, and one clear line for bad input.
+"""Shared parts of the commands: arguments, `--help`, and one clear line for bad input.
 
 The modules of this room load no library that is slow to load: a typo is answered at once.
 """
@@ -88,14 +88,14 @@ def stopped(stop: Stopped) -> int:
     if _rank():
         return 0
     with contextlib.suppress(OSError):  # the terminal may be gone
-        if sys.stderr.isatty():  # where a progress bar has the line
+        if sys.stderr.isatty():  # a progress bar may be on the line
             print(file=sys.stderr)
         print(f"stopped by {stop}; {how_to_go_on()}", file=sys.stderr)
     return 128 + stop.number
 
 
 def _rank() -> int:
-    """The number of this process among those that train together; a stop waits for no library that knows it."""
+    """The rank of this process; imports nothing, so that a stop is quick."""
     if "pytorch_lightning" not in sys.modules:
         return int(os.environ.get("LOCAL_RANK", "0"))
     from pytorch_lightning.utilities import rank_zero_only
@@ -104,7 +104,7 @@ def _rank() -> int:
 
 
 def output_is_gone() -> bool:
-    """Whether nobody reads stdout any more, as after `| head`; if so, what is left to write is dropped."""
+    """Whether stdout is closed, as after `| head`; if so, the remaining output is dropped."""
     out = sys.stdout.fileno()
     poll = select.poll()
     poll.register(out, 0)
@@ -115,7 +115,7 @@ def output_is_gone() -> bool:
 
 
 def taken(overrides: Sequence[str], key: str) -> tuple[str | None, list[str]]:
-    """The value of an override that is no key of the config, and the other overrides."""
+    """The value of one override, which is no key of the config, and the other overrides."""
     found = [override for override in overrides if override.startswith(f"{key}=")]
     if len(found) > 1:
         raise InputError(f"{key}= is given twice: {' '.join(found)}")
@@ -124,7 +124,7 @@ def taken(overrides: Sequence[str], key: str) -> tuple[str | None, list[str]]:
 
 
 def plugins_of(overrides: Sequence[str]) -> list[str]:
-    """What `plugins=` among overrides names; relative files lie in the working folder."""
+    """The plugins of a `plugins=` override; relative files lie in the working folder."""
     value, _ = taken(overrides, "plugins")
     named = [] if value is None else values(given(value))
     return located([str(one) for one in (named if isinstance(named, list) else [named])], Path())
@@ -133,7 +133,7 @@ def plugins_of(overrides: Sequence[str]) -> list[str]:
 def list_configs(
     positional: Sequence[str], overrides: Sequence[str], *, only: str = "", but: str | None = None
 ) -> None:
-    """Print the names of the shipped configs, of the folder `only`, with what each says of itself."""
+    """Print the names of the shipped configs, of the folder `only`, each with its first comment."""
     if len(positional) > 1 or overrides:
         raise InputError(f"--list takes nothing else; got {' '.join([*positional, *overrides])}")
     found = shipped_names(only)

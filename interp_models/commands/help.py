@@ -1,4 +1,4 @@
-"""What `--help` says: the keys of the config at once, and of what is registered only what is asked for."""
+"""The text of `--help`: the config's keys, and the registered classes that are asked for."""
 
 import dataclasses
 import importlib
@@ -20,15 +20,15 @@ class Topic(NamedTuple):
     """A registry that `--help` knows."""
 
     key: str
-    """Where the config names its classes."""
+    """Config key that names its classes."""
     package: str
     variable: str
     given: tuple[str, ...]
-    """Parameters that are no options, as the program gives them."""
+    """Parameters that the program sets, which are no options."""
 
     @property
     def registry(self) -> Registry[Any]:
-        """The registry; imports what its classes stand on."""
+        """The registry; imports its package."""
         return getattr(importlib.import_module(self.package), self.variable)  # type: ignore[no-any-return]
 
     def names(self) -> list[str]:
@@ -49,7 +49,7 @@ TOPICS = {
 
 
 def help_text(usage: str, schema: type, topics: Sequence[str] = (), plugins: Sequence[str] = ()) -> str:
-    """Usage, the keys of the config and the names of what there is; or what is asked for by name.
+    """Usage, config keys and registered names; or the help of the names that are asked for.
 
     Args:
         usage: how the command is called.
@@ -70,7 +70,7 @@ def help_text(usage: str, schema: type, topics: Sequence[str] = (), plugins: Seq
 
 
 def _about(name: str, schema: type) -> str:
-    """What there is to say of one name."""
+    """The help of one name."""
     keys = [field.name for field in dataclasses.fields(schema)]
     if name in TOPICS:
         topic = TOPICS[name]
@@ -89,12 +89,12 @@ def _about(name: str, schema: type) -> str:
 
 
 def _plugged() -> bool:
-    """Whether there may be more than the package's files register."""
+    """Whether plugins may register further classes."""
     return bool(installed() or imported())
 
 
 def _about_class(topic: Topic, name: str, *, brief: bool = False) -> str:
-    """What a registered class is, and its options."""
+    """Description and options of a registered class."""
     cls = topic.registry.get(name)
     text = inspect.getdoc(cls) or ""
     text = text.partition("\n\n")[0] if brief else text
@@ -112,7 +112,7 @@ def _about_class(topic: Topic, name: str, *, brief: bool = False) -> str:
 
 
 def _data_module() -> type:
-    """The class whose options stand below `data`."""
+    """The class whose options are keys below `data`."""
     from interp_models.data.module import DataModule  # loads Lightning and torchvision
 
     return DataModule

@@ -58,9 +58,10 @@ def _resume(run: Path, overrides: list[str]) -> Path:
         check_assignment(assignment)
     import_plugins(plugins_of(overrides))  # where those of the run have moved
     config: TrainConfig = configured(TrainConfig, run_config(run), overrides)
+    from interp_models.runs.building import resolve
     from interp_models.runs.train import train
 
-    return train(config, run)
+    return train(resolve(config), run)
 
 
 def script(arguments: Sequence[str] | None = None) -> int:

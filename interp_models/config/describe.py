@@ -29,7 +29,7 @@ def describe(schema: type, indent: str = "  ", only: str | None = None) -> str:
 
 
 def _shown(hint: Any) -> str:
-    """A type as it is written in source."""
+    """A type as written in source."""
     if typing.get_origin(hint) is typing.Union:  # of which typing makes Optional[...] where it strips what is annotated
         return " | ".join("None" if member is type(None) else _shown(member) for member in typing.get_args(hint))
     return str(hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else hint).replace("typing.", "")
@@ -46,7 +46,7 @@ def attribute_notes(schema: type) -> dict[str, str]:
         try:
             body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
         except (OSError, TypeError, SyntaxError):
-            continue  # made at run time, by schema_of
+            continue  # made at run time by schema_of
         assert isinstance(body, ast.ClassDef)
         for left, right in zip(body.body, body.body[1:], strict=False):
             if isinstance(left, ast.AnnAssign) and isinstance(left.target, ast.Name) and isinstance(right, ast.Expr):

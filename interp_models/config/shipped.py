@@ -24,7 +24,7 @@ def config_path(name: str) -> Path:
     if (found := _found(path) or shipped(path)) is not None:
         return found
     if path.is_absolute() or (path.suffix == ".yaml" and any(path.parent.glob("*.yaml"))):
-        return path  # whoever reads it names those beside it
+        return path  # the reader lists the files beside it
     hint = str(unknown("config", name, shipped_names())).partition("; ")[2]
     hint = hint if hint.startswith("did you mean") else "--list shows them"
     raise InputError(f"config {name} does not exist, neither here nor among those that are shipped; {hint}")

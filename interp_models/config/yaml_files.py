@@ -1,4 +1,4 @@
-"""Yaml files that extend each other, and overrides from the command line: what is written, before any schema."""
+"""Yaml files that extend each other, and command-line overrides, before any schema is applied."""
 
 import copy
 import re
@@ -103,7 +103,7 @@ def overridden(node: Mapping[str, Any], assignments: Sequence[str]) -> dict[str,
 
 
 def _set(node: dict[str, Any], key: str, value: Any) -> None:
-    """Set what a key such as `phases[0].lrs.head` names, making mappings on the way that do not exist."""
+    """Set a value by a key such as `phases[0].lrs.head`; missing mappings on the way are made."""
     parts: list[Any] = re.findall(r"[^.\[\]]+", key)
     if re.fullmatch(r"[^.\[\]]+(\.[^.\[\]]+|\[[^.\[\]]+\])*", key) is None:
         raise ValueError(f"{key!r} is no key such as data.batch_size or phases[0].epochs")

@@ -3,5 +3,5 @@
 from typing import Literal
 
 Preparation = Literal["exact", "compiled", "bfloat16", "none"]
-"""How a model is made ready for many passes: `exact` keeps scores to 1e-5, `compiled` (torch.compile, on top of it) as
+"""Preparation of a model for many passes: `exact` keeps scores to 1e-5, `compiled` (torch.compile, on top of it) as
 well; `bfloat16` (autocast, on top of `exact`) does not; `none` takes the model as it is."""

@@ -1,4 +1,4 @@
-"""Anybody's network as a classifier of images in [0, 1]."""
+"""Any network as a classifier of images in [0, 1]."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from interp_models.core.outputs import LabelLogits, field_of
 
 KINDS = ("softmax", "sigmoid", "one_logit")
 Output = str | int | Sequence[str | int] | None
-"""How logits are read from what a network returns, see `Classifier`."""
+"""Where logits are in a network's output, see `Classifier`."""
 
 
 class Classifier(nn.Module):
@@ -21,7 +21,7 @@ class Classifier(nn.Module):
     Args:
         network: any module that takes images (B, C, H, W). It is not changed.
         mean: of each channel, subtracted from the images; None leaves them as they are.
-        std: of each channel, by which they are divided then.
+        std: of each channel.
         output: where the logits are in what the network returns, what they mean, or both as a pair.
             Where: the name of a field or key, or the place in a tuple; by default a tensor (B, K), a field `logits`, or
             the only tensor (B, K) of a tuple or dict.

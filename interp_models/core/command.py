@@ -1,4 +1,4 @@
-"""How the two commands are called, for messages that say what to run."""
+"""The command lines of the two commands, for messages."""
 
 import shlex
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def command(name: str) -> str:
-    """How to call `train` or `evaluate`, in the way in which this process was called.
+    """The command line of `train` or `evaluate`, in the form in which this process was called.
 
     That is the script of a clone, the installed command `interp-train`, or else the module, which works wherever the
     package is imported.

@@ -1,4 +1,4 @@
-"""Digests, by which it is told whether something has changed."""
+"""Digests of arrays and networks, to see whether they have changed."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""What the files of a package register: read in their source, or imported."""
+"""The registered classes of a package, found by reading its source or by importing it."""
 
 import ast
 import functools
@@ -16,7 +16,7 @@ class Entry(NamedTuple):
     registry: str
     """Name of the registry's variable."""
     name: str
-    """Under which the class is registered."""
+    """Name under which the class is registered."""
     cls: str
     """Name of the class."""
     module: str
@@ -25,9 +25,9 @@ class Entry(NamedTuple):
 
 @functools.cache
 def registered(package: str) -> tuple[Entry, ...]:
-    """What the files below a package register, read in their source: names are known before anything is imported.
+    """The classes that files below a package register, read from the source without importing it.
 
-    A class that is registered in another way than by a decorator with a plain string is not seen; `import_all` has it.
+    Only decorators with a literal string are found; `import_all` finds all classes.
 
     >>> [entry.cls for entry in registered("interp_models.explainers") if entry.name == "gradcam"]
     ['GradCAM']
@@ -41,7 +41,7 @@ def registered(package: str) -> tuple[Entry, ...]:
 
 
 def folders(package: str) -> list[Path]:
-    """Where the files of a package lie; the package itself is not imported, what holds it is."""
+    """The folders of a package. Its parents are imported, the package itself is not."""
     spec = importlib.util.find_spec(package)
     return [Path(folder) for folder in (spec.submodule_search_locations or [] if spec else [])]
 
@@ -69,7 +69,7 @@ def import_all(package: str) -> None:
 
 
 def exported(package: str, name: str) -> Any:
-    """What a package has under `name` beside its own variables: a registered class, or one of its modules.
+    """A registered class or a module of a package, by name, for its `__getattr__`.
 
     Raises:
         AttributeError: if there is neither.
@@ -83,5 +83,5 @@ def exported(package: str, name: str) -> Any:
 
 
 def public_names(package: str, own: Iterable[str]) -> list[str]:
-    """The names that `from package import *` brings: its `own` ones and every registered class."""
+    """The names for `__all__`: the package's `own` and every registered class."""
     return sorted({*own, *(entry.cls for entry in registered(package))})

@@ -1,4 +1,4 @@
-"""What state outside the optimizer needs of other ranks; without other ranks, nothing happens."""
+"""Collectives between ranks; with one process they return their input."""
 
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ def gathered(x: Tensor) -> Tensor:
 
 
 def gathered_objects(x: T) -> list[T]:
-    """What every rank has, by rank."""
+    """The objects of all ranks, by rank."""
     if not _many():
         return [x]
     parts: list[Any] = [None] * torch.distributed.get_world_size()
@@ -28,7 +28,7 @@ def gathered_objects(x: T) -> list[T]:
 
 
 def in_order(rows: Tensor, n: int) -> Tensor:
-    """The rows (n, ...) of a whole data set, of which this rank has every `ranks`-th, beginning with its number."""
+    """All rows (n, ...) of a data set, of which rank r holds r, r + ranks, r + 2 ranks, ..."""
     ranks = torch.distributed.get_world_size() if _many() else 1
     padding = -(-n // ranks) - len(rows)
     rows = F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, padding))
@@ -57,12 +57,12 @@ def rank_and_ranks() -> tuple[int, int]:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Whether this process is rank 0, which writes and prints."""
     return rank_and_ranks()[0] == 0
 
 
 def wait_for_all() -> None:
-    """Wait until all ranks are here."""
+    """Wait for all ranks."""
     if _many():
         torch.distributed.barrier()
 

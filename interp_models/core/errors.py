@@ -1,4 +1,4 @@
-"""The error for bad input, its one kind that an evaluation outlives, and the line that stands for another's error."""
+"""Errors for bad input, and one-line texts of other errors."""
 
 import difflib
 import typing
@@ -12,7 +12,7 @@ class InputError(ValueError):
 
 
 class NotApplicable(InputError):
-    """A method that does not apply to a model, or to a data set: an evaluation goes on without it, and says why."""
+    """A method does not apply to a model or a data set. An evaluation skips it and reports why."""
 
 
 def first_line(error: BaseException) -> str:

@@ -21,7 +21,7 @@ LOCK = ".lock"
 LONGEST_NAME = 180
 """Bytes of a file's name without its ending; systems take 255, of which `whole` needs some."""
 HOLDER = ".lock-holder"
-"""Says which process that is. The lock itself holds filelock's own record, where a disk knows no locks."""
+"""The file that names that process. On disks without locks the lock file holds filelock's own record."""
 
 
 def new_folder(parent: Path, prefix: str = "") -> Path:
@@ -87,11 +87,11 @@ def whole(path: Path) -> Iterator[Path]:
     try:
         yield partial
         with partial.open("rb") as file:
-            os.fsync(file.fileno())  # else a power cut may leave the new name with nothing behind it
+            os.fsync(file.fileno())  # else a power cut may leave an empty file
         os.replace(partial, path)
     except BaseException as error:
         if (cause := _no_room(error)) and cause.filename is None:
-            cause.filename = str(path)  # errors of writing name no file
+            cause.filename = str(path)  # write errors name no file
         partial.unlink(missing_ok=True)
         raise
 
@@ -138,7 +138,7 @@ def locked(folder: Path, work: str, advice: str = "wait for its end") -> Iterato
         with suppress(OSError):
             (folder / HOLDER).write_text(f"{work} of process {os.getpid()} on {socket.gethostname()} since {now}")
         for left in [*folder.glob(".*.partial"), *folder.glob("*/.*.partial")]:
-            if left.parent == folder or not (left.parent / LOCK).exists():  # else another process may be at it
+            if left.parent == folder or not (left.parent / LOCK).exists():  # else another process may be using it
                 with suppress(OSError):
                     left.unlink()
         yield
@@ -154,18 +154,18 @@ NO_ROOM = {
 
 
 def unwritable(error: BaseException) -> str | None:
-    """One line for an error behind which is a disk that is full or read-only; None for another error."""
+    """One line for an error caused by a full or read-only disk; None for other errors."""
     cause = _no_room(error)
     if cause is not None:
         folder = "the folder that is written to" if cause.filename is None else Path(cause.filename).parent
         return NO_ROOM[cause.errno or 0].format(folder)
-    if "No space left on device" in str(error):  # torch's, of memory that loader processes share
+    if "No space left on device" in str(error):  # torch: the shared memory of loader processes
         return f"no space left: {str(error).strip().splitlines()[-1]}"
     return None
 
 
 def _no_room(error: BaseException | None) -> OSError | None:
-    """The error of `NO_ROOM` that an error came of: torch.save raises others while it tidies up after one."""
+    """The `NO_ROOM` error behind an error: torch.save raises others while it cleans up."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             return error

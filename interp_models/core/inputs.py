@@ -1,4 +1,4 @@
-"""What callers hand over: images and scores, checked once, so that an error says what was expected.
+"""Checks of the images and scores that callers pass, whose errors say what was expected.
 
 It knows torch and errors alone, so that explainers and metrics work on any module that returns logits.
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from interp_models.core.errors import InputError
 
 ROUNDING = 1e-3
-"""How far rounding may take pixels out of [0, 1]."""
+"""Rounding may put pixels this far outside [0, 1]."""
 
 
 def check_images(images: object, name: str = "inputs") -> None:
@@ -45,7 +45,7 @@ def pixel_range(images: Tensor, name: str = "inputs") -> tuple[float, float]:
 
 
 def check_unit(found: tuple[float, float], why: str, name: str = "inputs") -> None:
-    """Raise `InputError` unless the lowest and the highest pixel lie in [0, 1]; `why` they must is said."""
+    """Raise `InputError` unless the lowest and the highest pixel lie in [0, 1]; the message gives `why`."""
     low, high = found
     if low < -ROUNDING or high > 1 + ROUNDING:
         hint = f"; divide by 255: {name} / 255" if low >= 0 and high > 16 else ""

@@ -1,4 +1,4 @@
-"""What models return: the type of every architecture of ours, and how logits are found in what others return."""
+"""Outputs of models: the type that our architectures return, and the search for logits in other outputs."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from interp_models.core.errors import InputError
 
 
 class InterpOutput(NamedTuple):
-    """What a forward pass of any architecture returns, in training and in evaluation.
+    """Output of a forward pass of any architecture, in training and in evaluation.
 
     A named tuple is a pytree: DDP, `torch.export` and Lightning traverse it as it is.
     """
@@ -20,7 +20,7 @@ class InterpOutput(NamedTuple):
     """(B, N, h, w), one map per part, prototype or head, on the model's own grid, not normalised;
     not below 0 unless the model says `signed_maps`."""
     aux: Mapping[str, Tensor] = {}  # never written to; a read-only mapping would be no pytree
-    """What only the model's own loss and explanations read, such as features or distances."""
+    """Tensors that only the model's own loss and explanations read, such as features or distances."""
 
 
 class LabelLogits(NamedTuple):

@@ -1,4 +1,4 @@
-"""How many images a method passes through a model."""
+"""Counts of the images that a method passes through a model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ class PassCounter:
             self.images += len(args[0])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PassCounter":
-        """Itself: a copy of the model counts with it."""
+        """Return itself, so that copies of the model share the counter."""
         return self
 
 
@@ -48,7 +48,7 @@ def counted_passes(*models: nn.Module) -> Iterator[PassCounter]:
 
 
 def count_reused(images: Tensor) -> None:
-    """Count a pass that another method has made of the same images, which alone this one would make itself."""
+    """Count a pass of these images that another method has made and this one reuses."""
     counter = _counter.get()
     if counter is not None:
         counter.images += len(images)

@@ -1,6 +1,6 @@
 """Code of users that registers itself: files and packages that a config names, and installed packages.
 
-Nothing here is called with what a checkpoint holds.
+No plugin is imported because a checkpoint names it.
 """
 
 import functools
@@ -91,7 +91,7 @@ def _import_file(plugin: str, path: Path) -> None:
     name = path.stem if file == path else path.name
     if (before := _files.get(name)) is not None and before != file:
         if not file.is_file() or file.read_bytes() == before.read_bytes():
-            return  # of a run of another machine or folder: the file that was given stands in for it
+            return  # a run of another machine or folder: the given file replaces it
         raise InputError(f"plugin {plugin}: {before} is in use, which has the same name and other contents; rename one")
     if not file.is_file():
         raise InputError(f"plugin {plugin}: {file} does not exist; plugins=[FILE] names it where it is now")
@@ -108,7 +108,7 @@ def _import_file(plugin: str, path: Path) -> None:
 
 
 def _origin(name: str) -> str | None:
-    importlib.invalidate_caches()  # the file may be younger than what Python has seen of its folder
+    importlib.invalidate_caches()  # the file may be newer than Python's listing of its folder
     spec = importlib.util.find_spec(name)
     return spec.origin if spec else None
 
@@ -125,7 +125,7 @@ def _import(module: str, shown: str) -> None:
         raise InputError(f"plugin {shown}: {_line(error)}") from error
     except InputError as error:
         raise InputError(f"plugin {shown}: {error}") from error
-    except Exception as error:  # whatever the code of a user raises
+    except Exception as error:  # user code may raise anything
         raise InputError(f"plugin {shown}: {_line(error)}") from error
 
 

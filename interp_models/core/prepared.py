@@ -19,7 +19,7 @@ from interp_models.core.passes import PassCounter
 from interp_models.core.scoring import evaluating, full_float32, logits_of
 
 TOLERANCE = 1e-5
-"""Of logits, in units of the largest where that is above 1, and of probabilities."""
+"""Largest difference of logits (relative to the largest, where that is above 1) and of probabilities."""
 
 _prepared: "WeakKeyDictionary[nn.Module, dict[Preparation, tuple[Any, nn.Module | None]]]" = WeakKeyDictionary()
 
@@ -71,7 +71,7 @@ class _Fused(nn.Module):
         self.kernel = KERNELS[type(activation)]
 
     def forward(self, x: Tensor) -> Tensor:
-        """As of one after the other."""
+        """Apply the convolution, then the activation."""
         if torch.is_grad_enabled():
             y: Tensor = self.activation(self.convolution(x))
             return y
@@ -88,13 +88,13 @@ def class_name(model: nn.Module) -> str:
 
 
 def prepare(model: nn.Module, images: Tensor, how: Preparation = "exact") -> nn.Module:
-    """What gives a model's logits faster, for work of many passes; made once, and again when its weights have changed.
+    """Return a faster copy of a model for many passes; it is made once, and again when the weights change.
 
-    If the copy's scores of the images differ, or the model cannot be copied, that is the model itself, with a warning.
+    If the copy's scores differ, or the model cannot be copied, return the model itself, with a warning.
 
     Args:
         model: any module that returns logits, in eval mode or not; wrapped by DDP or compiled or not.
-        images: some of those that it is to pass, (B, C, H, W).
+        images: examples (B, C, H, W), on which the copy is checked.
         how: see `Preparation`.
     """
     if how == "none" or not len(images) or isinstance(getattr(model, "_orig_mod", model), Prepared):
@@ -109,34 +109,34 @@ def prepare(model: nn.Module, images: Tensor, how: Preparation = "exact") -> nn.
 
 
 def release(model: nn.Module) -> None:
-    """Let go of a model's copies."""
+    """Forget a model's copies."""
     _prepared.pop(model, None)
 
 
 def _state(model: nn.Module) -> list[object]:
-    """By which it is seen that a model has changed: modules, hooks, weights; of these also the sums, as what is written
-    to `.data` counts no version."""
+    """Return a value that changes with modules, hooks or weights. It holds sums of the weights, as a write to `.data`
+    does not change their version."""
     parts = [(id(m), m.extra_repr(), tuple(m._forward_hooks), _before(m)) for m in model.modules()]
     tensors = [x.detach() for x in chain(model.parameters(), model.buffers())]
     versions = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors]
     sums: dict[torch.device, list[Tensor]] = {}
     for x in tensors:
         sums.setdefault(x.device, []).append(x.sum(dtype=torch.float32))
-    # as bits, in which NaN is equal to itself; once for a device, as each reading waits for it
+    # As bits, so that NaN equals itself; one read per device, as each read waits for it.
     return [parts, versions, *(torch.stack(some).view(torch.int32).tolist() for some in sums.values())]
 
 
 def _before(module: nn.Module) -> tuple[int, ...]:
-    """Hooks that run before a module, but for counters."""
+    """The forward pre-hooks of a module, without pass counters."""
     return tuple(key for key, hook in module._forward_pre_hooks.items() if not isinstance(hook, PassCounter))
 
 
 def _prepare(model: nn.Module, images: Tensor, how: Preparation) -> nn.Module | None:
-    """The copy, or None with a warning."""
-    # Pixels beyond those of the images, too: what is found equal here is taken for equal everywhere.
+    """Make the copy; None, with a warning, if that fails."""
+    # The check also covers pixels beyond those of the images, as the copy is used for any image.
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
     images = torch.cat([images, images.mean() + noise * images.std().clamp(min=0.25)])
-    with torch.no_grad(), full_float32():  # where the model itself fails that is no matter of copies
+    with torch.no_grad(), full_float32():  # an error of the model itself is raised
         expected, again = (logits_of(model(images.clone())) for _ in range(2))
     made: Any
     try:
@@ -146,26 +146,26 @@ def _prepare(model: nn.Module, images: Tensor, how: Preparation) -> nn.Module | 
             made = Prepared(made.to(memory_format=torch.channels_last), bfloat16=how == "bfloat16")
             made = torch.compile(made) if how == "compiled" else made
             found = logits_of(made(images.clone()))
-            if how == "exact":  # the copy takes another way where there are gradients
+            if how == "exact":  # with gradients the copy runs other kernels
                 with torch.enable_grad():
                     found = torch.cat([found, logits_of(made(images.clone()))])
                 again, expected = (torch.cat([logits, logits]) for logits in (again, expected))
         if _apart(again, expected):
-            why: str | None = "its own scores are others from pass to pass"
+            why: str | None = "its scores change from pass to pass"
         elif how != "bfloat16" and (apart := _apart(found, expected)):
             why = f"logits of its copy are {apart[0]:.1g} of the largest away, probabilities {apart[1]:.1g}"
         else:
             why = None
-    except Exception as error:  # whatever a foreign model does not stand
+    except Exception as error:  # a foreign model may fail in any way
         why = f"{type(error).__name__}: {first_line(error)}"
     if why is not None:
-        warnings.warn(f"{type(model).__name__} is passed as it is, many-pass work takes longer: {why}", stacklevel=4)
+        warnings.warn(f"{type(model).__name__} is used without a faster copy: {why}", stacklevel=4)
         return None
     return cast(nn.Module, made)
 
 
 def _apart(found: Tensor, expected: Tensor) -> tuple[float, float] | None:
-    """How far logits, in units of the largest, and probabilities are apart, if by more than the tolerance."""
+    """The differences of logits (relative to the largest) and of probabilities; None within the tolerance."""
     apart = float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
     probabilities = float((found.softmax(dim=1) - expected.softmax(dim=1)).abs().max())
     return None if apart <= TOLERANCE and probabilities <= TOLERANCE else (apart, probabilities)  # not None for NaN
@@ -218,7 +218,7 @@ def _replace(model: nn.Module, name: str, part: nn.Module) -> None:
 
 def _pairs(model: nn.Module, image: Tensor) -> Iterator[tuple[str, Any, str, Any]]:
     """Name and module of each batch norm and of its convolution, both used once in a pass, one after the other."""
-    made: dict[int, tuple[Tensor, nn.Module]] = {}  # tensors are held, so that no two have one number
+    made: dict[int, tuple[Tensor, nn.Module]] = {}  # tensors are held, so that no id is used twice
     taken: list[tuple[nn.Module, nn.Module | None]] = []
     used: list[nn.Module] = []
 

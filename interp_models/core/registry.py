@@ -42,7 +42,7 @@ class Registry(Generic[T]):
         self._package, _, self._variable = home.rpartition(".")
         self._known: dict[str, type] = {}
         self._complete = False
-        """Whether every file of the package is imported, or is just being imported."""
+        """Whether all files of the package are imported, or being imported."""
 
     def register(self, name: str) -> Callable[[C], C]:
         """Class decorator that enters a class under `name`.
@@ -56,7 +56,7 @@ class Registry(Generic[T]):
         def enter(cls: C) -> C:
             taken = [(one, other.__name__, other.__module__) for one, other in self._known.items() if other is not cls]
             taken = [one for one in taken if one[1:] != (cls.__name__, "__main__") or cls.__module__ != "__main__"]
-            if not f"{cls.__module__}.".startswith(f"{self._package}."):  # one of the package may not be imported yet
+            if not f"{cls.__module__}.".startswith(f"{self._package}."):  # the package may not be whole yet
                 taken += [(entry.name, entry.cls, entry.module) for entry in self._entries()]
             for other, class_name, module in taken:
                 if other == name:
@@ -72,7 +72,7 @@ class Registry(Generic[T]):
         return enter
 
     def _entries(self) -> list[Entry]:
-        """What the files of the package say that they register here."""
+        """The classes that the package's files register here."""
         if not self._package:
             return []
         return [entry for entry in registered(self._package) if entry.registry == self._variable]
@@ -110,7 +110,7 @@ class Registry(Generic[T]):
         return isinstance(name, str) and (self._find(name) is not None or name in self.aliases())
 
     def aliases(self) -> Mapping[str, str]:
-        """Other names that `get` and `build` take, and the registered ones that they stand for; none by default."""
+        """Aliases that `get` and `build` accept, and the registered names behind them; none by default."""
         return {}
 
     def names(self, pattern: str = "*") -> list[str]:

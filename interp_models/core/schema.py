@@ -11,7 +11,7 @@ from interp_models.core.errors import InputError, Misfit, first_line, unfit
 from interp_models.core.written import is_open, typed, values
 
 MISSING = "???"
-"""What OmegaConf calls a value that must be given."""
+"""OmegaConf's mark of a value that must be given."""
 
 
 def schema_of(cls: Callable[..., Any], given: typing.Collection[str] = ()) -> type:
@@ -74,10 +74,10 @@ def parse(schema: type, node: Mapping[str, Any], where: str) -> dict[str, Any]:
     for key, value in checked.items():
         try:
             merged = OmegaConf.merge(merged, {key: value})
-        except TypeError:  # of a list where keys are expected
+        except TypeError:  # a list where keys are expected
             raise InputError(f"{where}.{key}: expected {hints[key]}, got {value!r}") from None
         except OmegaConfBaseException as error:
-            if not error.full_key:  # of a tuple, for which OmegaConf does not say what is wrong either
+            if not error.full_key:  # for tuples OmegaConf does not name the key
                 raise InputError(f"{where}.{key}: expected {hints[key]}, got {value!r}") from None
             raise InputError(f"{where}.{error.full_key}: {first_line(error)}") from None
     missing = sorted(key for key in OmegaConf.missing_keys(merged) if key not in nested)
@@ -90,7 +90,7 @@ def parse(schema: type, node: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _nested(schema: Any, value: Any, where: str) -> Any:
-    """A field that is itself a dataclass, whose errors say where in the whole config they are."""
+    """Check a field that is itself a dataclass; errors give the key's path in the whole config."""
     if isinstance(value, schema):
         return value
     if not isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""How class scores are read off a model: the one module that explainers and metrics share.
+"""Class scores of models, for explainers and metrics.
 
 It knows torch, errors and checks of inputs alone, so that explainers and metrics work on any module that returns
 logits.
@@ -43,7 +43,7 @@ class SelfExplaining(Protocol):
         """(B, h, w) map of the evidence for `targets`."""
 
     def __call__(self, images: Tensor) -> Any:
-        """What `explain` reads."""
+        """Return the output that `explain` takes."""
 
 
 def explains_itself(model: Any) -> TypeGuard[SelfExplaining]:
@@ -60,18 +60,18 @@ class PrototypeModel(Protocol):
 
     @property
     def prototype_classes(self) -> Tensor:
-        """(P, K) bool, the classes in whose images a prototype is to be found; none for one that is removed."""
+        """(P, K) bool, the classes of each prototype; none for a removed one."""
 
     @property
     def prototype_weights(self) -> Tensor | None:
-        """(K, P), what a prototype counts for the classes; None if that is no matter of weights."""
+        """(K, P), the weight of each prototype for each class; None if the model has no such weights."""
 
     def __call__(self, images: Tensor) -> Any:
-        """An output with the similarity maps `maps` (B, P, h, w)."""
+        """Return an output with similarity maps `maps` (B, P, h, w)."""
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits (B, K) in what a model returned, see `outputs.field_of`.
+    """The logits (B, K) of a model's output, see `outputs.field_of`.
 
     Raises:
         InputError: if there are none, or it is not clear which they are.
@@ -97,7 +97,7 @@ def scores_of(output: Any, score: Score) -> Tensor:
 
 
 def per_image(target: Tensor | int, batch: int) -> Tensor:
-    """A class for each image, int64 (B,), of one for all or one each.
+    """One class per image, int64 (B,), from one class for all or one per image.
 
     Raises:
         InputError: for another number of classes, and for numbers that are not whole, such as floats.
@@ -150,7 +150,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-_backends: Any = torch.backends  # whose new switches torch gives no types
+_backends: Any = torch.backends  # torch has no types for the new switches
 PRODUCTS = (
     _backends.cuda.matmul,
     _backends.cudnn.conv,
@@ -185,7 +185,7 @@ def _readable(read: Callable[[], Any]) -> Any:
 
 
 def _set_precision(tf32: bool | None, matmul: str | None, products: Iterable[str]) -> None:
-    """The old switches first, as they set new ones."""
+    """Set the old switches first, as they change the new ones."""
     if tf32 is not None:
         torch.backends.cudnn.allow_tf32 = tf32
     if matmul is not None:
@@ -196,7 +196,7 @@ def _set_precision(tf32: bool | None, matmul: str | None, products: Iterable[str
 
 @contextmanager
 def checked_images() -> Iterator[None]:
-    """While open, `probabilities` skips its check: the caller has checked the images that these are made from."""
+    """While open, `probabilities` skips its check: the caller has checked the original images."""
     token = _checked.set(True)
     try:
         yield
@@ -205,7 +205,7 @@ def checked_images() -> Iterator[None]:
 
 
 def checked(score_fn: ScoreFn) -> ScoreFn:
-    """The same function; `check_probabilities` looks at what it returns first."""
+    """Wrap a score function: its first result goes through `check_probabilities`."""
     seen = False
 
     def score(images: Tensor) -> Tensor:
@@ -220,7 +220,7 @@ def checked(score_fn: ScoreFn) -> ScoreFn:
 
 
 def probabilities(model: nn.Module) -> ScoreFn:
-    """The function of images that metrics are fed with: the softmax of the model's logits, in eval mode, no gradient.
+    """Return the score function for metrics: images -> softmax of the logits, in eval mode, without gradients.
 
     If what the model returns first is probabilities already, its outputs are taken as they are, with a warning.
     The function raises `InputError` for what is no float tensor (B, C, H, W), and for images that are not in [0, 1] if
@@ -305,7 +305,7 @@ def scores_of_variants(
     for first in range(0, total, size):
         jobs = torch.arange(first, min(first + size, total), device=images.device)
         b = jobs // count
-        of_one = first // count == (first + len(jobs) - 1) // count  # then nothing of it need be repeated
+        of_one = first // count == (first + len(jobs) - 1) // count  # then it need not be repeated
         found = score_fn(variant(b[:1] if of_one else b, jobs % count))
         if not first:  # once, as it waits for the device
             target = resolve_target(target, found[:1].expand(len(images), -1))
@@ -314,7 +314,7 @@ def scores_of_variants(
 
 
 def default_batch(images: Tensor) -> int:
-    """How many images of the size of `images` (..., H, W) to pass at once in work of many passes.
+    """Batch size for many passes of images of the size of `images` (..., H, W).
 
     On a CPU four of 224 pixels for each thread, up to 16: what larger batches gain in arithmetic they lose to memory
     that is mapped anew for every pass (see docs/results.md).

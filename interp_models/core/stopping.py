@@ -14,11 +14,11 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if 
 
 
 REPEAT_S = 5.0
-"""Further signals are ignored for so long: a terminal and `timeout` may send the same one twice."""
+"""Seconds during which further signals are ignored: a terminal and `timeout` may send one twice."""
 
 
 class Stopped(BaseException):
-    """A signal arrived; no `KeyboardInterrupt`, after which Lightning ends the program itself, with exit code 1."""
+    """A signal arrived. It is no `KeyboardInterrupt`, as Lightning would exit with code 1 on that."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -29,17 +29,17 @@ _ways: list[Callable[[], str]] = []
 
 
 def goes_on_by(how: Callable[[], str]) -> None:
-    """What to say if the script is stopped from now on."""
+    """Set the hint that is printed if the script is stopped from now on."""
     _ways[:] = [how]
 
 
 def how_to_go_on() -> str:
-    """What was last given to `goes_on_by`."""
+    """The hint that `goes_on_by` set last."""
     return _ways[0]() if _ways else "repeat the command"
 
 
 def stop_of(error: BaseException | None) -> Stopped | None:
-    """The signal that an error comes of, if it does."""
+    """The `Stopped` that caused an error, if any."""
     while error is not None and not isinstance(error, Stopped):
         error = error.__cause__ or error.__context__
     return error
@@ -47,7 +47,7 @@ def stop_of(error: BaseException | None) -> Stopped | None:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Within it, a signal raises `Stopped`, unless the script was started so that it ignores it, as by `nohup`."""
+    """While open, a signal raises `Stopped`, unless the process ignores it from its start, as by `nohup`."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -55,7 +55,7 @@ def stoppable() -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal last
-        if os.getpid() != owner:  # a process that loads images; its end is that of the one that uses it
+        if os.getpid() != owner:  # a loader process, which ends with its parent
             raise KeyboardInterrupt
         if time.monotonic() - last > REPEAT_S:
             last = time.monotonic()
@@ -64,7 +64,7 @@ def stoppable() -> Iterator[None]:
     before, hook = {number: signal.getsignal(number) for number in SIGNALS}, sys.unraisablehook
 
     def again(unraisable: Any) -> None:
-        """Python drops an exception that meets a destructor or a callback of C: the signal is sent once more."""
+        """Send the signal again: Python drops exceptions raised in a destructor or a C callback."""
         nonlocal last
         if not isinstance(unraisable.exc_value, Stopped):
             hook(unraisable)

@@ -1,4 +1,4 @@
-"""What a network offers beside logits, and what methods need of it: one vocabulary for both."""
+"""Traits that networks offer beside logits and that methods need."""
 
 from typing import Literal
 
@@ -12,4 +12,4 @@ TRAITS: dict[Trait, str] = {
     "rescale_tail": "DeepLIFT's rescale rule covers all that comes after its last feature map: linear maps, means and "
     "activations, but no product of two features.",
 }
-"""What each says of a network."""
+"""Meaning of each trait."""

@@ -24,7 +24,7 @@ ListOfOptions = Annotated[list[Any], "options"]
 
 
 class Written(str):
-    """An unquoted yaml scalar that is text or something else, or what stands behind `=` on the command line."""
+    """An unquoted yaml scalar, or a value on the command line: its type depends on the schema."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -55,7 +55,7 @@ for _tag in ("bool", "float", "int", "null", "str", "timestamp"):
 
 
 def _meaning(scalar: str) -> Any:
-    """What an unquoted scalar is where the schema does not say text: OmegaConf's reading, without two traps of yaml."""
+    """The value of an unquoted scalar that is not text: read as OmegaConf does, without two traps of yaml."""
     from omegaconf import OmegaConf  # no explainer or metric needs it that is built in Python
     from omegaconf.errors import OmegaConfBaseException
 
@@ -70,7 +70,7 @@ def _meaning(scalar: str) -> Any:
 
 
 def read(text: str) -> Any:
-    """What yaml says, with scalars that are not surely text as `Written`; raises yaml's errors."""
+    """Parse yaml; scalars that may be other than text become `Written`. Raises yaml's errors."""
     return yaml.load(text, Loader=_Loader)  # a safe loader
 
 
@@ -90,13 +90,13 @@ def given(argument: str) -> Any:
         value = read(argument)
     except yaml.YAMLError:
         return Written(argument)
-    if "${" in argument:  # an interpolation, which is to be seen
+    if "${" in argument:  # an interpolation, refused later
         return value if isinstance(value, dict | list) else argument
     return argument if type(value) is str and value == argument else Written(argument)
 
 
 def _scalar(text: str) -> yaml.ScalarNode | None:
-    """The yaml scalar that a text is, if it is one and nothing else."""
+    """The yaml scalar that a text holds, if it holds nothing else."""
     try:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError:
@@ -105,7 +105,7 @@ def _scalar(text: str) -> yaml.ScalarNode | None:
 
 
 def value_of(written: Written) -> Any:
-    """What is meant where the schema does not say text; what a list or mapping holds may again be `Written`.
+    """The value of a `Written` that is not text; items of lists and mappings may again be `Written`.
 
     >>> [value_of(Written(text)) for text in ("007", "0x10", "1e3", "on", "null", "1:30", "3 # x")]
     [7, 16, 1000.0, True, None, '1:30', '3 # x']
@@ -128,13 +128,13 @@ def value_of(written: Written) -> Any:
 
 
 def text_of(written: Any) -> str:
-    """What is meant where the schema says text; other values than `Written` become text."""
+    """A value as text."""
     scalar = _scalar(written) if isinstance(written, Written) else None
     return str(written) if scalar is None or scalar.style is None else str(scalar.value)
 
 
 def values(node: Any) -> Any:
-    """A tree in which everything `Written` is read without a schema.
+    """A tree whose `Written` values are read without a schema.
 
     >>> values({"a": [Written("007"), "007"]})
     {'a': [7, '007']}
@@ -190,7 +190,7 @@ def _takes_text(member: Any) -> bool:
 
 
 def _text(written: Written, members: tuple[Any, ...]) -> Any:
-    """A value of which the schema says that it can be text."""
+    """A value whose type in the schema includes text."""
     try:
         value = value_of(written)
     except InputError:

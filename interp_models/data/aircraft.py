@@ -24,7 +24,7 @@ class Aircraft(ImageDataset):
     Args:
         split: `train` or `test`.
         root: the folder that holds `fgvc-aircraft-2013b`.
-        level: what a class is: one of 100 variants, 70 families or 30 manufacturers.
+        level: the kind of class: one of 100 variants, 70 families or 30 manufacturers.
         download: fetch the images (2.75 GB) into `root` where they are not there yet.
 
     Raises:

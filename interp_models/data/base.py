@@ -1,4 +1,4 @@
-"""What a data set gives: samples with whatever ground truth there is."""
+"""Data sets and their samples: images with optional ground truth."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -50,13 +50,13 @@ class ImageDataset(ABC):
     mask_names: Sequence[str] = ()
     """Names of the masks, in the order of `Sample.masks`; the first is the object."""
     validation: Sequence[int] = ()
-    """Of the split `train`, the images that the data set itself sets aside for validation."""
+    """Images of the split `train` that the data set itself sets aside for validation."""
     drawn: bool = False
-    """Whether images are in no file, and `annotation` tells all that they are made of."""
+    """Whether images have no files, and `annotation` determines their content."""
     note: str = ""
-    """How the split was made, where the data set does not come with one."""
+    """A note on how the split was made, if the data set has none of its own."""
     left_out: Mapping[str, Sequence[str]] = {}
-    """What lies among the images and is not read: names, by what they are (`files that are no images`)."""
+    """Names of entries beside the images that are not read, by kind (`files that are no images`)."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -110,7 +110,7 @@ def printable(name: str) -> str:
 
 def boxed_sample(path: Path, label: int, index: int, box: Sequence[float]) -> Sample:
     """An image file as it is stored, with its box, XYXY in its pixels; raises as `decode_image`."""
-    image = decode_image(path, upright=False)  # boxes are of stored pixels
+    image = decode_image(path, upright=False)  # boxes refer to stored pixels
     size = (image.shape[-2], image.shape[-1])
     boxes = tv_tensors.BoundingBoxes(torch.tensor([box]), format="XYXY", canvas_size=size)
     return Sample(image=image, label=label, index=index, box=boxes)
@@ -134,7 +134,7 @@ def collate(samples: Sequence[Sample]) -> Sample:
 
 
 def rows_of(batch: Sample, rows: list[int]) -> Sample:
-    """Some images of a batch."""
+    """Select images of a batch."""
     chosen: list[Any] = [None if value is None else value[rows] for value in batch]
     return Sample(*chosen)
 

@@ -13,7 +13,7 @@ from interp_models.data.base import DATASETS, ImageDataset, Sample, boxed_sample
 FILES = (
     "devkit/cars_train_annos.mat", "devkit/cars_meta.mat", "cars_test_annos_withlabels.mat", "cars_train", "cars_test",
 )  # fmt: skip
-"""What `stanford_cars` must hold."""
+"""Required entries of `stanford_cars`."""
 
 
 @DATASETS.register("cars")

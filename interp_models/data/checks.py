@@ -1,4 +1,4 @@
-"""What can be said of a data set before any work: files that are not whole, and what is left out."""
+"""Checks of a data set before any work: broken files, and left-out images."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,7 +38,7 @@ def refuse(reasons: Sequence[str]) -> None:
 
 
 def by_kind(reasons: Mapping[str, str]) -> dict[str, str]:
-    """What was left out in words, by its kind; `reasons` by names of images."""
+    """Text on left-out entries, by kind; `reasons` are by image name."""
     names: dict[str, list[str]] = defaultdict(list)
     for name, reason in reasons.items():
         kind = next((text for mark, text in KINDS.items() if f" {mark}" in reason), "images that cannot be loaded")
@@ -49,7 +49,7 @@ def by_kind(reasons: Mapping[str, str]) -> dict[str, str]:
 
 
 def some(names: Sequence[str]) -> str:
-    """How many, and the names of a few.
+    """The count and the first few names.
 
     >>> some(["a", "b", "c", "d"])
     '4 (a, b, c, ...)'

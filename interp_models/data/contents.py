@@ -1,4 +1,4 @@
-"""Digests of images and their ground truth, by which results that were stored are told from those of other data."""
+"""Digests of images and their ground truth, as keys of stored results."""
 
 import hashlib
 import json
@@ -58,7 +58,7 @@ def content_digests(
 
 
 def together(digests: Iterable[str]) -> str:
-    """One digest of several, in their order."""
+    """One digest of several, which depends on their order."""
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
 
 
@@ -90,7 +90,7 @@ def _pixels(sample: Sample) -> bytes:
 
 
 def _read(memory: Path) -> dict[str, list[int | str]]:
-    """What is remembered; nothing if the file is missing or broken."""
+    """The remembered digests; empty if the file is missing or broken."""
     try:
         known = json.loads(memory.read_text())
     except (OSError, ValueError):

@@ -30,7 +30,7 @@ CONTENTS = (
     "parts/part_locs.txt",
     "images",
 )
-"""What the data set's folder must hold."""
+"""Required entries of the data set's folder."""
 
 
 @DATASETS.register("cub")

@@ -1,4 +1,4 @@
-"""Image files of every kind as 8-bit RGB: one rule for ranges of values, and no picture that is silently wrong."""
+"""Image files of every kind as 8-bit RGB, with one rule for value ranges."""
 
 import struct
 import zlib
@@ -13,14 +13,14 @@ from torchvision.transforms.v2 import functional as F
 from interp_models.core.errors import InputError, first_line
 
 BROKEN, MISSING, AMBIGUOUS = "cannot be decoded", "is missing", "is ambiguous"
-"""What is wrong with an image, in every message about one."""
+"""The start of every message about a broken image."""
 ADVICE = "data.skip_corrupt=true leaves such images out"
 
 ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, NotImplementedError,
     struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
-"""What Pillow raises for files that are broken."""
+"""The errors that Pillow raises for broken files."""
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -31,7 +31,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What brings the pixels of an EXIF orientation upright."""
+"""Pillow's transposition for each EXIF orientation."""
 
 BITS_PER_SAMPLE, PHOTOMETRIC, MAX_VALUE, ORIENTATION, SAMPLE_FORMAT, MAX_VALUE_OF_FORMAT = 258, 262, 281, 274, 339, 341
 """Tags of TIFF."""
@@ -84,7 +84,7 @@ def decode_image(path: Path, *, upright: bool = True, max_value: float | None = 
 
 
 def missing(path: Path) -> InputError:
-    """What to raise for an image's file that does not exist."""
+    """The error for an image file that does not exist."""
     why = "it is a link to nothing" if path.is_symlink() else "the data set's lists name it"
     return InputError(f"image {path} {MISSING}; {why}; {ADVICE}")
 
@@ -135,7 +135,7 @@ def _rgb(file: Image.Image, upright: bool, max_value: float | None) -> Image.Ima
 
 
 def turned(image: Image.Image, file: Image.Image) -> Image.Image:
-    """An image as the EXIF orientation of its file says."""
+    """An image turned by the EXIF orientation of its file."""
     turn = TURNS.get(_orientation(file))
     return image if turn is None else image.transpose(turn)
 
@@ -159,7 +159,7 @@ def _is_deep(file: Image.Image) -> bool:
 def _orientation(file: Image.Image) -> int:
     try:
         return int(file.getexif().get(ORIENTATION, 1))
-    except ERRORS:  # of EXIF that is broken; the pixels are not
+    except ERRORS:  # the EXIF is broken, the pixels are not
         return 1
 
 

@@ -1,4 +1,4 @@
-"""Archives that are fetched whole or not at all."""
+"""Downloads of archives: complete, or nothing."""
 
 import shutil
 from http.client import HTTPException

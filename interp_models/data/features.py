@@ -1,4 +1,4 @@
-"""Features of a network that does not learn, computed once and read in place of images."""
+"""Features of a frozen network, computed once and read in place of images."""
 
 import hashlib
 from collections.abc import Sequence
@@ -26,11 +26,11 @@ CHUNK = 32
 
 
 OPEN = 256
-"""Files that a process holds open; systems allow few more than a thousand."""
+"""Most open files per process; systems allow about a thousand."""
 
 
 LOOKED_AT = 16
-"""Images whose pixels tell one transform from another."""
+"""Number of images whose transformed pixels identify the transform."""
 
 
 class StoredFeatures(Dataset[Sample]):
@@ -66,17 +66,16 @@ class StoredFeatures(Dataset[Sample]):
 
 
 def store_features(backbone: nn.Module, data: DataModule, folder: Path) -> dict[str, StoredFeatures]:
-    """What a backbone gives, in eval mode and float32, for the images of `train` and `val` (if there are any), not
-    augmented.
+    """Compute a backbone's features, in eval mode and float32, for the un-augmented images of `train` and `val`.
 
-    Features of all these images are stored together, so that other splits and seeds find them. They lie in
-    a folder below `folder` that is named by weights, transform and data, one file per `CHUNK` images, written whole or
-    not at all: what is there already is not computed again. Ranks share the work.
+    Features of all these images are stored together, so that other splits and seeds find them. They lie in a folder
+    below `folder`, named by weights, transform and data, in files of `CHUNK` images, each written whole or not at all.
+    Existing files are not computed again. Ranks share the work.
 
     Args:
         backbone: images (B, 3, H, W) -> features (B, C, h, w); on the device that is to compute.
-        data: whose images.
-        folder: of all caches, on a disk that all ranks see.
+        data: the data module.
+        folder: the parent of all caches, on a disk that all ranks see.
 
     Raises:
         InputError: if the folder cannot be written, or ranks do not see each other's files.
@@ -120,7 +119,7 @@ def store_features(backbone: nn.Module, data: DataModule, folder: Path) -> dict[
 
 
 def digest(backbone: nn.Module, dataset: TransformedDataset, contents: Sequence[str]) -> str:
-    """A name for what a backbone gives for a data set: of its layers and weights, of the images' names, labels and
+    """A key of a backbone's features of a data set: of its layers and weights, of the images' names, labels and
     contents, and of the pixels that it is given of a few, evenly spread, which tell one transform from another."""
     found = hashlib.sha256(weights_digest(backbone).encode())
     for index, content in zip(dataset.indices.tolist(), contents, strict=True):

@@ -25,7 +25,7 @@ from interp_models.data.listing import (
 from interp_models.data.subsets import stratified_split
 
 FRACTION = 0.2
-"""Of the images that are tested on, where nothing says which."""
+"""Fraction of test images where no split is given."""
 LAYOUTS = "train/<class>/*.jpg and test/<class>/*.jpg (or val instead of test), or <class>/*.jpg"
 
 
@@ -80,7 +80,7 @@ class ImageFolder(ImageDataset):
         self._images = [image for part in wanted for image in images if image.split == part]
         self.validation = [index for index, image in enumerate(self._images) if image.split == "val"]
         self._max_value = max_value
-        self.classes = [printable(name).replace("/", "-") for name in classes]  # they become names of files
+        self.classes = [printable(name).replace("/", "-") for name in classes]  # they become file names
         if twice := [name for name in self.classes if self.classes.count(name) > 1]:
             raise InputError(f"two classes have the name {twice[0]}, as / becomes -")
         label_of = {name: label for label, name in enumerate(classes)}
@@ -188,7 +188,7 @@ def _check_flat(root: Path, classes: Sequence[str]) -> None:
 
 
 def _check_each(images: Sequence[Found], classes: Sequence[str], root: Path, split: str, left_out: LeftOut) -> None:
-    """Every class folder must hold an image."""
+    """Raise `InputError` for a class folder without an image."""
     if without := sorted(set(classes) - {image.label for image in images}):
         names = ", ".join(map(printable, without))
         other = left_out.get(NO_IMAGES, [])

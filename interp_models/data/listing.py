@@ -1,4 +1,4 @@
-"""Where the images of folders and lists are, of which class and split; nothing is decoded."""
+"""Images in folders and lists, with class and split; nothing is decoded."""
 
 import csv
 import os
@@ -19,11 +19,11 @@ SPLITS = {
 }
 """Names of splits, in any case, as folders and in lists."""
 LITTER = {"__macosx", "@eadir", "thumbs.db", "desktop.ini", "lost+found", "$recycle.bin"}
-"""What systems leave behind, in lower case."""
+"""Files that operating systems create, in lower case."""
 NO_IMAGES, OUTSIDE, LINKS = "files that are no images", "images outside class folders", "links to a folder above"
 
 LeftOut = dict[str, list[str]]
-"""Names of files and folders that are not read, by what they are."""
+"""Names of files and folders that are not read, by kind."""
 
 
 class Found(NamedTuple):
@@ -34,11 +34,11 @@ class Found(NamedTuple):
     """Its path in the data set, as it is stored."""
     label: str
     split: str
-    """`train`, `val`, `test`, or nothing where it is not said."""
+    """`train`, `val`, `test`, or empty if unknown."""
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is none of the user's: dot names, and what systems leave behind."""
+    """Whether a name is hidden: dot names, and files that operating systems create."""
     return name.startswith(".") or name.lower() in LITTER
 
 
@@ -74,7 +74,7 @@ def files_of(folders: Sequence[tuple[Path, str]], root: Path, split: str) -> tup
 
 
 def stray(folder: Path, root: Path) -> LeftOut:
-    """What files lie in a folder that should hold folders."""
+    """Files in a folder that should hold folders only."""
     left_out: LeftOut = defaultdict(list)
     for name in entries(folder)[1]:
         left_out[OUTSIDE if _is_image(name) else NO_IMAGES].append(_relative(folder / name, root))
@@ -129,7 +129,7 @@ def read_list(file: Path, root: Path) -> list[Found]:
 
 
 def joined(*parts: Mapping[str, Sequence[str]]) -> LeftOut:
-    """All names, by what they are."""
+    """All names, by kind."""
     return {kind: sorted({name for part in parts for name in part.get(kind, ())}) for part in parts for kind in part}
 
 

@@ -37,19 +37,19 @@ class Renumbered(ImageDataset):
         self.drawn = images.drawn
 
     def image_id(self, index: int) -> str:
-        """As the data set's own."""
+        """Return the value of the wrapped data set."""
         return self._images.image_id(index)
 
     def files(self, index: int) -> tuple[Path, ...]:
-        """As the data set's own."""
+        """Return the value of the wrapped data set."""
         return self._images.files(index)
 
     def annotation(self, index: int) -> str:
-        """As the data set's own."""
+        """Return the value of the wrapped data set."""
         return self._images.annotation(index)
 
     def load(self, index: int) -> Sample:
-        """As the data set's own, but for the label."""
+        """The data set's sample, with the model's label."""
         return self._images.load(index)._replace(label=self.labels[index])
 
 
@@ -136,13 +136,13 @@ class DataModule(pl.LightningDataModule):
         try:
             self.train_images = DATASETS.build(name, options, split="train")
             self.test_images = DATASETS.build(name, options, split="test")
-        except OSError as error:  # such as a folder that may not be entered
+        except OSError as error:  # e.g. a folder without permission
             raise InputError(f"data set {name!r} cannot be read: {error}") from None
         for split, images in self._splits():
             if not len(images):
                 raise InputError(f"data set {name!r} has no {split} images")
         self.skipped: dict[str, str] = {}
-        """Why images were left out, by their identifiers."""
+        """Reasons for left-out images, by image id."""
         kept, self.test_indices = (self._kept(split, images) for split, images in self._splits())
         self._whole_test = self.test_indices
         self.memory: Path | None = None
@@ -165,7 +165,7 @@ class DataModule(pl.LightningDataModule):
 
     @property
     def shows_progress(self) -> bool:
-        """Whether work on these data is to show a bar: on one rank, unless its trainer shows none."""
+        """Whether to show a progress bar: on rank 0, unless the trainer shows none."""
         trainer = self.trainer
         return trainer is None or (trainer.is_global_zero and trainer.progress_bar_callback is not None)
 
@@ -173,7 +173,7 @@ class DataModule(pl.LightningDataModule):
         return [("train", self.train_images), ("test", self.test_images)]
 
     def _kept(self, split: str, images: ImageDataset) -> Indices:
-        """All images of a split, or those that can be loaded."""
+        """All images of a split that can be loaded."""
         reasons = unusable(images, range(len(images)), decode=True) if self.skip_corrupt else {}
         self.skipped |= {images.image_id(index): reason for index, reason in reasons.items()}
         if len(reasons) == len(images):
@@ -328,7 +328,7 @@ class DataModule(pl.LightningDataModule):
         return np.asarray(self.train_images.labels)[self.train_indices] if self.balanced else None
 
     def batches(self, epoch: int) -> Iterator[list[int]]:
-        """Positions among the training images of every step of an epoch, those of all ranks together."""
+        """Positions of the training images of each step of an epoch, all ranks together."""
         world = self.trainer.world_size if self.trainer else 1
         size = self.batch_size * world
         count, labels = len(self.train_indices), self._balanced_labels()
@@ -338,22 +338,22 @@ class DataModule(pl.LightningDataModule):
         return (positions[first : first + size] for first in range(0, len(positions), size))
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Shuffled and augmented, or stored features."""
+        """Loader of training images, shuffled and augmented, or of their cached features."""
         return self._loader(self.cached_features.get("train", self.dataset("train")), "train", shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Sample] | list[Any]:
-        """The held-out part of the training images, or its stored features; empty with `val_fraction=0`."""
+        """Loader of the held-out training images, or of their cached features; empty with `val_fraction=0`."""
         if not len(self.val_indices):
             return []
         return self._loader(self.cached_features.get("val", self.dataset("val")), "val", shuffle=False)
 
     def test_dataloader(self) -> DataLoader[Sample]:
-        """The official test images."""
+        """Loader of the test images."""
         return self.loader("test")
 
 
 def _listed(names: Sequence[str]) -> str:
-    """The first names of many.
+    """The first few names.
 
     >>> _listed(["a", "b"])
     "'a', 'b'"

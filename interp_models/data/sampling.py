@@ -1,4 +1,4 @@
-"""In which order, and how often, the images of an epoch are seen."""
+"""The order of the images of an epoch, and how often each is seen."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from interp_models.core.rng import uniform
 from interp_models.data.subsets import Indices
 
 AGAIN = 2**32
-"""Added to the epoch of an image that comes again within it, so that it is augmented anew."""
+"""Offset of the epoch for an image that is repeated within it, so that it gets another augmentation."""
 
 
 class ShardSampler(Sampler[tuple[int, int]]):
@@ -62,7 +62,7 @@ class ShardSampler(Sampler[tuple[int, int]]):
 
 
 def balanced(labels: Indices, seed: int, epoch: int) -> tuple[Indices, Indices]:
-    """As many positions as there are labels, of which every class has the same number, or one more: which, is drawn.
+    """Positions of a class-balanced epoch: as many as labels, equally many per class, or one more by draw.
 
     No image comes again before all others of its class have come. Drawn by seed and epoch.
 
@@ -77,7 +77,7 @@ def balanced(labels: Indices, seed: int, epoch: int) -> tuple[Indices, Indices]:
     for label, count in zip(classes, share, strict=True):
         members = np.flatnonzero(labels == label)
         turn = np.arange(-(-count // len(members)))[:, None]
-        order = np.argsort(uniform(seed, epoch, members, turn), axis=1, kind="stable")  # anew in every turn
+        order = np.argsort(uniform(seed, epoch, members, turn), axis=1, kind="stable")  # another order in every turn
         positions.append(members[order].ravel()[:count])
         rounds.append(np.broadcast_to(turn, order.shape).ravel()[:count])
     return np.concatenate(positions), np.concatenate(rounds)

@@ -1,4 +1,4 @@
-"""Which images of a data set are taken: held out for validation, drawn for an evaluation, or spread for a picture."""
+"""Subsets of a data set: a stratified validation split, a random subsample, evenly spaced items."""
 
 import numpy as np
 from numpy.typing import NDArray

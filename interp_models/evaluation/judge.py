@@ -15,6 +15,7 @@ from interp_models.core.errors import InputError
 from interp_models.core.files import locked
 from interp_models.core.plugins import import_plugins
 from interp_models.core.prepared import class_name, release
+from interp_models.core.schema import parse
 from interp_models.core.scoring import evaluating, logits_of
 from interp_models.data.base import Sample
 from interp_models.evaluation.cache import FolderCache, MemoryCache
@@ -86,7 +87,7 @@ def judge(
         batch: images per pass of the metrics; None chooses by the device.
         preparation: how the model is made ready for many passes: `exact`, `compiled`, `bfloat16` or `none`.
         folder: where results go, and where an interrupted call finds again what it has computed; None keeps all in
-            memory.
+            memory, maps as fine as the image (`random`, gradients) included: 200 kB per image of 224 pixels.
         name: of the model in tables; None takes its class.
         plugins: files and packages to import first, which register explainers or metrics.
         progress: whether to show a progress bar.
@@ -100,17 +101,18 @@ def judge(
     """
     import_plugins(plugins)
     given = [item for item in explainers if isinstance(item, Explainer)]
-    plan = ExplanationConfig(
-        explainers=[item for item in explainers if not isinstance(item, Explainer)],
-        metrics=list(metrics),
-        preset=preset,
-        grid=grid if isinstance(grid, str) or grid is None else list(grid),
-        max_steps=max_steps,
-        target=target,
-        batch=batch,
-        preparation=preparation,  # type: ignore[arg-type]
-        n_images=n_images,
-    )
+    options = {
+        "explainers": [item for item in explainers if not isinstance(item, Explainer)],
+        "metrics": list(metrics),
+        "preset": preset,
+        "grid": grid if isinstance(grid, str) or grid is None else list(grid),
+        "max_steps": max_steps,
+        "target": target,
+        "batch": batch,
+        "preparation": preparation,
+        "n_images": n_images,
+    }
+    plan = ExplanationConfig(**parse(ExplanationConfig, options, "judge"))
     check_plan(plan, others=bool(given))
     if folder is not None and given:
         raise InputError("explainers: with folder= give names or mappings, whose options tell one from another")

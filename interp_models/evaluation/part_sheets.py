@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from interp_models.core.outputs import InterpOutput
 from interp_models.core.scoring import evaluating, full_float32
 from interp_models.data.base import collate
 from interp_models.data.module import DataModule
+from interp_models.prototypes.parts import PartModel
 from interp_models.report import visual
 from interp_models.report.gallery import save
 from interp_models.report.views import Panel
@@ -21,28 +21,6 @@ PARTS = 6
 """Parts that are shown of a class or an image."""
 CELL = 112
 """Pixels of a picture on a sheet."""
-
-
-class PartModel(Protocol):
-    """A model whose logits are sums over parts, each found at its best region."""
-
-    @property
-    def part_weights(self) -> Tensor:
-        """(K, P), what a part counts for the classes."""
-
-    def boxes(self, output: InterpOutput) -> Tensor:
-        """(B, P, 4), the best region of each part, XYXY in fractions of the image."""
-
-    def best(self, output: InterpOutput) -> Tensor:
-        """(B, P), its score."""
-
-    def __call__(self, images: Tensor) -> InterpOutput:
-        """What `boxes` reads."""
-
-
-def has_parts(model: Any) -> TypeGuard[PartModel]:
-    """Whether a model has what `PartModel` asks for."""
-    return all(hasattr(model, name) for name in ("part_weights", "boxes", "best"))
 
 
 def part_panels(model: PartModel, output: InterpOutput, image: visual.Picture) -> tuple[list[Panel], str]:
@@ -82,7 +60,7 @@ def _cells(model: PartModel, data: DataModule, label: int) -> Iterator[tuple[str
     highest, chosen = torch.full((len(parts),), -torch.inf), [(0, torch.zeros(4))] * len(parts)
     for start in range(0, len(positions), data.batch_size):
         batch = positions[start : start + data.batch_size]
-        with torch.no_grad(), evaluating(model), full_float32():  # type: ignore[arg-type]
+        with torch.no_grad(), evaluating(model), full_float32():
             output = model(collate([dataset[0, position] for position in batch.tolist()]).image.to(weights.device))
         found, boxes = model.best(output)[:, parts].cpu(), model.boxes(output)[:, parts].cpu()
         top = found.max(dim=0)

@@ -20,7 +20,7 @@ from interp_models.evaluation.cache import METHOD_VERSION
 from interp_models.evaluation.tables import read_prototypes
 from interp_models.metrics.prototype_base import PROTOTYPE_METRICS, Found, PrototypeMetric
 from interp_models.prototypes.search import nearest_patches
-from interp_models.prototypes.sources import Prototypical, has_prototypes
+from interp_models.prototypes.sources import Prototypical
 from interp_models.report.gallery import draw_nearest, of_these_images
 from interp_models.training.loggers import log_pictures
 
@@ -52,9 +52,9 @@ class PrototypeEvaluation(pl.Callback):
 
     def on_test_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Judge, on all ranks, and write, on rank 0."""
-        model: Any = module
-        if not has_prototypes(model):
+        if not isinstance(module, Prototypical):
             return
+        model: Any = module
         data, work = data_of(trainer), ""
         if trainer.is_global_zero and self.metrics:
             contents = [*data.contents("train"), *data.contents("whole_test")]

@@ -14,9 +14,10 @@ from interp_models.core.scoring import evaluating, full_float32
 from interp_models.data.base import collate
 from interp_models.data.module import DataModule
 from interp_models.evaluation.comparison import Shown
-from interp_models.evaluation.part_sheets import has_parts, part_panels
+from interp_models.evaluation.part_sheets import part_panels
 from interp_models.evaluation.tables import read_prototypes
-from interp_models.prototypes.sources import has_prototypes
+from interp_models.prototypes.parts import PartModel
+from interp_models.prototypes.sources import Prototypical
 from interp_models.report import visual
 from interp_models.report.gallery import patches
 from interp_models.report.tree_drawing import tree_svg
@@ -29,7 +30,7 @@ Gallery = Mapping[int, visual.Picture]
 
 def gallery_of(model: nn.Module, data: DataModule) -> Gallery:
     """The patches of a model's prototypes; none, with a warning, if they are of other images than the data module's."""
-    return patches(model.sources, data) if has_prototypes(model) else {}
+    return patches(model.sources, data) if isinstance(model, Prototypical) else {}
 
 
 def shown_by(model: nn.Module, data: DataModule, gallery: Gallery) -> Callable[[int], Shown]:
@@ -54,9 +55,9 @@ def _reasons(
     model: InterpModule, output: InterpOutput, image: visual.Picture, gallery: Gallery
 ) -> tuple[list[Panel], str]:
     """What the model found in the image, prototypes beside it, and what that comes to."""
-    if has_parts(model):
+    if isinstance(model, PartModel):
         return part_panels(model, output, image)
-    if not has_prototypes(model) or not gallery:
+    if not isinstance(model, Prototypical) or not gallery:
         return [], ""
     size = (image.shape[0], image.shape[1])
     (reading,) = model.readings(output, output.logits.argmax(dim=1), size)
@@ -73,7 +74,7 @@ def prototypes_shown(
 ) -> PrototypeView | None:
     """The prototypes of a run: how good they are, what is nearest to those that explain the images, and the tree; None
     if there is nothing to show."""
-    if not has_prototypes(model):
+    if not isinstance(model, Prototypical):
         return None
     shown = {panel.number for view in images for panel in view.reasons.get(name, ())}
     nearest = {}

@@ -15,7 +15,7 @@ from interp_models.explainers.base import EXPLAINERS, target_scores
 from interp_models.explainers.features import LayerExplainer, activations, as_output, linear_head, target_layer
 
 VALUES = 2**21
-"""Activations per pass of the tail, 8 MiB: it is cheap, and a pass has its price."""
+"""Activations per pass of the tail, 8 MiB: larger passes share the fixed cost of a pass."""
 
 
 class _OfTail(LayerExplainer, ABC):
@@ -40,8 +40,8 @@ class _OfTail(LayerExplainer, ABC):
         """Weights (B, C) of any tail."""
 
     def _tail(self, image: Tensor, variants: Tensor) -> Any:
-        """What the model makes of activations (n, C, h, w) that it believes the layer gave; before the layer it passes
-        the one image (1, 3, H, W) alone, or copies where what comes after joins with what came before."""
+        """Run the model with activations (n, C, h, w) in place of the layer's output. The part before the layer passes
+        the one image (1, 3, H, W), or copies of it where the tail also reads earlier outputs."""
         module = target_layer(self.model, self.layer, image)
         handle = module.register_forward_hook(lambda _, args, output: as_output(self.model, variants.clone(), output))
         try:
@@ -49,9 +49,9 @@ class _OfTail(LayerExplainer, ABC):
                 output = self.model(image)
             except torch.OutOfMemoryError:
                 raise
-            except RuntimeError:  # shapes do not fit together
+            except RuntimeError:  # shapes do not match
                 output = None
-            if output is None or len(logits_of(output)) != len(variants):  # the number of images was read before
+            if output is None or len(logits_of(output)) != len(variants):  # the batch size was read before the layer
                 output = self.model(image.expand(len(variants), -1, -1, -1))
         finally:
             handle.remove()
@@ -134,7 +134,7 @@ class LIFTCAM(_OfTail):
 
 
 def _guarded(y: Tensor) -> Tensor:
-    """|y|, not below 1e-6, to divide rows by."""
+    """|y|, at least 1e-6, as a divisor."""
     size = y.abs().clamp(min=1e-6)
     return size[:, None] if size.dim() else size
 

@@ -1,4 +1,4 @@
-"""The base of all explainers: what the caller asks for and what is left as it was."""
+"""The base of all explainers. Calls leave the model unchanged."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ class Explainer(ABC):
     """
 
     needs: ClassVar[tuple[Trait, ...]] = ()
-    """What it needs of a network beside logits, see `TRAITS`; it refuses others by `NotApplicable`."""
+    """Traits that the network must have, see `TRAITS`; for others it raises `NotApplicable`."""
     passes: ClassVar[str] = "1"
     """Forward passes of an image whose class is given, on a network that ends in a mean and a linear layer: a formula
     of the options, of the layer's `channels` and of `windows`, the squares that cover the image."""
@@ -51,7 +51,7 @@ class Explainer(ABC):
     uses_class: ClassVar[bool] = True
     """Whether the map depends on the class. Where the map is the model's own, the model says (`class_maps`)."""
     shown: ClassVar[tuple[Literal["box"], ...]] = ()
-    """The ground truth that it is shown, as a further argument of `attribute`."""
+    """Ground truth that `attribute` takes as a further argument."""
     small: ClassVar[Mapping[str, Any]] = {}
     """Options that make it fast enough for a test."""
     amplifies_rounding: ClassVar[bool] = False
@@ -60,10 +60,10 @@ class Explainer(ABC):
     stands_bfloat16: ClassVar[bool] = True
     """Whether the map of passes in bfloat16 is near that of float32."""
     preparation: Preparation = "exact"
-    """How methods that pass many images make the model ready for that."""
+    """Preparation of the model for many passes."""
 
     def __init__(self, model: nn.Module, *, score: Score = "logit") -> None:
-        self.model = unwrapped(model)  # hooks on its layers would not be called, or once per device
+        self.model = unwrapped(model)  # a wrapper would skip the hooks, or run them once per device
         self.score: Score = score
         self._stack = ExitStack()
 
@@ -99,7 +99,7 @@ class Explainer(ABC):
 
     @abstractmethod
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
-        """(B, h, w); the model is in eval mode, and the images are as many as a pass takes at its best."""
+        """Return maps (B, h, w). The model is in eval mode; the images fit one pass."""
 
     def __enter__(self) -> Self:
         self._stack.enter_context(evaluating(self.model))
@@ -111,11 +111,11 @@ class Explainer(ABC):
         self._stack.close()
 
     def prepared(self, images: Tensor) -> nn.Module:
-        """The model, made ready to pass many images like these; to be asked for once in many passes."""
+        """Return the model prepared for many passes of images like these; call it once per `attribute`."""
         return prepare(self.model, images, self.preparation)
 
     def score_fn(self, images: Tensor) -> ScoreFn:
-        """The function of images that gives what is explained, of all classes (B, K), by the prepared model."""
+        """Return the score function: images -> explained scores of all classes (B, K), by the prepared model."""
         model = self.prepared(images)
         return lambda images: scores_of(model(images), self.score)
 

@@ -15,7 +15,7 @@ from interp_models.explainers.features import shared_passes
 from interp_models.explainers.gradients import Channels, PixelExplainer, reduced
 
 Average = Literal["mean", "square", "variance"]
-"""Of the maps of noisy copies: their mean, the mean of their squares, or their variance (divided by their number)."""
+"""Average of the noisy copies' maps: mean, mean of squares, or variance (divided by their number)."""
 NoiseScale = Literal["range", "absolute"]
 """The noise's unit: each image's highest less its lowest value, or 1."""
 Quadrature = Literal["riemann", "gauss_legendre"]
@@ -52,7 +52,7 @@ class Combinator(PixelExplainer, ABC):
         else:
             asked, self.base.preparation = self.base.preparation, self.preparation
             try:
-                with shared_passes():  # of these images alone: they do not come again
+                with shared_passes():  # these images do not come again
                     found = self.base._attribute(inputs, target)[:, None]
             finally:
                 self.base.preparation = asked
@@ -64,7 +64,7 @@ class Combinator(PixelExplainer, ABC):
 
 
 def resolved(model: nn.Module, inputs: Tensor, target: Target) -> Tensor:
-    """The class of each image (B,), settled on the image itself, not on its copies."""
+    """The class of each image (B,), predicted from the image itself, not from its copies."""
     if isinstance(target, Tensor):
         return target.to(inputs.device)
     with torch.no_grad():
@@ -107,7 +107,7 @@ class Smooth(Combinator):
         self.average, self.seed = average, seed
 
     def raw(self, model: nn.Module, inputs: Tensor, target: Target) -> Tensor:
-        """The average, (B, C, H, W) as the base's own."""
+        """Return the average, in the base's shape (B, C, H, W)."""
         targets = resolved(model, inputs, target)
         sigma = torch.full_like(inputs[:, :1, :1, :1], self.noise)
         if self.noise_scale == "range":
@@ -119,7 +119,7 @@ class Smooth(Combinator):
             found = self._raw_of_base(model, noisy, targets[b])
             if not chunk[0]:
                 total, squares, first = (found.new_zeros(len(inputs), *found.shape[1:]) for _ in range(3))
-            if self.average == "variance":  # of differences from the first, else little would be left of large numbers
+            if self.average == "variance":  # by differences from the first, against cancellation
                 first[b[i == 0]] = found[i == 0]
                 found = found - first[b]
             total.index_add_(0, b, found)
@@ -167,7 +167,7 @@ class Integrate(Combinator):
         self.steps, self.quadrature, self.baseline = steps, quadrature, baseline
 
     def raw(self, model: nn.Module, inputs: Tensor, target: Target) -> Tensor:
-        """The integral, (B, C, H, W) as the base's own."""
+        """Return the integral, in the base's shape (B, C, H, W)."""
         targets, change = resolved(model, inputs, target), inputs - self.baseline
         alphas, weights = (torch.as_tensor(x).to(inputs) for x in points(self.steps, self.quadrature))
         for chunk in self._jobs(inputs, self.steps):

@@ -1,4 +1,4 @@
-"""Controls: maps that look at no model, by which it is seen what a metric is worth."""
+"""Controls: maps that use no model, as baselines for metrics."""
 
 import zlib
 from abc import ABC, abstractmethod
@@ -23,7 +23,7 @@ class Random(Explainer):
     Averaged over the cells of a coarser grid it is Gaussian noise. The map has the resolution of the input.
 
     Args:
-        model: not looked at.
+        model: not used.
         seed: of the noise.
     """
 
@@ -48,7 +48,7 @@ class FakeCAM(Explainer):
     A mask that leaves nearly all of the image: what it wins, average drop foremost, is no merit of an explanation.
 
     Args:
-        model: not looked at.
+        model: not used.
     """
 
     passes = "0"
@@ -69,7 +69,7 @@ class CenterGaussian(Explainer):
     photographers put things.
 
     Args:
-        model: not looked at.
+        model: not used.
         sigma: σ.
     """
 
@@ -90,11 +90,11 @@ class CenterGaussian(Explainer):
 
 @EXPLAINERS.register("edges")
 class Edges(Explainer):
-    """The size of the brightness' gradient by Sobel's filters, the border repeated: what an edge detector explains
-    (Adebayo et al., NeurIPS 2018, section 5).
+    """Edge detector: the norm of the brightness gradient by Sobel filters, with the border repeated (Adebayo et al.,
+    NeurIPS 2018, section 5).
 
     Args:
-        model: not looked at.
+        model: not used.
     """
 
     passes = "0"
@@ -115,7 +115,7 @@ class GroundTruth(Explainer, ABC):
     """Abstract: a map of the image's box, where a data set has boxes.
 
     Args:
-        model: not looked at.
+        model: not used.
     """
 
     passes = "0"
@@ -126,11 +126,11 @@ class GroundTruth(Explainer, ABC):
         super().__init__(model)
 
     def attribute(self, inputs: Tensor, target: Target = None, boxes: Tensor | None = None) -> Tensor:
-        """As of any explainer.
+        """Return one map per image, float32 (B, H, W).
 
         Args:
             inputs: images (B, 3, H, W).
-            target: not looked at.
+            target: not used.
             boxes: (B, 4), XYXY in pixels.
 
         Raises:
@@ -149,15 +149,15 @@ class GroundTruth(Explainer, ABC):
         return self._of(rows[:, :, None] & columns[:, None, :]).float()
 
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
-        return self.attribute(inputs, target)  # which refuses, as there are no boxes
+        return self.attribute(inputs, target)  # raises, as there are no boxes
 
     @abstractmethod
     def _of(self, inside: Tensor) -> Tensor:
-        """(B, H, W) bool, of whether a pixel is in the box."""
+        """(B, H, W) bool: the pixel is in the box."""
 
 
 def attribute_with(explainer: Explainer, inputs: Tensor, target: Target, boxes: Tensor | None) -> Tensor:
-    """The maps of any explainer; only those that say so are shown the boxes."""
+    """The maps of any explainer; boxes go only to explainers with `shown = ("box",)`."""
     return explainer.attribute(inputs, target, boxes if "box" in explainer.shown else None)
 
 
@@ -166,7 +166,7 @@ class GTBox(GroundTruth):
     """1 in the box of the object, 0 around it; refuses data sets without boxes.
 
     Args:
-        model: not looked at.
+        model: not used.
     """
 
     def _of(self, inside: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ class GTBackground(GroundTruth):
     """0 in the box of the object, 1 around it; refuses data sets without boxes.
 
     Args:
-        model: not looked at.
+        model: not used.
     """
 
     def _of(self, inside: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What class activation maps read of a model: a layer's activations, gradients and what comes after it."""
+"""Activations and gradients of a layer, for class activation maps."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -59,11 +59,11 @@ def shared_passes() -> Iterator[None]:
 
 
 def as_map(model: nn.Module, layer: nn.Module, output: Any, size: tuple[int, int]) -> Tensor:
-    """What a layer gave for images of a size as a map of features (B, C, h, w); tokens (B, T, C) of a vision
+    """A layer's output for images of a size as a feature map (B, C, h, w); tokens (B, T, C) of a vision
     transformer are those of its patches.
 
     Raises:
-        InputError: if it is no map.
+        InputError: if the output is no feature map.
     """
     if isinstance(output, Tensor) and output.dim() == 3 and (vit := find_transformer(model)) is not None:
         return to_map(vit, output, size)
@@ -75,8 +75,8 @@ def as_map(model: nn.Module, layer: nn.Module, output: Any, size: tuple[int, int
 
 
 def _is_map(output: Any, size: tuple[int, int]) -> TypeGuard[Tensor]:
-    """Whether it is (B, C, h, w) with cells like the image's sides, give or take one: else channels or tokens of a
-    transformer would pass for cells."""
+    """Whether an output is (B, C, h, w) with the image's proportions, up to one cell. Otherwise channels or tokens of
+    a transformer could be taken for cells."""
     if not isinstance(output, Tensor) or output.dim() != 4:
         return False
     (height, width), (h, w) = size, output.shape[2:]
@@ -84,16 +84,16 @@ def _is_map(output: Any, size: tuple[int, int]) -> TypeGuard[Tensor]:
 
 
 def as_output(model: nn.Module, features: Tensor, output: Tensor) -> Tensor:
-    """A map of features (B, C, h, w) in the form of what the layer gave, of as many images or of one."""
+    """A feature map (B, C, h, w) in the form of the layer's output, for as many images or for one."""
     return to_tokens(find_transformer(model), features, output) if output.dim() == 3 else features
 
 
 @contextmanager
 def captured(model: nn.Module, layer: nn.Module, inputs: Tensor, *, gradient: bool) -> Iterator[list[Tensor]]:
-    """While open, the outputs of a layer for these images are appended, as maps (B, C, h, w), to the list.
+    """While open, append the outputs of a layer for these images to the list, as maps (B, C, h, w).
 
-    With `gradient` the layer's output becomes the start of the graph: whatever comes before it runs without one (open
-    this inside `torch.no_grad()`), so that a gradient to the layer costs a plain forward pass and the tail's backward.
+    With `gradient` the graph starts at the layer's output (open this inside `torch.no_grad()`). A gradient to the layer
+    then costs a forward pass and the tail's backward.
     """
     outputs: list[Tensor] = []
 
@@ -129,7 +129,7 @@ def target_layer(model: nn.Module, layer: str | None, inputs: Tensor) -> nn.Modu
         NotApplicable: if none was named, and none gives maps of features.
     """
     if layer is not None:
-        named = model.network if isinstance(model, Classifier) else model  # whose names a user knows
+        named = model.network if isinstance(model, Classifier) else model  # the user knows its names
         names = [name for name, _ in named.named_modules() if name]
         if layer not in names:
             raise unknown("layer", layer, names)
@@ -172,14 +172,14 @@ def target_layer(model: nn.Module, layer: str | None, inputs: Tensor) -> nn.Modu
 
 @dataclass
 class _Pass:
-    """What one forward pass of some images left."""
+    """The record of one forward pass."""
 
     inputs: Tensor
-    """Held, so that no other images come to lie at their place."""
+    """The images, held so that no others take their address."""
     a: Tensor
     output: Any
     linear: list[tuple[nn.Linear, Tensor, Tensor]]
-    """Layers with what they were given and what they gave."""
+    """Layers with their inputs and outputs."""
     gradients: dict[Any, Tensor] = field(default_factory=dict)
     """g by score and classes."""
 
@@ -234,7 +234,7 @@ def activations_and_gradients(
         if score.requires_grad:
             (g,) = torch.autograd.grad(score, made.a, allow_unused=True, retain_graph=_shared.get() is not None)
         if g is not None and not g.any() and find_transformer(explainer.model) is not None:
-            g = None  # behind the last attention only the class token counts
+            g = None  # after the last attention only the class token counts
         if g is None:
             module = type(target_layer(explainer.model, layer, inputs)).__name__
             raise NotApplicable(f"no gradient path from the score back to layer {layer or module}")
@@ -266,7 +266,7 @@ def linear_head(
 
 
 def last(outputs: list[Tensor]) -> Tensor:
-    """What a layer gave, when it was used last; raises `InputError` if it was not used."""
+    """The last output of a layer; raises `InputError` if it was not used."""
     if not outputs:
         raise InputError("the layer was not used in the forward pass")
     return outputs[-1]

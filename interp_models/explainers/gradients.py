@@ -12,7 +12,7 @@ from interp_models.explainers.base import EXPLAINERS, Explainer, target_scores
 from interp_models.explainers.rules import Rule, backward_rule
 
 Channels = Literal["sum", "abs_sum", "max_abs", "mean"]
-"""How the values of a pixel's colours become one: their sum, the sum or the largest of their sizes, or their mean."""
+"""Reduction over a pixel's channels: sum, sum or maximum of absolute values, or mean."""
 
 
 def reduced(raw: Tensor, channels: Channels) -> Tensor:

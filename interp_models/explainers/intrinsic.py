@@ -1,4 +1,4 @@
-"""The model's own map, through the same door as post-hoc maps."""
+"""The model's own map as an explainer."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from interp_models.explainers.base import EXPLAINERS, Explainer
 
 @EXPLAINERS.register("intrinsic")
 class Intrinsic(Explainer):
-    """What the model itself calls its explanation: `model.explain(model(inputs), target, kind)`.
+    """The model's own explanation: `model.explain(model(inputs), target, kind)`.
 
     Args:
         model: a model with `explain`, such as every architecture of this package.

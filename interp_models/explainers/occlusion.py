@@ -1,4 +1,4 @@
-"""Occlusion: what the score loses where a square hides the image."""
+"""Occlusion: the drop of the score when a square hides part of the image."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar

@@ -17,10 +17,10 @@ Rule = Literal["deconvnet", "guided"]
 
 RELU = (F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
 HARDTANH = (F.hardtanh, F.hardtanh_)
-"""By which ReLU6 is made."""
+"""Functions that compute ReLU6."""
 IN_PLACE = (F.relu_, torch.relu_, Tensor.relu_, F.hardtanh_, torch.clamp_, Tensor.clamp_)
 CLAMP = (torch.clamp, torch.clamp_, Tensor.clamp, Tensor.clamp_, torch.clamp_min, Tensor.clamp_min)
-"""By which some write a ReLU."""
+"""Functions that some networks use as a ReLU."""
 OTHERS = (
     nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid,
     nn.LeakyReLU, nn.PReLU, nn.LogSigmoid, nn.Softsign, nn.RReLU, nn.Threshold,

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 Segments = Literal["superpixels", "grid"]
-"""What is switched: superpixels, or the cells of a grid."""
+"""Segments that are switched: superpixels, or cells of a grid."""
 Fill = Literal["mean", "black"]
-"""What shows where a segment is off: its mean colour, or black."""
+"""Fill of a segment that is off: its mean colour, or black."""
 
 
 def segmented(images: Tensor, cells: int, how: Segments) -> Tensor:

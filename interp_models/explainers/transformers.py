@@ -75,7 +75,7 @@ class _OfAttention(Explainer, ABC):
 
     gradients = True
     blocks = slice(None)
-    """Which ones."""
+    """The blocks that are read."""
 
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
         vit, size = transformer(self.model), (inputs.shape[2], inputs.shape[3])

@@ -29,7 +29,7 @@ class Preset:
     mask: Callable[[Tensor, tuple[int, int]], Tensor]
     """Map (B, h, w) and image size -> soft mask (B, H, W)."""
     blur: Callable[[Tensor], Tensor]
-    """What insertion starts from."""
+    """Start image of insertion."""
     blur_name: str
     """Its name in result rows."""
     counts: Callable[[int, int], list[int]]
@@ -73,7 +73,7 @@ PRESETS: dict[str, Preset] = {
 
 
 class Measure(Metric, ABC):
-    """What every registered metric is: named values, with what tables say of them."""
+    """The base of registered metrics: named values, with their descriptions for tables."""
 
     is_differentiable = False
     full_state_update = False
@@ -87,7 +87,7 @@ class Measure(Metric, ABC):
     legend: ClassVar[dict[str, str]]
     """One sentence per key that explains it under a table."""
     aliases: ClassVar[Mapping[str, str]] = {}
-    """Other names of keys in the literature, and the keys that they stand for."""
+    """Aliases of keys in the literature -> keys."""
 
 
 class FaithfulnessMetric(Measure, ABC):
@@ -219,7 +219,7 @@ class FaithfulnessMetric(Measure, ABC):
     def _score(
         self, score_fn: ScoreFn, images: Tensor, maps: Tensor, target: Tensor, clean: Tensor
     ) -> dict[str, Tensor]:
-        """As `score`, with maps on the grid; maps may be constant, their values are discarded."""
+        """Compute `score` for maps on the grid. The values of constant maps are discarded."""
 
     def add(self, values: dict[str, Tensor]) -> None:
         """Keep values that `score` gave."""

@@ -41,7 +41,7 @@ class MaskedConfidence(FaithfulnessMetric):
         self, score_fn: ScoreFn, images: Tensor, maps: Tensor, target: Tensor, clean: Tensor
     ) -> dict[str, Tensor]:
         height, width = images.shape[-2:]
-        mask = self.preset.mask(maps, (height, width))[:, None].to(images.dtype)  # else half ones become float32
+        mask = self.preset.mask(maps, (height, width))[:, None].to(images.dtype)  # keeps half precision
         kept = score_all(score_fn, images * mask, target, self.batch)
         removed = score_all(score_fn, images * (1 - mask), target, self.batch)
         positive = torch.where(clean > 0, clean, torch.nan)

@@ -69,7 +69,7 @@ def ranks(maps: Tensor) -> Tensor:
 
 def gaussian(images: Tensor) -> Tensor:
     """Gaussian blur of 11 pixels and σ 5 (as in RISE), the border mirrored."""
-    from torchvision.transforms.v2.functional import gaussian_blur  # only insertion blurs
+    from torchvision.transforms.v2.functional import gaussian_blur  # only insertion needs it
 
     blurred: Tensor = gaussian_blur(images, kernel_size=[11, 11], sigma=[5.0, 5.0])
     return blurred
@@ -124,7 +124,7 @@ def curve(
 
 
 def exact(values: Tensor) -> Tensor:
-    """As float64 on the CPU, where the small arithmetic is done: not every device has float64."""
+    """Move to the CPU as float64: not every device has float64."""
     return values.cpu().double()
 
 

@@ -1,4 +1,4 @@
-"""The base of metrics of prototypes: one value per prototype, of what it finds in a data set; and what they share."""
+"""The base of metrics of prototypes, with one value per prototype."""
 
 import math
 from abc import ABC, abstractmethod
@@ -15,7 +15,7 @@ from interp_models.metrics.base import Measure
 
 
 class Found(NamedTuple):
-    """A batch of images with what prototypes found in them."""
+    """A batch of images with the prototypes' similarity maps."""
 
     images: Tensor
     """(B, 3, H, W)."""
@@ -40,9 +40,9 @@ class PrototypeMetric(Measure, ABC):
     """
 
     split: ClassVar[Literal["train", "test"] | None] = "test"
-    """Whose images it looks at; None if at none."""
+    """Split whose images the metric uses; None for no images."""
     needs_parts: ClassVar[bool] = True
-    """Whether it needs key points of parts."""
+    """Whether the metric needs key points of parts."""
     zero_if_removed: ClassVar[tuple[str, ...]] = ()
     """Keys that are 0 for a removed prototype; all others are undefined for it."""
 
@@ -52,7 +52,7 @@ class PrototypeMetric(Measure, ABC):
 
     @abstractmethod
     def update(self, model: PrototypeModel, found: Found) -> None:
-        """Look at a batch."""
+        """Add a batch."""
 
     @abstractmethod
     def per_prototype(self) -> dict[str, Tensor]:
@@ -63,7 +63,7 @@ class PrototypeMetric(Measure, ABC):
         return {key: value.nanmean() for key, value in self.per_prototype().items()}
 
     def of_all_ranks(self) -> dict[str, Tensor]:
-        """`per_prototype` of what all ranks have looked at."""
+        """`per_prototype` over the images of all ranks."""
         with self.sync_context(should_sync=self._to_sync):
             return {key: value.clone() for key, value in self.per_prototype().items()}
 
@@ -81,7 +81,7 @@ PROTOTYPE_METRICS: Registry[PrototypeMetric] = Registry("prototype metric", "int
 
 
 def peaks(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Where maps (n, h, w) are highest once they are upsampled bicubically to an image: (n, 2), x and y in pixels.
+    """Peaks (n, 2) of maps (n, h, w) upsampled bicubically to the image, x and y in pixels.
 
     One of equal pixels, as rounding has it.
     """

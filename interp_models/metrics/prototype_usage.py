@@ -1,4 +1,4 @@
-"""How many prototypes a model needs, and how different they are."""
+"""Number and diversity of the prototypes of a model."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -10,12 +10,12 @@ from interp_models.core.scoring import PrototypeModel
 from interp_models.metrics.prototype_base import PROTOTYPE_METRICS, Found, PrototypeMetric
 
 ZERO = 1e-3
-"""A weight is none if it is not larger."""
+"""Weights up to this size count as 0."""
 
 
 @PROTOTYPE_METRICS.register("prototype_usage")
 class PrototypeUsage(PrototypeMetric):
-    """What the prototypes and the last layer say by themselves, without images:
+    """Statistics of the prototypes and the last layer, without images:
 
     - `used`: the share of prototypes that are not removed and count for a class, with a weight above 1e-3 if there are
       weights (Nauta et al., PIP-Net, CVPR 2023);

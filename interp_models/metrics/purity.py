@@ -1,4 +1,4 @@
-"""Whether the images in which a prototype is most present show one and the same part there."""
+"""Whether the nearest images of a prototype show the same part there."""
 
 from abc import ABC
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from interp_models.core.scoring import PrototypeModel
 from interp_models.metrics.prototype_base import PROTOTYPE_METRICS, Found, PrototypeMetric, undefined_without
 
 NEAREST = 10
-"""Images that are looked at for each prototype."""
+"""Number of nearest images per prototype."""
 
 
 class _Purity(PrototypeMetric, ABC):
-    """Of the 10 images with the highest similarity, the largest share, over parts, that show the part in the patch.
+    """The largest share, over parts, of the 10 most similar images that show the part in the patch.
 
     A patch is 1 / 7 of the image's side (32 pixels of 224), at its cell's place between the image's edges, borders
     included. Only images in which a part is visible count for it; left and right parts are one. Source: Nauta et al.,
@@ -32,7 +32,7 @@ class _Purity(PrototypeMetric, ABC):
         self.sides = sides(part_names)
         shape, device = (len(self.classes), NEAREST), self.classes.device
         flags = torch.zeros(*shape, len(self.sides), dtype=torch.bool, device=device)
-        # Over ranks they are stacked and merged in `nearest`.
+        # Ranks are stacked, and merged in `nearest`.
         self.add_state("similarity", torch.full(shape, -torch.inf, device=device), dist_reduce_fx=None)
         self.add_state("index", torch.full(shape, -1, device=device), dist_reduce_fx=None)
         self.add_state("shown", flags, dist_reduce_fx=None)
@@ -69,7 +69,7 @@ class _Purity(PrototypeMetric, ABC):
 
 @PROTOTYPE_METRICS.register("purity")
 class Purity(_Purity):
-    """Of test images; see `_Purity`."""
+    """Purity on test images; see `_Purity`."""
 
     __doc__ = _Purity.__doc__
     keys = ("purity",)
@@ -82,7 +82,7 @@ class Purity(_Purity):
 
 @PROTOTYPE_METRICS.register("purity_train")
 class PurityTrain(_Purity):
-    """Of training images; see `Purity`."""
+    """Purity on training images; see `_Purity`."""
 
     split = "train"
     keys = ("purity_train",)

@@ -1,4 +1,4 @@
-"""Whether a prototype points at the same parts of an image under noise that nobody sees."""
+"""Whether a prototype points at the same parts of an image under invisible noise."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -17,7 +17,7 @@ from interp_models.metrics.prototype_base import (
 )
 
 SIGMA, MOST = 0.2, 0.25
-"""Of the noise, in standard deviations of the pixels of ImageNet."""
+"""Standard deviation of the noise, in units of that of ImageNet's pixels."""
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from interp_models.core.errors import InputError
 from interp_models.core.outputs import InterpOutput
 from interp_models.nn.backbone import BUNDLED, Backbone, Weights
+from interp_models.prototypes.parts import PartModel
 from interp_models.training.module import MODELS, InterpModule, check_fraction, check_not_negative
 
 
 @MODELS.register("dpnet")
-class DPNet(InterpModule):
+class DPNet(InterpModule, PartModel):
     """Regions x_r: the cells of CNN(x), and means of windows of cells; parts u_p of norm 1; s_pr = <u_p, x_r>,
     b_p = max_r s_pr, logits = V b.
 

@@ -24,7 +24,7 @@ from interp_models.prototypes.boxes import Size, activation_boxes
 from interp_models.prototypes.distances import over_cells, product, squared_distances
 from interp_models.prototypes.push import project
 from interp_models.prototypes.search import nearest_patches
-from interp_models.prototypes.sources import Match, Reading, Sources
+from interp_models.prototypes.sources import Match, Prototypical, Reading, Sources
 from interp_models.training.last_layer import fit_stored
 from interp_models.training.module import MODELS, InterpModule
 
@@ -33,7 +33,7 @@ EPSILON = 1e-4
 
 
 @MODELS.register("protopnet")
-class ProtoPNet(InterpModule):
+class ProtoPNet(InterpModule, Prototypical):
     """Features z = add_on(CNN(x)), similarity s_p = max over patches of act(‖z_hw - p‖²), logits = W · s.
 
     Prototypes belong to classes in blocks. W starts at 1 for prototypes of the class and `wrong_weight` for others,

@@ -22,14 +22,14 @@ from interp_models.nn.soft_tree import TreeNode, check_memory, children_kept, gr
 from interp_models.prototypes.boxes import Size, activation_boxes
 from interp_models.prototypes.distances import over_cells, product, root, squared_distances
 from interp_models.prototypes.push import project
-from interp_models.prototypes.sources import Match, Reading, Sources
+from interp_models.prototypes.sources import Match, Prototypical, Reading, Sources
 from interp_models.training.module import MODELS, InterpModule
 
 Decision = Literal["soft", "sample_max", "greedy"]
 
 
 @MODELS.register("prototree")
-class ProtoTree(InterpModule):
+class ProtoTree(InterpModule, Prototypical):
     """Node n sends an image to the right with probability p_n = exp(-min over patches of ‖z_hw - p_n‖).
 
     The probability π_l of leaf l is the product over the nodes on its path of p_n (right) or 1 - p_n (left), and the

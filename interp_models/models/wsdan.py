@@ -43,6 +43,7 @@ class WSDAN(InterpModule):
 
     additive = True
     explanations: ClassVar[tuple[str, ...]] = ("mean",)
+    amplifies_rounding = True  # the slope of √|f| is up to 5e5 where f is near 0
 
     def __init__(
         self,

@@ -66,23 +66,13 @@ class Backbone(nn.Module):
         mean, std = pixel_statistics(self.trunk)
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
-        self.given: Tensor | None = None
-        """Features of a batch that a training reads in place of its images; see `callbacks.feature_cache`."""
         self.channels: int = self.form.channels
         """Channels C of the features."""
         self.stride: int = self.form.stride
         """Pixels per cell of the features."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> features (B, C, H / stride, W / stride).
-
-        Raises:
-            InputError: if it stands for features that are `given`, and these are other images.
-        """
-        if self.given is not None:
-            if images is not self.given:
-                raise InputError("feature_cache: the model needs more than the batch's images, as for model.crop_drop")
-            return images
+        """(B, 3, H, W) in [0, 1] -> features (B, C, H / stride, W / stride)."""
         images = images.contiguous(memory_format=torch.channels_last)
         return self.features((images - self.mean) / self.std)
 

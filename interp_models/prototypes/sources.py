@@ -1,13 +1,13 @@
 """What is known of prototypes that are patches of training images, and what their models offer."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, TypeGuard
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from interp_models.core.outputs import InterpOutput
-from interp_models.core.scoring import PrototypeModel
 from interp_models.prototypes.boxes import Size
 
 
@@ -56,29 +56,42 @@ class Reading(NamedTuple):
     """What they come to."""
 
 
-class Prototypical(PrototypeModel, Protocol):
-    """A model whose prototypes can be shown and judged."""
+class Prototypical(nn.Module, ABC):
+    """A model whose prototypes can be shown and judged, as a `core.scoring.PrototypeModel`.
 
+    An architecture names it as a second base: `class MyModel(InterpModule, Prototypical)`. Its prototypes are then
+    drawn after the training, judged by prototype metrics and shown on the page.
+    """
+
+    prototypes: nn.Parameter
+    """(P, D, a, b)."""
     sources: Sources
+    """Where they come from."""
+    class_specific: bool = True
+    """Whether prototypes belong to classes, so that a class without a training image leaves some without a patch."""
 
+    @property
+    @abstractmethod
+    def prototype_classes(self) -> Tensor:
+        """(P, K) bool, the classes in whose images a prototype is to be found; none for one that is removed."""
+
+    @property
+    @abstractmethod
+    def prototype_weights(self) -> Tensor | None:
+        """(K, P), what a prototype counts for the classes; None if prototypes have no weights."""
+
+    @abstractmethod
     def features(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> what prototypes are compared with, (B, D, h, w)."""
 
+    @abstractmethod
     def similarity(self, distances: Tensor) -> Tensor:
         """Squared L2 distances -> similarities."""
 
+    @abstractmethod
     def readings(self, output: InterpOutput, targets: Tensor, image_size: Size, n: int | None = None) -> list[Reading]:
         """Why each image is of its target class, by at most n prototypes, or as many as the model thinks fit."""
 
+    @abstractmethod
     def prototype_sheets(self, classes: Sequence[str]) -> dict[str, list[int]]:
         """Numbers of the prototypes that are shown together, by a name for a file."""
-
-
-def has_prototypes(model: Any) -> TypeGuard[Prototypical]:
-    """Whether a model has what `Prototypical` asks for."""
-    return all(hasattr(model, name) for name in ("sources", "readings", "prototype_sheets"))
-
-
-def needs_every_class(model: Any) -> bool:
-    """Whether prototypes belong to classes, so that a class without a training image leaves some without a patch."""
-    return has_prototypes(model) and getattr(model, "class_specific", True)

@@ -1,1 +1,1 @@
-"""What evaluations draw: the page, comparisons of runs, patches of prototypes, parts, trees."""
+"""Drawings of evaluations: the page, comparisons of runs, prototypes, parts, trees."""

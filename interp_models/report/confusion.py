@@ -10,9 +10,9 @@ from torch import Tensor
 from interp_models.core.files import whole
 
 FEW = 30
-"""Up to as many classes, every cell shows its number."""
+"""Most classes for which every cell shows its number."""
 MANY = 400
-"""Up to as many classes, all have their names beside them."""
+"""Most classes for which names are shown."""
 LONGEST = 28
 """Characters of a name that are shown."""
 

@@ -42,7 +42,7 @@ def draw_sheets(sources: Sources, sheets: Mapping[str, Sequence[int]], data: Dat
     """Write a sheet `<name>.jpg` of the prototypes under each name, and return their paths; if there are more than
     256, the next ones are on `<name>-2.jpg`, and so on.
 
-    Above each patch, cut out by its activation box, stands its image with that box in yellow and the receptive one in
+    Above each patch, cut out by its activation box, is its image with that box in yellow and the receptive one in
     white. If the training images are not those of the sources, nothing is drawn, with a warning.
     """
     paths: list[Path] = []
@@ -88,7 +88,7 @@ def draw_nearest(
 
 
 def _pages(sheets: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, Sequence[int]]]:
-    """The sheets that hold something, long ones in pieces."""
+    """The sheets that are not empty; long ones are split."""
     for name, numbers in sheets.items():
         for first in range(0, len(numbers), LONGEST):
             yield f"{name}-{first // LONGEST + 1}" if first else name, numbers[first : first + LONGEST]
@@ -133,7 +133,7 @@ def of_these_images(sources: Sources, data: DataModule) -> bool:
 
 
 def _known(sources: Sources, data: DataModule) -> bool:
-    """As `of_these_images`; warns if not."""
+    """The result of `of_these_images`, with a warning if it is false."""
     known = of_these_images(sources, data)
     if not known:
         rank_zero_warn("prototypes are patches of other training images than these; they are not drawn")

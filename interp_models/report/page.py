@@ -125,7 +125,7 @@ def _best(metric: str, lines: Iterable[Mapping[str, Mapping[str, Any]]], higher:
 
 
 def _protocols(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """How the scores were taken: the settings, and the runs and metrics they hold for where they differ."""
+    """The settings of the scores, with their runs and metrics where settings differ."""
     covered: dict[tuple[str, ...], dict[str, list[str]]] = {}
     for row in rows:
         settings = tuple(
@@ -226,7 +226,7 @@ def in_percent(metric: str) -> bool:
 
 
 def number(metric: str, value: float | None) -> str | None:
-    """A mean or score as it is shown: percent with one digit or a decimal with three; None for an undefined one."""
+    """A mean or score as text: percent with one digit or a decimal with three; None for an undefined one."""
     if in_percent(metric):
         return _percent(value)
     return f"{value:z.3f}" if value is not None and math.isfinite(value) else None  # z: no minus before a zero

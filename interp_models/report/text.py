@@ -53,7 +53,7 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], costs: Costs) -> str:
 
 
 def latex_table(rows: Sequence[Mapping[str, Any]], costs: Costs) -> str:
-    """As `markdown_table`, as a LaTeX `tabular` for the package booktabs."""
+    """The table of `markdown_table` as a LaTeX `tabular` for the package booktabs."""
     heads, lines, note = _cells(rows, costs)
     body = []
     for cells in lines:

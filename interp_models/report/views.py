@@ -1,4 +1,4 @@
-"""What the report page shows, as data."""
+"""Data of the report page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,7 +44,7 @@ class MapView:
 
 @dataclass(frozen=True)
 class Panel:
-    """What one prototype or part found: a picture (H, W, 3), and a remark on it."""
+    """The match of one prototype or part: a picture (H, W, 3) and a remark."""
 
     number: int
     picture: NDArray[np.uint8]
@@ -67,11 +67,11 @@ class ImageView:
     maps: Sequence[MapView]
     parts: Mapping[str, NDArray[np.floating]]
     own: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
-    """By run, the image as it saw it, if that is not `image`, such as a crop."""
+    """The model's input by run, if it is not `image`, such as a crop."""
     reasons: Mapping[str, Sequence[Panel]] = field(default_factory=dict)
-    """By run, pictures that say why, such as the prototypes that a model found."""
+    """Pictures of the reasons by run, such as the prototypes that a model found."""
     totals: Mapping[str, str] = field(default_factory=dict)
-    """By run, what these reasons come to."""
+    """The sum of these reasons by run, as text."""
 
 
 @dataclass(frozen=True)

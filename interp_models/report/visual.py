@@ -27,7 +27,7 @@ Map = NDArray[np.float32]
 # and the unimportant part of a picture is dimmed, not tinted. Jet and turbo are lightest in the middle of their range.
 CMAP = "inferno"
 SIGNED = "berlin"
-"""Of maps with values below 0: black at 0, red above, blue below."""
+"""Colour map of signed maps: black at 0, red above, blue below."""
 MANY = 64 * 64
 """Cells from which on a map is taken for one of pixels, whose few largest values would leave the others in one colour;
 half a percent of them, at each end, are drawn as the one that follows."""

@@ -1,7 +1,7 @@
 """Data module and model of a config."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from interp_models.data.module import DataModule
 from interp_models.data.transforms import transform_options
 from interp_models.runs.config import TrainConfig
 from interp_models.runs.misfits import check_fits
+from interp_models.training.distillation import Distillation
 from interp_models.training.module import MODELS, InterpModule
 from interp_models.training.recipe import Recipe
 
@@ -36,8 +37,24 @@ def resolve(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, plugins=plugins, data=data, model=model)
 
 
-def build_model(config: Mapping[str, Any], num_classes: int, *, trained: bool = False) -> InterpModule:
-    """The model of a config with its recipe; `trained` leaves the pretrained weights out, as a checkpoint follows.
+def build_model(
+    config: Mapping[str, Any],
+    num_classes: int,
+    *,
+    trained: bool = False,
+    classes: Sequence[str] = (),
+    images: Mapping[str, list[Any]] | None = None,
+    distillation: Distillation | None = None,
+) -> InterpModule:
+    """The model of a config, with its recipe and all else that it keeps of its training.
+
+    Args:
+        config: a resolved config.
+        num_classes: of the data set.
+        trained: leaves the pretrained weights out, as a checkpoint follows.
+        classes: names by label, of a model from a run.
+        images: what tells the images that it is trained on from others.
+        distillation: the teacher, of a training that has one.
 
     Raises:
         InputError: for an unknown model, option or a wrong type.
@@ -48,6 +65,7 @@ def build_model(config: Mapping[str, Any], num_classes: int, *, trained: bool = 
     model = MODELS.build(name, options, num_classes=num_classes)
     model.recipe = Recipe(**parse(Recipe, {key: config[key] for key in ("phases", "optimizer")}, "config"))
     model.config = dict(config)
+    model.classes, model.images, model.distillation = tuple(classes), dict(images or {}), distillation
     model.check_recipe()
     return model
 

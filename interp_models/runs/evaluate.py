@@ -35,12 +35,13 @@ from interp_models.evaluation.comparison import (
     write_page,
 )
 from interp_models.evaluation.networks import Network, build_network, network_config
-from interp_models.evaluation.part_sheets import has_parts, write_part_sheets
+from interp_models.evaluation.part_sheets import write_part_sheets
 from interp_models.evaluation.plan import explainer_specs, resolve_grid
 from interp_models.evaluation.prototypes import PrototypeEvaluation
 from interp_models.evaluation.shown import Gallery, gallery_of, prototypes_shown, shown_by
 from interp_models.evaluation.tables import Provenance, read_prototypes, read_tables
-from interp_models.prototypes.sources import has_prototypes
+from interp_models.prototypes.parts import PartModel
+from interp_models.prototypes.sources import Prototypical
 from interp_models.report.text import text_table
 from interp_models.report.views import ImageView, RunSummary
 from interp_models.runs.building import build_data
@@ -244,7 +245,7 @@ def _write_page(
         return [view for view in views if view is not None]
 
     images = write_page(compared, folder / "report.html", config.report_images, prototypes=prototypes)
-    of_parts = [(one.name, one.model, one.data) for one in judged if has_parts(one.model)]
+    of_parts = [(one.name, one.model, one.data) for one in judged if isinstance(one.model, PartModel)]
     shutil.rmtree(folder / "parts", ignore_errors=True)
     if of_parts:
         names = list(dict.fromkeys(view.label for view in images))[:FIGURE_ROWS]
@@ -276,7 +277,7 @@ def _judged(folders: Sequence[Path], networks: Sequence[Network], config: Evalua
     for one in judged:
         one.data.memory = one.results
         one.data.test_indices = subsample(one.data.test_indices, config.n_images, config.seed)
-        one.data.check_files("test", *(("train", "whole_test") if has_prototypes(one.model) else ()))
+        one.data.check_files("test", *(("train", "whole_test") if isinstance(one.model, Prototypical) else ()))
     check_same_images({one.name if one.folder is None else str(one.folder): one.data for one in judged})
     return judged
 

@@ -74,10 +74,10 @@ def load(
     if written.get("name") != config["model"].get("name"):
         other, own = written.get("name"), config["model"].get("name")
         raise InputError(f"{run}: the checkpoint is of model {other!r}, config.yaml says {own!r}")
-    model = build_model(config, int(checkpoint["interp_models"]["num_classes"]), trained=True)
+    own = checkpoint["interp_models"]
+    about = {key: own[key] for key in ("classes", "images") if key in own}
+    model = build_model(config, int(own["num_classes"]), trained=True, **about)
     load_weights(model, checkpoint, str(run))
-    model.classes = tuple(checkpoint["interp_models"].get("classes", ()))
-    model.images = checkpoint["interp_models"].get("images", {})
     data = parse(schema_of(DataModule), {"dataset": {}, **config["data"]}, "data")
     transform = transform_of(data["transforms"], data["image_size"]).evaluation()
     return model.eval(), v2.Compose([of_known_range, v2.RGB(), v2.ToImage(), transform])

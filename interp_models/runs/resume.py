@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from omegaconf import OmegaConf
 
@@ -13,6 +13,7 @@ from interp_models.data.module import DataModule
 from interp_models.data.subsets import spread
 from interp_models.runs.building import resolve
 from interp_models.runs.config import TrainConfig
+from interp_models.training.checkpoints import read_checkpoint
 from interp_models.training.recipe import Phase, Recipe
 
 PLACES = (
@@ -51,6 +52,35 @@ def check_assignment(assignment: str) -> None:
         raise InputError(
             f"{assignment}: a resumed run can change {', '.join(CHANGEABLE)} only{f' ({why})' if why else ''}"
         )
+
+
+class Resumed(NamedTuple):
+    """The checkpoint that a training goes on with."""
+
+    path: Path
+    content: dict[str, Any]
+
+
+def checkpoint_of(run: Path, config: TrainConfig) -> Resumed | None:
+    """The last checkpoint of a run that goes on with a resolved config; None if it was stopped before its first.
+
+    Raises:
+        InputError: if the checkpoint is missing among others, or the config changes what a run that goes on cannot.
+    """
+    last = last_checkpoint(run)
+    if not last.is_file():
+        if any(last.parent.glob("*.ckpt")):
+            raise InputError(f"{last} is missing, without which the training would begin anew over what is there")
+        return None
+    checkpoint = read_checkpoint(last)
+    check_config(last, checkpoint, config)
+    check_epochs(last, checkpoint, config)
+    return Resumed(last, checkpoint)
+
+
+def last_checkpoint(run: Path) -> Path:
+    """Where the last checkpoint of a run is, once there is one."""
+    return run / "checkpoints" / "last.ckpt"
 
 
 def check_config(last: Path, checkpoint: Mapping[str, Any], config: TrainConfig) -> None:
@@ -119,6 +149,11 @@ def check_same_classes(before: Sequence[str], now: Sequence[str], whose: str) ->
         )
 
 
+def images_to_train_on(data: DataModule, resumed: Resumed | None) -> dict[str, list[Any]]:
+    """The `images_of` the data; `InputError` if a training goes on and was begun with others."""
+    return images_of(data) if resumed is None else check_same_data(resumed.path, resumed.content, data)
+
+
 def images_of(data: DataModule) -> dict[str, list[Any]]:
     """The number of training and of validation images, and what tells one set of them from another; for a checkpoint.
 
@@ -136,12 +171,8 @@ def images_of(data: DataModule) -> dict[str, list[Any]]:
     return found
 
 
-def epochs_done(last: Path, checkpoint: Mapping[str, Any], config: TrainConfig) -> int:
-    """The epochs that a run to go on with has behind it.
-
-    Raises:
-        InputError: if the phases end before, or have other epochs than those that are done.
-    """
+def check_epochs(last: Path, checkpoint: Mapping[str, Any], config: TrainConfig) -> None:
+    """Raise `InputError` if the phases end before the epochs that a run has done, or say something else of them."""
     done = int(checkpoint["epoch"]) + 1
     if (wanted := sum(phase.epochs for phase in config.phases)) < done:
         raise InputError(f"{last}: {done} epochs are done, the phases have {wanted}")
@@ -153,7 +184,6 @@ def epochs_done(last: Path, checkpoint: Mapping[str, Any], config: TrainConfig) 
                 f"{last}: epoch {epoch} was number {was[1]} of phase {was[0].name!r}, phases say {now_is[1]} of "
                 f"{now_is[0].name!r}; only epochs that are not done can change"
             )
-    return done
 
 
 def _differences(key: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -1,9 +1,7 @@
-"""Where a run's numbers go: `metrics.csv` always, Weights & Biases and TensorBoard as asked."""
+"""Weights & Biases and TensorBoard: what a run sends them beside its own files."""
 
 import base64
-import csv
 import importlib.util
-import io
 import json
 import netrc
 import os
@@ -24,7 +22,6 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from interp_models.core.errors import InputError
-from interp_models.core.files import write_whole
 from interp_models.report import visual
 from interp_models.report.views import ImageView
 from interp_models.training.config import LoggerConfig, Mode
@@ -93,26 +90,18 @@ def make_loggers(
     *,
     group: str,
     job: str = "train",
-    epochs: int | None = None,
-    last: Mapping[str, Any] | None = None,
-    phases: Sequence[str] = (),
 ) -> list[Logger]:
-    """The loggers of a run; none on ranks that know no run folder, as only rank 0 logs.
+    """The loggers that a config asks for; none on ranks that know no run folder, as only rank 0 logs.
 
     Args:
         config: which.
         run: the run folder, or None.
         group: group in Weights & Biases.
         job: kind of job, `train` or `evaluate`.
-        epochs: epochs already done by the run that goes on, see `MetricsFile`.
-        last: see `MetricsFile`.
-        phases: names of the phases on the timeline.
     """
     if run is None:
         return []
     loggers: list[Logger] = []
-    if job == "train":
-        loggers.append(MetricsFile(run, phases, epochs, last))
     mode = wandb_mode(config)
     if mode != "disabled":
         loggers.append(
@@ -206,65 +195,6 @@ def close(loggers: Iterable[Logger]) -> None:
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()
-
-
-class MetricsFile(Logger):
-    """`metrics.csv`: one row per epoch with what training and validation logged, written whole whenever that grows.
-
-    Phases, which Lightning logs as numbers, stand there by name. Results on test images are in `metrics.json` alone, as
-    no epoch is to be chosen by them.
-
-    Args:
-        run: the run folder.
-        phases: names of the phases on the timeline.
-        epochs: epochs already done by the run that goes on, whose rows are kept; None begins anew.
-        last: the row of the last of them, which is filled in if the run was stopped before all of it was written.
-    """
-
-    name, version = "metrics", ""
-
-    def __init__(
-        self, run: Path, phases: Sequence[str] = (), epochs: int | None = None, last: Mapping[str, Any] | None = None
-    ) -> None:
-        super().__init__()
-        self.path, self.phases = run / "metrics.csv", phases
-        self.rows: dict[int, dict[str, Any]] = {}
-        """By epoch."""
-        if epochs is not None and self.path.is_file():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.DictReader(file) if None not in row.values()]  # a cut one lacks cells
-            for row in rows:  # earlier versions wrote several rows for an epoch
-                if row.get("epoch", "").isdecimal() and int(row["epoch"]) < epochs:
-                    self._fill(int(row["epoch"]), {key: value for key, value in row.items() if value})
-        if last:
-            self.log_metrics(last, int(last["step"]))
-
-    @property
-    def save_dir(self) -> str:
-        """The run folder, where Lightning's profilers write too."""
-        return str(self.path.parent)
-
-    def _fill(self, epoch: int, values: Mapping[str, Any]) -> None:
-        self.rows[epoch] = {**self.rows.get(epoch, {}), **values}
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Fill in the row of the epoch that the metrics name."""
-        row = {key: value for key, value in metrics.items() if not key.startswith("test/")}
-        if row.keys() == {"epoch"}:
-            return
-        if isinstance(row.get("phase"), float):
-            row["phase"] = self.phases[int(row["phase"])]
-        self._fill(int(row["epoch"]), {**row, "step": step})
-        text = io.StringIO()
-        rows = [self.rows[epoch] for epoch in sorted(self.rows)]
-        writer = csv.DictWriter(text, sorted({key for row in rows for key in row}), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_whole(self.path, text.getvalue())
-
-    def log_hyperparams(self, params: Any) -> None:
-        """They are in `config.yaml`."""
 
 
 def _wandb_id(run: Path, job: str) -> str:

@@ -19,6 +19,7 @@ from interp_models.core.traits import Trait
 from interp_models.data.base import Sample
 from interp_models.data.module import data_of
 from interp_models.training.distillation import Distillation
+from interp_models.training.metrics_file import row_of
 from interp_models.training.optimizers import make_optimizer
 from interp_models.training.recipe import Recipe, check_groups
 from interp_models.training.schedule import PhaseSchedule
@@ -57,6 +58,8 @@ class InterpModule(pl.LightningModule, ABC):
     """Options that make it small enough for a test."""
     untrained: ClassVar[Mapping[str, Any]] = {}
     """Options with which its actions work on a model that has hardly learnt."""
+    amplifies_rounding: ClassVar[bool] = False
+    """Whether its gradient changes so fast with the images that tests of gradients need small steps and float64."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -203,11 +206,8 @@ class InterpModule(pl.LightningModule, ABC):
             raise InputError("the trainer needs callbacks=[PhaseSchedule()], which sets the phases' learning rates")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the format version, the resolved config, the name of the phase and the epoch's row of `metrics.csv`,
-        which Lightning logs after it has saved, plain containers."""
-        logged = self.trainer.callback_metrics.items()
-        # Not val/<metric>/<explainer>, which may be of an epoch before.
-        row = {k: float(v) for k, v in logged if k.startswith(("train/", "val/", "lr/")) and k.count("/") == 1}
+        """Add the format version, the resolved config, the name of the phase and the epoch's row of `metrics.csv`, as
+        plain containers."""
         phase = self.recipe.at(self.current_epoch)[0].name
         checkpoint["interp_models"] = {
             "format_version": FORMAT_VERSION,
@@ -217,7 +217,7 @@ class InterpModule(pl.LightningModule, ABC):
             "teacher": self.distillation and self.distillation.digest,
             "config": self.config,
             "phase": phase,
-            "metrics": {**row, "phase": phase, "epoch": self.current_epoch, "step": self.global_step - 1},
+            "metrics": row_of(self.trainer, phase),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 
 from interp_models.data.module import data_of
-from interp_models.prototypes.sources import has_prototypes
+from interp_models.prototypes.sources import Prototypical
 from interp_models.report.gallery import draw_sheets
 from interp_models.training.loggers import log_pictures
 
@@ -25,7 +25,7 @@ class PrototypeGallery(pl.Callback):
 
     def on_test_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Draw, on rank 0, if the model has prototypes that are patches."""
-        if self.folder is None or not has_prototypes(module) or int(module.sources.images) < 0:
+        if self.folder is None or not isinstance(module, Prototypical) or int(module.sources.images) < 0:
             return
         data = data_of(trainer)
         shutil.rmtree(self.folder, ignore_errors=True)  # of a shorter training

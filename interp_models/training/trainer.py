@@ -16,7 +16,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from interp_models.core.errors import InputError, unknown
 from interp_models.core.schema import parse, schema_of
 from interp_models.data.module import DataModule
-from interp_models.prototypes.sources import needs_every_class
+from interp_models.prototypes.sources import Prototypical
 from interp_models.training.module import InterpModule
 from interp_models.training.stops_ranks import StopsRanks
 
@@ -103,7 +103,7 @@ def check_data(data: DataModule, model: InterpModule) -> None:
     image whose prototypes are to become patches of one."""
     data.check_files("train", "val", "test")
     without = data.classes_without("train")
-    if without and needs_every_class(model):
+    if without and isinstance(model, Prototypical) and model.class_specific:
         names = f"{', '.join(without[:5])}{', ...' * (len(without) > 5)}"
         raise InputError(f"prototypes of a class need a training image of it; there is none of {len(without)}: {names}")
 

@@ -7,6 +7,7 @@ import torch
 
 from interp_models import MODELS
 from interp_models.models.bcnn import BCNN
+from interp_models.models.wsdan import WSDAN
 from tests.conftest import tiny_options
 from tests.contract import models as contract
 
@@ -137,6 +138,20 @@ WRONG = [
     (LeavesTheBackbone, contract.check_freezing, "group (backbone|attention) did not move"),
     (LearnsOtherLabels, contract.check_learns, "six images are not learnt"),
 ]
+
+
+class CutsTheGraphAtARoot(WSDAN):
+    def forward(self, images):
+        output = super().forward(images)
+        return output._replace(logits=output.logits + images.detach().mean(dim=(1, 2, 3))[:, None])
+
+
+def test_a_gradient_that_is_cut_is_found_with_smaller_steps():
+    """As of models whose gradient bends too fast for the larger ones."""
+    assert WSDAN.amplifies_rounding
+    contract.check_gradients(functools.partial(make, "wsdan"))
+    with pytest.raises(AssertionError, match="the gradient is not that of finite steps"):
+        contract.check_gradients(lambda: CutsTheGraphAtARoot(num_classes=3, **tiny_options("wsdan")))
 
 
 def test_every_check_has_a_wrong_example():

@@ -115,7 +115,7 @@ def model_input(tmp_path: Path, run: Path, image_id: str) -> torch.Tensor:
     from interp_models.runs.loading import run_config
 
     root = Path(run_config(run)["data"]["dataset"]["root"])
-    transform = transform_of({"name": "shorter_side", "crop_pct": 0.875, "interpolation": "bicubic"}, 64).plain()
+    transform = transform_of({"name": "shorter_side", "crop_pct": 0.875, "interpolation": "bicubic"}, 64).evaluation()
     from interp_models.data.base import decode_image
 
     image: torch.Tensor = transform(decode_image(next(root.rglob(image_id)), upright=False))

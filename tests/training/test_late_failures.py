@@ -15,7 +15,7 @@ from interp_models import MODELS
 from interp_models.config.loading import as_dict, check
 from interp_models.core import files
 from interp_models.core.errors import InputError
-from interp_models.runs import train
+from interp_models.runs import preparation
 from interp_models.runs.building import build_data, build_model
 from interp_models.runs.config import TrainConfig
 from interp_models.training.attention_logger import AttentionLogger
@@ -69,10 +69,10 @@ def test_few_images_on_many_devices(tiny_cub: Cub, tmp_path: Path, devices: int,
     node = as_dict(check(TrainConfig, resnet_config(tiny_cub, tmp_path, 32, 4)))
     data, model = build_data(node), build_model(node, 3)
     if right:
-        train.check_images(model, data, devices, synced=synced)
+        preparation.check_images(model, data, devices, synced=synced)
     else:
         with pytest.raises(InputError, match="steps of 1 image per device"):
-            train.check_images(model, data, devices, synced=synced)
+            preparation.check_images(model, data, devices, synced=synced)
 
 
 def test_the_second_phase_is_tried_too(tiny_cub: Cub, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_the_second_phase_is_tried_too(tiny_cub: Cub, tmp_path: Path) -> None:
     node["phases"].append({"epochs": 1, "lrs": CNN_LRS})
     node = as_dict(check(TrainConfig, node))
     with pytest.raises(InputError, match=r"phases\[1\]: CNN cannot be trained"):
-        train.check_images(build_model(node, 3), build_data(node), 1)
+        preparation.check_images(build_model(node, 3), build_data(node), 1)
 
 
 @pytest.mark.parametrize("name", MODELS.names())
@@ -95,7 +95,7 @@ def test_trying_changes_nothing(tiny_cub: Cub, tmp_path: Path, name: str) -> Non
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     random = torch.get_rng_state()
-    train.check_images(model, data, 1)
+    preparation.check_images(model, data, 1)
     assert torch.equal(torch.get_rng_state(), random)
     assert [module.training for module in model.modules()] == modes
     for key, tensor in model.state_dict().items():

@@ -17,7 +17,7 @@ from interp_models.data.part_birds.scene import CLASSES, Scene, make_scene
 class PartBirds(ImageDataset):
     """Birds of 12 species, which are combinations of six parts' variants; six pairs differ in one part only.
 
-    Colours, pose, light, background and what stands in front are drawn alike for all species, so that shape alone
+    Colours, pose, light, background and occluders are drawn alike for all species, so that shape alone
     tells them apart. Every image has a box, a mask of the bird and of each part, and a key point of each part. An
     image is a pure function of seed, split and index.
 
@@ -66,7 +66,7 @@ class PartBirds(ImageDataset):
         return f"{self.classes[self._label(index)]} {self.split} {index} {self.image_size} pixels, seed {self.seed}"
 
     def scene(self, index: int) -> Scene:
-        """What image `index` shows; `part_birds_drawing.draw` draws it, or a changed copy of it."""
+        """The scene of image `index`; `drawing.draw` draws it, or a changed copy of it."""
         return make_scene(self.seed, self.split, index, self._label(index))
 
     def load(self, index: int) -> Sample:

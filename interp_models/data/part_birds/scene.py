@@ -40,7 +40,7 @@ CLOSE_PAIRS: Mapping[tuple[int, int], str] = {
 
 @dataclass(frozen=True)
 class Pose:
-    """Where the bird stands, and how; lengths in image sides, angles in radians."""
+    """Position and pose of the bird; lengths in image sides, angles in radians."""
 
     x: float
     """Position of the middle of the bird; 0 is the left edge, 1 the right one."""
@@ -74,7 +74,7 @@ class Light:
 
 @dataclass(frozen=True)
 class Background:
-    """What is behind the bird; `key` seeds its details."""
+    """The background; `key` seeds its details."""
 
     kind: str
     colours: tuple[RGB, RGB, RGB]
@@ -83,7 +83,7 @@ class Background:
 
 @dataclass(frozen=True)
 class Perch:
-    """What the bird stands on; `key` seeds its details."""
+    """The perch; `key` seeds its details."""
 
     kind: Literal["branch", "rock", "ground"]
     colour: RGB
@@ -98,7 +98,7 @@ class Occluder:
     base: tuple[float, float]
     tip: tuple[float, float]
     bend: float
-    """How far the middle of the stem is off the straight line, as a fraction of its length."""
+    """Offset of the middle of the stem from the straight line, as a fraction of its length."""
     size: float
     """Length of a leaf, in image sides."""
     colour: RGB

@@ -1,4 +1,4 @@
-"""What images go through before a model sees them.
+"""Transforms of images before a model sees them.
 
 Every registered class is here under its own name; its file is imported when the class is asked for.
 """

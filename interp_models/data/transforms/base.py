@@ -1,4 +1,4 @@
-"""The base of all transforms: what training images and all other images go through."""
+"""The base of all transforms: one of training images, one of all other images."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ CROP_RATIO = 0.875
 
 
 class ImageTransform(ABC):
-    """How images of any size become images of one size, float32 in [0, 1]; boxes, masks and key points move along.
+    """Transforms of images of any size to one size, float32 in [0, 1]; boxes, masks and key points move along.
 
     Both transforms take an image, or a `Sample` with its ground truth. Random numbers come from torch's generator,
     which the data module seeds for every image and epoch.

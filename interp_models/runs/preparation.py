@@ -1,0 +1,164 @@
+"""Data and model of a training, put together and checked before anything is written."""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from interp_models.core.errors import InputError, first_line
+from interp_models.core.scoring import evaluating
+from interp_models.data.module import DataModule
+from interp_models.data.transforms import TRANSFORMS
+from interp_models.nn.backbone import Backbone
+from interp_models.runs.building import build_data, build_model
+from interp_models.runs.config import TrainConfig
+from interp_models.runs.loading import load, run_config
+from interp_models.runs.resume import Resumed, check_same_classes, images_to_train_on
+from interp_models.training.distillation import Distillation
+from interp_models.training.module import InterpModule
+from interp_models.training.schedule import check_strategy
+from interp_models.training.trainer import check_data
+
+
+def prepare(
+    config: TrainConfig,
+    node: Mapping[str, Any],
+    options: Mapping[str, Any],
+    trial: pl.Trainer,
+    resumed: Resumed | None,
+) -> tuple[DataModule, InterpModule]:
+    """The data module and the model of a training that can begin.
+
+    Args:
+        config: resolved.
+        node: the same as plain containers, which the model keeps.
+        options: of the trainer.
+        trial: a trainer of these options that has seen nothing yet.
+        resumed: the checkpoint to go on with.
+
+    Raises:
+        InputError: for whatever would fail later.
+    """
+    devices = trial.world_size
+    data = build_data(node)
+    data.check_training(devices)
+    check_limits(options, data, devices)
+    images = images_to_train_on(data, resumed)
+    with torch.random.fork_rng(devices=[]):  # so that a student begins alike with and without a teacher
+        distillation = build_distillation(config, data)
+    trained = resumed is not None
+    model = build_model(node, len(data.classes), trained=trained, images=images, distillation=distillation)
+    model.check_selection(selecting=len(data.val_indices) > 0)
+    model.recipe.check_timeline()
+    check_features(config, model)
+    check_strategy(trial.strategy, model)
+    check_images(model, data, devices, synced=bool(options.get("sync_batchnorm")))
+    check_data(data, model)
+    return data, model
+
+
+def check_limits(options: Mapping[str, Any], data: DataModule, devices: int) -> None:
+    """Raise `InputError` if a share of the batches that `limit_<split>_batches` asks for is none at all."""
+    for split, indices in (("train", data.train_indices), ("val", data.val_indices), ("test", data.test_indices)):
+        limit, batches = options.get(f"limit_{split}_batches"), -(-len(indices) // (data.batch_size * devices))
+        if isinstance(limit, float) and limit < 1 and batches and int(batches * limit) == 0:
+            raise InputError(
+                f"trainer.limit_{split}_batches={limit} of {batches} batches is none; at least one is needed"
+            )
+
+
+def check_images(model: InterpModule, data: DataModule, devices: int, *, synced: bool = False) -> None:
+    """Raise `InputError` if a model cannot take the images of a test, or those of the steps of a phase.
+
+    Batch norms in train mode need two values of a channel: two images, or maps of two cells. A copy of the model tries
+    that, so that no weight, statistic or random state changes.
+
+    Args:
+        model: with its recipe.
+        data: the images.
+        devices: among which the training images are dealt out.
+        synced: whether batch norms see the images of all devices.
+    """
+    size, name = data.image_size, type(model).__name__
+    try:
+        with torch.no_grad(), evaluating(model):
+            model(torch.zeros(1, 3, size, size))
+    except InputError:
+        raise
+    except Exception as error:  # any that a timm model's code meets
+        raise InputError(f"data.image_size={size}: {name} cannot take such images ({first_line(error)})") from None
+    count = min(data.batch_size, -(-len(data.train_indices) // devices))
+    seen = min(2, count * devices if synced else count)
+    tried = copy.deepcopy(model)
+    for number, phase in enumerate(model.recipe.phases):
+        if not phase.epochs:
+            continue
+        phase.set_modes(tried)
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                tried.loss(tried(torch.zeros(seen, 3, size, size)), torch.zeros(seen, dtype=torch.long))
+        except InputError:
+            raise
+        except Exception as error:
+            advice = "; take more images per step, larger images, or eval_modules that hold its batch norms"
+            raise InputError(
+                f"phases[{number}]: {name} cannot be trained by steps of {count} image{'s' * (count > 1)} per device "
+                f"at data.image_size={size} ({first_line(error)}){advice if seen == 1 else ''}"
+            ) from None
+
+
+def build_distillation(config: TrainConfig, data: DataModule) -> Distillation | None:
+    """The teacher of a training, if it has one.
+
+    Raises:
+        InputError: if it is no run, or of other classes, or images of another form.
+    """
+    path = config.distillation.teacher
+    if path is None:
+        return None
+    try:
+        teacher, _ = load(path)
+    except InputError as error:
+        raise InputError(f"distillation.teacher: {error}") from None
+    check_same_classes(teacher.classes or data.classes, data.classes, f"distillation.teacher: {path}")
+    if teacher.num_classes != len(data.classes):
+        raise InputError(
+            f"distillation.teacher: {path} knows {teacher.num_classes} classes, the data set has {len(data.classes)}"
+        )
+    of_teacher = run_config(Path(path))["data"]
+    for key in ("image_size", "crop_to_box"):
+        if of_teacher.get(key) not in (None, config.data[key]):
+            raise InputError(f"distillation.teacher: {path} has data.{key}={of_teacher[key]}, not {config.data[key]}")
+    return Distillation(teacher, temperature=config.distillation.temperature, weight=config.distillation.weight)
+
+
+def check_features(config: TrainConfig, module: InterpModule) -> None:
+    """Raise `InputError` if the config wants features in place of images, and its training needs more of the images, or
+    changes the backbone."""
+    if config.feature_cache is None:
+        return
+    if config.data["augment"]:
+        raise InputError("feature_cache needs data.augment=false: every image has its features once")
+    transform = config.data["transforms"]["name"]
+    crops = TRANSFORMS.get(transform).crops_training_images and not config.data["crop_to_box"]
+    if crops and config.data["val_fraction"]:
+        raise InputError(
+            f"feature_cache: data.transforms={transform} crops training images only; add data.crop_to_box=true"
+        )
+    if module.distillation is not None:
+        raise InputError("feature_cache: distillation.teacher needs images, not features")
+    if config.evaluation.every_n_epochs:
+        raise InputError("feature_cache: evaluation.every_n_epochs needs images, not features")
+    backbone = getattr(module, "backbone", None)
+    if not isinstance(backbone, Backbone):
+        raise InputError(f"feature_cache: {type(module).__name__} has no convolutional backbone")
+    own = {id(parameter) for parameter in backbone.parameters()}
+    learning = {name for name, group in module.parameter_groups().items() if own & {id(p) for p in group}}
+    for number, phase in enumerate(module.recipe.phases):
+        if learning & phase.lrs.keys():
+            raise InputError(f"feature_cache: phases[{number}].lrs must not train the backbone")
+        if "backbone" not in phase.eval_modules:
+            raise InputError(f"feature_cache: phases[{number}].eval_modules must name backbone, whose statistics stay")
