@@ -62,7 +62,7 @@ def outputs(source: str, module: types.ModuleType, name: str) -> list[dict[str, 
 
 def data_of(value: Any) -> dict[str, Any]:
     """A value in the forms that Jupyter asks for."""
-    data: dict[str, Any] = {"text/plain": repr(value).splitlines(True)}
+    data: dict[str, Any] = {"text/plain": re.sub(r" at 0x[0-9A-Fa-f]+", "", repr(value)).splitlines(True)}
     if hasattr(value, "_repr_png_"):
         return {**data, "image/png": base64.b64encode(value._repr_png_()).decode()}
     if hasattr(value, "_repr_html_"):
