@@ -1,4 +1,4 @@
-"""Trains the runs that docs/results.md compares, those that have no record yet, and records them.
+"""Trains the runs that docs/results compares, those that have no record yet, and records them.
 
 python -m studies.trainings --root FOLDER                      everything, seeds 0 to 2
 python -m studies.trainings --root FOLDER --names cub_br_npa_lite0 bcnn_block --seeds 0

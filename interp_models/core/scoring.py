@@ -317,7 +317,7 @@ def default_batch(images: Tensor) -> int:
     """Batch size for many passes of images of the size of `images` (..., H, W).
 
     On a CPU four of 224 pixels for each thread, up to 16: what larger batches gain in arithmetic they lose to memory
-    that is mapped anew for every pass (see docs/results.md).
+    that is mapped anew for every pass (see docs/results/speed.md).
     """
     at_224 = min(16, 4 * torch.get_num_threads()) if images.device.type == "cpu" else 128
     return max(1, at_224 * 224**2 // (images.shape[-2] * images.shape[-1]))
