@@ -41,9 +41,11 @@ def registered(package: str) -> tuple[Entry, ...]:
 
 
 def folders(package: str) -> list[Path]:
-    """The folders of a package. Its parents are imported, the package itself is not."""
-    spec = importlib.util.find_spec(package)
-    return [Path(folder) for folder in (spec.submodule_search_locations or [] if spec else [])]
+    """Where the files of a package lie; neither the package itself nor what holds it is imported, but for the first."""
+    first, *inner = package.split(".")
+    spec = importlib.util.find_spec(first)
+    places = [Path(folder, *inner) for folder in (spec.submodule_search_locations or [] if spec else [])]
+    return [place for place in places if place.is_dir()]
 
 
 def _entries(path: Path, module: str) -> Iterable[Entry]:
