@@ -428,7 +428,7 @@ def test_out_is_never_overwritten(script: Script, tiny_cub: Cub, tmp_path: Path)
         ("out=x", "out=x: a resumed run can change phases, "),
         ("trainers=1", "trainers=1: a resumed run can change phases, "),
         ("phases[0].lrs.hed=1", "unknown parameter group in phases[0].lrs: 'hed'; did you mean 'head'?"),
-        ("phases[0].epochs=0", "phases: at least one epoch is needed"),
+        ("phases[0].epochs=0", "4 epochs are done, the phases have 0"),
         ("phases[0].epochs=2", "last.ckpt: 4 epochs are done, the phases have 2"),
         ("trainer.val_check_interval=1000", "trainer.val_check_interval cannot be given"),
         ("trainer.devices=none", "trainer: `devices` selected with"),

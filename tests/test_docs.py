@@ -218,6 +218,7 @@ def run(folder: Path, *arguments: str) -> str:
 PYTEST = ("pytest", "-q", "-p", "no:cacheprovider")
 
 
+@pytest.mark.slow
 def test_the_examples_of_new_files_keep_the_contracts(tmp_path):
     """Of a model, an explainer, a metric, a data set and an augmentation: contracts, own tests, style."""
     written = clone(tmp_path / "clone")

@@ -80,6 +80,7 @@ for explainer in (GradCAM(model), RISE(model, masks=4)):
     assert loaded(code) == []
 
 
+@pytest.mark.slow
 def test_a_class_is_imported_with_its_own_file_alone() -> None:
     others = ("interp_models.explainers.rise", "interp_models.explainers.surrogates", "interp_models.models.bcnn")
     assert loaded("from interp_models.explainers import GradCAM", watched=others) == []
@@ -120,6 +121,7 @@ def test_answers_load_no_slow_library(command: str, arguments: list[str], code: 
     assert loaded(answer(command, code=code), *arguments, watched=slow) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "spoken_of", "others"),
     [

@@ -204,6 +204,7 @@ def test_data_must_be_named(script: Script, factory: str) -> None:
     assert "dataset.name must be given, as there is no run beside it" in outcome.err
 
 
+@pytest.mark.slow
 def test_two_ranks_write_the_values_of_one(
     script: Script, tmp_path: Path, files: Path, factory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
