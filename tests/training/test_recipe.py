@@ -136,11 +136,12 @@ def test_only_epochs_whose_prototypes_are_patches_can_be_selected(phases: list[P
     patches, good, last = False, True, True
     for epoch in range(recipe.epochs):
         phase, position = recipe.at(epoch)
+        patches = patches or (position == 0 and "push" in phase.on_start)
         patches = patches and set(phase.lrs) == {"last"} and phase.eval_modules == ["net"]
         patches = patches or (position == phase.epochs - 1 and "push" in phase.on_end)
         good = good and (patches or not recipe.selectable(epoch))
         last = patches
-    pushes = any(phase.on_end for phase in phases if phase.epochs)
+    pushes = any([*phase.on_start, *phase.on_end] for phase in phases if phase.epochs)
     assert (good or not pushes) == (message is None)
     if last or not pushes:  # without validation the last epoch alone counts
         recipe.check_pushed("push", ["last"], ["net.norm"], selecting=False)
