@@ -1,7 +1,7 @@
 """Data sets and their samples: images with optional ground truth."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,10 +133,15 @@ def collate(samples: Sequence[Sample]) -> Sample:
     )
 
 
+def of_each(batch: Sample, change: Callable[[Any], Any]) -> Sample:
+    """A batch whose values that are not None are changed."""
+    changed: list[Any] = [None if value is None else change(value) for value in batch]
+    return Sample(*changed)
+
+
 def rows_of(batch: Sample, rows: list[int]) -> Sample:
-    """Select images of a batch."""
-    chosen: list[Any] = [None if value is None else value[rows] for value in batch]
-    return Sample(*chosen)
+    """Some images of a batch."""
+    return of_each(batch, lambda value: value[rows])
 
 
 def _stack(values: Sequence[Tensor]) -> Tensor:

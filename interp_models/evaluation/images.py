@@ -120,7 +120,6 @@ def images_of(
     labels: Tensor | Sequence[int] | None = None,
     image_size: int | None = None,
     batch_size: int = 16,
-    progress: bool = True,
 ) -> Images:
     """Images of a tensor, a DataLoader, a data set, a data module of ours, or a folder of image files; see `judge`.
 

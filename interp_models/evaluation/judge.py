@@ -17,7 +17,7 @@ from interp_models.core.plugins import import_plugins
 from interp_models.core.prepared import class_name, release
 from interp_models.core.schema import parse
 from interp_models.core.scoring import evaluating, logits_of
-from interp_models.data.base import Sample
+from interp_models.data.base import of_each
 from interp_models.evaluation.cache import FolderCache, MemoryCache
 from interp_models.evaluation.config import ExplanationConfig
 from interp_models.evaluation.engine import Engine, check_plan
@@ -116,7 +116,7 @@ def judge(
     check_plan(plan, others=bool(given))
     if folder is not None and given:
         raise InputError("explainers: with folder= give names or mappings, whose options tell one from another")
-    source = images_of(images, model, labels=labels, image_size=image_size, batch_size=batch_size, progress=progress)
+    source = images_of(images, model, labels=labels, image_size=image_size, batch_size=batch_size)
     judged = classifier_of(model, normalize, output, from_files=source.from_files)
     source = source.drawn(n_images, seed)
     about = {"name": name or class_name(judged), "classes": list(classes or source.classes)}
@@ -187,10 +187,9 @@ def _judged(
     if plan.target == "label" and int(first.label.min()) < 0:
         raise InputError("target 'label' needs labels, and the images have none; target='prediction' works")
     cache: FolderCache | MemoryCache = MemoryCache()
-    engine = None
+    engine = Engine(model, plan, example, cache, explainers=given)
     pictures: dict[int, np.ndarray[Any, Any]] = {}
     if folder is not None:
-        engine = Engine(model, plan, example, cache)
         specs = {label: spec for label, *spec in explainer_specs(plan.explainers)}
         protocol = [plan.preset, engine.grid, plan.max_steps, plan.target, plan.preparation, list(engine.keys)]
         contents = gathered_objects(source.digest())  # a loader may give each rank its own images
@@ -200,23 +199,19 @@ def _judged(
             wait_for_all()
             return Judgement.load(folder)
         engine.cache = cache
-    else:
-        engine = Engine(model, plan, example, cache, explainers=given)
     rank, ranks = rank_and_ranks()
     if progress and rank == 0:
         engine.show_progress(None if source.count is None else -(-source.count // source.batch_size // ranks))
     indices: list[int] = []
-    labels: dict[int, int] = {}
     shown = source.shown(PICTURES)
     try:
         for sample in source.batches(rank, ranks):
             numbers = sample.index.tolist()
             indices += numbers
-            labels |= dict(zip(numbers, sample.label.tolist(), strict=True))
             for place, number in enumerate(numbers):
                 if len(pictures) < PICTURES if shown is None else number in shown:
                     pictures[number] = _picture(sample.image[place])
-            engine.judge(_on(sample, device))
+            engine.judge(of_each(sample, lambda value: value.to(device)))
     finally:
         engine.bar.close()
     engine.agree()
@@ -253,8 +248,3 @@ def _picture(image: Tensor) -> "np.ndarray[Any, Any]":
     from interp_models.report.visual import to_uint8
 
     return to_uint8(image if image.shape[0] == 3 else image[:1].expand(3, -1, -1))
-
-
-def _on(sample: Sample, device: torch.device) -> Sample:
-    moved: list[Any] = [None if value is None else value.to(device) for value in sample]
-    return Sample(*moved)
