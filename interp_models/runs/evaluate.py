@@ -14,11 +14,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
 from torch import nn
 
 from interp_models.core.digests import weights_digest
-from interp_models.core.distributed import is_first
 from interp_models.core.errors import InputError
 from interp_models.core.files import LOCK, locked, short
 from interp_models.core.scoring import logits_of
@@ -125,9 +124,7 @@ def evaluate(folders: Sequence[Path], config: EvaluateConfig, networks: Sequence
 
 def is_first_process() -> bool:
     """Whether this process writes; known before ranks meet."""
-    from pytorch_lightning.utilities import rank_zero_only
-
-    return is_first() and rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]  # Lightning sets it
 
 
 def _example(one: Judging) -> torch.Tensor:
