@@ -577,11 +577,12 @@ def test_evaluate_needs_runs(script: Script, bcnn_run: Path, tmp_path: Path) -> 
     refused(script("evaluate"), "no run given; write python evaluate.py RUN [RUN ...] [key=value ...]")
     refused(script("evaluate", tmp_path / "none"), f"{tmp_path}/none is not a run folder: it holds no config.yaml")
     refused(
-        script("evaluate", bcnn_run, bcnn_run), "two models have one name, by which results are told apart: tiny/bcnn"
+        script("evaluate", bcnn_run, bcnn_run),
+        "two models have the same name, but results are listed by name: tiny/bcnn",
     )
     refused(
         script("evaluate", bcnn_run, f"{bcnn_run}/../bcnn"),
-        "two models have one name, by which results are told apart: tiny/bcnn",
+        "two models have the same name, but results are listed by name: tiny/bcnn",
     )
 
 
