@@ -23,7 +23,7 @@ class Sample(NamedTuple):
 
     image: Tensor
     """(3, H, W): uint8 from a data set, float32 in [0, 1] after the transforms; batched (B, 3, H, W). Stored features
-    (C, h, w) stand in its place; see `StoredFeatures`."""
+    (C, h, w) stand in its place; see `CachedFeatures`."""
     label: Any
     """Class, an int; batched int64 (B,)."""
     index: Any

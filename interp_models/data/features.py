@@ -33,7 +33,7 @@ LOOKED_AT = 16
 """Number of images whose transformed pixels identify the transform."""
 
 
-class StoredFeatures(Dataset[Sample]):
+class CachedFeatures(Dataset[Sample]):
     """Features (C, h, w) of a data set's images in place of them, by `(epoch, position)`.
 
     Args:
@@ -65,7 +65,7 @@ class StoredFeatures(Dataset[Sample]):
         return Sample(features, int(self.dataset.images.labels[index]), index)
 
 
-def store_features(backbone: nn.Module, data: DataModule, folder: Path) -> dict[str, StoredFeatures]:
+def cache_features(backbone: nn.Module, data: DataModule, folder: Path) -> dict[str, CachedFeatures]:
     """Compute a backbone's features, in eval mode and float32, for the un-augmented images of `train` and `val`.
 
     Features of all these images are stored together, so that other splits and seeds find them. They lie in a folder
@@ -115,7 +115,7 @@ def store_features(backbone: nn.Module, data: DataModule, folder: Path) -> dict[
     unseen = [file for file in files if not file.is_file()]
     if unseen:
         raise InputError(f"feature_cache: {unseen[0]} is not there; all processes must see the same folder")
-    return {split: StoredFeatures(images, order, files) for split, images in splits.items() if len(images)}
+    return {split: CachedFeatures(images, order, files) for split, images in splits.items() if len(images)}
 
 
 def digest(backbone: nn.Module, dataset: TransformedDataset, contents: Sequence[str]) -> str:

@@ -149,7 +149,7 @@ class DataModule(pl.LightningDataModule):
         """Folder that remembers digests of files, see `content_digests`."""
         self._contents: dict[tuple[str, bytes], list[str]] = {}
         self.cached_features: Mapping[str, Dataset[Sample]] = {}
-        """Splits whose features a training reads in place of images; see `store_features`."""
+        """Splits whose features a training reads in place of images; see `cache_features`."""
         if len(self.train_images.validation):
             own = np.isin(kept, self.train_images.validation)
             self.train_indices, self.val_indices = kept[~own], kept[own] if val_fraction else kept[:0]
