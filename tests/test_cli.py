@@ -500,9 +500,9 @@ def test_resume_from_a_broken_checkpoint(script: Script, bcnn_run: Path, tmp_pat
         ("explainers=[random, random]", "explainer 'random' is listed twice; give one of them another label"),
         (
             "explainers=[{name: random, label: a/b}]",
-            "explainer label 'a/b' becomes a file's name; it must not hold '/'",
+            "explainer label 'a/b' is used as a file name; it must not have '/'",
         ),
-        ("explainers=[{name: random, label: ''}]", "explainer label '' becomes a file's name"),
+        ("explainers=[{name: random, label: ''}]", "explainer label '' is used as a file name"),
         ("explainers=[{name: [rise]}]", "an explainer is a name, or a mapping with 'name' and options"),
         ("trainer.limit_test_batches=1", "trainer.limit_test_batches cannot be given; n_images= says how many images"),
         ("metrics=[daux]", "unknown metric 'daux'; did you mean 'dauc'"),
