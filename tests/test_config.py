@@ -321,7 +321,10 @@ def test_quotes_and_null_on_the_command_line() -> None:
         ("seed=3 # three", "config.seed: Value '3 # three' of type 'str' could not be converted to Integer"),
         ("phases=[1", "config.phases: '[1' is not valid yaml: expected ',' or ']'"),
         ("optimizer=adam", "config.optimizer: expected keys and values (name, weight_decay, "),
-        ("out=~nobody_of_that_name/x", "config.out: '~nobody_of_that_name' is the home folder of nobody; write ./~nob"),
+        (
+            "out=~nobody_of_that_name/x",
+            "config.out: '~nobody_of_that_name': there is no such home folder; write ./~nob",
+        ),
     ],
 )
 def test_numbers_are_not_guessed(assignment: str, message: str) -> None:
