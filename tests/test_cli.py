@@ -187,7 +187,7 @@ def contents(folder: Path) -> dict[str, str]:
         ("trainer.limit_train_batches=2.5", "trainer: You have passed invalid value 2.5 for limit_train_batches"),
         ("trainer.deterministic=perhaps", "trainer.deterministic must be true, false or warn; got 'perhaps'"),
         ("trainer.sync_batchnorm=perhaps", "trainer.sync_batchnorm: Value 'perhaps' is not a valid bool"),
-        ("out=", "'out=' has no value; write key=value, without spaces around =; out=null is none"),
+        ("out=", "'out=' has no value; write key=value, without spaces around =; out=null means none"),
         ("phases[0].lrs.head=-1", "phases[0].lrs.head must be 0 or more; got -1.0"),
         ("optimizer.weight_decay=-1", "optimizer.weight_decay must be 0 or more; got -1.0"),
         ("optimizer.weight_decays={head: -1}", "optimizer.weight_decays.head must be 0 or more; got -1.0"),
@@ -836,7 +836,7 @@ def test_runs_side_by_side(script: Script, tmp_path: Path) -> None:
     ]
     assert " ".join(last).startswith(f"broken: config {broken}/config.yaml is not valid yaml")
     refused(
-        script("train", "--list-runs", tmp_path / "none"), f"{tmp_path}/none is no folder; write --list-runs FOLDER"
+        script("train", "--list-runs", tmp_path / "none"), f"{tmp_path}/none is not a folder; write --list-runs FOLDER"
     )
     (tmp_path / "empty").mkdir()
     refused(script("train", "--list-runs", tmp_path / "empty"), f"{tmp_path}/empty holds no run")
@@ -885,7 +885,7 @@ def test_help_lists_every_key(script: Script, name: str, schema: type, flag: str
     assert outcome.err == ""
     usage, rest = outcome.out.split("\nKeys (key=value, lists as phases[0].epochs=1):\n")
     assert f"python {name}.py" in usage
-    keys, names = rest.split("\nWhat there is; --help NAME shows the options of one, --help models those of all:\n")
+    keys, names = rest.split("\nNames; --help NAME shows the options of one, --help models those of all models:\n")
     shown = [line.split(":")[0].split(".")[0].split("[i]")[0].strip() for line in keys.strip().splitlines()]
     assert shown == keys_of(schema)
     assert dict(line.strip().split(": ") for line in names.splitlines()) == {

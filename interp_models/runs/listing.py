@@ -24,7 +24,7 @@ def run_list(folder: Path) -> str:
         InputError: if there is no run.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder; write --list-runs FOLDER")
+        raise InputError(f"{folder} is not a folder; write --list-runs FOLDER")
     runs = sorted(path.parent for path in folder.rglob("config.yaml"))
     configs: dict[Path, dict[str, str]] = {}
     broken = []
