@@ -29,7 +29,7 @@ def config_path(name: str) -> Path:
         return path  # the error on reading lists the files beside it
     hint = str(unknown("config", name, shipped_names())).partition("; ")[2]
     hint = hint if hint.startswith("did you mean") else "--list shows them"
-    raise InputError(f"config {name} exists neither in this folder nor among the shipped configs; {hint}")
+    raise InputError(f"config {name} does not exist, neither in this folder nor among the shipped configs; {hint}")
 
 
 def shipped(path: Path) -> Path | None:
