@@ -59,7 +59,7 @@ class ImageDataset(ABC):
     note: str = ""
     """How the split was made, if the data set has no official one; empty otherwise."""
     left_out: Mapping[str, Sequence[str]] = {}
-    """Names of files and folders that are not read, by kind (such as `files that are no images`)."""
+    """Names of files and folders that are not read, by kind (such as `files that are not images`)."""
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -138,7 +138,7 @@ def _of_folders(root: Path, split: str) -> _Layout:
         if differing := sorted((set(classes) ^ set(own)) if key == "test" else (set(own) - set(classes))):
             names = ", ".join(map(printable, differing))
             raise InputError(f"{folders['train']} and {folders[key]} must hold the same classes; only one has {names}")
-    images, left_out = [], {"folders that are no split": others} if others else {}
+    images, left_out = [], {"folders that are not splits": others} if others else {}
     for key in ("train", "val") if split == "train" else ("test",):
         if key in folders:
             found, rest = files_of([(folders[key] / name, name) for name in by_split[key]], root, key)
@@ -193,7 +193,7 @@ def _check_each(images: Sequence[Found], classes: Sequence[str], root: Path, spl
     if without := sorted(set(classes) - {image.label for image in images}):
         names = ", ".join(map(printable, without))
         other = left_out.get(NO_IMAGES, [])
-        rest = f"; {len(other)} files are no images, such as {other[0]}" if other else ""
+        rest = f"; {len(other)} files are not images, such as {other[0]}" if other else ""
         raise InputError(f"image folder {root}, {split}images: found none of the classes {names}{rest}")
 
 

@@ -20,7 +20,7 @@ SPLITS = {
 """Names of the splits, for folders and in lists; upper and lower case do not matter."""
 LITTER = {"__macosx", "@eadir", "thumbs.db", "desktop.ini", "lost+found", "$recycle.bin"}
 """Files that operating systems create, in lower case."""
-NO_IMAGES, OUTSIDE, LINKS = "files that are no images", "images outside class folders", "links to a folder above"
+NO_IMAGES, OUTSIDE, LINKS = "files that are not images", "images outside class folders", "links to a folder above"
 
 LeftOut = dict[str, list[str]]
 """Names of files and folders that are not read, by kind."""

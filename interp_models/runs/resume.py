@@ -38,8 +38,8 @@ KEPT = {
     "seed": "the split, the order and the augmentation of the images are drawn by it",
     "experiment": "the run stays in its folder",
     "out": "the run stays in its folder",
-    "attention": "all epochs of a run are watched alike",
-    "evaluation": "all epochs of a run are judged alike",
+    "attention": "all epochs of a run must be drawn in the same way",
+    "evaluation": "all epochs of a run must be judged in the same way",
 }
 """The reason why each other key cannot change. The first entry that matches a key holds."""
 
@@ -130,8 +130,8 @@ def check_same_data(last: Path, checkpoint: Mapping[str, Any], data: DataModule)
     check_same_classes(own.get("classes", data.classes), data.classes, str(last))
     if "images" not in own and len(data.train_images.validation):
         raise InputError(
-            f"{last}: comes from a version that drew validation images from train/; now val/ holds them. Take val/ "
-            "away to go on as before, or begin a new run"
+            f"{last}: comes from a version that drew validation images from train/; now val/ holds them. Remove "
+            "val/ to continue as before, or start a new run"
         )
     images = images_of(data)
     for split, before in own.get("images", {}).items():

@@ -72,7 +72,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read with `weights_only=True`, whatever the argument says."""
+        """Read with `weights_only=True`; the argument is ignored."""
         return read_checkpoint(Path(path), map_location)
 
 

@@ -1,4 +1,4 @@
-"""What stored results are keyed by changes with every pixel and every box, and with nothing else."""
+"""The keys of cached results change with every pixel and every box, and with nothing else."""
 
 import json
 import os

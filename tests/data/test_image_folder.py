@@ -92,7 +92,7 @@ def test_folders_without_images(tmp_path: Path) -> None:
     (tmp_path / "test/emu").mkdir()
     assert error_of(tmp_path).endswith("train images: found none of the classes emu")
     (tmp_path / "test/emu/a.heic").touch()
-    says = "test images: found none of the classes emu; 1 files are no images, such as test/emu/a.heic"
+    says = "test images: found none of the classes emu; 1 files are not images, such as test/emu/a.heic"
     assert error_of(tmp_path, "test").endswith(says)
 
 
@@ -150,9 +150,9 @@ def test_what_pillow_reads_is_read_and_the_rest_is_named(tmp_path: Path) -> None
     images = ImageFolder(split="test", root=str(tmp_path))
     assert len(images) == 3 + len(more)
     assert images.left_out == {
-        "files that are no images": ["test/auk/deep/x.heic", "test/owl/film.mpg", "test/owl/notes.txt", "test/readme"],
+        "files that are not images": ["test/auk/deep/x.heic", "test/owl/film.mpg", "test/owl/notes.txt", "test/readme"],
         "images outside class folders": ["test/lost.png"],
-        "folders that are no split": ["extra"],
+        "folders that are not splits": ["extra"],
     }
 
 

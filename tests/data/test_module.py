@@ -181,7 +181,7 @@ def test_summary_of_what_is_drawn_and_left_out(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     assert of_folder(tmp_path, val_fraction=0.25).summary() == (
         "3 classes; 10 training, 3 validation, 3 test images; test images are 20 % of each class, drawn by seed 0; "
-        "classes without a test image: 1 (c); left out: files that are no images: 4 (a/1.txt, a/2.txt, b/x.svg, ...)"
+        "classes without a test image: 1 (c); left out: files that are not images: 4 (a/1.txt, a/2.txt, b/x.svg, ...)"
     )
     data = of_folder(tmp_path, val_fraction=0.25)
     data.test_indices = data.test_indices[:2]
@@ -293,7 +293,7 @@ def test_balanced_ranks_see_what_one_sees(world: int) -> None:
 
 
 def test_balanced_training(tmp_path: Path) -> None:
-    """An image that comes again is augmented anew; positions for stored features are the same; tests are as without."""
+    """An image that comes again is augmented anew; positions of cached features are the same; tests are as without."""
     names = [
         f"{split}/{kind}/{i}.png" for split in ("train", "test") for kind, n in (("a", 9), ("b", 1)) for i in range(n)
     ]

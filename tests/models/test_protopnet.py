@@ -304,7 +304,7 @@ def config_of(root: Path, out: Path, phases: list[dict[str, Any]], **model_optio
 
 
 def test_cached_last_layer_takes_the_steps_of_the_uncached(tiny_cub: Cub, tmp_path: Path) -> None:
-    """Adam on stored similarities ends where three epochs over the images end."""
+    """Adam on cached similarities ends where three epochs over the images end."""
     first = {"epochs": 1, "lrs": LRS, "on_end": ["push"]}
     last = {"name": "last", "epochs": 3, "lrs": LAST, "eval_modules": ["backbone", "add_on"]}
     uncached = fit(config_of(tiny_cub.root, tmp_path / "a", [first, last]))

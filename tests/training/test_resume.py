@@ -146,7 +146,7 @@ OTHERS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 def test_broken_trainings_of_other_models_go_on(
     script: Script, tiny_cub: Cub, bcnn_run: Path, tmp_path: Path, inject: Inject, name: str
 ) -> None:
-    """With centres and what is drawn by chance, with a teacher, on stored features, with unlike learning rates."""
+    """With centres and what is drawn by chance, with a teacher, on cached features, with unlike learning rates."""
     options, groups = OTHERS[name]
     nodes = []
     for run in (tmp_path / "whole", tmp_path / "broken"):
