@@ -951,7 +951,11 @@ def test_help_on_one_thing(script: Script) -> None:
             ["train.py", "{tmp}/c.yaml", "phases[0].epoch=1"],
             "unknown key in config.phases[0]: 'epoch'; did you mean 'epoch",
         ),
-        (["evaluate.py", "{tmp}", "config={root}/configs/eval/faithfulness.yaml"], "{tmp} is not a run folder"),
+        pytest.param(
+            ["evaluate.py", "{tmp}", "config={root}/configs/eval/faithfulness.yaml"],
+            "{tmp} is not a run folder",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_real_process(tmp_path: Path, tiny_cub: Cub, arguments: list[str], message: str) -> None:
