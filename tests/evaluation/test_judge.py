@@ -229,7 +229,7 @@ def test_images_are_drawn_by_seed() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"images": "nowhere"}, "nowhere is no folder"),
+        ({"images": "nowhere"}, "nowhere is not a folder"),
         ({"images": 3}, "images must be a tensor"),
         ({"images": pictures()[0]}, "an axis for the batch"),
         ({"images": pictures() * 255}, r"must have pixels in \[0, 1\]"),
