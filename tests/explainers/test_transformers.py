@@ -285,7 +285,7 @@ def test_channels_last_are_refused():
 
 def test_layers_that_give_no_cells_are_refused():
     net = vit().float()
-    with pytest.raises(ValueError, match=r"gives no map of features \(B, C, h, w\) of images of 64 × 96"):
+    with pytest.raises(ValueError, match=r"gives no feature map \(B, C, h, w\) for images of 64 × 96"):
         EXPLAINERS.build("gradcam", {"layer": "blocks.1.attn.q_norm"}, model=net).attribute(images().float(), 1)
 
 
@@ -309,7 +309,7 @@ class Mirrored(nn.Module):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_two_passes_for_one_decision_are_refused(name):
-    with pytest.raises(NotApplicable, match=r"passed 2 times for one decision"):
+    with pytest.raises(NotApplicable, match=r"ran 2 times for one prediction; expected once"):
         EXPLAINERS.build(name, model=Mirrored(vit().float())).attribute(images().float(), 1)
 
 
