@@ -139,7 +139,7 @@ def test_a_larger_network_is_refused(tmp_path, small, large):
     else:
         state, extra = state_of(large), "layer1.2.conv1.weight"
     check(state_of(small), load(tmp_path, state_of(small), small))
-    with pytest.raises(InputError, match=rf"does not fit {small}: it is of a larger network, with '{extra}'"):
+    with pytest.raises(InputError, match=rf"does not fit {small}: it belongs to a larger network, with '{extra}'"):
         load(tmp_path, state, small)
 
 
@@ -205,8 +205,8 @@ UNREADABLE = {
     ),
     "(Error while deserializing header: header too large)": bad(lambda p: p.write_bytes(b"\x01" * 200), ".safetensors"),
     "w is a folder": bad(lambda p: p.mkdir(), ""),
-    "must hold tensors by name; it holds a list": bad(lambda p: torch.save([torch.ones(1)], p)),
-    "does not fit test_resnet: it holds no tensors by name": bad(lambda p: torch.save({"epoch": 1}, p)),
+    "must hold named tensors; it holds a list": bad(lambda p: torch.save([torch.ones(1)], p)),
+    "does not fit test_resnet: it holds no named tensors": bad(lambda p: torch.save({"epoch": 1}, p)),
     "'conv1.0.weight' (16, 1, 3, 3) instead of (16, 3, 3, 3)": bad(lambda p: torch.save(state_of(NET, in_chans=1), p)),
     "'conv1.0.weight' (16, 3, 3, 3) instead of (16, 3, 3, 3), of torch.int8": bad(
         lambda p: torch.save({k: v.to(torch.int8) for k, v in state_of(NET).items()}, p)

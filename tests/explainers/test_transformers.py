@@ -250,9 +250,9 @@ def test_class_activation_maps_read_tokens_as_a_grid(name):
 @pytest.mark.parametrize(
     ("name", "options", "why"),
     [
-        ("test_vit", {"global_pool": "avg"}, "decides by its tokens' 'avg' pool"),
-        ("beit_base_patch16_224", {}, "decides by its tokens' 'avg' pool"),
-        ("eva02_tiny_patch14_224", {}, "decides by its tokens' 'avg' pool"),
+        ("test_vit", {"global_pool": "avg"}, "classifies by its tokens' 'avg' pool"),
+        ("beit_base_patch16_224", {}, "classifies by its tokens' 'avg' pool"),
+        ("eva02_tiny_patch14_224", {}, "classifies by its tokens' 'avg' pool"),
         ("xcit_nano_12_p16_224", {}, "holds no vision transformer"),
         ("cait_xxs24_224", {}, "holds no vision transformer"),
         ("convit_tiny", {}, "holds no vision transformer"),

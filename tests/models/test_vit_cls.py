@@ -146,7 +146,7 @@ def test_weights_of_another_size_of_images(tmp_path):
 
 BAD = {
     "it is no vision transformer for images of any size": {"backbone": "resnet18"},
-    "decides by its tokens' 'avg' pool, not by the class token": {"backbone": "vit_small_patch16_dinov3"},
+    "classifies by its tokens' 'avg' pool, not by the class token": {"backbone": "vit_small_patch16_dinov3"},
     "holds no vision transformer of timm with a class token": {"backbone": "vit_wee_patch16_reg1_gap_256"},
     "unknown timm model 'vit_smal_patch16_224'": {"backbone": "vit_smal_patch16_224"},
     "model.layer_decay must be above 0 and at most 1": {"layer_decay": 1.5},
