@@ -298,15 +298,15 @@ def test_a_head_of_other_classes_starts_at_random(tmp_path, capsys):
         again = CNN(3, backbone=NET, weights=str(file))
         tell_head(again, SimpleNamespace(classes=classes))
         assert torch.equal(again.head.weight, model.head.weight) == same
-        said = f"head from {file}, of the same classes"
-        other = f"head not taken from {file}: of other classes, 'b' in place of 'c'"
+        said = f"head from {file}, with the same classes"
+        other = f"head not taken from {file}: it has other classes, 'b' in place of 'c'"
         assert capsys.readouterr().err == (said if same else other) + "\n"
     whole = state_of(NET)
     torch.save(whole, tmp_path / "w.pth")
     foreign = CNN(7, backbone=NET, weights=str(tmp_path / "w.pth"))
     tell_head(foreign, SimpleNamespace(classes=list("abcdefg")))
     assert torch.equal(foreign.head.weight, whole["fc.weight"])
-    assert "whose order of classes is taken for that of the data" in capsys.readouterr().err
+    assert "its classes are assumed to be in the order of the data's" in capsys.readouterr().err
     tell_head(model, SimpleNamespace(classes=["x", "y", "z"]))
     assert capsys.readouterr().err == ""
 
@@ -325,7 +325,7 @@ def test_training_goes_on_from_a_run(script: Script, tiny_cub: Cub, tmp_path: Pa
     }
     outcome = script("train", write_config(tmp_path / "b.yaml", config))
     assert outcome.code == 0, outcome.err
-    assert f"head from {best}, of the same classes" in outcome.err
+    assert f"head from {best}, with the same classes" in outcome.err
     before, after = (
         torch.load(tmp_path / run / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in "ab"
     )
