@@ -15,7 +15,8 @@ from interp_models.explainers.gradients import Channels, Gradient, GuidedBackpro
 class IntegratedGradients(Integrate):
     """IG = (x - x') ⊙ ∫ ∂y/∂x at x' + α (x - x') dα (Sundararajan et al., ICML 2017, equations 1 and 3).
 
-    α runs from 0 to 1. With `channels: sum`, a map sums to y(x) - y(x') up to the quadrature error.
+    x is the image, x' the baseline, and y the target's score; α runs from 0 to 1. With `channels: sum`, a map sums to
+    y(x) - y(x') up to the quadrature error.
 
     Args:
         model: any module that returns logits.
@@ -81,6 +82,8 @@ class _SmoothedGradient(Smooth):
 class SmoothGrad(_SmoothedGradient):
     """SmoothGrad = (1/n) Σ_i ∂y/∂x at x + ε_i with ε_i ~ N(0, σ²) (Smilkov et al. 2017).
 
+    x is the image, and y is the target's score.
+
     Args:
         model: any module that returns logits.
         samples: number n of noisy copies, with one forward and one backward pass each.
@@ -101,6 +104,8 @@ class SmoothGrad(_SmoothedGradient):
 @EXPLAINERS.register("smoothgrad_squared")
 class SmoothGradSquared(_SmoothedGradient):
     """SmoothGrad² = (1/n) Σ_i (∂y/∂x)² at x + ε_i with ε_i ~ N(0, σ²) (Hooker et al., NeurIPS 2019, section 4.1).
+
+    x is the image, and y is the target's score.
 
     Args:
         model: any module that returns logits.
@@ -167,9 +172,9 @@ class VarGrad(Smooth):
 
 @EXPLAINERS.register("smoothed_integrated_gradients")
 class SmoothedIntegratedGradients(Smooth):
-    """The mean of the integrated gradients of n noisy copies x + ε_i (Nielsen et al., equation 6).
+    """The mean of integrated gradients over n noisy copies x + ε_i of the image (Nielsen et al., equation 6).
 
-    The factor x - x' of integrated gradients contains the noise, too: x + ε_i - x'.
+    The factor x - x' of integrated gradients contains the noise, too: it is x + ε_i - x'.
 
     Args:
         model: any module that returns logits.
@@ -207,7 +212,7 @@ class SmoothedIntegratedGradients(Smooth):
 
 @EXPLAINERS.register("smoothed_guided_backprop")
 class SmoothedGuidedBackprop(Smooth):
-    """The mean of the guided-backpropagation maps of n noisy copies x + ε_i (Nielsen et al., equation 7).
+    """The mean of guided backpropagation over n noisy copies x + ε_i of the image (Nielsen et al., equation 7).
 
     Args:
         model: any module that returns logits, with ReLU or ReLU6 as activations.
@@ -248,7 +253,7 @@ class SmoothedGuidedBackprop(Smooth):
 class IntegratedSmoothGrad(Integrate):
     """(x - x') ⊙ the mean of SmoothGrad's signed gradients along the path from x' to x (Nielsen et al., equation 8).
 
-    The baseline x' is black.
+    x is the image, and the baseline x' is black.
 
     Args:
         model: any module that returns logits.
@@ -288,7 +293,7 @@ class IntegratedSmoothGrad(Integrate):
 class IntegratedGuidedBackprop(Integrate):
     """(x - x') ⊙ the mean of guided backpropagation along the path from x' to x (Nielsen et al., equation 9).
 
-    The baseline x' is black.
+    x is the image, and the baseline x' is black.
 
     Args:
         model: any module that returns logits, with ReLU or ReLU6 as activations.

@@ -1,4 +1,4 @@
-"""Score-CAM: feature maps weighted by the score of the image that they let through."""
+"""Score-CAM: feature maps weighted by the score of the image that they mask."""
 
 from typing import Literal
 
@@ -17,9 +17,9 @@ class ScoreCAM(Explainer):
     """Score-CAM = ReLU(Σ_k w_k A_k), with w_k from the score u_k of the image masked by A_k (Wang et al., CVPR
     Workshops 2020, algorithm 1).
 
-    The mask H_k is A_k, upsampled bilinearly and min-max normalised to [0, 1]; u_k is the score of x ⊙ H_k. Constant
-    channels have the weight 0. Each channel takes one pass. Masked images are made a few at a time, so memory does not
-    grow with the number of channels. The map has the layer's resolution.
+    A are the layer's feature maps. The mask H_k is A_k, upsampled bilinearly and min-max normalised to [0, 1]; u_k is
+    the score of x ⊙ H_k. Constant channels have the weight 0. Each channel takes one pass. Masked images are made a few
+    at a time, so memory does not grow with the number of channels. The map has the layer's resolution.
 
     Args:
         model: any module that returns logits.

@@ -96,7 +96,7 @@ class Measure(Metric, ABC):
 
 
 class FaithfulnessMetric(Measure, ABC):
-    """Abstract: judges saliency maps by the change of a class probability when the image is perturbed in their order.
+    """Abstract: judges saliency maps by the change of a class probability when the regions they mark are perturbed.
 
     It is a torchmetrics `Metric`: `update` scores a batch, `compute` gives means over all images and ranks. A subclass
     implements `_score` and `protocol`, and sets `keys` and the other class attributes of `Measure`.

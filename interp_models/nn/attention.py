@@ -66,7 +66,7 @@ def on_grid(vit: Any, tokens: Tensor, size: tuple[int, int]) -> Tensor:
     values = tokens[..., vit.num_prefix_tokens :]
     side = patch_size(vit)
     for rows, columns in ((size[0] // side[0], size[1] // side[1]), (-(-size[0] // side[0]), -(-size[1] // side[1]))):
-        if rows * columns == values.shape[-1]:  # images of broken patches are cropped or padded
+        if rows * columns == values.shape[-1]:  # timm crops or pads an image of broken patches
             return values.reshape(*values.shape[:-1], rows, columns)
     raise NotApplicable(
         f"the {values.shape[-1]} tokens of {type(vit).__name__} do not form the grid of patches of images of "

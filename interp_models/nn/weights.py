@@ -74,7 +74,7 @@ def with_classifier(name: str, path: Path) -> nn.Module:
 
 
 def find(model: Any, content: Mapping[Any, Any], path: Path) -> Found:
-    """Find the weights of a timm model in a file, in any container and under any known prefix.
+    """Find the weights of a timm model in a file, in any container and under any prefix.
 
     Names and shapes must be those of the model, or those of the original authors' files if timm can convert them. A
     port with other names fits if its tensors match in order. If the file has a network and its running mean

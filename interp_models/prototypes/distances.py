@@ -53,7 +53,7 @@ def over_cells(distances: Tensor, prototypes: torch.Size) -> Tensor:
     """Turn distances of patches (..., h', w') into a map over cells (..., h, w): the smallest of a cell's patches.
 
     Args:
-        distances: to all patches.
+        distances: distances of all patches, (..., h', w').
         prototypes: shape of the prototypes, (P, D, a, b).
     """
     high, wide = prototypes[2:]
