@@ -164,7 +164,7 @@ def test_heads_apart_and_mass():
                 if sum(expected) < mass * sum(whole) - 1e-7:
                     expected[patch] = whole[patch]
             assert kept == pytest.approx(expected, abs=1e-7)
-    for options, why in (({"head": 3}, "there are heads 0 to 2"), ({"mass": 0.0}, "mass must be above 0")):
+    for options, why in (({"head": 3}, "head must be from 0 to 2; got 3"), ({"mass": 0.0}, "mass must be above 0")):
         with pytest.raises(ValueError, match=why):
             EXPLAINERS.build("cls_attention", options, model=net).attribute(x)
 
