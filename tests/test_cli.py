@@ -367,7 +367,7 @@ def test_one_class(script: Script, tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("broken.safetensors", "cannot be read as tensors"),
-        ("tensor.pt", "must hold tensors by name; it holds a Tensor"),
+        ("tensor.pt", "must hold named tensors; it holds a Tensor"),
     ],
 )
 def test_weights_that_are_none(script: Script, tiny_cub: Cub, tmp_path: Path, name: str, message: str) -> None:
