@@ -13,9 +13,9 @@ from interp_models.config.loading import as_dict, check, configured, load_yaml, 
 from interp_models.config.shipped import config_path
 from interp_models.core.command import as_called, command
 from interp_models.core.errors import InputError
-from interp_models.evaluation.config import ValidationConfig
+from interp_models.evaluation.config import EvaluateConfig, ValidationConfig
 from interp_models.runs.building import data_options, resolve
-from interp_models.runs.config import EvaluateConfig, TrainConfig
+from interp_models.runs.config import TrainConfig
 from interp_models.runs.loading import run_config
 from interp_models.training.recipe import Optimizer, Phase
 from tests.conftest import BCNN_LRS, TINY, tiny_config

@@ -29,7 +29,7 @@ class Cars(ImageDataset):
         root: the folder with `stanford_cars`.
 
     Raises:
-        InputError: if scipy is not installed, or a part of the data set is missing.
+        InputError: if a part of the data set is missing.
     """
 
     def __init__(self, *, split: Literal["train", "test"], root: PathText) -> None:
@@ -37,12 +37,9 @@ class Cars(ImageDataset):
         for name in FILES:
             if not (folder / name).exists():
                 raise InputError(f"Stanford Cars: {folder / name} is missing; {folder} must hold {', '.join(FILES)}")
-        try:
-            from scipy.io import loadmat  # type: ignore[import-untyped]
-            from scipy.io.matlab import MatReadError  # type: ignore[import-untyped]
-        except ImportError:
-            need = "Stanford Cars: reading its lists needs the extra 'cars': pip install 'interp_models[cars]'"
-            raise InputError(need) from None
+        from scipy.io import loadmat  # type: ignore[import-untyped]  # slow to import
+        from scipy.io.matlab import MatReadError  # type: ignore[import-untyped]
+
         try:
             reader = StanfordCars(folder.parent, split)
             rows = loadmat(reader._annotations_mat_path, squeeze_me=True)["annotations"]

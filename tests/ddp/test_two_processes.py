@@ -106,7 +106,9 @@ OTHERS: dict[str, tuple[dict[str, Any], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "wsdan" else pytest.mark.slow) for name in OTHERS]
+)
 def test_models(bcnn_run: Path, odd_cub: Path, tmp_path: Path, name: str) -> None:
     """Centres, a teacher, features computed by two processes, and learning rates of blocks."""
     options, groups = OTHERS[name]
@@ -159,8 +161,8 @@ def test_one_run_folder(two_processes: Path) -> None:
 
 def test_evaluation(bcnn_run: Path, odd_cub: Path, tmp_path: Path) -> None:
     from interp_models.config.loading import check, override
+    from interp_models.evaluation.config import EvaluateConfig
     from interp_models.runs import evaluate
-    from interp_models.runs.config import EvaluateConfig
 
     alone, together = (copy_run(bcnn_run, tmp_path / name / "tiny" / "run") for name in ("alone", "together"))
     plan = [*PLAN, f"dataset.root={odd_cub}"]
