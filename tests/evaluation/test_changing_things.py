@@ -181,7 +181,7 @@ def test_another_order_of_classes_is_refused(tiny_cub: Cub) -> None:
     labels = list(data.test_images.labels)
     data.as_classes([one, two, three], "run")
     assert data.test_images.labels == labels
-    with pytest.raises(InputError, match=f"run: .*class 0 is {one!r}, and {two!r} in the model"):
+    with pytest.raises(InputError, match=f"run: .*class 0 is {one!r}, but {two!r} in the model"):
         data.as_classes([two, one, three], "run")
     assert data.test_images.labels == labels
     data.as_classes(["x", one, "y", two, three], "run")
