@@ -934,9 +934,9 @@ def test_help_on_all_of_a_kind_shows_their_options(
 def test_help_on_one_thing(script: Script) -> None:
     about = script("evaluate", "--help", "rise", "grid")
     assert about.code == 0
-    assert about.out.startswith("explainers: rise (interp_models.explainers.rise.RISE)\n  S(p) = ")
+    assert about.out.startswith("explainers: rise (interp_models.explainers.rise.RISE)\n  RISE: S(p) = ")
     assert "    masks: int = " in about.out
-    assert "\n\n  grid: Any = None   Cells that every map is brought to" in about.out
+    assert "\n\n  grid: Any = None   Grid to which every map is brought" in about.out
     metrics = script("evaluate", "--help", "metrics").out
     for name in METRICS:
         for value, meaning in METRICS.get(name).legend.items():
