@@ -165,6 +165,8 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
         args.command = f"python -m studies.trained --name {args.name} --records {' '.join(args.records)}"
         found = [json.loads((args.out / FOLDER / f"{name}.json").read_text()) for name in args.records]
         return [write(args.name, args, "test images of the runs", compare(found))]
+    if args.name:
+        p.error("--name is of a comparison: give --records")
     paths = []
     if args.stability:
         args.command = f"python -m studies.trained --runs {args.runs[0]} --stability {args.stability}"
