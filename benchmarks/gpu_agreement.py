@@ -21,8 +21,8 @@ import torchvision
 from torch import Tensor, nn
 
 from benchmarks.harness import Row, Value
-from benchmarks.prototype_interruptions import BACKBONE, SHARED
 from benchmarks.prototype_interruptions import MODELS as RECIPES
+from benchmarks.prototype_interruptions import SHARED
 from interp_models.config.loading import check
 from interp_models.core.errors import NotApplicable
 from interp_models.core.prepared import Prepared, prepare
@@ -38,23 +38,6 @@ from interp_models.nn.attention import find_transformer
 from interp_models.runs.config import EvaluateConfig, TrainConfig
 
 CLASSES = 4
-SMALL: Mapping[str, dict[str, Any]] = {
-    "rise": {"masks": 12},
-    "opticam": {"steps": 4},
-    "kernelshap": {"samples": 8, "cells": 2},
-    "lime": {"samples": 6, "cells": 2},
-    "occlusion": {"window": 40, "stride": 24},
-    "smoothgrad": {"samples": 3},
-    "smoothgrad_squared": {"samples": 3},
-    "vargrad": {"samples": 3},
-    "smoothed_guided_backprop": {"samples": 3},
-    "integrated_gradients": {"steps": 3},
-    "integrated_guided_backprop": {"steps": 3},
-    "smoothed_integrated_gradients": {"samples": 2, "steps": 3},
-    "integrated_smoothgrad": {"samples": 2, "steps": 3},
-    "scorecam": {"layer": "layer1"},  # of the ResNet: fewer channels
-}
-"""Options that make an explainer fast."""
 AMPLIFIES = {"kernelshap", "lime", "occlusion", "opticam", "xgradcam"}
 """Small differences of scores, Adam's steps and quotients by what is nearly 0 drown in float32's rounding. Asked in
 float64, where all of it is: Adam makes a whole step where a gradient is rounding, above its epsilon of 1e-8 in float32
@@ -175,11 +158,8 @@ def placed(name: str, device: str, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def tiny_options(name: str) -> dict[str, Any]:
-    """Options of one of our models that make it tiny."""
-    if name == "vit_cls":
-        return {"backbone": "test_vit", "weights": None, "drop_path": 0.0}
-    small = {"prototree": {"depth": 3, "channels": 4}, "protopnet": {"prototypes_per_class": 3, "channels": 8}}
-    return {**BACKBONE, **small.get(name, {})}
+    """The options that make one of our models small, as its class says, without random numbers of the device."""
+    return {**MODELS.get(name).small, **({"drop_path": 0.0} if name == "vit_cls" else {})}
 
 
 @cache
@@ -280,9 +260,9 @@ def _maps(name: str, subject: str, device: str, dtype: torch.dtype, sizes: Sizes
     """The maps, of a GPU twice, or why there are none."""
     given = birds(3, 64, sizes.seed)
     boxes = torch.tensor([[8.0, 16.0, 40.0, 30.0]] * 3)
-    options = SMALL.get(name, {})
-    if name == "scorecam" and "resnet" not in subject:
-        options = {}
+    options = EXPLAINERS.get(name).small
+    if name == "scorecam" and "resnet" in subject:
+        options = {"layer": "layer1"}  # fewer channels
     try:
         explainer = EXPLAINERS.build(name, options, model=placed(subject, device, dtype))
         images = given.images.to(device, dtype)
@@ -434,7 +414,7 @@ def _means(run: Path, where: str, sizes: Sizes) -> dict[tuple[str, str], float |
     from interp_models.runs import evaluate
 
     with TemporaryDirectory() as out:
-        explainers = [{"name": name, **SMALL.get(name, {})} for name in sizes.explainers if name != "scorecam"]
+        explainers = [{"name": name, **EXPLAINERS.get(name).small} for name in sizes.explainers if name != "scorecam"]
         own = {
             "explainers": explainers, "prototype_metrics": PROTOTYPE_METRICS.names(), "n_images": 6, "max_steps": 8,
             "report_images": 2, "batch_size": 4, "out": out, "logger": {"wandb": "disabled"},

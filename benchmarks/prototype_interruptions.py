@@ -45,13 +45,18 @@ SHARED: dict[str, Any] = {
     "logger": {"wandb": "disabled"},
     "attention": {"every_n_epochs": 0},
 }
-BACKBONE = {"backbone": "test_efficientnet", "weights": None, "output_stride": 16}
 EPOCHS, STEPS = 3, 6
 """Of every phase, and of every epoch."""
 LR = 3e-3
 MODELS: dict[str, dict[str, Any]] = {
     "protopnet": {
-        "model": {"name": "protopnet", "prototypes_per_class": 2, "channels": 16, "last_layer_steps": 500, **BACKBONE},
+        "model": {
+            "name": "protopnet",
+            "prototypes_per_class": 2,
+            "channels": 16,
+            "last_layer_steps": 500,
+            **InterpModule.small,
+        },
         "phases": [
             {
                 "name": "warm",
@@ -71,7 +76,7 @@ MODELS: dict[str, dict[str, Any]] = {
         ],
     },
     "prototree": {
-        "model": {"name": "prototree", "depth": 4, "channels": 16, "prune_factor": 1.03, **BACKBONE},
+        "model": {"name": "prototree", "depth": 4, "channels": 16, "prune_factor": 1.03, **InterpModule.small},
         "phases": [
             {"name": "freeze", "epochs": EPOCHS, "lrs": {"add_on": LR, "prototypes": LR}, "select": "none"},
             {
