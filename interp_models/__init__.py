@@ -1,6 +1,6 @@
 """Train image classifiers that explain themselves, and judge their explanations beside post-hoc methods.
 
-What is named here is imported when it is first used: `import interp_models` itself loads no other library.
+Names are imported when they are first used: `import interp_models` itself loads no other library.
 """
 
 import importlib

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def usage() -> str:
-    """What can be run."""
+    """The usage: all commands, each with the first line of its help."""
     lines = [(about or "").partition("\n")[0], ""]
     for name, module in (("train", train), ("evaluate", evaluate)):
         first = (module.__doc__ or "").partition("\n")[0]

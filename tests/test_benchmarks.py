@@ -204,6 +204,7 @@ def allocate(mib: int) -> Work:
     return lambda: len(b"x" * (mib * 2**20))
 
 
+@pytest.mark.slow
 def test_memory_that_is_held_for_a_moment_is_seen() -> None:
     assert 190 < peak_memory(allocate, 200) < 230
 

@@ -187,7 +187,7 @@ def contents(folder: Path) -> dict[str, str]:
         ("trainer.limit_train_batches=2.5", "trainer: You have passed invalid value 2.5 for limit_train_batches"),
         ("trainer.deterministic=perhaps", "trainer.deterministic must be true, false or warn; got 'perhaps'"),
         ("trainer.sync_batchnorm=perhaps", "trainer.sync_batchnorm: Value 'perhaps' is not a valid bool"),
-        ("out=", "'out=' has no value; write key=value, without spaces around =; out=null is none"),
+        ("out=", "'out=' has no value; write key=value, without spaces around =; out=null means none"),
         ("phases[0].lrs.head=-1", "phases[0].lrs.head must be 0 or more; got -1.0"),
         ("optimizer.weight_decay=-1", "optimizer.weight_decay must be 0 or more; got -1.0"),
         ("optimizer.weight_decays={head: -1}", "optimizer.weight_decays.head must be 0 or more; got -1.0"),
@@ -500,9 +500,9 @@ def test_resume_from_a_broken_checkpoint(script: Script, bcnn_run: Path, tmp_pat
         ("explainers=[random, random]", "explainer 'random' is listed twice; give one of them another label"),
         (
             "explainers=[{name: random, label: a/b}]",
-            "explainer label 'a/b' becomes a file's name; it must not hold '/'",
+            "explainer label 'a/b' is used as a file name; it must not have '/'",
         ),
-        ("explainers=[{name: random, label: ''}]", "explainer label '' becomes a file's name"),
+        ("explainers=[{name: random, label: ''}]", "explainer label '' is used as a file name"),
         ("explainers=[{name: [rise]}]", "an explainer is a name, or a mapping with 'name' and options"),
         ("trainer.limit_test_batches=1", "trainer.limit_test_batches cannot be given; n_images= says how many images"),
         ("metrics=[daux]", "unknown metric 'daux'; did you mean 'dauc'"),
@@ -577,11 +577,12 @@ def test_evaluate_needs_runs(script: Script, bcnn_run: Path, tmp_path: Path) -> 
     refused(script("evaluate"), "no run given; write python evaluate.py RUN [RUN ...] [key=value ...]")
     refused(script("evaluate", tmp_path / "none"), f"{tmp_path}/none is not a run folder: it holds no config.yaml")
     refused(
-        script("evaluate", bcnn_run, bcnn_run), "two models have one name, by which results are told apart: tiny/bcnn"
+        script("evaluate", bcnn_run, bcnn_run),
+        "two models have the same name, but results are listed by name: tiny/bcnn",
     )
     refused(
         script("evaluate", bcnn_run, f"{bcnn_run}/../bcnn"),
-        "two models have one name, by which results are told apart: tiny/bcnn",
+        "two models have the same name, but results are listed by name: tiny/bcnn",
     )
 
 
@@ -835,7 +836,7 @@ def test_runs_side_by_side(script: Script, tmp_path: Path) -> None:
     ]
     assert " ".join(last).startswith(f"broken: config {broken}/config.yaml is not valid yaml")
     refused(
-        script("train", "--list-runs", tmp_path / "none"), f"{tmp_path}/none is no folder; write --list-runs FOLDER"
+        script("train", "--list-runs", tmp_path / "none"), f"{tmp_path}/none is not a folder; write --list-runs FOLDER"
     )
     (tmp_path / "empty").mkdir()
     refused(script("train", "--list-runs", tmp_path / "empty"), f"{tmp_path}/empty holds no run")
@@ -884,7 +885,7 @@ def test_help_lists_every_key(script: Script, name: str, schema: type, flag: str
     assert outcome.err == ""
     usage, rest = outcome.out.split("\nKeys (key=value, lists as phases[0].epochs=1):\n")
     assert f"python {name}.py" in usage
-    keys, names = rest.split("\nWhat there is; --help NAME shows the options of one, --help models those of all:\n")
+    keys, names = rest.split("\nNames; --help NAME shows the options of one, --help models those of all models:\n")
     shown = [line.split(":")[0].split(".")[0].split("[i]")[0].strip() for line in keys.strip().splitlines()]
     assert shown == keys_of(schema)
     assert dict(line.strip().split(": ") for line in names.splitlines()) == {
@@ -951,7 +952,11 @@ def test_help_on_one_thing(script: Script) -> None:
             ["train.py", "{tmp}/c.yaml", "phases[0].epoch=1"],
             "unknown key in config.phases[0]: 'epoch'; did you mean 'epoch",
         ),
-        (["evaluate.py", "{tmp}", "config={root}/configs/eval/faithfulness.yaml"], "{tmp} is not a run folder"),
+        pytest.param(
+            ["evaluate.py", "{tmp}", "config={root}/configs/eval/faithfulness.yaml"],
+            "{tmp} is not a run folder",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_real_process(tmp_path: Path, tiny_cub: Cub, arguments: list[str], message: str) -> None:

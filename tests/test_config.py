@@ -177,10 +177,10 @@ def test_overrides_apply_in_order_and_leave_the_node_alone() -> None:
         ("=3", "'=3' is not an override; write key=value"),
         ("phases[2].epochs=1", "override 'phases[2].epochs=1' cannot be applied: list index out of range"),
         ("phases[x].epochs=1", "override 'phases[x].epochs=1' cannot be applied: Index 'x' (str) is not an int"),
-        ("data.size=", "'data.size=' has no value; data.size=null is none, data.size=\"''\" is empty text"),
+        ("data.size=", "'data.size=' has no value; data.size=null means none, data.size=\"''\" is empty text"),
         (
             "data.size[0=1",
-            "override 'data.size[0=1' cannot be applied: 'data.size[0' is no key such as",
+            "override 'data.size[0=1' cannot be applied: 'data.size[0' is not a key such as",
         ),
         ("seed.deep=1", "override 'seed.deep=1' cannot be applied: 0 holds no 'deep'"),
         ("data.size=[1", "'[1' is not valid yaml: expected ',' or ']'"),
@@ -321,7 +321,10 @@ def test_quotes_and_null_on_the_command_line() -> None:
         ("seed=3 # three", "config.seed: Value '3 # three' of type 'str' could not be converted to Integer"),
         ("phases=[1", "config.phases: '[1' is not valid yaml: expected ',' or ']'"),
         ("optimizer=adam", "config.optimizer: expected keys and values (name, weight_decay, "),
-        ("out=~nobody_of_that_name/x", "config.out: '~nobody_of_that_name' is the home folder of nobody; write ./~nob"),
+        (
+            "out=~nobody_of_that_name/x",
+            "config.out: '~nobody_of_that_name': there is no such home folder; write ./~nob",
+        ),
     ],
 )
 def test_numbers_are_not_guessed(assignment: str, message: str) -> None:

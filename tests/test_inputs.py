@@ -133,7 +133,7 @@ def test_scores_that_are_no_probabilities_are_refused(foreign: nn.Module, name: 
     wrong = {
         "got values from -": lambda x: foreign(x).detach() - 1,
         r"score_fn = probabilities\(model\)": foreign,
-        r"each row in \[0, 1\] and 1 in all": lambda x: foreign(x).sigmoid(),
+        r"in \[0, 1\] and with row sums of 1": lambda x: foreign(x).sigmoid(),
         "got one column, p; give torch.cat": lambda x: right(x)[:, :1],
         r"of 2 images; got shape \(2,\)": lambda x: right(x)[:, 0],
         r"of 2 images; got shape \(1, 4\)": lambda x: right(x)[:1],

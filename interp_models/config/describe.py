@@ -1,4 +1,4 @@
-"""The keys of a schema as text, for `--help`."""
+"""Describe the keys of a schema as text, for `--help`."""
 
 import dataclasses
 import typing
@@ -6,7 +6,13 @@ from typing import Any
 
 
 def describe(schema: type, indent: str = "  ", only: str | None = None) -> str:
-    """The keys of a schema, or one of them, with types, defaults and meanings, for `--help`."""
+    """A text with the type, default and meaning of each key of a schema.
+
+    Args:
+        schema: a dataclass.
+        indent: start of each line.
+        only: the only key to describe; None describes all.
+    """
     lines = []
     notes = attribute_notes(schema)
     for item in dataclasses.fields(schema):
@@ -29,14 +35,14 @@ def describe(schema: type, indent: str = "  ", only: str | None = None) -> str:
 
 
 def _shown(hint: Any) -> str:
-    """A type as written in source."""
-    if typing.get_origin(hint) is typing.Union:  # of which typing makes Optional[...] where it strips what is annotated
+    """A type as it is written in source code."""
+    if typing.get_origin(hint) is typing.Union:  # get_type_hints turns `X | None` of annotated types into Optional[X]
         return " | ".join("None" if member is type(None) else _shown(member) for member in typing.get_args(hint))
     return str(hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else hint).replace("typing.", "")
 
 
 def attribute_notes(schema: type) -> dict[str, str]:
-    """The docstrings under a dataclass's fields, one line each, bases included."""
+    """The docstrings below the fields of a dataclass and its bases, by field, each as one line."""
     import ast
     import inspect
     import textwrap

@@ -1,4 +1,4 @@
-"""Configs: yaml files, `extends`, overrides, and the check against a schema."""
+"""Load configs: yaml files with `extends`, overrides, and the check against a schema."""
 
 import dataclasses
 import typing
@@ -15,7 +15,9 @@ from interp_models.core.written import values
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """A yaml file with its base merged in: `extends: FILE` is relative to the file, and may extend another.
+    """Read a yaml file, merged into the file that it extends.
+
+    `extends: FILE` is relative to the yaml file. The extended file can extend another one.
 
     Raises:
         InputError: if a file is missing or malformed, or extends itself.
@@ -24,22 +26,28 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def override(node: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """Apply `key=value` one by one; lists are addressed by `phases[0].epochs=1`, values are yaml.
+    """Apply overrides `key=value` in their order.
 
-    A value replaces what was there, also a list or a mapping: `phases[0].lrs={head: 0.1}` freezes the other groups.
+    Items of lists are written as `phases[0].epochs=1`. Values are yaml. A value replaces the old one completely, even a
+    list or a mapping: `phases[0].lrs={head: 0.1}` freezes all other groups.
 
     Raises:
-        InputError: for a malformed assignment, a list position that does not exist, or an interpolation that leads
-            nowhere.
+        InputError: for a malformed override, a list position that does not exist, or an interpolation that cannot be
+            resolved.
     """
     return typing.cast(dict[str, Any], values(overridden(node, assignments)))
 
 
 def configured(schema: type, source: Path | Mapping[str, Any], assignments: Sequence[str] = ()) -> Any:
-    """The config of a yaml file (or of a node) with overrides, as an instance of its schema.
+    """Load a config from a yaml file (or a mapping) with overrides, as an instance of its schema.
 
-    Unlike `override` of `load_yaml`, it leaves text as it is written: `experiment=007` is not 7. Options of the data
-    set, the model and explainers are read when their own schemas are known, those of a training by `runs.resolve`.
+    Unlike `override(load_yaml(...))`, it knows the schema and keeps text as text: `experiment=007` is not 7. Options of
+    data set, model and explainers are checked later, by the schemas of their classes (`runs.building.resolve`).
+
+    Args:
+        schema: the dataclass of the config.
+        source: a yaml file, or a mapping.
+        assignments: overrides `key=value`.
 
     Raises:
         InputError: as `load_yaml`, `override` and `check`.
@@ -48,16 +56,16 @@ def configured(schema: type, source: Path | Mapping[str, Any], assignments: Sequ
 
 
 def check(schema: type, node: Mapping[str, Any]) -> Any:
-    """The config as an instance of its schema; unknown keys and wrong types raise `InputError`."""
+    """Make an instance of a schema from a mapping; unknown keys and wrong types raise `InputError`."""
     return schema(**parse(schema, node, "config"))
 
 
 def as_dict(config: Any) -> dict[str, Any]:
-    """A config as dicts and lists, for yaml files and checkpoints."""
+    """Convert a config to dicts and lists, for yaml files and checkpoints."""
     return typing.cast(dict[str, Any], values(dataclasses.asdict(config)))
 
 
 def save_yaml(path: Path, config: Mapping[str, Any]) -> None:
-    """Write a config that `load_yaml` reads back the same."""
-    # OmegaConf reads 1e-3 as a number, yaml does not: only OmegaConf's own dumper quotes a string like that.
+    """Write a config to a file from which `load_yaml` reads the same config."""
+    # OmegaConf reads 1e-3 as a number, yaml as text: only OmegaConf's own dumper quotes the text "1e-3".
     write_whole(path, OmegaConf.to_yaml(OmegaConf.create(dict(config))))

@@ -1,4 +1,4 @@
-"""Yaml files that extend each other, and command-line overrides, before any schema is applied."""
+"""Yaml files that extend each other, and command-line overrides. No schema is applied here."""
 
 import copy
 import re
@@ -18,13 +18,14 @@ from interp_models.core.written import Written, expanded, given, read, text_of, 
 
 
 def chain(path: Path, above: Sequence[Path] = ()) -> dict[str, Any]:
-    """A file as it is written, merged into what it extends: a file beside it, or one that is shipped.
+    """Read a yaml file and merge it into the file that it extends.
 
-    Files that it names as `plugins` get absolute paths; relative ones lie beside it.
+    The extended file lies beside it or is a shipped config. Values stay as written. Relative paths in `plugins` start
+    at the folder of the file and are made absolute.
 
     Args:
         path: the file.
-        above: files that lead to it by `extends`.
+        above: the files that extend it, directly or through others.
 
     Raises:
         InputError: if a file is missing or malformed, or extends itself.
@@ -66,7 +67,7 @@ def _read(path: Path, above: Sequence[Path] = ()) -> dict[str, Any]:
         raise InputError(f"config {path} cannot be read: {error}; it must be text in UTF-8") from None
     try:
         node = read(text)
-        OmegaConf.create(values(node))  # finds interpolations that are malformed
+        OmegaConf.create(values(node))  # raises for malformed interpolations
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise InputError(f"config {path} is not valid yaml: {' '.join(str(error).split())}") from None
     if node is None or (isinstance(node, Written) and not node):
@@ -77,11 +78,11 @@ def _read(path: Path, above: Sequence[Path] = ()) -> dict[str, Any]:
 
 
 def overridden(node: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """A node with `key=value` applied one by one; values stay as they are written.
+    """Apply overrides `key=value` in their order; values stay as written.
 
     Raises:
-        InputError: for a malformed assignment, a list position that does not exist, or an interpolation that leads
-            nowhere.
+        InputError: for a malformed override, a list position that does not exist, or an interpolation that cannot be
+            resolved.
     """
     changed = copy.deepcopy(dict(node))
     for assignment in assignments:
@@ -89,13 +90,13 @@ def overridden(node: Mapping[str, Any], assignments: Sequence[str]) -> dict[str,
         if not sign or not key:
             raise InputError(f"{assignment!r} is not an override; write key=value, without spaces around =")
         if not value.strip():
-            raise InputError(f"{assignment!r} has no value; {key}=null is none, {key}=\"''\" is empty text")
+            raise InputError(f"{assignment!r} has no value; {key}=null means none, {key}=\"''\" is empty text")
         try:
             _set(changed, key, given(value))
         except (IndexError, ValueError) as error:
             raise InputError(f"override {assignment!r} cannot be applied: {error}") from None
     try:
-        # Objects are allowed as OmegaConf knows no Written.
+        # Objects are allowed because OmegaConf does not know the type `Written`.
         config = OmegaConf.create(changed, flags={"allow_objects": True})
         return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     except OmegaConfBaseException as error:
@@ -103,10 +104,10 @@ def overridden(node: Mapping[str, Any], assignments: Sequence[str]) -> dict[str,
 
 
 def _set(node: dict[str, Any], key: str, value: Any) -> None:
-    """Set a value by a key such as `phases[0].lrs.head`; missing mappings on the way are made."""
+    """Set a value by a key such as `phases[0].lrs.head`; missing mappings are created."""
     parts: list[Any] = re.findall(r"[^.\[\]]+", key)
     if re.fullmatch(r"[^.\[\]]+(\.[^.\[\]]+|\[[^.\[\]]+\])*", key) is None:
-        raise ValueError(f"{key!r} is no key such as data.batch_size or phases[0].epochs")
+        raise ValueError(f"{key!r} is not a key such as data.batch_size or phases[0].epochs")
     at: Any = node
     for part, following in zip(parts, [*parts[1:], None], strict=True):
         if isinstance(at, list):
@@ -117,7 +118,7 @@ def _set(node: dict[str, Any], key: str, value: Any) -> None:
             raise ValueError(f"{values(at)!r} holds no {part!r}")
         if following is None:
             if isinstance(at, list):
-                at[part]  # a position that exists
+                at[part]  # raises IndexError if the position does not exist
             at[part] = value
             return
         below = at.setdefault(part, {}) if isinstance(at, dict) else at[part]

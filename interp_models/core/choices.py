@@ -1,7 +1,7 @@
-"""Choices of options that configs name: apart from the modules that act on them, so that a config is read at once."""
+"""Types of options that configs name. They lie apart from the modules that use them, so that a config is read fast."""
 
 from typing import Literal
 
 Preparation = Literal["exact", "compiled", "bfloat16", "none"]
-"""Preparation of a model for many passes: `exact` keeps scores to 1e-5, `compiled` (torch.compile, on top of it) as
-well; `bfloat16` (autocast, on top of `exact`) does not; `none` takes the model as it is."""
+"""Preparation of a model for many passes. `exact` keeps scores within 1e-5. `compiled` adds torch.compile, within the
+same tolerance. `bfloat16` adds autocast to `exact` and is less accurate. `none` uses the model as it is."""

@@ -1,4 +1,4 @@
-"""Any network as a classifier of images in [0, 1]."""
+"""`Classifier` turns any network into a classifier of images in [0, 1]."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,26 +11,27 @@ from interp_models.core.outputs import LabelLogits, field_of
 
 KINDS = ("softmax", "sigmoid", "one_logit")
 Output = str | int | Sequence[str | int] | None
-"""Where logits are in a network's output, see `Classifier`."""
+"""Type of the option `output`: where logits are in a network's output and what they mean, see `Classifier`."""
 
 
 class Classifier(nn.Module):
-    """A network with its normalisation inside, so that images are in [0, 1] and black is 0, and with one form of
-    output.
+    """Wraps a network so that it normalises images itself and returns logits.
+
+    Images are in [0, 1], where 0 is black.
 
     Args:
         network: any module that takes images (B, C, H, W). It is not changed.
-        mean: of each channel, subtracted from the images; None leaves them as they are.
-        std: of each channel.
-        output: where the logits are in what the network returns, what they mean, or both as a pair.
-            Where: the name of a field or key, or the place in a tuple; by default a tensor (B, K), a field `logits`, or
-            the only tensor (B, K) of a tuple or dict.
-            What: `softmax` (one class of K, the default), `sigmoid` (K independent labels; a network that ends in a
-            sigmoid, or gives their logits), `one_logit` (one value z for two classes: class 1 has the probability
-            sigmoid(z), and the logits are -z/2 and z/2).
+        mean: mean of each channel, subtracted from the images; None leaves images as they are.
+        std: standard deviation of each channel; images are divided by it.
+        output: place of the logits in the network's output, meaning of the logits, or both as a pair.
+            Place: the name of a field or key, or the position in a tuple. By default it is a tensor (B, K), a field
+            `logits`, or the only tensor (B, K) of a tuple or dict.
+            Meaning: `softmax` (K exclusive classes, the default), `sigmoid` (K independent labels; the network ends in
+            a sigmoid or returns the logits before it), or `one_logit` (one value z for two classes: class 1 has the
+            probability sigmoid(z), and the logits are -z/2 and z/2).
 
     Raises:
-        InputError: for an `output` of another form, and for a mean without std or the reverse.
+        InputError: for an `output` of another form, and if only one of `mean` and `std` is given.
 
     >>> Classifier(nn.Flatten(), output="one_logit")(torch.full((1, 1, 1, 1), 2.0)).tolist()
     [[-1.0, 1.0]]
@@ -54,7 +55,7 @@ class Classifier(nn.Module):
             raise InputError(f"std must be above 0; got {list(std)}")
         self.network = network
         self.unit_images = mean is not None
-        """Whether images must be in [0, 1], see `inputs.check_images_for`."""
+        """Whether images must be in [0, 1]; see `inputs.check_images_for`."""
         self.image_channels = 3 if mean is None else len(list(mean))
         self.register_buffer("mean", None if mean is None else torch.tensor(list(mean)).view(1, -1, 1, 1), False)
         self.register_buffer("std", None if std is None else torch.tensor(list(std)).view(1, -1, 1, 1), False)
@@ -62,10 +63,10 @@ class Classifier(nn.Module):
         self._ends_in_sigmoid: bool | None = None
 
     def forward(self, images: Tensor) -> Tensor | LabelLogits:
-        """Images (B, C, H, W) -> logits (B, K); those of independent labels as `LabelLogits`.
+        """Compute the logits (B, K) of images (B, C, H, W); logits of independent labels are `LabelLogits`.
 
         Raises:
-            InputError: if the network returns something else than `output` says.
+            InputError: if the network's output has another form than `output` says.
         """
         if self.mean is not None and self.std is not None:
             images = (images - self.mean.to(images.dtype)) / self.std.to(images.dtype)
@@ -74,7 +75,7 @@ class Classifier(nn.Module):
             return found
         if self.kind == "one_logit":
             if found.dim() == 2 and found.shape[1] != 1:
-                raise InputError(f"output one_logit: the network gives {found.shape[1]} values per image, not one")
+                raise InputError(f"output one_logit: the network returns {found.shape[1]} values per image, not one")
             z = found.reshape(-1, 1)
             return torch.cat([-z / 2, z / 2], dim=1)
         if self._ends_in_sigmoid is None:
@@ -94,9 +95,14 @@ def _where_and_kind(output: Output) -> tuple[str | int | None, str]:
 
 
 def ends_in(network: nn.Module, image: Tensor, where: str | int | None = None) -> str | None:
-    """`sigmoid` or `softmax` if that is the last operation before a network's output, None otherwise.
+    """The last operation of a network if it is `sigmoid` or `softmax`, else None.
 
-    It is read from the graph of one pass, so that operations in functional form are seen, too.
+    It is read from the autograd graph of one pass, which also shows functional operations.
+
+    Args:
+        network: the network, in eval mode.
+        image: one image, (1, C, H, W).
+        where: place of the logits, see `outputs.field_of`.
     """
     with torch.inference_mode(False), torch.enable_grad():
         found = field_of(network(image.detach().clone().requires_grad_(True)), where, one=True)
@@ -113,4 +119,4 @@ def ends_in(network: nn.Module, image: Tensor, where: str | int | None = None) -
 
 
 RESHAPING = ("View", "Squeeze", "Unsqueeze", "Reshape", "Clone", "ToCopy", "Select", "UnsafeView", "Alias", "Transpose")
-"""Beginnings of the names of steps that leave values as they are."""
+"""Prefixes of the names of autograd nodes that do not change values."""

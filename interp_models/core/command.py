@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 def command(name: str) -> str:
-    """The command line of `train` or `evaluate`, in the form in which this process was called.
+    """The command `train` or `evaluate`, in the form in which the user called this process.
 
-    That is the script of a clone, the installed command `interp-train`, or else the module, which works wherever the
-    package is imported.
+    The forms are the script of a clone, the installed command (`interp-train`), and `python -m interp_models`, which
+    always works.
     """
     called = Path(sys.argv[0] if sys.argv else "")
     if called.name in ("train.py", "evaluate.py"):
@@ -20,7 +20,7 @@ def command(name: str) -> str:
 
 
 def as_called(text: str) -> str:
-    """A text that speaks of `python train.py` and `python evaluate.py`, with the commands as they were called."""
+    """Replace `python train.py` and `python evaluate.py` in a text by the commands as the user called them."""
     for name in ("train", "evaluate"):
         text = text.replace(f"python {name}.py", command(name))
     return text

@@ -1,4 +1,4 @@
-"""Digests of arrays and networks, to see whether they have changed."""
+"""Digests of networks, to see whether they have changed."""
 
 import hashlib
 import io
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def weights_digest(network: nn.Module) -> str:
-    """A name for a network's layers and weights."""
+    """Digest of a network's layers, weights and buffers: 16 hexadecimal digits."""
     found = hashlib.sha256(repr(network).encode())
     for name, tensor in network.state_dict().items():
         found.update(name.encode() + _bytes(tensor))

@@ -1,4 +1,4 @@
-"""The registered classes of a package, found by reading its source or by importing it."""
+"""Find the registered classes of a package, by reading its source or by importing it."""
 
 import ast
 import functools
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 
 class Entry(NamedTuple):
-    """A class as its file registers it: `@METRICS.register("purity") class Purity`."""
+    """A registered class as written in its file: `@METRICS.register("purity") class Purity`."""
 
     registry: str
     """Name of the registry's variable."""
@@ -20,14 +20,14 @@ class Entry(NamedTuple):
     cls: str
     """Name of the class."""
     module: str
-    """Dotted name of the module that holds it."""
+    """Dotted name of its module."""
 
 
 @functools.cache
 def registered(package: str) -> tuple[Entry, ...]:
-    """The classes that files below a package register, read from the source without importing it.
+    """The classes that files below a package register. The source is read, not imported.
 
-    Only decorators with a literal string are found; `import_all` finds all classes.
+    Only decorators with a literal name are found; `import_all` finds all classes.
 
     >>> [entry.cls for entry in registered("interp_models.explainers") if entry.name == "gradcam"]
     ['GradCAM']
@@ -41,7 +41,7 @@ def registered(package: str) -> tuple[Entry, ...]:
 
 
 def folders(package: str) -> list[Path]:
-    """Where the files of a package lie; neither the package itself nor what holds it is imported, but for the first."""
+    """The folders of a package's files. Only the top-level package may be imported by this, not the package itself."""
     first, *inner = package.split(".")
     spec = importlib.util.find_spec(first)
     places = [Path(folder, *inner) for folder in (spec.submodule_search_locations or [] if spec else [])]
@@ -65,16 +65,16 @@ def _entries(path: Path, module: str) -> Iterable[Entry]:
 
 
 def import_all(package: str) -> None:
-    """Import all modules directly inside `package`, so that a new file registers itself."""
+    """Import all modules directly inside `package`, so that their classes are registered."""
     for module in pkgutil.iter_modules(map(str, folders(package))):
         importlib.import_module(f"{package}.{module.name}")
 
 
 def exported(package: str, name: str) -> Any:
-    """A registered class or a module of a package, by name, for its `__getattr__`.
+    """Look up a registered class or a module of a package by its name; a package's `__getattr__` calls it.
 
     Raises:
-        AttributeError: if there is neither.
+        AttributeError: if there is no class and no module of this name.
     """
     for entry in registered(package):
         if entry.cls == name:

@@ -1,4 +1,4 @@
-"""Collectives between ranks; with one process they return their input."""
+"""Collective operations between ranks. With a single process they return their input."""
 
 from typing import Any, TypeVar
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def gathered(x: Tensor) -> Tensor:
-    """A tensor of the same shape from every rank, (ranks, ...)."""
+    """Gather a tensor of the same shape from every rank: (ranks, ...)."""
     if not _many():
         return x[None]
     parts = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size())]
@@ -19,7 +19,7 @@ def gathered(x: Tensor) -> Tensor:
 
 
 def gathered_objects(x: T) -> list[T]:
-    """The objects of all ranks, by rank."""
+    """Gather the objects of all ranks, in the order of the ranks."""
     if not _many():
         return [x]
     parts: list[Any] = [None] * torch.distributed.get_world_size()
@@ -28,7 +28,7 @@ def gathered_objects(x: T) -> list[T]:
 
 
 def in_order(rows: Tensor, n: int) -> Tensor:
-    """All rows (n, ...) of a data set, of which rank r holds r, r + ranks, r + 2 ranks, ..."""
+    """Gather the rows of a data set in their order, (n, ...); rank r has the rows r, r + ranks, r + 2 ranks, ..."""
     ranks = torch.distributed.get_world_size() if _many() else 1
     padding = -(-n // ranks) - len(rows)
     rows = F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, padding))
@@ -36,7 +36,7 @@ def in_order(rows: Tensor, n: int) -> Tensor:
 
 
 def summed(x: Tensor) -> Tensor:
-    """The sum over ranks."""
+    """The sum of a tensor over ranks."""
     if not _many():
         return x
     x = x.clone()
@@ -45,14 +45,14 @@ def summed(x: Tensor) -> Tensor:
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Give every rank the first one's buffers: after the last step batch-norm statistics differ between ranks."""
+    """Copy the buffers of rank 0 to all ranks: after the last step, batch-norm statistics differ between ranks."""
     if _many():
         for buffer in module.buffers():
             torch.distributed.broadcast(buffer, src=0)
 
 
 def rank_and_ranks() -> tuple[int, int]:
-    """This process's number, and how many there are."""
+    """The rank of this process and the number of ranks."""
     return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if _many() else (0, 1)
 
 

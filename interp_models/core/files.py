@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, never over others, and by one process at a time."""
+"""Files that are written whole or not at all, new folders, and locks on folders."""
 
 import errno
 import hashlib
@@ -17,15 +17,15 @@ from filelock import FileLock, Timeout
 from interp_models.core.errors import InputError
 
 LOCK = ".lock"
-"""The file in a folder that the process which writes there holds locked."""
+"""Lock file of a folder; the process that writes there holds its lock."""
 LONGEST_NAME = 180
-"""Bytes of a file's name without its ending; systems take 255, of which `whole` needs some."""
+"""Maximum length in bytes of a file's name without its ending. Systems allow 255; `whole` adds some."""
 HOLDER = ".lock-holder"
-"""The file that names that process. On disks without locks the lock file holds filelock's own record."""
+"""File with the name of the process that holds the lock. The lock file itself may hold filelock's own record."""
 
 
 def new_folder(parent: Path, prefix: str = "") -> Path:
-    """Make and return parent/<prefix><n> with the first n from 0 that does not exist: nothing is ever overwritten.
+    """Make and return the folder parent/<prefix><n> with the first free number n, from 0.
 
     Raises:
         InputError: if it cannot be made.
@@ -47,10 +47,14 @@ def new_folder(parent: Path, prefix: str = "") -> Path:
 
 
 def empty_folder(out: str, why: str) -> Path:
-    """Make and return a folder that holds nothing.
+    """Make and return the folder `out`, which may exist if it is empty.
+
+    Args:
+        out: the folder.
+        why: end of the message if the folder is not empty.
 
     Raises:
-        InputError: if it holds something or cannot be made.
+        InputError: if it is not empty or cannot be made.
     """
     folder = Path(out)
     try:
@@ -66,7 +70,7 @@ def empty_folder(out: str, why: str) -> Path:
 
 
 def short(name: str) -> str:
-    """A name for a file without its ending: cut, with a digest, where it is too long for one.
+    """A file name without its ending; a name that is too long is cut and gets a digest.
 
     >>> short("robin")
     'robin'
@@ -79,15 +83,16 @@ def short(name: str) -> str:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A path to write to, in the same folder, that becomes `path` at the end; after an exception nothing is left.
+    """Yield a partial file to write to, and rename it to `path` at the end; an exception removes it.
 
-    Its name is unique, so that two processes may write the same file: the last one stays, whole.
+    The partial file lies in the same folder and has a unique name. If two processes write the same file, the last one
+    remains, whole.
     """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         yield partial
         with partial.open("rb") as file:
-            os.fsync(file.fileno())  # else a power cut may leave an empty file
+            os.fsync(file.fileno())  # without it a power cut may leave an empty file
         os.replace(partial, path)
     except BaseException as error:
         if (cause := _no_room(error)) and cause.filename is None:
@@ -103,21 +108,21 @@ def write_whole(path: Path, data: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write json whole or not at all; NaN is not json and raises `ValueError`."""
+    """Write json whole or not at all; NaN, which json does not have, raises `ValueError`."""
     write_whole(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 @contextmanager
 def locked(folder: Path, work: str, advice: str = "wait for its end") -> Iterator[None]:
-    """Hold a folder's lock, so that one process at a time writes there; the folder is made if it does not exist.
+    """Lock a folder, so that only one process at a time writes there. The folder is made if it does not exist.
 
-    The system frees the lock of a process that ends, however it ends. What a killed process left half written is
+    The system frees the lock when the process ends, even if it is killed. Partial files of killed processes are
     removed.
 
     Args:
-        folder: what is written to.
-        work: what is done there, such as `an evaluation`.
-        advice: what somebody can do who comes second.
+        folder: the folder to write to.
+        work: the work of this process, such as `an evaluation`.
+        advice: what to do if another process holds the lock.
 
     Raises:
         InputError: if another process holds the lock, or the folder cannot be written.
@@ -138,7 +143,7 @@ def locked(folder: Path, work: str, advice: str = "wait for its end") -> Iterato
         with suppress(OSError):
             (folder / HOLDER).write_text(f"{work} of process {os.getpid()} on {socket.gethostname()} since {now}")
         for left in [*folder.glob(".*.partial"), *folder.glob("*/.*.partial")]:
-            if left.parent == folder or not (left.parent / LOCK).exists():  # else another process may be using it
+            if left.parent == folder or not (left.parent / LOCK).exists():  # otherwise another process may use it
                 with suppress(OSError):
                     left.unlink()
         yield
@@ -154,7 +159,7 @@ NO_ROOM = {
 
 
 def unwritable(error: BaseException) -> str | None:
-    """One line for an error caused by a full or read-only disk; None for other errors."""
+    """A one-line message for an error caused by a full or read-only disk; None for other errors."""
     cause = _no_room(error)
     if cause is not None:
         folder = "the folder that is written to" if cause.filename is None else Path(cause.filename).parent
@@ -165,7 +170,7 @@ def unwritable(error: BaseException) -> str | None:
 
 
 def _no_room(error: BaseException | None) -> OSError | None:
-    """The `NO_ROOM` error behind an error: torch.save raises others while it cleans up."""
+    """The `NO_ROOM` error that caused an error: torch.save raises other errors while it cleans up."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             return error

@@ -1,6 +1,6 @@
-"""Checks of the images and scores that callers pass, whose errors say what was expected.
+"""Checks of images and scores that callers pass; the errors say what was expected.
 
-It knows torch and errors alone, so that explainers and metrics work on any module that returns logits.
+This module imports only torch and errors, so that explainers and metrics work on any module that returns logits.
 """
 
 import math
@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from interp_models.core.errors import InputError
 
 ROUNDING = 1e-3
-"""Rounding may put pixels this far outside [0, 1]."""
+"""Tolerance outside [0, 1], for rounding errors in pixels."""
 
 
 def check_images(images: object, name: str = "inputs") -> None:
-    """Raise `InputError` unless images are a float tensor (B, C, H, W), one image at least; waits for no device."""
+    """Raise `InputError` unless images are a float tensor (B, C, H, W) with at least one image.
+
+    It reads no pixels, so it does not wait for the device.
+    """
     hint = ""
     if isinstance(images, Tensor):
         found = f"{images.dtype} {tuple(images.shape)}"
@@ -32,12 +35,16 @@ def check_images(images: object, name: str = "inputs") -> None:
             return
     else:
         found = " ".join(filter(None, [type(images).__name__, str(getattr(images, "shape", ""))]))
-        hint = "; make a tensor: torch.from_numpy of an array, torch.stack of a list, of a PIL image its transform"
+        hint = "; make a tensor: torch.from_numpy of an array, torch.stack of a list, a transform of a PIL image"
     raise InputError(f"{name} must be a tensor of float images (batch, channels, height, width); got {found}{hint}")
 
 
 def pixel_range(images: Tensor, name: str = "inputs") -> tuple[float, float]:
-    """The lowest and the highest pixel, waiting for the device once; `InputError` for NaN and infinite pixels."""
+    """The lowest and the highest pixel; it waits for the device once.
+
+    Raises:
+        InputError: for NaN and infinite pixels.
+    """
     low, high = torch.stack(torch.aminmax(images.detach())).tolist()  # far cheaper than isfinite of every pixel
     if not (math.isfinite(low) and math.isfinite(high)):
         raise InputError(f"{name} hold NaN or infinite pixels")
@@ -45,7 +52,7 @@ def pixel_range(images: Tensor, name: str = "inputs") -> tuple[float, float]:
 
 
 def check_unit(found: tuple[float, float], why: str, name: str = "inputs") -> None:
-    """Raise `InputError` unless the lowest and the highest pixel lie in [0, 1]; the message gives `why`."""
+    """Raise `InputError` unless the lowest and the highest pixel (`found`) are in [0, 1]; `why` explains it."""
     low, high = found
     if low < -ROUNDING or high > 1 + ROUNDING:
         hint = f"; divide by 255: {name} / 255" if low >= 0 and high > 16 else ""
@@ -53,8 +60,11 @@ def check_unit(found: tuple[float, float], why: str, name: str = "inputs") -> No
 
 
 def check_images_for(model: nn.Module, images: Tensor, name: str = "inputs") -> None:
-    """Raise `InputError` unless images are a float tensor (B, C, H, W) of finite pixels and, for models of this
-    package, of 3 channels in [0, 1]. Models of others may want any values."""
+    """Raise `InputError` unless images are a float tensor (B, C, H, W) of finite pixels.
+
+    Models that normalise images themselves (all of this package) also need 3 channels with pixels in [0, 1]. Other
+    models may need any values.
+    """
     check_images(images, name)
     found = pixel_range(images, name)
     inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel) else model
@@ -69,7 +79,7 @@ def check_images_for(model: nn.Module, images: Tensor, name: str = "inputs") -> 
 
 @contextmanager
 def fitting(model: nn.Module, images: Tensor, name: str = "inputs") -> Iterator[None]:
-    """Turn torch's error about images of another device or precision than the model's weights into `InputError`."""
+    """Replace torch's error for images on another device or of another type than the weights by an `InputError`."""
     try:
         yield
     except RuntimeError as error:
@@ -82,16 +92,20 @@ def fitting(model: nn.Module, images: Tensor, name: str = "inputs") -> Iterator[
 
 
 def are_probabilities(scores: Tensor, tolerance: float) -> bool:
-    """Whether the rows of scores (B, K) are distributions: none below 0, and 1 in all, up to a tolerance."""
+    """Whether each row of scores (B, K) is a distribution: not negative and with sum 1, within a tolerance."""
     values = scores.detach().double() if scores.device.type == "cpu" else scores.detach().float()
     return bool((values >= -tolerance).all() & ((values.sum(dim=1) - 1).abs() <= tolerance).all())
 
 
 def check_probabilities(scores: object, batch: int, *, labels: bool = False) -> None:
-    """Raise `InputError` unless scores of some images are class probabilities (B, K), each row 1 in all; those of
-    independent `labels` are each in [0, 1].
+    """Raise `InputError` unless scores are class probabilities (B, K) whose rows add up to 1.
 
-    The tolerance of 0.01 is that of bfloat16, which also scores in float32 may come from.
+    The tolerance is 0.01, because scores in float32 may come from a model in bfloat16.
+
+    Args:
+        scores: what a score function returned.
+        batch: number of images B.
+        labels: whether the columns are independent labels; then each value must be in [0, 1].
     """
     wanted = "score_fn must return class probabilities (batch, classes)"
     mend = "write score_fn = probabilities(model)"
@@ -104,14 +118,14 @@ def check_probabilities(scores: object, batch: int, *, labels: bool = False) -> 
             raise InputError(f"{wanted}, each in [0, 1]; got values from {low:.3g} to {high:.3g}; {mend}")
         return
     if scores.shape[1] < 2:
-        raise InputError(f"{wanted} of two classes at least; got one column, p; give torch.cat([1 - p, p], dim=1)")
+        raise InputError(f"{wanted} of at least two classes; got one column, p; return torch.cat([1 - p, p], dim=1)")
     if not are_probabilities(scores, 0.01):
         low, high = torch.stack(torch.aminmax(scores.detach().float())).tolist()
-        raise InputError(f"{wanted}, each row in [0, 1] and 1 in all; got values from {low:.3g} to {high:.3g}; {mend}")
+        raise InputError(f"{wanted}, in [0, 1] and with row sums of 1; got values from {low:.3g} to {high:.3g}; {mend}")
 
 
 def check_clean(clean: object, batch: int) -> None:
-    """Raise `InputError` unless these are the known probabilities (B,) of the images' classes."""
+    """Raise `InputError` unless `clean` has the probability of the target class of each unmasked image, (B,)."""
     if not isinstance(clean, Tensor) or clean.shape != (batch,):
         found = tuple(clean.shape) if isinstance(clean, Tensor) else type(clean).__name__
         raise InputError(f"clean must be the target's probability of each of {batch} images, a tensor; got {found}")

@@ -1,4 +1,4 @@
-"""Maps on the grids of features and of images."""
+"""Operations on maps: resizing, normalisation, weighted sums."""
 
 from collections.abc import Iterator
 
@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def upsampled(maps: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
-    """Maps (n, h, w) stretched bicubically to `size`, as (up to 64, *size) float32 on the CPU at a time.
+    """Resize maps (n, h, w) bicubically to `size`; yields float32 tensors (up to 64, *size) on the CPU.
 
-    The same as `torch.nn.functional.interpolate` without its detours: rows and columns by a matrix each.
+    The result is that of `torch.nn.functional.interpolate`. Two matrix products, for rows and for columns, are faster.
     """
     units = (torch.eye(cells, dtype=torch.float32)[None, None] for cells in maps.shape[-2:])
     rows, columns = (
@@ -24,14 +24,19 @@ def upsampled(maps: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
 
 
 def stretched(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps (B, h, w) upsampled bilinearly, each stretched to [0, 1], (B, 1, H, W); constant ones become 0."""
+    """Resize maps (B, h, w) bilinearly and scale each to [0, 1] by its minimum and maximum: (B, 1, H, W).
+
+    Constant maps become 0.
+    """
     large = F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)
     low, high = large.amin(dim=(2, 3), keepdim=True), large.amax(dim=(2, 3), keepdim=True)
     return (large - low) / torch.where(high > low, high - low, 1.0)
 
 
 def weighted(weights: Tensor, maps: Tensor) -> Tensor:
-    """Σ_k w_k A_k, (B, h, w), of weights (B, C) and maps (B, C, h, w), in their own precision, also under autocast.
+    """The weighted sum Σ_k w_k A_k, (B, h, w), of maps A (B, C, h, w) with weights w (B, C).
+
+    It has the precision of its inputs, also under autocast.
 
     >>> weighted(torch.tensor([[2.0, 3.0]]), torch.ones(1, 2, 1, 1)).tolist()
     [[[5.0]]]
@@ -40,5 +45,5 @@ def weighted(weights: Tensor, maps: Tensor) -> Tensor:
 
 
 def full_precision(x: Tensor) -> torch.autocast:
-    """Switches autocast off, for small sums."""
+    """A context that switches autocast off, for sums that need the full precision."""
     return torch.autocast(x.device.type, enabled=False)

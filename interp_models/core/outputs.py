@@ -1,4 +1,4 @@
-"""Outputs of models: the type that our architectures return, and the search for logits in other outputs."""
+"""Outputs of models: the type that our architectures return, and how logits are found in other outputs."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -9,37 +9,38 @@ from interp_models.core.errors import InputError
 
 
 class InterpOutput(NamedTuple):
-    """Output of a forward pass of any architecture, in training and in evaluation.
+    """Output of a forward pass of every architecture, in training and in evaluation.
 
-    A named tuple is a pytree: DDP, `torch.export` and Lightning traverse it as it is.
+    A named tuple is a pytree: DDP, `torch.export` and Lightning handle it without conversion.
     """
 
     logits: Tensor
-    """(B, K), before the softmax."""
+    """(B, K): logits of the classes, before the softmax."""
     maps: Tensor
-    """(B, N, h, w), one map per part, prototype or head, on the model's own grid, not normalised;
-    not below 0 unless the model says `signed_maps`."""
-    aux: Mapping[str, Tensor] = {}  # never written to; a read-only mapping would be no pytree
-    """Tensors that only the model's own loss and explanations read, such as features or distances."""
+    """(B, N, h, w): one map per part, prototype or head, on the model's own grid and not normalised. Values are at
+    least 0 unless the model sets `signed_maps`."""
+    aux: Mapping[str, Tensor] = {}  # never written to; a read-only mapping would not be a pytree
+    """Further tensors for the model's own loss and explanations, such as features or distances."""
 
 
 class LabelLogits(NamedTuple):
-    """Logits of labels that do not exclude each other: the probability of label k is sigmoid(logits[:, k])."""
+    """Logits of independent labels: the probability of label k is sigmoid(logits[:, k])."""
 
     logits: Tensor
-    """(B, K)."""
+    """(B, K): logits of the labels."""
 
 
 def field_of(output: Any, where: str | int | None = None, *, one: bool = False) -> Tensor:
-    """The logits (B, K) in what a model returned.
+    """Find the logits (B, K) in a model's output.
 
     Args:
-        output: a tensor, an object with a field `logits` (as of Hugging Face, or of ours), a tuple, list or dict.
-        where: name of a field or key, or place in a tuple; None looks for the only tensor (B, K).
-        one: whether one value per image, (B,) or (B, 1), will do.
+        output: a tensor, an object with a field `logits` (such as `InterpOutput` or an output of Hugging Face), a
+            tuple, list or dict.
+        where: name of a field or key, or position in a tuple; None looks for the only tensor (B, K).
+        one: whether to accept one value per image, (B,) or (B, 1).
 
     Raises:
-        InputError: if there are none, or several that differ in shape, saying how to name one.
+        InputError: if there are no logits, or several tensors of different shape; the message says how to name one.
     """
     if where is not None:
         output = _named(output, where)

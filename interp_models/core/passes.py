@@ -1,4 +1,4 @@
-"""Counts of the images that a method passes through a model."""
+"""Count the images that a method passes through a model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ class PassCounter:
 
 @contextmanager
 def counted_passes(*models: nn.Module) -> Iterator[PassCounter]:
-    """While open, counts the images that pass through any of these models, each of which must not hold another.
+    """Count the images that pass through any of these models inside the context. No model may contain another.
 
     >>> import torch
     >>> model = nn.Flatten()
@@ -48,7 +48,7 @@ def counted_passes(*models: nn.Module) -> Iterator[PassCounter]:
 
 
 def count_reused(images: Tensor) -> None:
-    """Count a pass of these images that another method has made and this one reuses."""
+    """Count a pass of these images that another method has made and this method reuses."""
     counter = _counter.get()
     if counter is not None:
         counter.images += len(images)

@@ -1,6 +1,6 @@
-"""Code of users that registers itself: files and packages that a config names, and installed packages.
+"""Plugins: files and packages of users that register their own methods.
 
-No plugin is imported because a checkpoint names it.
+A config names them, or installed packages declare them by an entry point. A checkpoint never causes an import.
 """
 
 import functools
@@ -15,18 +15,21 @@ from pathlib import Path
 from interp_models.core.errors import InputError, first_line
 
 GROUP = "interp_models.plugins"
-"""Entry points of installed packages: the value is the module to import."""
+"""Group of entry points of installed packages; the value of each is the module to import."""
 
 
 def import_plugins(plugins: Sequence[str]) -> None:
-    """Import files (`methods/mine.py`), folders with an `__init__.py` and installed packages (`my_package`), once each.
+    """Import plugins, once each.
 
-    A file is a module of its own name, and its folder is added to `sys.path`: it can import what lies beside it, and
-    processes that load images find it. Relative files are looked for in the working folder. A file that is missing is
-    passed over if one of the same name was imported before, so that a run finds a plugin that has moved.
+    A file is imported as a module of the same name, and its folder is added to `sys.path`. So the file can import its
+    neighbours, and processes that load images find it. Relative paths start at the working folder. A missing file is
+    skipped if one of the same name was imported before, so that a run finds a plugin that has moved.
+
+    Args:
+        plugins: files (`methods/mine.py`), folders with an `__init__.py`, or installed packages (`my_package`).
 
     Raises:
-        InputError: if one is missing or cannot be imported, or has the name of another module.
+        InputError: if a plugin is missing, cannot be imported, or has the name of another module.
     """
     for plugin in plugins:
         path = plugin_path(plugin, Path())
@@ -37,7 +40,7 @@ def import_plugins(plugins: Sequence[str]) -> None:
 
 
 def plugin_path(plugin: str, folder: Path) -> Path | None:
-    """The file or folder that a plugin is, relative ones below `folder`; None for a package that is to be installed."""
+    """The path of a plugin that is a file or folder, relative to `folder`; None for an installed package."""
     path = folder / os.path.expanduser(plugin)
     if plugin.endswith(".py") or os.sep in plugin or (path / "__init__.py").is_file():
         return path
@@ -45,13 +48,13 @@ def plugin_path(plugin: str, folder: Path) -> Path | None:
 
 
 def located(plugins: Iterable[str], folder: Path) -> list[str]:
-    """Plugins with absolute paths, relative ones being below `folder`, so that they mean the same from anywhere."""
+    """Make the paths of plugins absolute; relative ones start at `folder`."""
     paths = [(plugin, plugin_path(plugin, folder)) for plugin in plugins]
     return [plugin if path is None else str(path.absolute()) for plugin, path in paths]
 
 
 _files: dict[str, Path] = {}
-"""The files that were imported, by the name of the module."""
+"""Imported plugin files by the name of their module."""
 
 
 def imported() -> list[Path]:
@@ -61,8 +64,8 @@ def imported() -> list[Path]:
 
 @functools.cache
 def installed() -> dict[str, str]:
-    """The plugins of installed packages: the module of each and the package's name."""
-    from importlib import metadata  # looks through all installed packages
+    """The plugins of installed packages: names of the packages by module."""
+    from importlib import metadata  # slow: it looks through all installed packages
 
     points = metadata.entry_points(group=GROUP)
     return {point.value.partition(":")[0].strip(): point.dist.name if point.dist else point.name for point in points}
@@ -79,7 +82,7 @@ def import_installed() -> None:
     """
     for module, package in installed().items():
         if module not in sys.modules and module not in _importing:
-            _importing.append(module)  # it may ask a registry for its names
+            _importing.append(module)  # the module may itself ask a registry for names, which calls this again
             try:
                 _import(module, f"{module} of the installed package {package}")
             finally:
@@ -91,18 +94,22 @@ def _import_file(plugin: str, path: Path) -> None:
     name = path.stem if file == path else path.name
     if (before := _files.get(name)) is not None and before != file:
         if not file.is_file() or file.read_bytes() == before.read_bytes():
-            return  # a run of another machine or folder: the given file replaces it
-        raise InputError(f"plugin {plugin}: {before} is in use, which has the same name and other contents; rename one")
+            return  # the file of a run from another machine or folder: the one imported before replaces it
+        raise InputError(f"plugin {plugin}: {before} is in use and has the same name but other contents; rename one")
     if not file.is_file():
-        raise InputError(f"plugin {plugin}: {file} does not exist; plugins=[FILE] names it where it is now")
+        raise InputError(
+            f"plugin {plugin}: {file} does not exist; if it has moved, give its new place by plugins=[FILE]"
+        )
     if not name.isidentifier():
-        raise InputError(f"plugin {plugin}: {name!r} is no name of a Python module; use letters, digits and _")
+        raise InputError(f"plugin {plugin}: {name!r} cannot name a Python module; use letters, digits and _")
     folder = str(path.parent)
     if folder not in sys.path:
-        sys.path.append(folder)  # last, so that it hides nothing
+        sys.path.append(folder)  # at the end, so that it hides no other module
     found = getattr(sys.modules[name], "__file__", None) if name in sys.modules else _origin(name)
     if found is None or Path(found).resolve() != file:
-        raise InputError(f"plugin {plugin}: another module is called {name} ({found or 'of Python'}); rename the file")
+        raise InputError(
+            f"plugin {plugin}: another module has the name {name} ({found or 'of Python'}); rename the file"
+        )
     _import(name, plugin)
     _files[name] = file
 
@@ -114,23 +121,23 @@ def _origin(name: str) -> str | None:
 
 
 def _import(module: str, shown: str) -> None:
-    """Import a module; an error in it becomes one line that says where."""
+    """Import a module; an error in it becomes a one-line `InputError` with the place."""
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name and (module == error.name or module.startswith(f"{error.name}.")):
             raise InputError(
-                f"plugin {shown}: no package of this name is installed; a file is written with its ending, {module}.py"
+                f"plugin {shown}: no package of this name is installed; give a file with its ending, {module}.py"
             ) from None
         raise InputError(f"plugin {shown}: {_line(error)}") from error
     except InputError as error:
         raise InputError(f"plugin {shown}: {error}") from error
-    except Exception as error:  # user code may raise anything
+    except Exception as error:  # the user's code can raise any error
         raise InputError(f"plugin {shown}: {_line(error)}") from error
 
 
 def _line(error: BaseException) -> str:
-    """An error of a plugin with the place where it was raised: `mine.py line 3: NameError: name 'x' is not defined`."""
+    """An error of a plugin as one line, such as `mine.py line 3: NameError: name 'x' is not defined`."""
     if isinstance(error, SyntaxError):
         where = f"{Path(error.filename or '').name} line {error.lineno}: "
     else:

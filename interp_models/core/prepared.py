@@ -1,4 +1,4 @@
-"""Copies of models that are faster at many passes: the same scores, checked."""
+"""Faster copies of models for many passes. Each copy is checked to return the same scores."""
 
 import copy
 import warnings
@@ -19,29 +19,30 @@ from interp_models.core.passes import PassCounter
 from interp_models.core.scoring import evaluating, full_float32, logits_of
 
 TOLERANCE = 1e-5
-"""Largest difference of logits (relative to the largest, where that is above 1) and of probabilities."""
+"""Largest accepted difference of probabilities, and of logits relative to the largest logit (if that is above 1)."""
 
 _prepared: "WeakKeyDictionary[nn.Module, dict[Preparation, tuple[Any, nn.Module | None]]]" = WeakKeyDictionary()
 
 
 class Prepared(nn.Module):
-    """A model's copy in eval mode: batch norm is folded into convolutions, channels come last, and derivatives go to
-    the images alone.
+    """A model's copy in eval mode.
+
+    Batch norms are folded into convolutions, the memory format is channels last, and weights take no gradients.
 
     Args:
         model: the copy.
-        bfloat16: whether to pass it under autocast.
+        bfloat16: whether to run it under autocast with bfloat16.
     """
 
     def __init__(self, model: nn.Module, *, bfloat16: bool = False) -> None:
         super().__init__()
         self.model, self.autocasts = model, bfloat16
         self.named = class_name(model)
-        """The class of the original, for messages."""
+        """Class name of the original, for messages."""
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor | LabelLogits:
-        """Images (B, C, H, W) -> logits (B, K), float32 or better."""
+        """Compute the logits (B, K) of images (B, C, H, W), in float32 or float64."""
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, torch.bfloat16) if self.autocasts else nullcontext():
             output = self.model(images)
@@ -56,13 +57,13 @@ KERNELS: dict[type[nn.Module], tuple[str, list[float]]] = {
     nn.ReLU6: ("hardtanh", [0.0, 6.0]),
     nn.SiLU: ("swish", []),
 }
-"""Activations that oneDNN computes with the convolution before them."""
+"""Activations that oneDNN can compute in the kernel of the convolution before them."""
 
 
 class _Fused(nn.Module):
-    """A convolution with its activation: one kernel, as torch.compile makes them, where no gradient is asked for.
+    """A convolution and its activation in one kernel, as torch.compile makes it; with gradients, two separate ones.
 
-    On a CPU memory is slower than arithmetic, and eager torch takes slow ways to some convolutions of one thread.
+    On a CPU, memory is slower than arithmetic, and eager torch is slow for some convolutions with one thread.
     """
 
     def __init__(self, convolution: nn.Conv2d, activation: nn.Module) -> None:
@@ -82,26 +83,27 @@ class _Fused(nn.Module):
 
 
 def class_name(model: nn.Module) -> str:
-    """The class of a model; of a copy, that of its original."""
+    """The class name of a model, without the wrappers of this package."""
     inner = model.model if isinstance(model, Prepared) else model
     return type(inner.network if isinstance(inner, Classifier) else inner).__name__
 
 
 def prepare(model: nn.Module, images: Tensor, how: Preparation = "exact") -> nn.Module:
-    """Return a faster copy of a model for many passes; it is made once, and again when the weights change.
+    """Return a faster copy of a model for many passes.
 
-    If the copy's scores differ, or the model cannot be copied, return the model itself, with a warning.
+    The copy is cached, and made again if the weights change. If its scores differ, or the model cannot be copied, the
+    model itself is returned with a warning.
 
     Args:
-        model: any module that returns logits, in eval mode or not; wrapped by DDP or compiled or not.
-        images: examples (B, C, H, W), on which the copy is checked.
+        model: any module that returns logits, in train or eval mode; it may be compiled or wrapped by DDP.
+        images: example images (B, C, H, W), on which the copy is checked.
         how: see `Preparation`.
     """
     if how == "none" or not len(images) or isinstance(getattr(model, "_orig_mod", model), Prepared):
         return model
     known, state = _prepared.setdefault(model, {}), _state(model)
     if how not in known or known[how][0] != state:
-        # not under the caller's autocast, which ends before the copy does
+        # not under the caller's autocast, because the copy outlives it
         with torch.inference_mode(False), torch.autocast(images.device.type, enabled=False), evaluating(model):
             known[how] = (state, _prepare(model, images[:2].detach().clone(), how))
     made = known[how][1]
@@ -109,20 +111,22 @@ def prepare(model: nn.Module, images: Tensor, how: Preparation = "exact") -> nn.
 
 
 def release(model: nn.Module) -> None:
-    """Forget a model's copies."""
+    """Drop a model's cached copies."""
     _prepared.pop(model, None)
 
 
 def _state(model: nn.Module) -> list[object]:
-    """Return a value that changes with modules, hooks or weights. It holds sums of the weights, as a write to `.data`
-    does not change their version."""
+    """A value that changes if modules, hooks or weights change.
+
+    It holds sums of the weights, because a write to `.data` does not change their version.
+    """
     parts = [(id(m), m.extra_repr(), tuple(m._forward_hooks), _before(m)) for m in model.modules()]
     tensors = [x.detach() for x in chain(model.parameters(), model.buffers())]
     versions = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors]
     sums: dict[torch.device, list[Tensor]] = {}
     for x in tensors:
         sums.setdefault(x.device, []).append(x.sum(dtype=torch.float32))
-    # As bits, so that NaN equals itself; one read per device, as each read waits for it.
+    # Sums are compared as bits, so that NaN equals itself. There is one read per device, as each read waits for it.
     return [parts, versions, *(torch.stack(some).view(torch.int32).tolist() for some in sums.values())]
 
 
@@ -133,10 +137,10 @@ def _before(module: nn.Module) -> tuple[int, ...]:
 
 def _prepare(model: nn.Module, images: Tensor, how: Preparation) -> nn.Module | None:
     """Make the copy; None, with a warning, if that fails."""
-    # The check also covers pixels beyond those of the images, as the copy is used for any image.
+    # Noise extends the check beyond the pixels of these images, because the copy is used for any image.
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
     images = torch.cat([images, images.mean() + noise * images.std().clamp(min=0.25)])
-    with torch.no_grad(), full_float32():  # an error of the model itself is raised
+    with torch.no_grad(), full_float32():  # outside the try: an error of the model itself must be raised
         expected, again = (logits_of(model(images.clone())) for _ in range(2))
     made: Any
     try:
@@ -146,7 +150,7 @@ def _prepare(model: nn.Module, images: Tensor, how: Preparation) -> nn.Module | 
             made = Prepared(made.to(memory_format=torch.channels_last), bfloat16=how == "bfloat16")
             made = torch.compile(made) if how == "compiled" else made
             found = logits_of(made(images.clone()))
-            if how == "exact":  # with gradients the copy runs other kernels
+            if how == "exact":  # with gradients the copy uses other kernels
                 with torch.enable_grad():
                     found = torch.cat([found, logits_of(made(images.clone()))])
                 again, expected = (torch.cat([logits, logits]) for logits in (again, expected))
@@ -156,7 +160,7 @@ def _prepare(model: nn.Module, images: Tensor, how: Preparation) -> nn.Module | 
             why = f"logits of its copy are {apart[0]:.1g} of the largest away, probabilities {apart[1]:.1g}"
         else:
             why = None
-    except Exception as error:  # a foreign model may fail in any way
+    except Exception as error:  # any model can come here, and copies can fail in many ways
         why = f"{type(error).__name__}: {first_line(error)}"
     if why is not None:
         warnings.warn(f"{type(model).__name__} is used without a faster copy: {why}", stacklevel=4)
@@ -165,14 +169,14 @@ def _prepare(model: nn.Module, images: Tensor, how: Preparation) -> nn.Module | 
 
 
 def _apart(found: Tensor, expected: Tensor) -> tuple[float, float] | None:
-    """The differences of logits (relative to the largest) and of probabilities; None within the tolerance."""
+    """Differences of logits (relative to the largest) and of probabilities; None if both are within the tolerance."""
     apart = float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
     probabilities = float((found.softmax(dim=1) - expected.softmax(dim=1)).abs().max())
     return None if apart <= TOLERANCE and probabilities <= TOLERANCE else (apart, probabilities)  # not None for NaN
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """A model without DDP's or torch.compile's wrapper; a copy that was prepared and compiled stays as it is."""
+    """The model without the wrappers of DDP and torch.compile; a prepared and compiled copy is returned as it is."""
     inner = getattr(model, "_orig_mod", None)
     if inner is None and isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
         inner = model.module
@@ -180,7 +184,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    """A deep copy, without the trainer that a LightningModule knows."""
+    """A deep copy without the trainer of a LightningModule."""
     trainers = (getattr(part, "_trainer", None) for part in model.modules())
     return copy.deepcopy(model, {id(trainer): None for trainer in trainers if trainer is not None})
 
@@ -191,8 +195,10 @@ def _has_kernels(images: Tensor) -> bool:
 
 
 def _fold(model: nn.Module, image: Tensor, *, fuse: bool) -> None:
-    """Fold every batch norm, in place, into the convolution whose output it alone is known to take, and fuse it with
-    the activation that timm's batch norms go on with."""
+    """Fold every batch norm, in place, into the convolution before it; fuse the activation inside timm's batch norms.
+
+    Only pairs are folded where the batch norm is the only known user of the convolution's output.
+    """
     for norm_name, norm, name, convolution in list(_pairs(model, image)):
         scale = (norm.running_var.double() + norm.eps).rsqrt()
         scale = scale if norm.weight is None else scale * norm.weight.double()
@@ -217,8 +223,8 @@ def _replace(model: nn.Module, name: str, part: nn.Module) -> None:
 
 
 def _pairs(model: nn.Module, image: Tensor) -> Iterator[tuple[str, Any, str, Any]]:
-    """Name and module of each batch norm and of its convolution, both used once in a pass, one after the other."""
-    made: dict[int, tuple[Tensor, nn.Module]] = {}  # tensors are held, so that no id is used twice
+    """Name and module of each batch norm and of the convolution before it, where both are used once in a pass."""
+    made: dict[int, tuple[Tensor, nn.Module]] = {}  # tensors are kept alive, so that ids stay unique
     taken: list[tuple[nn.Module, nn.Module | None]] = []
     used: list[nn.Module] = []
 

@@ -1,4 +1,4 @@
-"""Registries by name, whose entries' typed constructors are their config schemas."""
+"""Registries of classes by name. The typed constructor of a class is the schema of its options."""
 
 import fnmatch
 import importlib
@@ -19,15 +19,15 @@ C = TypeVar("C", bound=type)
 
 
 class Registry(Generic[T]):
-    """Named classes of one kind: iterates over their names, and prints them.
+    """Classes of one kind by name. It iterates over the names and prints them.
 
-    The files of a package register its classes. They are imported when they are needed: by `get` and `build` the file
-    of the class alone, by all that lists names every file, and the plugins of installed packages.
+    The files of a package register their classes. Files are imported when they are needed: `get` and `build` import
+    the file of the class only; methods that list names import all files and the plugins of installed packages.
 
     Args:
-        kind: begins messages, such as `explainer`.
-        home: where the registry is found, `package.VARIABLE`; the files of the package register its classes. Without
-            one, classes are registered by whoever imports them.
+        kind: kind of class, such as `explainer`, for messages.
+        home: place of the registry, `package.VARIABLE`; all files of the package belong to it. Without it, only classes
+            that are already imported are found.
 
     >>> SHAPES = Registry("shape")
     >>> @SHAPES.register("square")
@@ -45,26 +45,26 @@ class Registry(Generic[T]):
         """Whether all files of the package are imported, or being imported."""
 
     def register(self, name: str) -> Callable[[C], C]:
-        """Class decorator that enters a class under `name`.
+        """Class decorator that registers a class under `name`.
 
-        A class of `__main__`, such as a notebook's, may be defined again.
+        A class of `__main__`, such as one in a notebook, may be defined again.
 
         Raises:
-            InputError: if the name, or the name of the class, is that of another class of this registry.
+            InputError: if another class of this registry has the same name, or the same class name.
         """
 
         def enter(cls: C) -> C:
             taken = [(one, other.__name__, other.__module__) for one, other in self._known.items() if other is not cls]
             taken = [one for one in taken if one[1:] != (cls.__name__, "__main__") or cls.__module__ != "__main__"]
-            if not f"{cls.__module__}.".startswith(f"{self._package}."):  # the package may not be whole yet
+            if not f"{cls.__module__}.".startswith(f"{self._package}."):  # the package may not be imported yet
                 taken += [(entry.name, entry.cls, entry.module) for entry in self._entries()]
             for other, class_name, module in taken:
                 if other == name:
                     raise InputError(f"{self.kind} {name!r} is already registered by {module}; choose another name")
                 if class_name == cls.__name__:
                     raise InputError(
-                        f"{self.kind} {name!r}: {module} registers a class {class_name} too; give it another name, as "
-                        "classes are exported by theirs"
+                        f"{self.kind} {name!r}: {module} also registers a class {class_name}; rename it, because "
+                        "classes are exported by their names"
                     )
             self._known[name] = cls
             return cls
@@ -78,9 +78,9 @@ class Registry(Generic[T]):
         return [entry for entry in registered(self._package) if entry.registry == self._variable]
 
     def _classes(self) -> dict[str, type]:
-        """Every registered class, those of installed plugins included."""
+        """All registered classes, with those of installed plugins."""
         if self._package and not self._complete:
-            self._complete = True  # a file may ask for names
+            self._complete = True  # set before: an imported file may itself ask for names
             try:
                 import_all(self._package)
             except BaseException:
@@ -110,7 +110,7 @@ class Registry(Generic[T]):
         return isinstance(name, str) and (self._find(name) is not None or name in self.aliases())
 
     def aliases(self) -> Mapping[str, str]:
-        """Aliases that `get` and `build` accept, and the registered names behind them; none by default."""
+        """Aliases that `get` and `build` accept: the registered name by alias. There are none by default."""
         return {}
 
     def names(self, pattern: str = "*") -> list[str]:
@@ -118,7 +118,11 @@ class Registry(Generic[T]):
         return sorted(fnmatch.filter(self._classes(), pattern))
 
     def get(self, name: str) -> Any:
-        """The class registered under `name` or an alias of it; an unknown one raises `InputError` with the nearest."""
+        """The class registered under `name`, or under an alias of it.
+
+        Raises:
+            InputError: for an unknown name, with the nearest known ones.
+        """
         if (cls := self._find(name)) is not None:
             return cls
         aliases = self.aliases()
@@ -127,17 +131,38 @@ class Registry(Generic[T]):
         return self._known[aliases[name]]
 
     def options(self, name: str, options: Mapping[str, Any], given: typing.Collection[str] = ()) -> dict[str, Any]:
-        """All options of `name`, defaults included; `InputError` unless it exists and takes these. Builds nothing."""
+        """Check options without building anything.
+
+        Args:
+            name: registered name or alias.
+            options: options from a config.
+            given: names of constructor parameters that the program passes itself; they are not options.
+
+        Returns:
+            All options, with defaults.
+
+        Raises:
+            InputError: for an unknown name or option, or a wrong type.
+        """
         return parse(schema_of(self.get(name), given), options, f"{self.kind} {name!r}")
 
     def build(self, name: str, options: Mapping[str, Any] | None = None, **given: Any) -> T:
-        """Construct `name` from config `options`, checked against its constructor, and what the program gives."""
+        """Build an object.
+
+        Args:
+            name: registered name or alias.
+            options: options from a config, checked against the typed constructor of the class.
+            **given: further arguments of the constructor, such as `model`.
+
+        Raises:
+            InputError: for an unknown name or option, or a wrong type.
+        """
         cls = self.get(name)
         return cls(**given, **parse(schema_of(cls, given), options or {}, f"{self.kind} {name!r}"))  # type: ignore[no-any-return]
 
 
 def named(node: Mapping[str, Any], where: str, registry: Registry[Any]) -> tuple[str, dict[str, Any]]:
-    """The `name` of a config node and its options; `InputError` if it has no name."""
+    """Split a config node into its `name` and its options; raises `InputError` if it has no name."""
     if "name" not in node:
         raise InputError(f"{where}.name must be given: one of {', '.join(registry.names())}")
     return text_of(node["name"]), {key: value for key, value in node.items() if key != "name"}

@@ -1,6 +1,6 @@
-"""Counter-based random numbers: a value is a pure function of its integer keys.
+"""Counter-based random numbers: each number is a pure function of its integer keys.
 
-Nothing has to be drawn in order, so results do not depend on batch size, number of workers or ranks.
+Numbers need not be drawn in order, so results do not depend on batch size, number of workers or ranks.
 """
 
 import numpy as np
@@ -17,16 +17,16 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def hash_keys(*keys: ArrayLike) -> NDArray[np.uint64]:
-    """64 well-mixed bits for each combination of the integer keys, which broadcast like numpy arrays."""
+    """A hash of 64 bits for each combination of the integer keys, which broadcast like numpy arrays."""
     state = np.zeros(1, np.uint64)
     for key in keys:
         key = np.atleast_1d(np.asarray(key, np.int64)).view(np.uint64)
-        state = _mix(state + _GAMMA + _mix(key + _GAMMA))  # arrays wrap around silently, scalars would warn
+        state = _mix(state + _GAMMA + _mix(key + _GAMMA))  # arrays overflow silently; scalars would warn
     return state.reshape(np.broadcast_shapes(*(np.shape(key) for key in keys)))
 
 
 def uniform(*keys: ArrayLike) -> NDArray[np.float64]:
-    """Uniform numbers in [0, 1), one for each combination of the broadcast integer keys.
+    """A uniform number in [0, 1) for each combination of the integer keys, which broadcast like numpy arrays.
 
     >>> float(uniform(0, 7)) == float(uniform(0, [6, 7])[1])
     True
@@ -35,5 +35,5 @@ def uniform(*keys: ArrayLike) -> NDArray[np.float64]:
 
 
 def seed_of(*keys: int) -> int:
-    """A seed for `torch.manual_seed` that depends on all the keys."""
+    """A seed for `torch.manual_seed`, a pure function of the keys."""
     return int(hash_keys(*keys)) >> 1

@@ -1,4 +1,4 @@
-"""The typed parameters of a constructor as a schema for config nodes."""
+"""Schemas of configs, made from the typed parameters of constructors."""
 
 import dataclasses
 import functools
@@ -11,11 +11,11 @@ from interp_models.core.errors import InputError, Misfit, first_line, unfit
 from interp_models.core.written import is_open, typed, values
 
 MISSING = "???"
-"""OmegaConf's mark of a value that must be given."""
+"""OmegaConf's mark for a value without a default."""
 
 
 def schema_of(cls: Callable[..., Any], given: typing.Collection[str] = ()) -> type:
-    """A dataclass with the typed keyword parameters of `cls`, except those that are `given` by the program."""
+    """Make a dataclass of the typed keyword parameters of `cls`, without those that the program passes (`given`)."""
     constructor = vars(cls).get("__init__") or getattr(cls, "__init__", cls)
     hints = typing.get_type_hints(constructor if isinstance(cls, type) else cls, include_extras=True)
     fields: list[tuple[str, Any, Any]] = []
@@ -35,12 +35,20 @@ def _same(value: Any) -> Any:
 
 
 def parse(schema: type, node: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Check a config node against a dataclass and return its fields as objects.
+    """Check a config node against a dataclass.
+
+    Args:
+        schema: the dataclass.
+        node: keys and values as written.
+        where: the node's key in the whole config, for messages.
+
+    Returns:
+        The value of every field, with defaults.
 
     Raises:
-        InputError: for unknown keys (with the nearest one), a wrong type or a missing value.
+        InputError: for unknown keys (with the nearest known one), a wrong type or a missing value.
     """
-    from omegaconf import OmegaConf  # no explainer or metric needs it that is built in Python
+    from omegaconf import OmegaConf  # not needed for explainers and metrics that are built in Python
     from omegaconf.errors import OmegaConfBaseException
 
     names = [field.name for field in dataclasses.fields(schema)]
@@ -77,7 +85,7 @@ def parse(schema: type, node: Mapping[str, Any], where: str) -> dict[str, Any]:
         except TypeError:  # a list where keys are expected
             raise InputError(f"{where}.{key}: expected {hints[key]}, got {value!r}") from None
         except OmegaConfBaseException as error:
-            if not error.full_key:  # for tuples OmegaConf does not name the key
+            if not error.full_key:  # OmegaConf does not name the key of tuples
                 raise InputError(f"{where}.{key}: expected {hints[key]}, got {value!r}") from None
             raise InputError(f"{where}.{error.full_key}: {first_line(error)}") from None
     missing = sorted(key for key in OmegaConf.missing_keys(merged) if key not in nested)
@@ -90,7 +98,7 @@ def parse(schema: type, node: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _nested(schema: Any, value: Any, where: str) -> Any:
-    """Check a field that is itself a dataclass; errors give the key's path in the whole config."""
+    """Check a field that is itself a dataclass; errors name the key in the whole config."""
     if isinstance(value, schema):
         return value
     if not isinstance(value, Mapping):

@@ -1,7 +1,7 @@
 """Class scores of models, for explainers and metrics.
 
-It knows torch, errors and checks of inputs alone, so that explainers and metrics work on any module that returns
-logits.
+This module imports only torch, errors and checks of inputs, so that explainers and metrics work on any module that
+returns logits.
 """
 
 import warnings
@@ -20,7 +20,7 @@ from interp_models.core.outputs import LabelLogits, field_of
 Score = Literal["logit", "probability"]
 Target = Tensor | int | None
 ScoreFn = Callable[[Tensor], Tensor]
-"""Images (B, 3, H, W) -> class probabilities (B, K)."""
+"""A score function: it maps images (B, 3, H, W) to class probabilities (B, K)."""
 
 ONE_LOGIT = (
     "the model returns one logit per image, whose softmax is always 1: for two classes pass output='one_logit', or "
@@ -31,59 +31,67 @@ _checked: ContextVar[bool] = ContextVar("checked_images", default=False)
 
 
 class SelfExplaining(Protocol):
-    """A model that names its feature layer and explains its own output (every architecture of this package)."""
+    """A model that names its feature layer and explains its own output, as every architecture of this package."""
 
     explanations: tuple[str, ...]
+    """The kinds of map that `explain` returns, the default first."""
 
     @property
     def feature_layer(self) -> nn.Module:
-        """The module whose output (B, C, h, w) is the last map of features."""
+        """The module whose output is the last feature map, (B, C, h, w)."""
 
     def explain(self, output: Any, targets: Tensor, kind: str | None = None) -> Tensor:
-        """(B, h, w) map of the evidence for `targets`."""
+        """Maps of the evidence for the classes `targets`, (B, h, w)."""
 
     def __call__(self, images: Tensor) -> Any:
         """Return the output that `explain` takes."""
 
 
 def explains_itself(model: Any) -> TypeGuard[SelfExplaining]:
-    """Whether a model has what `SelfExplaining` asks for."""
+    """Whether a model has the attributes of `SelfExplaining`."""
     return all(hasattr(model, name) for name in ("explanations", "feature_layer", "explain"))
 
 
 class PrototypeModel(Protocol):
-    """A model whose prototypes can be judged."""
+    """A model with prototypes that prototype metrics can judge."""
 
     @property
     def prototypes(self) -> Tensor:
-        """(P, D, a, b)."""
+        """(P, D, a, b): the prototypes, in the feature space of the model."""
 
     @property
     def prototype_classes(self) -> Tensor:
-        """(P, K) bool, the classes of each prototype; none for a removed one."""
+        """(P, K) bool: the classes of each prototype; a removed prototype has none."""
 
     @property
     def prototype_weights(self) -> Tensor | None:
-        """(K, P), the weight of each prototype for each class; None if the model has no such weights."""
+        """(K, P): the weight of each prototype for each class; None if the model has no such weights."""
 
     def __call__(self, images: Tensor) -> Any:
-        """Return an output with similarity maps `maps` (B, P, h, w)."""
+        """Return an output whose `maps` are the similarity maps, (B, P, h, w)."""
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits (B, K) of a model's output, see `outputs.field_of`.
+    """The logits (B, K) of a model's output; see `outputs.field_of`.
 
     Raises:
-        InputError: if there are none, or it is not clear which they are.
+        InputError: if there are none, or if several tensors could be the logits.
     """
     return field_of(output)
 
 
 def scores_of(output: Any, score: Score) -> Tensor:
-    """Scores (B, K) in float32 or better: logits as they are, or their softmax; of `LabelLogits` their sigmoid.
+    """The scores of a model's output.
+
+    Args:
+        output: what the model returned.
+        score: `logit` for the logits, or `probability` for their softmax (for `LabelLogits`, their sigmoid).
+
+    Returns:
+        (B, K), in float32 or float64.
 
     Raises:
-        InputError: as `logits_of`, and for the softmax of one logit, which is always 1.
+        InputError: as `logits_of`, and for the softmax of a single logit, which is always 1.
     """
     logits = logits_of(output)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -97,10 +105,10 @@ def scores_of(output: Any, score: Score) -> Tensor:
 
 
 def per_image(target: Tensor | int, batch: int) -> Tensor:
-    """One class per image, int64 (B,), from one class for all or one per image.
+    """The class of each image, int64 (B,), from one class for all images or one class per image.
 
     Raises:
-        InputError: for another number of classes, and for numbers that are not whole, such as floats.
+        InputError: if the number of classes does not fit, and for numbers that are not integers.
 
     >>> per_image(3, 2).tolist()
     [3, 3]
@@ -122,10 +130,17 @@ def per_image(target: Tensor | int, batch: int) -> Tensor:
 
 
 def resolve_target(target: Target, logits: Tensor) -> Tensor:
-    """The class to explain for each image, int64 (B,): None is the class of the highest logit.
+    """The class to explain for each image.
+
+    Args:
+        target: one class for all images, one class per image, or None for the class of the highest logit.
+        logits: (B, K).
+
+    Returns:
+        int64 (B,).
 
     Raises:
-        InputError: if a class does not exist or the number of targets is not that of the images.
+        InputError: if a class does not exist, or the number of targets differs from the number of images.
     """
     batch, classes = logits.shape
     if target is None:
@@ -139,7 +154,7 @@ def resolve_target(target: Target, logits: Tensor) -> Tensor:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every submodule into eval mode, and each back into its own mode afterwards, also after an exception."""
+    """Put every submodule into eval mode inside the context, and restore its own mode afterwards."""
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
@@ -159,15 +174,17 @@ PRODUCTS = (
     _backends.mkldnn.conv,
     _backends.mkldnn.rnn,
 )
-"""Everything that torch lets round float32 to TF32 or bfloat16; convolutions on GPUs do by default."""
+"""All backends that torch allows to round float32 to TF32 or bfloat16; convolutions on GPUs do so by default."""
 
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """While open, products of float32 are of float32, on GPUs and CPUs; the settings before come back afterwards, also
-    after an exception. Autocast is another matter."""
-    # Torch has old switches and new ones. Reading an old one fails where the two differ, as torch.compile reads them,
-    # both are set. A caller who has mixed them cannot read the old ones, which then stay.
+    """Compute products of float32 in full float32 inside the context, on GPUs and CPUs, without TF32 or bfloat16.
+
+    The settings are restored afterwards. Autocast is not affected.
+    """
+    # Torch has old and new switches. torch.compile reads the old ones, and this fails if the two differ, so both are
+    # set. If the caller has mixed them, the old ones cannot be read and are left as they are.
     tf32, matmul = _readable(lambda: torch.backends.cudnn.allow_tf32), _readable(torch.get_float32_matmul_precision)
     own = [product.fp32_precision for product in PRODUCTS]
     _set_precision(None if tf32 is None else False, None if matmul is None else "highest", ["ieee"] * len(PRODUCTS))
@@ -185,7 +202,7 @@ def _readable(read: Callable[[], Any]) -> Any:
 
 
 def _set_precision(tf32: bool | None, matmul: str | None, products: Iterable[str]) -> None:
-    """Set the old switches first, as they change the new ones."""
+    """Set both kinds of switches: the old ones first, because they change the new ones."""
     if tf32 is not None:
         torch.backends.cudnn.allow_tf32 = tf32
     if matmul is not None:
@@ -196,7 +213,7 @@ def _set_precision(tf32: bool | None, matmul: str | None, products: Iterable[str
 
 @contextmanager
 def checked_images() -> Iterator[None]:
-    """While open, `probabilities` skips its check: the caller has checked the original images."""
+    """Skip the check of images in `probabilities` inside the context: the caller has checked the original images."""
     token = _checked.set(True)
     try:
         yield
@@ -205,7 +222,7 @@ def checked_images() -> Iterator[None]:
 
 
 def checked(score_fn: ScoreFn) -> ScoreFn:
-    """Wrap a score function: its first result goes through `check_probabilities`."""
+    """Wrap a score function so that its first result is checked by `check_probabilities`."""
     seen = False
 
     def score(images: Tensor) -> Tensor:
@@ -220,11 +237,15 @@ def checked(score_fn: ScoreFn) -> ScoreFn:
 
 
 def probabilities(model: nn.Module) -> ScoreFn:
-    """Return the score function for metrics: images -> softmax of the logits, in eval mode, without gradients.
+    """The score function of a model, for metrics.
 
-    If what the model returns first is probabilities already, its outputs are taken as they are, with a warning.
-    The function raises `InputError` for what is no float tensor (B, C, H, W), and for images that are not in [0, 1] if
-    the model is one of this package.
+    It maps images (B, C, H, W) to the softmax of the logits, (B, K). The model runs in eval mode, without gradients. If
+    the model's first output already has probabilities, no second softmax is applied, and a warning says so. The score
+    function raises `InputError` if the images are not a float tensor (B, C, H, W), and if the model is one of this
+    package and pixels are not in [0, 1].
+
+    Args:
+        model: any module that returns logits.
 
     >>> probabilities(nn.Flatten())(torch.zeros(1, 1, 1, 4)).tolist()
     [[0.25, 0.25, 0.25, 0.25]]
@@ -238,10 +259,10 @@ def probabilities(model: nn.Module) -> ScoreFn:
         with torch.no_grad(), evaluating(model), full_float32(), fitting(model, images, "images"):
             found = model(images)
         if isinstance(found, LabelLogits):
-            score.of_labels = True  # type: ignore[attr-defined]  # rows need not add up to 1
+            score.of_labels = True  # type: ignore[attr-defined]  # `checked` accepts rows that do not add up to 1
             return scores_of(found, "probability")
         output = logits_of(found)
-        if ends_in_softmax is None:  # once, as it waits for the device
+        if ends_in_softmax is None:  # only once, because it waits for the device
             rounding = max(1e-5, 2 * torch.finfo(output.dtype).eps)
             ends_in_softmax = output.shape[1] > 1 and are_probabilities(output, rounding)
             if not ends_in_softmax and output.shape[1] > 1:
@@ -258,7 +279,7 @@ def probabilities(model: nn.Module) -> ScoreFn:
 
 
 def _refuse_sigmoid(model: nn.Module, images: Tensor, output: Tensor) -> None:
-    """Raise `InputError` for a model that ends in a sigmoid: a softmax of that would be wrong."""
+    """Raise `InputError` for a model that ends in a sigmoid: a softmax of its outputs would be wrong."""
     from interp_models.core.classifier import ends_in
 
     low, high = torch.aminmax(output)
@@ -269,13 +290,13 @@ def _refuse_sigmoid(model: nn.Module, images: Tensor, output: Tensor) -> None:
     if kind == "sigmoid":
         name = getattr(model, "named", type(model).__name__)
         raise InputError(
-            f"{name} ends in a sigmoid, so that its outputs are probabilities of independent labels: "
+            f"{name} ends in a sigmoid, so its outputs are probabilities of independent labels: "
             "pass output='sigmoid', or Classifier(model, output='sigmoid')"
         )
 
 
 def all_scores(score_fn: ScoreFn, images: Tensor, batch: int | None = None) -> Tensor:
-    """The scores (B, K) of images, a few at a time; `batch` None chooses by the device."""
+    """The scores (B, K) of images, computed in batches of size `batch`; None chooses it by the device."""
     return torch.cat([score_fn(part) for part in torch.split(images, batch or default_batch(images))])
 
 
@@ -287,37 +308,41 @@ def scores_of_variants(
     target: Tensor,
     batch: int | None = None,
 ) -> Tensor:
-    """Scores (B, count) of variants of each image.
+    """Scores of the target class for variants of each image, such as masked copies.
 
-    Images and variants are one stream of jobs, passed a few at a time, so that memory does not grow with the variants.
+    Variants of all images form one sequence, which is passed in batches. So memory does not grow with their number.
 
     Args:
-        score_fn: images -> scores of the classes.
+        score_fn: maps images to class scores.
         images: (B, C, H, W).
-        count: variants of each image.
-        variant: numbers of images (m,), or (1,) if it is one, and of variants (m,) -> these variants (m, C, H, W).
-        target: class of each image (B,).
+        count: number of variants of each image.
+        variant: makes variants (m, C, H, W) from positions of images and numbers of variants, both (m,). If all
+            variants are of one image, its position comes as (1,).
+        target: class of each image, (B,).
         batch: images per pass; None chooses by the device.
+
+    Returns:
+        (B, count).
     """
     total, size = len(images) * count, batch or default_batch(images)
-    # One tensor for all scores: many small ones would lie scattered among the large ones and fragment the memory.
+    # One tensor for all scores: many small ones would fragment the memory.
     scores = torch.empty(total, device=images.device, dtype=torch.promote_types(images.dtype, torch.float32))
     for first in range(0, total, size):
         jobs = torch.arange(first, min(first + size, total), device=images.device)
         b = jobs // count
-        of_one = first // count == (first + len(jobs) - 1) // count  # then it need not be repeated
+        of_one = first // count == (first + len(jobs) - 1) // count  # all of one image, which need not be repeated
         found = score_fn(variant(b[:1] if of_one else b, jobs % count))
-        if not first:  # once, as it waits for the device
+        if not first:  # only once, because it waits for the device
             target = resolve_target(target, found[:1].expand(len(images), -1))
         scores[first : first + len(jobs)] = found.gather(1, target[b][:, None])[:, 0].to(scores.dtype)
     return scores.view(len(images), count)
 
 
 def default_batch(images: Tensor) -> int:
-    """Batch size for many passes of images of the size of `images` (..., H, W).
+    """Batch size for many passes of images of the size of `images`, (..., H, W).
 
-    On a CPU four of 224 pixels for each thread, up to 16: what larger batches gain in arithmetic they lose to memory
-    that is mapped anew for every pass (see docs/results/speed.md).
+    On a CPU it is four images of 224 pixels per thread, and at most 16. Larger batches are not faster there, because
+    memory is mapped again for every pass (see docs/results/speed.md).
     """
     at_224 = min(16, 4 * torch.get_num_threads()) if images.device.type == "cpu" else 128
     return max(1, at_224 * 224**2 // (images.shape[-2] * images.shape[-1]))

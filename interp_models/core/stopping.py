@@ -1,4 +1,4 @@
-"""Signals that stop a script: the exit code that belongs to them, and one line that says how to go on."""
+"""Signals that stop a command. It ends with their exit code and one line that says how to go on."""
 
 import os
 import signal
@@ -14,11 +14,11 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if 
 
 
 REPEAT_S = 5.0
-"""Seconds during which further signals are ignored: a terminal and `timeout` may send one twice."""
+"""Seconds during which further signals are ignored: a terminal or `timeout` may send one twice."""
 
 
 class Stopped(BaseException):
-    """A signal arrived. It is no `KeyboardInterrupt`, as Lightning would exit with code 1 on that."""
+    """A signal arrived. It is not a `KeyboardInterrupt`, because Lightning would exit with code 1 on that."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -29,12 +29,12 @@ _ways: list[Callable[[], str]] = []
 
 
 def goes_on_by(how: Callable[[], str]) -> None:
-    """Set the hint that is printed if the script is stopped from now on."""
+    """Set the function that returns the hint to print if the command is stopped from now on."""
     _ways[:] = [how]
 
 
 def how_to_go_on() -> str:
-    """The hint that `goes_on_by` set last."""
+    """The hint of the function that `goes_on_by` set last."""
     return _ways[0]() if _ways else "repeat the command"
 
 
@@ -47,7 +47,8 @@ def stop_of(error: BaseException | None) -> Stopped | None:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """While open, a signal raises `Stopped`, unless the process ignores it from its start, as by `nohup`."""
+    """Raise `Stopped` at a signal inside the context. Signals that the process ignores from its start (`nohup`) stay
+    ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -55,7 +56,7 @@ def stoppable() -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal last
-        if os.getpid() != owner:  # a loader process, which ends with its parent
+        if os.getpid() != owner:  # a loader process; it ends with its parent
             raise KeyboardInterrupt
         if time.monotonic() - last > REPEAT_S:
             last = time.monotonic()
@@ -64,7 +65,7 @@ def stoppable() -> Iterator[None]:
     before, hook = {number: signal.getsignal(number) for number in SIGNALS}, sys.unraisablehook
 
     def again(unraisable: Any) -> None:
-        """Send the signal again: Python drops exceptions raised in a destructor or a C callback."""
+        """Send the signal again if Python drops `Stopped`, as it does in a destructor or a C callback."""
         nonlocal last
         if not isinstance(unraisable.exc_value, Stopped):
             hook(unraisable)
@@ -86,7 +87,7 @@ def stoppable() -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """End this process, a rank that Lightning started, soon after the one that started it."""
+    """If this process is a rank that Lightning started, end it soon after its parent ends."""
     parent = os.getppid()
 
     def watch() -> None:

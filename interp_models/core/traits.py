@@ -1,15 +1,15 @@
-"""Traits that networks offer beside logits and that methods need."""
+"""Traits of networks that methods need beside logits."""
 
 from typing import Literal
 
 Trait = Literal["attention", "explain", "mean_and_linear", "relu", "rescale_tail"]
 
 TRAITS: dict[Trait, str] = {
-    "attention": "It is, or holds, a vision transformer of timm with a class token.",
-    "explain": "It explains itself, by `explain`.",
-    "mean_and_linear": "It ends, after its last feature map, in the mean over cells and a linear layer.",
-    "relu": "Its activations are ReLU or ReLU6 alone.",
-    "rescale_tail": "DeepLIFT's rescale rule covers all that comes after its last feature map: linear maps, means and "
+    "attention": "The network is, or contains, a vision transformer of timm with a class token.",
+    "explain": "The network explains itself by a method `explain`.",
+    "mean_and_linear": "After the last feature map, the network has only the mean over cells and a linear layer.",
+    "relu": "All activations are ReLU or ReLU6.",
+    "rescale_tail": "DeepLIFT's rescale rule covers all layers after the last feature map: linear maps, means and "
     "activations, but no product of two features.",
 }
 """Meaning of each trait."""

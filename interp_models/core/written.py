@@ -1,6 +1,6 @@
-"""Values as they are written in yaml and on the command line, read once the schema says what is meant.
+"""Values as written in yaml and on the command line. The schema decides what they mean.
 
-`007`, `1e3`, `on` and `null` are text where the schema says text, and numbers, a truth value and nothing elsewhere. A
+`007`, `1e3`, `on` and `null` are text if the schema expects text; else they are two numbers, a boolean and None. A
 leading `~` of a path is a home folder.
 """
 
@@ -18,17 +18,20 @@ from interp_models.core.errors import InputError
 PathText = Annotated[str, "path"]
 """Type of an option that is a path: a leading `~` becomes the home folder."""
 OptionsOf = Annotated[dict[str, Any], "options"]
-"""Type of an option that holds the options of something named, whose own schema says what they mean."""
+"""Type of an option that holds a name and the options of the named class; the class has the schema."""
 ListOfOptions = Annotated[list[Any], "options"]
-"""A list of those."""
+"""Type of an option that is a list of such options."""
 
 
 class Written(str):
-    """An unquoted yaml scalar, or a value on the command line: its type depends on the schema."""
+    """An unquoted yaml scalar or a value of the command line, whose type depends on the schema."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads quoted scalars as text, and others as text or `Written`; keys are text; a key given twice is refused."""
+    """A yaml loader that reads quoted scalars and keys as text and other scalars as text or `Written`.
+
+    It refuses a key that is given twice.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -41,11 +44,11 @@ class _Loader(yaml.SafeLoader):
         return {str(key) if isinstance(key, str) else key: value for key, value in mapping.items()}
 
     def construct_plain(self, node: yaml.ScalarNode) -> Any:
-        """A scalar of any kind that needs no tag."""
+        """Construct a scalar of any kind."""
         if node.style is not None:
             return node.value
         if node.tag != self.resolve(yaml.ScalarNode, node.value, (True, False)):  # type: ignore[no-untyped-call]
-            # A tag was given.
+            # The scalar has an explicit tag.
             return yaml.SafeLoader.yaml_constructors[node.tag](self, node)
         return node.value if isinstance(_meaning(node.value), str) else Written(node.value)
 
@@ -55,8 +58,8 @@ for _tag in ("bool", "float", "int", "null", "str", "timestamp"):
 
 
 def _meaning(scalar: str) -> Any:
-    """The value of an unquoted scalar that is not text: read as OmegaConf does, without two traps of yaml."""
-    from omegaconf import OmegaConf  # no explainer or metric needs it that is built in Python
+    """The value of an unquoted scalar that is not meant as text: as OmegaConf reads it, without two traps of yaml."""
+    from omegaconf import OmegaConf  # not needed for explainers and metrics that are built in Python
     from omegaconf.errors import OmegaConfBaseException
 
     if ":" in scalar or "${" in scalar:  # yaml reads 1:30 as 90
@@ -70,12 +73,12 @@ def _meaning(scalar: str) -> Any:
 
 
 def read(text: str) -> Any:
-    """Parse yaml; scalars that may be other than text become `Written`. Raises yaml's errors."""
+    """Parse yaml; scalars that may be something else than text become `Written`. Errors of yaml are raised."""
     return yaml.load(text, Loader=_Loader)  # a safe loader
 
 
 def given(argument: str) -> Any:
-    """A value of the command line: text, or `Written` if it may be anything else.
+    """Read a value of the command line: text, or `Written` if it may be something else than text.
 
     >>> given("a b"), given("'007'")
     ('a b', '007')
@@ -90,13 +93,13 @@ def given(argument: str) -> Any:
         value = read(argument)
     except yaml.YAMLError:
         return Written(argument)
-    if "${" in argument:  # an interpolation, refused later
+    if "${" in argument:  # an interpolation is refused later
         return value if isinstance(value, dict | list) else argument
     return argument if type(value) is str and value == argument else Written(argument)
 
 
 def _scalar(text: str) -> yaml.ScalarNode | None:
-    """The yaml scalar that a text holds, if it holds nothing else."""
+    """The yaml scalar of a text; None if the text is not a single scalar."""
     try:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError:
@@ -105,7 +108,7 @@ def _scalar(text: str) -> yaml.ScalarNode | None:
 
 
 def value_of(written: Written) -> Any:
-    """The value of a `Written` that is not text; items of lists and mappings may again be `Written`.
+    """The value of a `Written` that is not meant as text; items of lists and mappings can again be `Written`.
 
     >>> [value_of(Written(text)) for text in ("007", "0x10", "1e3", "on", "null", "1:30", "3 # x")]
     [7, 16, 1000.0, True, None, '1:30', '3 # x']
@@ -128,13 +131,13 @@ def value_of(written: Written) -> Any:
 
 
 def text_of(written: Any) -> str:
-    """A value as text."""
+    """The value of a `Written` as text, without quotes."""
     scalar = _scalar(written) if isinstance(written, Written) else None
     return str(written) if scalar is None or scalar.style is None else str(scalar.value)
 
 
 def values(node: Any) -> Any:
-    """A tree whose `Written` values are read without a schema.
+    """Replace all `Written` values in a tree by their values, without a schema.
 
     >>> values({"a": [Written("007"), "007"]})
     {'a': [7, '007']}
@@ -147,12 +150,12 @@ def values(node: Any) -> Any:
 
 
 def is_open(hint: Any) -> bool:
-    """Whether a type is that of options whose schema is known elsewhere."""
+    """Whether a type is `OptionsOf` or `ListOfOptions`, whose schema belongs to another class."""
     return "options" in getattr(hint, "__metadata__", ())
 
 
 def typed(hint: Any, value: Any) -> Any:
-    """A value as its type says, as far as it is `Written` or a path; types are checked elsewhere.
+    """Resolve `Written` values and paths by the type that the schema expects; types are checked elsewhere.
 
     >>> typed(str, Written("007")), typed(str | None, Written("null")), typed(int, Written("010"))
     ('007', None, 10)
@@ -160,7 +163,7 @@ def typed(hint: Any, value: Any) -> Any:
     (['1', 'on', 'a b'], 'on')
 
     Raises:
-        InputError: if it is not valid yaml, or names a home folder of nobody.
+        InputError: if the value is not valid yaml, or a path has an unknown home folder.
     """
     if is_open(hint):
         return value_of(value) if isinstance(value, Written) else value
@@ -190,7 +193,7 @@ def _takes_text(member: Any) -> bool:
 
 
 def _text(written: Written, members: tuple[Any, ...]) -> Any:
-    """A value whose type in the schema includes text."""
+    """Resolve a value whose type in the schema includes text."""
     try:
         value = value_of(written)
     except InputError:
@@ -207,7 +210,7 @@ def _is_literal(member: Any) -> bool:
 
 
 def expanded(path: str) -> str:
-    """A path with its home folder in the place of `~` or `~user`; all others stay as they are.
+    """Replace a leading `~` or `~user` of a path by the home folder.
 
     Raises:
         InputError: if there is no such user.
@@ -215,5 +218,5 @@ def expanded(path: str) -> str:
     full = os.path.expanduser(path)
     if full.startswith("~"):
         name = path.partition("/")[0]
-        raise InputError(f"{name!r} is the home folder of nobody; write ./{path} for a file of that name")
+        raise InputError(f"{name!r}: there is no such home folder; write ./{path} for a file of that name")
     return full

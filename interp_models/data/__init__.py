@@ -1,6 +1,6 @@
-"""Data sets, how images are read and what is done to them.
+"""Data sets, image files and transforms.
 
-Every registered class is here under its own name; its file is imported when the class is asked for.
+Every registered class can be imported from here by its name; its file is imported when the class is first used.
 """
 
 from typing import Any

@@ -15,17 +15,16 @@ URL = FGVCAircraft._URL
 
 @DATASETS.register("aircraft")
 class Aircraft(ImageDataset):
-    """FGVC-Aircraft (Maji et al. 2013) in its official layout: 6,667 images to train on (its `trainval`) and 3,333 to
-    test.
+    """FGVC-Aircraft (Maji et al. 2013): 6,667 training images (its `trainval`) and 3,333 test images.
 
-    Boxes are those of `images_box.txt`, in pixels of the stored image. The banner at the foot of every image, with its
-    author's name, stays, as in published work.
+    The folder has the official layout. Boxes come from `images_box.txt`, in pixels of the image file. The banner with
+    the author's name at the bottom of every image is kept, as in published work.
 
     Args:
         split: `train` or `test`.
-        root: the folder that holds `fgvc-aircraft-2013b`.
-        level: the kind of class: one of 100 variants, 70 families or 30 manufacturers.
-        download: fetch the images (2.75 GB) into `root` where they are not there yet.
+        root: the folder with `fgvc-aircraft-2013b`.
+        level: kind of class: 100 variants, 70 families or 30 manufacturers.
+        download: whether to download the images (2.75 GB) into `root` if they are missing.
 
     Raises:
         InputError: if the data set or one of its lists is missing, or a download fails.
@@ -59,7 +58,7 @@ class Aircraft(ImageDataset):
         self._boxes = [boxes[path.stem] for path in self._paths]
 
     def image_id(self, index: int) -> str:
-        """The name of the image's file."""
+        """The file name of the image."""
         return printable(self._paths[index].name)
 
     def files(self, index: int) -> tuple[Path, ...]:
@@ -71,7 +70,7 @@ class Aircraft(ImageDataset):
         return f"{self.classes[self.labels[index]]} {self._boxes[index]}"
 
     def load(self, index: int) -> Sample:
-        """Image `index`, its label and its box.
+        """Image `index` with its label and its box.
 
         Raises:
             InputError: if the file cannot be decoded.
@@ -80,7 +79,7 @@ class Aircraft(ImageDataset):
 
 
 def _boxes(path: Path) -> list[tuple[str, tuple[float, float, float, float]]]:
-    """Name and box of every line; the list counts pixels from 1, and its ends are inside."""
+    """Name and box of every line. The list counts pixels from 1, and boxes include their last pixels."""
     found = []
     for line in filter(str.strip, path.read_text().splitlines()):
         name, x0, y0, x1, y1 = line.split()

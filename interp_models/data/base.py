@@ -1,4 +1,4 @@
-"""Data sets and their samples: images with optional ground truth."""
+"""Base class of data sets, and their samples: images with optional ground truth."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -15,34 +15,37 @@ from interp_models.data.decoding import decode_image as decode_image
 
 
 class Sample(NamedTuple):
-    """One image, or after `collate` a batch of images, with its ground truth (None where there is none).
+    """One image with its ground truth or, after `collate`, a batch of images. Missing ground truth is None.
 
-    A named tuple is a pytree: transforms v2 move boxes, masks and key points along with the image, and
-    Lightning moves it to the device.
+    A named tuple is a pytree: transforms v2 move boxes, masks and key points along with the image, and Lightning moves
+    the sample to the device.
     """
 
     image: Tensor
-    """(3, H, W): uint8 from a data set, float32 in [0, 1] after the transforms; batched (B, 3, H, W). Stored features
-    (C, h, w) stand in its place; see `StoredFeatures`."""
+    """(3, H, W): uint8 from a data set, float32 in [0, 1] after the transforms; in a batch (B, 3, H, W). Cached
+    features (C, h, w) can replace it; see `CachedFeatures`."""
     label: Any
-    """Class, an int; batched int64 (B,)."""
+    """Class, an int; in a batch int64 (B,)."""
     index: Any
-    """Position in the data set's split, an int; batched int64 (B,)."""
+    """Position in the split of the data set, an int; in a batch int64 (B,)."""
     box: Tensor | None = None
-    """(1, 4) `tv_tensors.BoundingBoxes`, XYXY in pixels; batched (B, 4)."""
+    """(1, 4): `tv_tensors.BoundingBoxes`, XYXY in pixels; in a batch (B, 4)."""
     masks: Tensor | None = None
-    """(M, H, W) bool `tv_tensors.Mask`; the first is the object, the others its parts; batched (B, M, H, W)."""
+    """(M, H, W): bool `tv_tensors.Mask` of the object and then of its parts; in a batch (B, M, H, W)."""
     parts: Tensor | None = None
-    """(P, 2) `tv_tensors.KeyPoints`, x and y in pixels; batched (B, P, 2)."""
+    """(P, 2): `tv_tensors.KeyPoints`, x and y in pixels; in a batch (B, P, 2)."""
     visible: Tensor | None = None
-    """(P,) bool: the part is visible and inside the image; batched (B, P)."""
+    """(P,): bool, whether the key point is visible and inside the image; in a batch (B, P)."""
 
 
 class ImageDataset(ABC):
-    """One split of a labelled image data set; it decodes, and leaves transforms to the data module."""
+    """One split of a labelled image data set. It decodes images; the data module transforms them.
+
+    A data set implements `image_id` and `load`, and sets `classes` and `labels`. The other members have defaults.
+    """
 
     classes: Sequence[str]
-    """Class names, by label."""
+    """Class names by label."""
     labels: Sequence[int]
     """Label of every image."""
     part_names: Sequence[str] = ()
@@ -50,37 +53,38 @@ class ImageDataset(ABC):
     mask_names: Sequence[str] = ()
     """Names of the masks, in the order of `Sample.masks`; the first is the object."""
     validation: Sequence[int] = ()
-    """Images of the split `train` that the data set itself sets aside for validation."""
+    """Indices of the images in the split `train` that are meant for validation."""
     drawn: bool = False
-    """Whether images have no files, and `annotation` determines their content."""
+    """Whether images are drawn by a program: they have no files, and `annotation` determines their content."""
     note: str = ""
-    """A note on how the split was made, if the data set has none of its own."""
+    """How the split was made, if the data set has no official one; empty otherwise."""
     left_out: Mapping[str, Sequence[str]] = {}
-    """Names of entries beside the images that are not read, by kind (`files that are no images`)."""
+    """Names of files and folders that are not read, by kind (such as `files that are no images`)."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @abstractmethod
     def image_id(self, index: int) -> str:
-        """A name of the image that stays the same from run to run (its path in the data set), see `printable`."""
+        """A name of the image that is the same in every run, usually its path in the data set; see `printable`."""
 
     def files(self, index: int) -> tuple[Path, ...]:
-        """The files that image `index` is read from, its mask's too; () where it is drawn, or the data set does not
-        say."""
+        """The files from which image `index` and its masks are read; () if it has none or they are unknown."""
         return ()
 
     def annotation(self, index: int) -> str:
-        """Class name of image `index`, and all its ground truth that is in no file of `files`, as text that changes
-        when it does."""
+        """Text with the class name of image `index` and all ground truth that is not in `files`.
+
+        Digests use it, so it must change if the ground truth changes.
+        """
         return str(self.classes[self.labels[index]])
 
     @abstractmethod
     def load(self, index: int) -> Sample:
-        """Image `index` as stored, with its ground truth.
+        """Image `index` in its original size, with its ground truth.
 
         Raises:
-            InputError: if the file is missing or cannot be decoded, naming it.
+            InputError: if the file is missing or cannot be decoded; the message names it.
         """
 
 
@@ -88,10 +92,10 @@ DATASETS: Registry[ImageDataset] = Registry("dataset", "interp_models.data.DATAS
 
 
 def printable(name: str) -> str:
-    r"""A file's name as text that can be printed and written anywhere; no two names become one.
+    r"""A file name as text that can be printed and written anywhere. Different names stay different.
 
-    A byte that is no UTF-8 (in Python a lone surrogate) becomes `\xe9`, a character that does not print `\u000a`, and
-    a backslash two.
+    A byte that is not UTF-8 (in Python a lone surrogate) becomes `\xe9`, a character that cannot be printed `\u000a`,
+    and a backslash two backslashes.
 
     >>> printable("caf\udce9 \n.png")
     'caf\\xe9 \\u000a.png'
@@ -109,15 +113,15 @@ def printable(name: str) -> str:
 
 
 def boxed_sample(path: Path, label: int, index: int, box: Sequence[float]) -> Sample:
-    """An image file as it is stored, with its box, XYXY in its pixels; raises as `decode_image`."""
-    image = decode_image(path, upright=False)  # boxes refer to stored pixels
+    """Read an image file, without turning it, and add its box (XYXY in pixels); raises as `decode_image`."""
+    image = decode_image(path, upright=False)  # boxes refer to the pixels of the file
     size = (image.shape[-2], image.shape[-1])
     boxes = tv_tensors.BoundingBoxes(torch.tensor([box]), format="XYXY", canvas_size=size)
     return Sample(image=image, label=label, index=index, box=boxes)
 
 
 def collate(samples: Sequence[Sample]) -> Sample:
-    """Stack samples of one size into a batch."""
+    """Stack samples of the same size into a batch."""
     boxes, masks, parts, visible = (
         None if getattr(samples[0], name) is None else _stack([getattr(sample, name) for sample in samples])
         for name in ("box", "masks", "parts", "visible")
@@ -134,13 +138,13 @@ def collate(samples: Sequence[Sample]) -> Sample:
 
 
 def of_each(batch: Sample, change: Callable[[Any], Any]) -> Sample:
-    """A batch whose values that are not None are changed."""
+    """Apply `change` to all values of a batch that are not None."""
     changed: list[Any] = [None if value is None else change(value) for value in batch]
     return Sample(*changed)
 
 
 def rows_of(batch: Sample, rows: list[int]) -> Sample:
-    """Some images of a batch."""
+    """The images of a batch at the positions `rows`."""
     return of_each(batch, lambda value: value[rows])
 
 

@@ -1,4 +1,4 @@
-"""Stanford Cars: makes, models and years of cars, with boxes."""
+"""Stanford Cars: car models by make, model and year, with boxes."""
 
 import zlib
 from pathlib import Path
@@ -18,17 +18,18 @@ FILES = (
 
 @DATASETS.register("cars")
 class Cars(ImageDataset):
-    """Stanford Cars (Krause et al. 2013) in its official layout: 8,144 images to train on, 8,041 to test, 196 classes.
+    """Stanford Cars (Krause et al. 2013): 8,144 training images, 8,041 test images, 196 classes.
 
-    The authors' page has gone, so nothing can be downloaded here; copies of `cars_train.tgz`, `cars_test.tgz`,
-    `car_devkit.tgz` and `cars_test_annos_withlabels.mat` are to be unpacked into `root/stanford_cars`.
+    The folder has the official layout. The authors' page is gone, so this class cannot download the images. Unpack
+    copies of `cars_train.tgz`, `cars_test.tgz`, `car_devkit.tgz` and `cars_test_annos_withlabels.mat` into
+    `root/stanford_cars`.
 
     Args:
         split: `train` or `test`.
-        root: the folder that holds `stanford_cars`.
+        root: the folder with `stanford_cars`.
 
     Raises:
-        InputError: if scipy is not installed, or a part of the data set is missing.
+        InputError: if a part of the data set is missing.
     """
 
     def __init__(self, *, split: Literal["train", "test"], root: PathText) -> None:
@@ -36,12 +37,9 @@ class Cars(ImageDataset):
         for name in FILES:
             if not (folder / name).exists():
                 raise InputError(f"Stanford Cars: {folder / name} is missing; {folder} must hold {', '.join(FILES)}")
-        try:
-            from scipy.io import loadmat  # type: ignore[import-untyped]
-            from scipy.io.matlab import MatReadError  # type: ignore[import-untyped]
-        except ImportError:
-            need = "Stanford Cars: reading its lists needs the extra 'cars': pip install 'interp_models[cars]'"
-            raise InputError(need) from None
+        from scipy.io import loadmat  # type: ignore[import-untyped]  # slow to import
+        from scipy.io.matlab import MatReadError  # type: ignore[import-untyped]
+
         try:
             reader = StanfordCars(folder.parent, split)
             rows = loadmat(reader._annotations_mat_path, squeeze_me=True)["annotations"]
@@ -51,11 +49,11 @@ class Cars(ImageDataset):
         self.classes = [name.replace("/", "-") for name in reader.classes]  # "Ram C/V Cargo Van Minivan 2012"
         self._paths = [Path(path) for path, _ in reader._samples]
         self.labels = [int(label) for _, label in reader._samples]
-        # The lists count pixels from 1, and their ends are inside.
+        # The lists count pixels from 1, and boxes include their last pixels.
         self._boxes = [(x0 - 1, y0 - 1, x1, y1) for x0, y0, x1, y1 in boxes]
 
     def image_id(self, index: int) -> str:
-        """The image's path from `stanford_cars`."""
+        """The path of the image in `stanford_cars`."""
         path = self._paths[index]
         return f"{path.parent.name}/{path.name}"
 
@@ -68,7 +66,7 @@ class Cars(ImageDataset):
         return f"{self.classes[self.labels[index]]} {self._boxes[index]}"
 
     def load(self, index: int) -> Sample:
-        """Image `index`, its label and its box.
+        """Image `index` with its label and its box.
 
         Raises:
             InputError: if the file cannot be decoded.

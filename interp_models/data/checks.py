@@ -1,4 +1,4 @@
-"""Checks of a data set before any work: broken files, and left-out images."""
+"""Checks of a data set before any other work: broken files, and images that are left out."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,9 +16,14 @@ MOST_NAMES = 3
 
 
 def unusable(images: ImageDataset, indices: Iterable[int], *, decode: bool) -> dict[int, str]:
-    """Why images cannot be loaded, by their index: of all that are decoded, or of those whose files do not look whole.
+    """Find images that cannot be loaded; returns the reasons by index.
 
-    Looking costs 0.04 seconds per 1000 images that the system has in memory; images of more than 8 bits are decoded.
+    Args:
+        images: the data set.
+        indices: the images to check.
+        decode: whether to decode all images. If not, only header and end of each file are read, and only images that
+            do not look whole, or have more than 8 bits, are decoded. This takes 0.04 seconds per 1000 images in the
+            system's cache.
     """
     found = {}
     for index in map(int, indices):
@@ -31,14 +36,14 @@ def unusable(images: ImageDataset, indices: Iterable[int], *, decode: bool) -> d
 
 
 def refuse(reasons: Sequence[str]) -> None:
-    """Raise `InputError` for images that cannot be loaded, with the first one's reason."""
+    """Raise `InputError` if there are images that cannot be loaded, with their number and the first reason."""
     if reasons:
         many = f"{len(reasons)} images cannot be used; the first: " if len(reasons) > 1 else ""
         raise InputError(f"{many}{reasons[0]}")
 
 
 def by_kind(reasons: Mapping[str, str]) -> dict[str, str]:
-    """Text on left-out entries, by kind; `reasons` are by image name."""
+    """Texts on left-out images by kind, from the `reasons` by image name."""
     names: dict[str, list[str]] = defaultdict(list)
     for name, reason in reasons.items():
         kind = next((text for mark, text in KINDS.items() if f" {mark}" in reason), "images that cannot be loaded")

@@ -1,4 +1,4 @@
-"""Digests of images and their ground truth, as keys of stored results."""
+"""Digests of images and their ground truth, as keys of cached results."""
 
 import hashlib
 import json
@@ -17,27 +17,27 @@ from interp_models.data.base import ImageDataset, Sample
 from interp_models.data.decoding import missing
 
 MEMORY = ".images.json"
-"""File that remembers size, times and digest of image files, so that an unchanged file is not read again."""
+"""File with sizes, times and digests of image files, so that an unchanged file is not read again."""
 SETTLED = 2_000_000_000
-"""Nanoseconds since its last change before a file's digest is remembered: two changes within one clock tick leave the
+"""Nanoseconds. A file that changed more recently gets no entry: another change in the same clock tick would leave the
 same time."""
 
 
 def content_digests(
     images: ImageDataset, indices: Iterable[int], folder: Path | None = None, *, shown: bool = False
 ) -> list[str]:
-    """A digest of each image's files and ground truth: it changes when a pixel, the class or a box does.
+    """Digests of images: each changes if a pixel, the class or other ground truth of the image changes.
 
     Args:
-        images: of which data set. Images that are in no file are loaded, and their pixels digested, unless `annotation`
-            tells all of them (`drawn`).
-        indices: which images.
-        folder: where `MEMORY` is kept. A file whose size and times are those remembered is not read again; None reads
+        images: the data set. Images without files are loaded and their pixels are digested, unless `annotation`
+            determines them (`drawn`).
+        indices: the images.
+        folder: folder of the file `MEMORY`. A file with the same size and times as there is not read again. None reads
             every file.
         shown: whether to show a progress bar.
 
     Raises:
-        InputError: if a file cannot be read, naming it.
+        InputError: if a file cannot be read; the message names it.
     """
     memory = None if folder is None else folder / MEMORY
     known = _read(memory) if memory else {}
@@ -52,20 +52,20 @@ def content_digests(
             digest.update(_pixels(images.load(index)))
         digests.append(digest.hexdigest()[:16])
     if memory and found:
-        with suppress(OSError):  # without it the files are read again
+        with suppress(OSError):  # if it cannot be written, files are read again next time
             write_whole(memory, json.dumps({**known, **found}))
     return digests
 
 
 def together(digests: Iterable[str]) -> str:
-    """One digest of several, which depends on their order."""
+    """One digest of several digests; it depends on their order."""
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
 
 
 def _file_digest(path: Path, known: dict[str, list[int | str]], found: dict[str, list[int | str]]) -> str:
     try:
         state = path.stat()
-        # The second time changes also when a file is replaced by one of the same size and, as by `cp -p`, time.
+        # ctime also changes if a file is replaced by one of the same size and mtime, as by `cp -p`.
         name, traits = str(path.absolute()), [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
         if name in known and known[name][:-1] == traits:
             return str(known[name][-1])
@@ -90,7 +90,7 @@ def _pixels(sample: Sample) -> bytes:
 
 
 def _read(memory: Path) -> dict[str, list[int | str]]:
-    """The remembered digests; empty if the file is missing or broken."""
+    """The entries of the file `MEMORY`; empty if it is missing or broken."""
     try:
         known = json.loads(memory.read_text())
     except (OSError, ValueError):

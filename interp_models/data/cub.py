@@ -1,4 +1,4 @@
-"""CUB-200-2011: birds with boxes, 15 key points and, where their archive is unpacked too, masks."""
+"""CUB-200-2011: birds with boxes, 15 key points and, if their archive is unpacked too, masks."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -35,23 +35,23 @@ CONTENTS = (
 
 @DATASETS.register("cub")
 class CUB(ImageDataset):
-    """CUB-200-2011 (Wah et al. 2011) in its official layout, or a subset of it in the same layout.
+    """CUB-200-2011 (Wah et al. 2011), or a subset of it, in the official layout.
 
-    Images come in the order of `images.txt`. Labels count from 0 in the order of `classes.txt`, over the classes that
-    have an image in either split. Boxes and key points are those of the lists, in pixels of the stored image; some
-    official boxes reach past the image. Masks, the majority of the annotators (grey above 127), are given if there is
-    a folder `segmentations` beside `images` or in `root`.
+    Images are in the order of `images.txt`. Labels count from 0 in the order of `classes.txt`, over the classes that
+    have an image in at least one split. Boxes and key points come from the lists, in pixels of the image file; some
+    official boxes extend beyond the image. If there is a folder `segmentations` beside `images` or in `root`, samples
+    have masks: pixels that most annotators marked (grey above 127).
 
     Args:
         split: `train` or `test`, as in `train_test_split.txt`.
-        root: the folder that holds `images.txt`, or its parent with the folder `CUB_200_2011`.
-        classes: those to take, by name (`001.Black_footed_Albatross`, or without the number) or by number, as in
+        root: the folder with `images.txt`, or its parent with the folder `CUB_200_2011`.
+        classes: the classes to use, by name (`001.Black_footed_Albatross`, or without the number) or by number, as in
             `classes.txt`; all by default.
-        download: fetch the images (1.2 GB) and the masks (40 MB) into `root` where they are not there yet.
+        download: whether to download the images (1.2 GB) and the masks (40 MB) into `root` if they are missing.
 
     Raises:
-        InputError: if a list or the folder of images is missing, a line is malformed, a list lacks an image,
-            a class is unknown, or a download fails.
+        InputError: if a list or the folder of images is missing, a line is malformed, a list lacks an image, a class is
+            unknown, or a download fails.
     """
 
     def __init__(
@@ -70,9 +70,9 @@ class CUB(ImageDataset):
             if not (folder / name).exists():
                 raise InputError(
                     f"CUB-200-2011: {folder / name} is missing; {top} or its folder CUB_200_2011 must hold "
-                    f"{', '.join(CONTENTS)}; download=true fetches all into a root without images.txt"
+                    f"{', '.join(CONTENTS)}; download=true downloads all into a root without images.txt"
                 )
-        # Unpacking both official archives in one place puts the masks beside CUB_200_2011, not into it.
+        # If both official archives are unpacked in one place, the masks lie beside CUB_200_2011, not in it.
         self._masks = next((f for f in (folder / "segmentations", top / "segmentations") if f.is_dir()), None)
         if download and self._masks is None:
             self._masks = folder / "segmentations"
@@ -95,7 +95,7 @@ class CUB(ImageDataset):
             keys=2,
         )
 
-        # Both splits count the classes of both, so that a class means the same in each.
+        # Both splits number the classes of both, so that a label means the same in each.
         present = {class_ids[image]: class_names[class_ids[image]] for image in images}
         if classes is not None:
             wanted = _chosen(classes, present)
@@ -115,11 +115,11 @@ class CUB(ImageDataset):
         self._visible = points[..., 2] > 0
 
     def image_id(self, index: int) -> str:
-        """The image's path in `images.txt`."""
+        """The path of the image in `images.txt`."""
         return printable(self._paths[index])
 
     def files(self, index: int) -> tuple[Path, ...]:
-        """The image's file and, where there are masks, its mask's."""
+        """The image's file and, if there are masks, the file of its mask."""
         image = self._folder / "images" / self._paths[index]
         return (image,) if self._masks is None else (image, (self._masks / self._paths[index]).with_suffix(".png"))
 
@@ -129,13 +129,13 @@ class CUB(ImageDataset):
         return " ".join(map(str, (self.classes[self.labels[index]], *truth)))
 
     def load(self, index: int) -> Sample:
-        """Image `index` with its box, 15 key points, their visibility and, where there are masks, the bird's mask.
+        """Image `index` with its box, 15 key points, their visibility and, if there are masks, the bird's mask.
 
         Raises:
             InputError: if the image or its mask is missing or cannot be decoded, or their sizes differ.
         """
         image_file, *mask_files = self.files(index)
-        image = decode_image(image_file, upright=False)  # boxes and key points are of stored pixels
+        image = decode_image(image_file, upright=False)  # boxes and key points refer to the pixels of the file
         height, width = image.shape[-2:]
         masks = None
         for path in mask_files:
@@ -161,10 +161,10 @@ class CUB(ImageDataset):
 
 
 def _chosen(classes: Sequence[Any], present: Mapping[tuple[int, ...], tuple[Any, ...]]) -> set[tuple[int, ...]]:
-    """The ids of classes given by number or name.
+    """The ids of classes that are given by number or name.
 
     Raises:
-        InputError: for one that has no image, a second time, or none at all.
+        InputError: for a class without images, a class that is given twice, and if no class is given.
     """
     named = {name: class_id for class_id, (name,) in present.items()}
     known = named | {str(class_id[0]): class_id for class_id in present}
@@ -181,9 +181,9 @@ def _chosen(classes: Sequence[Any], present: Mapping[tuple[int, ...], tuple[Any,
 
 
 class _Table(dict[tuple[int, ...], tuple[Any, ...]]):
-    """The lines of a list file: the first `keys` columns, which are ids, lead to the values of the others.
+    """The lines of a list file as a dict: the first `keys` columns are the ids, the others the values.
 
-    Looking up ids that have no line raises `InputError`.
+    A look-up of ids without a line raises `InputError`.
     """
 
     def __init__(self, path: Path, columns: Mapping[str, Callable[[str], Any]], keys: int = 1) -> None:
@@ -193,7 +193,7 @@ class _Table(dict[tuple[int, ...], tuple[Any, ...]]):
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
-            words = line.strip().split(maxsplit=len(columns) - 1)  # a name, which comes last, may contain blanks
+            words = line.strip().split(maxsplit=len(columns) - 1)  # the last column, a name, may contain blanks
             try:
                 fields = [convert(word) for convert, word in zip(columns.values(), words, strict=True)]
             except ValueError:

@@ -1,4 +1,4 @@
-"""Image files of every kind as 8-bit RGB, with one rule for value ranges."""
+"""Read image files of all formats as 8-bit RGB, with one rule for value ranges."""
 
 import struct
 import zlib
@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as F
 from interp_models.core.errors import InputError, first_line
 
 BROKEN, MISSING, AMBIGUOUS = "cannot be decoded", "is missing", "is ambiguous"
-"""The start of every message about a broken image."""
+"""Kinds of problems; every message about a broken image starts with the image's path and one of them."""
 ADVICE = "data.skip_corrupt=true leaves such images out"
 
 ERRORS = (
@@ -34,11 +34,11 @@ TURNS = {
 """Pillow's transposition for each EXIF orientation."""
 
 BITS_PER_SAMPLE, PHOTOMETRIC, MAX_VALUE, ORIENTATION, SAMPLE_FORMAT, MAX_VALUE_OF_FORMAT = 258, 262, 281, 274, 339, 341
-"""Tags of TIFF."""
+"""Numbers of TIFF tags."""
 
 
 def endings() -> frozenset[str]:
-    """Endings of the files that Pillow reads as pixels here, in lower case: no drawings, no films, no bare stubs."""
+    """Endings of the image files that Pillow can decode here, in lower case; no vector formats, no films."""
     Image.init()
     optional = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
     absent = {form for form, feature in optional.items() if not features.check(feature)}
@@ -52,24 +52,36 @@ def endings() -> frozenset[str]:
 
 
 def open_image(path: str | Path) -> tv_tensors.Image:
-    """Read an image file, (3, H, W) uint8 RGB, upright, as a run's images were; see `decode_image`."""
+    """Read an image file as a run reads its images.
+
+    Args:
+        path: the file, of any format that Pillow reads; a leading `~` is the home folder.
+
+    Returns:
+        uint8 RGB, (3, H, W), turned upright as its EXIF orientation says.
+
+    Raises:
+        InputError: see `decode_image`.
+    """
     return decode_image(Path(path).expanduser())
 
 
 def decode_image(path: Path, *, upright: bool = True, max_value: float | None = None) -> tv_tensors.Image:
-    """Read an image file as (3, H, W) uint8 RGB, whatever its kind; of a film or a file of many pages the first image.
+    """Read an image file of any format as uint8 RGB, (3, H, W).
 
-    Values of more than 8 bits are scaled from a range that begins at 0 and must be known: up to `max_value`, or to what
-    the file says of itself, or to the largest value of their type (1 of real numbers) if at least one lies in the upper
-    half, or all are multiples of 257, which 8 bits become in 16. What is transparent keeps its colour.
+    A film or a file of several pages gives its first image. Transparent pixels keep their colour.
+
+    Values of more than 8 bits are scaled from the range 0 to a maximum. The maximum is `max_value` if given, else the
+    one that the file declares, else the largest value of the data type (1 for floats). The last one is used only if it
+    is plausible: at least one value lies in the upper half, or all are multiples of 257 (8 bits expanded to 16).
 
     Args:
-        path: of the file.
-        upright: turn the image as its EXIF orientation says; without, it stays as it is stored.
-        max_value: the largest value of the range of grey images of more than 8 bits.
+        path: the file.
+        upright: whether to turn the image as its EXIF orientation says.
+        max_value: maximum of the range of grey images of more than 8 bits.
 
     Raises:
-        InputError: if the file is missing or cannot be decoded, or the range of its values is not known.
+        InputError: if the file is missing or cannot be decoded, or the range of its values is unknown.
     """
     try:
         with Image.open(path) as file:
@@ -85,14 +97,14 @@ def decode_image(path: Path, *, upright: bool = True, max_value: float | None = 
 
 def missing(path: Path) -> InputError:
     """The error for an image file that does not exist."""
-    why = "it is a link to nothing" if path.is_symlink() else "the data set's lists name it"
+    why = "it is a broken link" if path.is_symlink() else "the data set's lists name it"
     return InputError(f"image {path} {MISSING}; {why}; {ADVICE}")
 
 
 def looks_whole(path: Path) -> bool:
-    """Whether header and end of a file are those of a whole image of 8 bits: what does not, may be broken.
+    """Whether header and end of a file are those of a complete image of 8 bits. If not, the file may be broken.
 
-    Nothing is decoded: this costs a tenth of a millisecond.
+    It decodes nothing and takes a tenth of a millisecond.
     """
     try:
         with path.open("rb") as file, Image.open(file) as image:
@@ -121,7 +133,7 @@ def _rgb(file: Image.Image, upright: bool, max_value: float | None) -> Image.Ima
         image = file.convert("RGBA")
         *colours, (least, most) = _extrema(image)
         if least != most and all(low == high for low, high in colours):
-            raise InputError("its picture lies in its transparency alone, which models do not see")
+            raise InputError("only its transparency shows a picture, and models do not see transparency")
     else:
         image = file
         if not deep and file.mode in ("L", "RGB"):
@@ -151,7 +163,7 @@ def _is_deep(file: Image.Image) -> bool:
         return True
     if file.format == "TIFF":
         return bool(np.max(file.tag_v2.get(BITS_PER_SAMPLE, 1)) > 8)  # type: ignore[attr-defined]
-    # Of 16-bit colours Pillow keeps no other trace than how it is going to read them
+    # The only trace of 16-bit colours in Pillow is the way in which it is going to read them
     ways = [f"{tile[0]} {tile[3] if isinstance(tile[3], str) else tile[3][0]}" for tile in getattr(file, "tile", ())]
     return file.format in ("PNG", "SGI") and any("16" in way for way in ways)
 
@@ -159,13 +171,13 @@ def _is_deep(file: Image.Image) -> bool:
 def _orientation(file: Image.Image) -> int:
     try:
         return int(file.getexif().get(ORIENTATION, 1))
-    except ERRORS:  # the EXIF is broken, the pixels are not
+    except ERRORS:  # broken EXIF data; the pixels may be fine
         return 1
 
 
 def _range(file: Image.Image) -> tuple[float, bool]:
-    """The largest value that an image of more than 8 bits may have, and whether the file itself says so."""
-    if file.format in ("PPM", "JPEG2000") and file.mode != "F":  # both say how many bits; Pillow makes 16 of them
+    """The maximum of the range of an image of more than 8 bits, and whether the file itself declares it."""
+    if file.format in ("PPM", "JPEG2000") and file.mode != "F":  # both declare their bits, and Pillow scales to 16
         return 65535, True
     bits, signed = {"F": (0, False), "I": (32, True)}.get(file.mode, (16, False))
     if file.format == "PNG":
@@ -181,14 +193,14 @@ def _range(file: Image.Image) -> tuple[float, bool]:
 
 
 def _scaled(file: Image.Image, max_value: float | None) -> Image.Image:
-    """Grey levels of more than 8 bits, of any range, as 8 bits."""
+    """Scale grey values of more than 8 bits to 8 bits."""
     values = np.asarray(file)
     top, known = _range(file)
     if file.mode == "I" and top > 2**31:
         values = values.view(np.uint32)  # Pillow reads unsigned as signed
     top, known = (max_value, True) if max_value is not None else (top, known)
     low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= top):  # also for NaN
+    if not (low >= 0 and high <= top):  # also true for NaN
         raise InputError(f"its values are from {low:g} to {high:g}, not from 0 to {top:g}")
     of_bytes = top == 65535 and bool((values % 257 == 0).all())
     if not known and not of_bytes and high <= top / 2:
@@ -198,17 +210,17 @@ def _scaled(file: Image.Image, max_value: float | None) -> Image.Image:
         )
     levels = values.astype(np.float64) / top
     if file.format == "TIFF" and file.tag_v2.get(PHOTOMETRIC) == 0:  # type: ignore[attr-defined]
-        levels = 1 - levels  # Pillow turns "white is zero" for 8 bits alone
+        levels = 1 - levels  # Pillow inverts "white is zero" only for 8 bits
     return Image.fromarray(np.rint(255 * levels).astype(np.uint8))
 
 
 def _check_deep_colours(file: Image.Image, image: Image.Image, max_value: float | None) -> None:
-    """Pillow reads 16-bit colours by their upper 8 bits, which is right for the whole range of 16 bits alone."""
+    """Refuse 16-bit colours of another range: Pillow keeps their upper 8 bits, which fits only the range of 16 bits."""
     top, known = (max_value, True) if max_value is not None else _range(file)
     if known and top != 65535:
         raise InputError(f"its 16-bit colours cannot be read for a range of 0 to {top:g}; convert it to 8 bits")
     if not known and max(high for _, high in image.getextrema()) < 128:  # type: ignore[misc]
         raise InputError(
-            "its 16-bit colours all lie in the lower half of 0 to 65535, so that their range may be another; convert "
+            "its 16-bit colours all lie in the lower half of 0 to 65535, so their range may be another one; convert "
             "it to 8 bits, or give data.dataset.max_value=65535 of image_folder"
         )

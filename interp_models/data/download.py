@@ -1,4 +1,4 @@
-"""Downloads of archives: complete, or nothing."""
+"""Downloads of archives: a folder is complete or does not appear."""
 
 import shutil
 from http.client import HTTPException
@@ -10,13 +10,13 @@ from interp_models.core.errors import InputError
 
 
 def download_archive(url: str, md5: str | None, target: Path) -> None:
-    """Fetch an archive that holds a folder named like `target`, and put it there: the whole folder or none.
+    """Download an archive that contains a folder with the name of `target`, and put this folder at `target`.
 
-    What an interrupted download leaves lies in `target`.partial; a whole archive there is not fetched again, if its MD5
-    is known.
+    The folder appears only when it is complete. An interrupted download leaves its files in `target`.partial. A
+    complete archive there is not downloaded again, if its MD5 is known.
 
     Raises:
-        InputError: if that fails.
+        InputError: if the download fails.
     """
     work = target.with_name(f"{target.name}.partial")
     unpacked = work / "unpacked"

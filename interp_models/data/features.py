@@ -1,4 +1,4 @@
-"""Features of a frozen network, computed once and read in place of images."""
+"""Cached features of a frozen backbone, computed once and read in place of images."""
 
 import hashlib
 from collections.abc import Sequence
@@ -22,24 +22,24 @@ from interp_models.data.module import DataModule, TransformedDataset
 from interp_models.data.subsets import spread
 
 CHUNK = 32
-"""Images per file."""
+"""Number of images per file."""
 
 
 OPEN = 256
-"""Most open files per process; systems allow about a thousand."""
+"""Maximum number of open files per process; systems allow about a thousand."""
 
 
 LOOKED_AT = 16
-"""Number of images whose transformed pixels identify the transform."""
+"""Number of images whose transformed pixels identify the transform in the key."""
 
 
-class StoredFeatures(Dataset[Sample]):
-    """Features (C, h, w) of a data set's images in place of them, by `(epoch, position)`.
+class CachedFeatures(Dataset[Sample]):
+    """A data set that returns cached features (C, h, w) in place of images, by `(epoch, position)`.
 
     Args:
         dataset: the images.
-        order: numbers of the images whose features are stored, in ascending order.
-        files: arrays of the features of `CHUNK` of them each.
+        order: indices of all images with cached features, ascending.
+        files: the arrays of features, each of `CHUNK` images.
     """
 
     def __init__(self, dataset: TransformedDataset, order: NDArray[np.int64], files: Sequence[Path]) -> None:
@@ -65,17 +65,20 @@ class StoredFeatures(Dataset[Sample]):
         return Sample(features, int(self.dataset.images.labels[index]), index)
 
 
-def store_features(backbone: nn.Module, data: DataModule, folder: Path) -> dict[str, StoredFeatures]:
-    """Compute a backbone's features, in eval mode and float32, for the un-augmented images of `train` and `val`.
+def cache_features(backbone: nn.Module, data: DataModule, folder: Path) -> dict[str, CachedFeatures]:
+    """Compute a backbone's features of the training and validation images, and cache them in files.
 
-    Features of all these images are stored together, so that other splits and seeds find them. They lie in a folder
-    below `folder`, named by weights, transform and data, in files of `CHUNK` images, each written whole or not at all.
-    Existing files are not computed again. Ranks share the work.
+    The backbone runs in eval mode and float32 on images without augmentation. The features of both splits are cached
+    together, so that trainings with other splits and seeds find them. They lie in a subfolder of `folder`, named by a
+    digest of weights, transform and data. Existing files are not computed again. Ranks share the work.
 
     Args:
-        backbone: images (B, 3, H, W) -> features (B, C, h, w); on the device that is to compute.
+        backbone: maps images (B, 3, H, W) to features (B, C, h, w); on the device that is to compute.
         data: the data module.
-        folder: the parent of all caches, on a disk that all ranks see.
+        folder: folder of all cached features, on a disk that all ranks see.
+
+    Returns:
+        The data sets of cached features for `train` and `val`; an empty split is left out.
 
     Raises:
         InputError: if the folder cannot be written, or ranks do not see each other's files.
@@ -114,13 +117,16 @@ def store_features(backbone: nn.Module, data: DataModule, folder: Path) -> dict[
         trainer.strategy.barrier()
     unseen = [file for file in files if not file.is_file()]
     if unseen:
-        raise InputError(f"feature_cache: {unseen[0]} is not there; all processes must see the same folder")
-    return {split: StoredFeatures(images, order, files) for split, images in splits.items() if len(images)}
+        raise InputError(f"feature_cache: {unseen[0]} is missing; all processes must see the same folder")
+    return {split: CachedFeatures(images, order, files) for split, images in splits.items() if len(images)}
 
 
 def digest(backbone: nn.Module, dataset: TransformedDataset, contents: Sequence[str]) -> str:
-    """A key of a backbone's features of a data set: of its layers and weights, of the images' names, labels and
-    contents, and of the pixels that it is given of a few, evenly spread, which tell one transform from another."""
+    """Digest that identifies the features of a data set.
+
+    It covers the backbone's layers and weights, the names, labels and contents of the images, and the transformed
+    pixels of a few evenly spread images, which identify the transform.
+    """
     found = hashlib.sha256(weights_digest(backbone).encode())
     for index, content in zip(dataset.indices.tolist(), contents, strict=True):
         line = f"{dataset.images.image_id(index)} {dataset.images.labels[index]} {content}\n"

@@ -1,4 +1,4 @@
-"""Any image files, without labels."""
+"""Image files without labels."""
 
 from pathlib import Path
 from typing import Literal
@@ -13,21 +13,21 @@ from interp_models.data.listing import files_of
 
 @DATASETS.register("image_files")
 class ImageFiles(ImageDataset):
-    """All images below a folder, by path, without classes: for evaluations with `target: prediction`.
+    """All images below a folder, without classes, for evaluations with `target: prediction`.
 
-    Every label is -1. Names that begin with a dot are not data; images are turned upright by their EXIF orientation.
-    Training and test images are the same, so nothing can be trained on it.
+    Images are sorted by path, and every label is -1. Names that begin with a dot are ignored. Images are turned upright
+    as their EXIF orientation says. The training and test splits are the same, so no model can be trained on it.
 
     Args:
         split: `train` or `test`.
         root: the folder.
-        max_value: the largest value of the range of images of more than 8 bits, see `decode_image`.
+        max_value: maximum of the range of images of more than 8 bits, see `decode_image`.
     """
 
     def __init__(self, *, split: Literal["train", "test"], root: PathText, max_value: float | None = None) -> None:
         folder = Path(root).expanduser()
         if not folder.is_dir():
-            raise InputError(f"image files: {folder} is no folder")
+            raise InputError(f"image files: {folder} is not a folder")
         if max_value is not None and not 0 < max_value < np.inf:
             raise InputError(f"data.dataset.max_value must be above 0; got {max_value}")
         found, self.left_out = files_of([(folder, "")], folder, "")
@@ -38,7 +38,7 @@ class ImageFiles(ImageDataset):
         self.labels = [-1] * len(found)
 
     def image_id(self, index: int) -> str:
-        """The image's path from `root`."""
+        """The path of the image in `root`."""
         return printable(self._found[index].name)
 
     def files(self, index: int) -> tuple[Path, ...]:
@@ -46,13 +46,13 @@ class ImageFiles(ImageDataset):
         return (self._found[index].path,)
 
     def annotation(self, index: int) -> str:
-        """The range of values if it was given, as it changes the pixels."""
+        """The option `max_value` if it is given, because it changes the pixels."""
         return "" if self._max_value is None else str(self._max_value)
 
     def load(self, index: int) -> Sample:
         """Image `index`, with the label -1.
 
         Raises:
-            InputError: if the file cannot be decoded, or the range of its values is not known.
+            InputError: if the file cannot be decoded, or the range of its values is unknown.
         """
         return Sample(decode_image(self._found[index].path, max_value=self._max_value), -1, index)

@@ -1,4 +1,4 @@
-"""Any data set of image files in a folder per class, or named by a list."""
+"""Data sets of image files in one folder per class, or named by a list."""
 
 import zlib
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from interp_models.data.listing import (
 from interp_models.data.subsets import stratified_split
 
 FRACTION = 0.2
-"""Fraction of test images where no split is given."""
+"""Fraction of each class that is drawn for the test if there is no split."""
 LAYOUTS = "train/<class>/*.jpg and test/<class>/*.jpg (or val instead of test), or <class>/*.jpg"
 
 
@@ -33,23 +33,24 @@ LAYOUTS = "train/<class>/*.jpg and test/<class>/*.jpg (or val instead of test), 
 class ImageFolder(ImageDataset):
     """Images in `root/train/<class>/` and `root/test/<class>/`, or in `root/<class>/`, or named by a list.
 
-    `root/val/<class>/` beside both is for validation; without `test` it stands in for it. Where nothing says which
-    images are for the test, a part of each class is drawn, by the images' names. Classes are the folders' names, or the
-    list's labels, sorted; images come by class, then by path, or in the list's order. There is no ground truth but the
-    class. Names that begin with a dot are not data; images are turned upright by their EXIF orientation.
+    `root/val/<class>/` has validation images; if there is no `test`, it has the test images. If neither folders nor
+    list give a split, a part of each class is drawn for the test, by the names of the images. Classes are the names of
+    the folders or the labels of the list, sorted. Images are sorted by class and path, or come in the order of the
+    list. The class is the only ground truth. Names that begin with a dot are ignored. Images are turned upright as
+    their EXIF orientation says.
 
     Args:
         split: `train` or `test`.
         root: the folder.
-        list: a CSV file, here or in `root`, with the columns `path`, `label` and, if it is to say so, `split` (`train`,
-            `val`, `test`); paths are of `root` or of the list's folder.
-        test_fraction: of each class, where neither folders nor list say what is for the test; 0.2 if not given.
-        seed: what that part is drawn by.
-        max_value: the largest value of the range of images of more than 8 bits, see `decode_image`.
+        list: a CSV file in the working folder or in `root`, with the columns `path`, `label` and optionally `split`
+            (`train`, `val`, `test`). Paths are relative to `root` or to the folder of the list.
+        test_fraction: fraction of each class that is drawn for the test if there is no split; 0.2 if not given.
+        seed: seed of this draw.
+        max_value: maximum of the range of images of more than 8 bits, see `decode_image`.
 
     Raises:
-        InputError: if a folder or a list is missing or can be read in two ways, the splits' classes differ, or a class
-            of the split has no image.
+        InputError: if a folder or a list is missing or ambiguous, the classes of the splits differ, or a class of the
+            split has no image.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class ImageFolder(ImageDataset):
             self.note = f"test images are {100 * fraction:g} % of each class, drawn by seed {seed}"
         elif test_fraction is not None:
             raise InputError(
-                f"data.dataset.test_fraction={test_fraction}: {list or top} says itself which images are for the test"
+                f"data.dataset.test_fraction={test_fraction}: {list or top} already says which images are for the test"
             )
         wanted = ("train", "val") if split == "train" else ("test",)
         self._images = [image for part in wanted for image in images if image.split == part]
@@ -87,7 +88,7 @@ class ImageFolder(ImageDataset):
         self.labels = [label_of[image.label] for image in self._images]
 
     def image_id(self, index: int) -> str:
-        """The image's path from `root`, or in the list."""
+        """The path of the image in `root` or in the list."""
         return printable(self._images[index].name)
 
     def files(self, index: int) -> tuple[Path, ...]:
@@ -95,7 +96,7 @@ class ImageFolder(ImageDataset):
         return (self._images[index].path,)
 
     def annotation(self, index: int) -> str:
-        """Class name, and the range of values if it was given, as it changes the pixels."""
+        """The class name, and the option `max_value` if it is given, because it changes the pixels."""
         name = super().annotation(index)
         return name if self._max_value is None else f"{name} {self._max_value}"
 
@@ -103,14 +104,14 @@ class ImageFolder(ImageDataset):
         """Image `index` and its label.
 
         Raises:
-            InputError: if the file cannot be decoded, or the range of its values is not known.
+            InputError: if the file cannot be decoded, or the range of its values is unknown.
         """
         image = decode_image(self._images[index].path, max_value=self._max_value)
         return Sample(image=image, label=self.labels[index], index=index)
 
 
 class _Layout(NamedTuple):
-    """Images, classes and left-out files of a folder or list; of a folder with split folders, those of one split."""
+    """Images, classes and left-out files of a folder or a list; if the folder has split folders, of one split."""
 
     images: list[Found]
     classes: list[str]
@@ -146,12 +147,12 @@ def _of_folders(root: Path, split: str) -> _Layout:
             images += found
             left_out = joined(left_out, rest, stray(folders[key], root))
             if key == "val" and not found:
-                raise InputError(f"image folder: {folders[key]} holds no image; fill it, or take it away")
+                raise InputError(f"image folder: {folders[key]} holds no image; fill it, or remove it")
     return _Layout(images, classes, left_out)
 
 
 def _splits_in(root: Path) -> tuple[dict[str, Path], list[str]]:
-    """The folders that are splits, `val` as `test` if there is no other, and the names of those that are none."""
+    """The split folders, with `val` as `test` if there is no `test`, and the names of all other folders."""
     folders: dict[str, Path] = {}
     others = []
     for name in entries(root)[0]:
@@ -175,7 +176,7 @@ def _classes_in(folder: Path) -> list[str]:
 
 
 def _check_flat(root: Path, classes: Sequence[str]) -> None:
-    """Class folders that hold the same folders are likely splits of another name."""
+    """Raise `InputError` if class folders contain the same subfolders: they are probably splits with unknown names."""
     seen: dict[str, str] = {}
     for name in classes:
         for inner in entries(root / name)[0]:
@@ -188,7 +189,7 @@ def _check_flat(root: Path, classes: Sequence[str]) -> None:
 
 
 def _check_each(images: Sequence[Found], classes: Sequence[str], root: Path, split: str, left_out: LeftOut) -> None:
-    """Raise `InputError` for a class folder without an image."""
+    """Raise `InputError` if a class has no image."""
     if without := sorted(set(classes) - {image.label for image in images}):
         names = ", ".join(map(printable, without))
         other = left_out.get(NO_IMAGES, [])
@@ -211,7 +212,7 @@ def _of_list(name: str, root: Path) -> _Layout:
 
 
 def _drawn(images: Sequence[Found], fraction: float, seed: int) -> list[Found]:
-    """The images, each of `train` or `test`; drawn by names, so that further images change little."""
+    """Assign each image to `train` or `test`. The draw uses names, so that additional images change little."""
     labels = np.unique([image.label for image in images], return_inverse=True)[1]
     keys = np.asarray([zlib.crc32(image.name.encode("utf-8", "surrogateescape")) for image in images], dtype=np.int64)
     _, test = stratified_split(labels, np.arange(len(images)), fraction, seed, keys)

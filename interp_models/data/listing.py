@@ -1,4 +1,4 @@
-"""Images in folders and lists, with class and split; nothing is decoded."""
+"""Find images in folders and lists, with class and split. Nothing is decoded."""
 
 import csv
 import os
@@ -17,7 +17,7 @@ SPLITS = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-"""Names of splits, in any case, as folders and in lists."""
+"""Names of the splits, for folders and in lists; upper and lower case do not matter."""
 LITTER = {"__macosx", "@eadir", "thumbs.db", "desktop.ini", "lost+found", "$recycle.bin"}
 """Files that operating systems create, in lower case."""
 NO_IMAGES, OUTSIDE, LINKS = "files that are no images", "images outside class folders", "links to a folder above"
@@ -31,24 +31,24 @@ class Found(NamedTuple):
 
     path: Path
     name: str
-    """Its path in the data set, as it is stored."""
+    """Its path in the data set."""
     label: str
     split: str
     """`train`, `val`, `test`, or empty if unknown."""
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a name is hidden: dot names, and files that operating systems create."""
+    """Whether a name begins with a dot or is a file that operating systems create."""
     return name.startswith(".") or name.lower() in LITTER
 
 
 def split_of(name: str) -> str | None:
-    """The split that a folder's name or a list's word means."""
+    """The split that the name of a folder or a word in a list means; None if it means none."""
     return next((split for split, names in SPLITS.items() if name.lower() in names), None)
 
 
 def entries(folder: Path) -> tuple[list[str], list[str]]:
-    """Names of the folders and of the files in a folder, sorted, hidden ones left out.
+    """Names of the folders and of the files in a folder, sorted, without hidden ones.
 
     Raises:
         InputError: if the folder cannot be read.
@@ -58,7 +58,7 @@ def entries(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def files_of(folders: Sequence[tuple[Path, str]], root: Path, split: str) -> tuple[list[Found], LeftOut]:
-    """The images of class folders, each with its class, at any depth: by folder, then by name."""
+    """The images in class folders, at any depth, with their class; sorted by folder, then by name."""
     found: list[Found] = []
     left_out: LeftOut = defaultdict(list)
     for folder, label in folders:
@@ -74,7 +74,7 @@ def files_of(folders: Sequence[tuple[Path, str]], root: Path, split: str) -> tup
 
 
 def stray(folder: Path, root: Path) -> LeftOut:
-    """Files in a folder that should hold folders only."""
+    """Files in a folder that should contain only folders."""
     left_out: LeftOut = defaultdict(list)
     for name in entries(folder)[1]:
         left_out[OUTSIDE if _is_image(name) else NO_IMAGES].append(_relative(folder / name, root))
@@ -82,13 +82,13 @@ def stray(folder: Path, root: Path) -> LeftOut:
 
 
 def read_list(file: Path, root: Path) -> list[Found]:
-    """The images of a CSV file with columns `path`, `label` and maybe `split`, in its order.
+    """Read the images of a CSV file with the columns `path`, `label` and optionally `split`, in its order.
 
-    Paths are of the root, or of the list's folder if the first one is there alone.
+    Paths are relative to the root, or to the folder of the list if the first path exists only there.
 
     Raises:
-        InputError: if the list cannot be read, a column, path, label or split is missing, a split is unknown, or a
-            path comes twice.
+        InputError: if the list cannot be read, a column, path, label or split is missing, a split is unknown, or a path
+            occurs twice.
     """
     try:
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
@@ -121,7 +121,7 @@ def read_list(file: Path, root: Path) -> list[Found]:
         base = base or next((top for top in (root, file.parent) if (top / path).exists()), root)
         first = seen.setdefault(os.path.normpath(base / path), number)
         if first != number:
-            raise InputError(f"{where}: {printable(path)} stands in line {first} already")
+            raise InputError(f"{where}: {printable(path)} is already in line {first}")
         found.append(Found(base / path, path, label, split))
     if not found:
         raise InputError(f"list {file} names no image")
@@ -129,7 +129,7 @@ def read_list(file: Path, root: Path) -> list[Found]:
 
 
 def joined(*parts: Mapping[str, Sequence[str]]) -> LeftOut:
-    """All names, by kind."""
+    """Join the names of several parts by kind."""
     return {kind: sorted({name for part in parts for name in part.get(kind, ())}) for part in parts for kind in part}
 
 
@@ -151,12 +151,12 @@ def _relative(path: Path, root: Path) -> str:
 
 
 def _below(folder: Path, root: Path, left_out: LeftOut) -> Iterator[tuple[str, str]]:
-    """Folder and name of every file below a folder; through links, but not back up."""
+    """Folder and name of every file below a folder; links are followed, unless they lead to a folder above."""
     own = os.path.realpath(folder)
     for top, folders, files in os.walk(folder, followlinks=True, onerror=_unreadable):
         folders[:] = _shown(folders)
         for name in list(folders):
-            # A link to a folder above would bring in other classes, again and again
+            # A link to a folder above would add other classes, endlessly
             if os.path.islink(path := os.path.join(top, name)):
                 target = os.path.realpath(path)
                 if f"{os.path.realpath(top)}/".startswith(f"{target}/") or f"{own}/".startswith(f"{target}/"):

@@ -1,4 +1,4 @@
-"""MIT Indoor: scenes of 67 kinds."""
+"""MIT Indoor: 67 classes of indoor scenes."""
 
 from pathlib import Path
 from typing import Literal
@@ -12,16 +12,17 @@ LISTS = {"train": "TrainImages.txt", "test": "TestImages.txt"}
 
 @DATASETS.register("mit67")
 class MIT67(ImageDataset):
-    """Indoor scene recognition (Quattoni and Torralba, CVPR 2009) in its official layout: 80 images of each class to
-    train on, about 20 to test. There is no ground truth but the class.
+    """MIT Indoor (Quattoni and Torralba, CVPR 2009): per class 80 training images and about 20 test images.
+
+    The folder has the official layout. The class is the only ground truth.
 
     Args:
         split: `train` or `test`.
-        root: the folder that holds `Images`, `TrainImages.txt` and `TestImages.txt`, as unpacked from the authors'
-            `indoorCVPR_09.tar` and the two lists of their page, web.mit.edu/torralba/www/indoor.html.
+        root: the folder with `Images`, `TrainImages.txt` and `TestImages.txt`. They come from the authors' archive
+            `indoorCVPR_09.tar` and the two lists on their page, web.mit.edu/torralba/www/indoor.html.
 
     Raises:
-        InputError: if a list or the images are missing, or a list names no image.
+        InputError: if a list or the images are missing, or a line of a list is malformed.
     """
 
     def __init__(self, *, split: Literal["train", "test"], root: PathText) -> None:
@@ -46,7 +47,7 @@ class MIT67(ImageDataset):
         self.labels = [label_of[name.split("/")[0]] for name in self._names]
 
     def image_id(self, index: int) -> str:
-        """The image's path in the list."""
+        """The path of the image in the list."""
         return printable(self._names[index])
 
     def files(self, index: int) -> tuple[Path, ...]:

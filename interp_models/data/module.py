@@ -1,4 +1,4 @@
-"""The data module: splits, order and augmentation, all functions of the seed, the epoch and the sample."""
+"""The data module: splits, order and augmentation are functions of the seed, the epoch and the sample."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,8 +24,7 @@ from interp_models.data.transforms import crop_to_box, hide_outside, transform_o
 
 
 class Renumbered(ImageDataset):
-    """A data set with a part of a model's classes, labelled by the model's class numbers; `classes` lists all of the
-    model's."""
+    """Wraps a data set that has only some of a model's classes: labels are the model's, `classes` lists all of them."""
 
     def __init__(self, images: ImageDataset, classes: Sequence[str]) -> None:
         position = {name: label for label, name in enumerate(classes)}
@@ -37,26 +36,26 @@ class Renumbered(ImageDataset):
         self.drawn = images.drawn
 
     def image_id(self, index: int) -> str:
-        """Return the value of the wrapped data set."""
+        """As in the wrapped data set."""
         return self._images.image_id(index)
 
     def files(self, index: int) -> tuple[Path, ...]:
-        """Return the value of the wrapped data set."""
+        """As in the wrapped data set."""
         return self._images.files(index)
 
     def annotation(self, index: int) -> str:
-        """Return the value of the wrapped data set."""
+        """As in the wrapped data set."""
         return self._images.annotation(index)
 
     def load(self, index: int) -> Sample:
-        """The data set's sample, with the model's label."""
+        """The sample of the wrapped data set, with the model's label."""
         return self._images.load(index)._replace(label=self.labels[index])
 
 
 class TransformedDataset(Dataset[Sample]):
-    """Some images of a data set, transformed; the randomness of an item is a function of seed, epoch and its index.
+    """Transformed images of a data set, by `(epoch, position)`.
 
-    Items are addressed by `(epoch, position)`, so that worker processes need no shared state.
+    Random transforms are functions of seed, epoch and index of the image, so that loader processes share no state.
     """
 
     def __init__(
@@ -79,28 +78,30 @@ class TransformedDataset(Dataset[Sample]):
         index = int(self.indices[position])
         sample = self.images.load(index)
         with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would seed the generators of GPUs too, which dropout draws from.
+            # torch.manual_seed would also seed the generators of GPUs, which dropout uses.
             torch.default_generator.manual_seed(seed_of(self.seed, epoch, index))
             sample = cast(Sample, self.transform(sample))
         return hide_outside(sample)
 
 
 class DataModule(pl.LightningDataModule):
-    """Train, validation and test images of one data set.
+    """Training, validation and test images of one data set.
 
     Args:
         dataset: `name` and options of a registered data set.
         image_size: side of the images in pixels after the transforms.
         batch_size: images per step and device.
-        num_workers: processes that load images; 0 loads in the main process.
-        val_fraction: part of the training images, drawn by seed within each class, that models are selected on;
-            0 trains on all and takes the last epoch. A data set's own validation images stand in for that part.
-        crop_to_box: crop images to their box first, in training and test, as prototype papers do.
-        skip_corrupt: leave out images that cannot be loaded instead of stopping; decodes all images once at the start.
-        balanced: in training every class comes equally often; an epoch has as many images as without.
-        augment: draw crops, flips and the like in training.
+        num_workers: number of processes that load images; 0 loads in the main process.
+        val_fraction: fraction of the training images of each class, drawn by seed, for validation; the best epoch is
+            selected on them. 0 trains on all images and selects the last epoch. If the data set has validation images
+            of its own, these are used instead, and only 0 or not 0 matters.
+        crop_to_box: whether to crop all images to their box first, as prototype papers do.
+        skip_corrupt: whether to leave out images that cannot be loaded instead of stopping; all images are then decoded
+            once at the start.
+        balanced: whether every class occurs equally often in a training epoch; the number of images stays the same.
+        augment: whether to augment training images.
         transforms: the name of a registered transform, or a mapping with its `name` and options.
-        seed: of splits, order and augmentation.
+        seed: seed of splits, order and augmentation.
     """
 
     def __init__(
@@ -142,14 +143,14 @@ class DataModule(pl.LightningDataModule):
             if not len(images):
                 raise InputError(f"data set {name!r} has no {split} images")
         self.skipped: dict[str, str] = {}
-        """Reasons for left-out images, by image id."""
+        """Images that are left out: the reason by image id."""
         kept, self.test_indices = (self._kept(split, images) for split, images in self._splits())
         self._whole_test = self.test_indices
         self.memory: Path | None = None
-        """Folder that remembers digests of files, see `content_digests`."""
+        """Folder of the file with digests of images, see `content_digests`."""
         self._contents: dict[tuple[str, bytes], list[str]] = {}
         self.cached_features: Mapping[str, Dataset[Sample]] = {}
-        """Splits whose features a training reads in place of images; see `store_features`."""
+        """Data sets of cached features by split; the loaders use them in place of images. See `cache_features`."""
         if len(self.train_images.validation):
             own = np.isin(kept, self.train_images.validation)
             self.train_indices, self.val_indices = kept[~own], kept[own] if val_fraction else kept[:0]
@@ -165,7 +166,7 @@ class DataModule(pl.LightningDataModule):
 
     @property
     def shows_progress(self) -> bool:
-        """Whether to show a progress bar: on rank 0, unless the trainer shows none."""
+        """Whether to show progress bars: on rank 0, unless the trainer shows none."""
         trainer = self.trainer
         return trainer is None or (trainer.is_global_zero and trainer.progress_bar_callback is not None)
 
@@ -173,7 +174,7 @@ class DataModule(pl.LightningDataModule):
         return [("train", self.train_images), ("test", self.test_images)]
 
     def _kept(self, split: str, images: ImageDataset) -> Indices:
-        """All images of a split that can be loaded."""
+        """The images of a split without those that `skip_corrupt` leaves out."""
         reasons = unusable(images, range(len(images)), decode=True) if self.skip_corrupt else {}
         self.skipped |= {images.image_id(index): reason for index, reason in reasons.items()}
         if len(reasons) == len(images):
@@ -183,8 +184,7 @@ class DataModule(pl.LightningDataModule):
         return np.setdiff1d(np.arange(len(images)), np.asarray(list(reasons), dtype=np.int64))
 
     def check_training(self, devices: int = 1) -> None:
-        """Raise `InputError` unless there are validation images where they are wanted, and of each split at least as
-        many images as devices."""
+        """Raise `InputError` if `val_fraction` leaves no validation image, or a split has fewer images than devices."""
         if self.val_fraction and not len(self.val_indices):
             raise InputError(
                 f"data.val_fraction={self.val_fraction} leaves no validation image; use 0 or a larger fraction"
@@ -194,23 +194,25 @@ class DataModule(pl.LightningDataModule):
                 raise InputError(f"{devices} processes need at least as many {split} images; there are {len(indices)}")
 
     def check_files(self, *splits: str) -> None:
-        """Look at the files of all images of `train`, `val`, `test` or `whole_test`, without decoding those that look
-        whole.
+        """Check that the image files of splits exist and look complete; only suspicious ones are decoded.
+
+        Args:
+            splits: `train`, `val`, `test` or `whole_test`.
 
         Raises:
-            InputError: if one is missing or broken, saying how many.
+            InputError: if a file is missing or broken; the message has the number of such files.
         """
         sets = [] if self.skip_corrupt else [self.dataset(split) for split in splits]
         refuse([reason for own in sets for reason in unusable(own.images, own.indices, decode=False).values()])
 
     def classes_without(self, split: str) -> list[str]:
-        """Names of the classes that have no image in `train`, `val`, `test` or `whole_test`."""
+        """Names of the classes without an image in a split (`train`, `val`, `test` or `whole_test`)."""
         own = self.dataset(split)
         present = {own.images.labels[int(index)] for index in own.indices}
         return [name for label, name in enumerate(self.classes) if label not in present]
 
     def summary(self) -> str:
-        """One line: classes, images per split, how the data set made them, and what is left out."""
+        """One line with the number of classes, the images per split, how splits were made, and what is left out."""
         test, whole = len(self.test_indices), len(self._whole_test)
         tested = f"{test} test images" if test == whole else f"{test} of {whole} test images"
         if self.classes:
@@ -230,10 +232,12 @@ class DataModule(pl.LightningDataModule):
         return "; ".join(parts)
 
     def dataset(self, split: str, *, augment: bool = True) -> TransformedDataset:
-        """The images of `train`, `val`, `test` or `whole_test`.
+        """The transformed images of a split.
 
-        Those of `train` are augmented unless config or caller says no. An evaluation may have drawn some of `test`;
-        `whole_test` has all.
+        Args:
+            split: `train`, `val`, `test` or `whole_test`. An evaluation may judge only some images of `test`;
+                `whole_test` always has all.
+            augment: whether to augment training images; the option `augment` of the config must agree.
         """
         images = self.train_images if split in ("train", "val") else self.test_images
         indices = {
@@ -250,8 +254,10 @@ class DataModule(pl.LightningDataModule):
         return TransformedDataset(images, indices, transform, self.seed)
 
     def fingerprint(self, split: str, *, contents: bool = False) -> int:
-        """A number from 0 to 2**62 - 1 that tells one set of images from another by their names, order and labels, and
-        by their contents where asked; see `contents`."""
+        """A digest of the images of a split, from 0 to 2**62 - 1.
+
+        It covers names, order and labels and, with `contents`, the files and all ground truth.
+        """
         dataset = self.dataset(split)
         lines = [f"{dataset.images.image_id(int(i))} {dataset.images.labels[int(i)]}" for i in dataset.indices]
         lines += self.contents(split) if contents else []
@@ -259,7 +265,7 @@ class DataModule(pl.LightningDataModule):
         return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 2
 
     def contents(self, split: str) -> list[str]:
-        """The digest of every image of a split with its ground truth, computed once; see `content_digests`."""
+        """Digests of all images of a split with their ground truth, computed once; see `content_digests`."""
         dataset = self.dataset(split)
         key = (split, dataset.indices.tobytes())
         if key not in self._contents:
@@ -268,10 +274,14 @@ class DataModule(pl.LightningDataModule):
         return self._contents[key]
 
     def as_classes(self, names: Sequence[str], whose: str) -> None:
-        """Number the classes as a model does that was trained on `names`, of which the data set may have a part.
+        """Number the classes as a model that was trained on the classes `names`; the data set may have only some.
+
+        Args:
+            names: the model's classes by label.
+            whose: the model, as messages name it.
 
         Raises:
-            InputError: if a class of the data set is not among the names, or stands in another order.
+            InputError: if the data set has a class that is not among the names, or another order of classes.
         """
         own = self.classes
         if own == list(names):
@@ -285,14 +295,14 @@ class DataModule(pl.LightningDataModule):
         for label, (is_name, was) in enumerate(zip(own, expected, strict=True)):
             if is_name != was:
                 raise InputError(
-                    f"{whose}: the data set's classes stand in another order than the model's: class {label} is "
-                    f"{is_name!r}, and {was!r} in the model"
+                    f"{whose}: the data set's classes have another order than the model's: class {label} is "
+                    f"{is_name!r}, but {was!r} in the model"
                 )
         self.train_images = Renumbered(self.train_images, names)
         self.test_images = Renumbered(self.test_images, names)
 
     def loader(self, split: str, *, shuffle: bool = False, augment: bool = True) -> DataLoader[Sample]:
-        """A loader over this rank's share of a split, in the order of the data unless shuffled."""
+        """A loader of this rank's share of a split, shuffled or in the order of the data."""
         return self._loader(self.dataset(split, augment=augment), split, shuffle=shuffle)
 
     def _loader(self, dataset: Any, split: str, *, shuffle: bool) -> DataLoader[Sample]:
@@ -309,8 +319,8 @@ class DataModule(pl.LightningDataModule):
             labels=self._balanced_labels() if shuffle else None,
         )
         if trainer and shuffle:
-            # Lightning sets the epoch after it has made the iterator, and worker processes begin at once: the first
-            # epoch of a resumed run would have the order of epoch 0.
+            # Lightning sets the epoch after it has made the iterator, and loader processes start at once. Without this
+            # line the first epoch of a resumed run would have the order of epoch 0.
             progress: Any = trainer.fit_loop.epoch_progress.current
             sampler.set_epoch(progress.processed)
         return DataLoader(
@@ -328,7 +338,7 @@ class DataModule(pl.LightningDataModule):
         return np.asarray(self.train_images.labels)[self.train_indices] if self.balanced else None
 
     def batches(self, epoch: int) -> Iterator[list[int]]:
-        """Positions of the training images of each step of an epoch, all ranks together."""
+        """Positions of the training images of each step of an epoch, for all ranks together."""
         world = self.trainer.world_size if self.trainer else 1
         size = self.batch_size * world
         count, labels = len(self.train_indices), self._balanced_labels()
@@ -338,11 +348,11 @@ class DataModule(pl.LightningDataModule):
         return (positions[first : first + size] for first in range(0, len(positions), size))
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Loader of training images, shuffled and augmented, or of their cached features."""
+        """Loader of the training images, shuffled and augmented, or of their cached features."""
         return self._loader(self.cached_features.get("train", self.dataset("train")), "train", shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Sample] | list[Any]:
-        """Loader of the held-out training images, or of their cached features; empty with `val_fraction=0`."""
+        """Loader of the validation images, or of their cached features; empty if `val_fraction` is 0."""
         if not len(self.val_indices):
             return []
         return self._loader(self.cached_features.get("val", self.dataset("val")), "val", shuffle=False)
@@ -363,6 +373,6 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def data_of(trainer: pl.Trainer) -> "DataModule":
-    """The data module that a trainer works on."""
+    """The data module of a trainer."""
     data: DataModule = trainer.datamodule  # type: ignore[attr-defined]  # set by fit() and test(), not declared
     return data

@@ -1,4 +1,4 @@
-"""The order of the images of an epoch, and how often each is seen."""
+"""The order of the images in an epoch, and how often each occurs."""
 
 from collections.abc import Iterator
 
@@ -9,17 +9,24 @@ from interp_models.core.rng import uniform
 from interp_models.data.subsets import Indices
 
 AGAIN = 2**32
-"""Offset of the epoch for an image that is repeated within it, so that it gets another augmentation."""
+"""Added to the epoch for each repetition of an image within the epoch, so that it gets another augmentation."""
 
 
 class ShardSampler(Sampler[tuple[int, int]]):
-    """This rank's positions of an epoch as `(epoch, position)`.
+    """Samples this rank's positions of an epoch, as `(epoch, position)`.
 
-    In training (`global_batch` is given) the order is a permutation by seed and epoch, and the last incomplete batch
-    over all ranks is dropped unless it is the only one: ranks must step together, no image counts twice, and two
-    ranks see what one sees with twice the batch. In evaluation the order is that of the data and nothing is dropped
-    or repeated, so that n equals the data set. With `labels` every class comes equally often in training, see
-    `balanced`.
+    In training (with `global_batch`) the order is a permutation that depends on seed and epoch. An incomplete last
+    batch is dropped, unless it is the only one. So all ranks make the same number of steps, no image occurs twice, and
+    two ranks see the same images as one rank with twice the batch size. In evaluation the order is that of the data,
+    and every image occurs exactly once.
+
+    Args:
+        size: number of images.
+        rank: rank of this process.
+        world: number of ranks.
+        seed: seed of the order.
+        global_batch: images per step on all ranks, in training; None in evaluation.
+        labels: class of each image, for an epoch with balanced classes; see `balanced`.
     """
 
     def __init__(
@@ -37,12 +44,12 @@ class ShardSampler(Sampler[tuple[int, int]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning when an epoch begins."""
+        """Set the epoch; Lightning calls it at the start of each epoch."""
         self.epoch = epoch
 
     @property
     def _total(self) -> int:
-        """Positions of all ranks together."""
+        """Number of positions of all ranks."""
         if self.global_batch is None:
             return self.size
         return self.size // self.global_batch * self.global_batch or -(-self.size // self.world) * self.world
@@ -62,12 +69,18 @@ class ShardSampler(Sampler[tuple[int, int]]):
 
 
 def balanced(labels: Indices, seed: int, epoch: int) -> tuple[Indices, Indices]:
-    """Positions of a class-balanced epoch: as many as labels, equally many per class, or one more by draw.
+    """Draw a class-balanced epoch of N positions, where N is the number of labels.
 
-    No image comes again before all others of its class have come. Drawn by seed and epoch.
+    Every class occurs equally often; if N is not a multiple of the number of classes, some drawn classes occur once
+    more. An image is repeated only after all other images of its class have occurred.
+
+    Args:
+        labels: class of each image, (N,).
+        seed: seed of the draw.
+        epoch: epoch of the draw.
 
     Returns:
-        Positions by class, and of each how often it has come before in this epoch, both int64 (N,).
+        Positions sorted by class, and for each the number of its earlier occurrences in this epoch; both int64 (N,).
     """
     classes = np.unique(labels)
     drawn = np.argsort(uniform(seed, epoch, -1 - classes), kind="stable")
@@ -77,7 +90,9 @@ def balanced(labels: Indices, seed: int, epoch: int) -> tuple[Indices, Indices]:
     for label, count in zip(classes, share, strict=True):
         members = np.flatnonzero(labels == label)
         turn = np.arange(-(-count // len(members)))[:, None]
-        order = np.argsort(uniform(seed, epoch, members, turn), axis=1, kind="stable")  # another order in every turn
+        order = np.argsort(
+            uniform(seed, epoch, members, turn), axis=1, kind="stable"
+        )  # a new order for each repetition
         positions.append(members[order].ravel()[:count])
         rounds.append(np.broadcast_to(turn, order.shape).ravel()[:count])
     return np.concatenate(positions), np.concatenate(rounds)

@@ -1,4 +1,4 @@
-"""Subsets of a data set: a stratified validation split, a random subsample, evenly spaced items."""
+"""Subsets of a data set: a stratified split, a random subsample, evenly spread items."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,17 @@ Indices = NDArray[np.int64]
 def stratified_split(
     labels: Indices, indices: Indices, fraction: float, seed: int, keys: Indices | None = None
 ) -> tuple[Indices, Indices]:
-    """Split `indices` into a rest and a part that holds `fraction` of each class (rounded), drawn by seed.
+    """Split `indices` into two parts, stratified by class.
 
-    A class never loses its last training image. What is drawn depends on seed and `keys`, one for each of `indices`:
-    by default the indices themselves.
+    Args:
+        labels: class of every image of the data set.
+        indices: the images to split.
+        fraction: fraction of each class in the second part, rounded; at least one image of a class stays in the first.
+        seed: seed of the draw.
+        keys: an integer for each of `indices` that determines its draw; None takes the indices.
+
+    Returns:
+        The first part and the second part, both ascending.
     """
     order = indices[np.argsort(uniform(seed, indices if keys is None else keys), kind="stable")]
     held_out: list[int] = []
@@ -27,10 +34,10 @@ def stratified_split(
 
 
 def subsample(indices: Indices, n: int | None, seed: int) -> Indices:
-    """`n` of the indices drawn by seed, in order; all of them for None or when there are not more.
+    """Draw `n` of the indices by `seed`, ascending; None, or an `n` that is too large, returns all of them.
 
     Raises:
-        InputError: for n below 1.
+        InputError: if `n` is below 1.
     """
     if n is not None and n < 1:
         raise InputError(f"n_images must be at least 1; got {n}")
@@ -40,7 +47,7 @@ def subsample(indices: Indices, n: int | None, seed: int) -> Indices:
 
 
 def spread(total: int, n: int) -> list[int]:
-    """At most `n` numbers below `total`, spread evenly, the first and the last among them.
+    """At most `n` evenly spread numbers from 0 to `total` - 1, with both ends.
 
     >>> spread(10, 4)
     [0, 3, 6, 9]

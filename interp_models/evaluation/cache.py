@@ -1,4 +1,4 @@
-"""What an evaluation has computed so far: batches of explainers, in memory or in files."""
+"""Cache of an evaluation: the maps and values of each batch and explainer, in memory or in files."""
 
 import hashlib
 import json
@@ -14,30 +14,30 @@ from interp_models.core.distributed import gathered_objects
 from interp_models.core.files import whole
 
 METHOD_VERSION = 3
-"""Increase it when an explainer or metric changes its numbers or applies to more models: stored results of other
-versions are then computed anew."""
+"""Increase it when an explainer or metric changes its numbers or applies to more models. Results of other versions are
+then computed again."""
 
 
 Part = dict[str, Any]
-"""One batch by one explainer: `common` (index, label, prediction, ... by image), `maps` (n, h, w), `values` by key,
-`costs` (seconds and passes, by image)."""
+"""Result of one explainer for one batch: `common` (index, label, prediction, ... per image), `maps` (n, h, w), `values`
+by key of the metric, `costs` (seconds and passes per image)."""
 
 
 class Cache(Protocol):
-    """What an evaluation writes its batches to, and finds them in again."""
+    """Interface of a cache."""
 
     def keep(self, label: str, part: Part) -> None:
-        """Keep a batch of an explainer."""
+        """Add a batch of an explainer."""
 
     def find(self, label: str, index: Tensor) -> Part | None:
-        """The batch of these images, if it was kept."""
+        """The batch of an explainer with exactly these images; None if there is none."""
 
     def of(self, label: str, indices: set[int]) -> list[Part]:
-        """What was kept of an explainer for the wanted images, every image once."""
+        """All batches of an explainer, limited to the wanted images; every image occurs once."""
 
 
 class MemoryCache:
-    """Batches in memory, of this process until `gather` brings those of all ranks.
+    """Cache in memory. It holds the batches of this rank; `gather` adds those of all ranks.
 
     Args:
         maps: whether to keep the maps.
@@ -48,16 +48,16 @@ class MemoryCache:
         self._parts: dict[str, list[Part]] = {}
 
     def keep(self, label: str, part: Part) -> None:
-        """Keep a batch of an explainer, on the CPU."""
+        """Add a batch of an explainer, moved to the CPU."""
         kept = part if self.maps else {key: value for key, value in part.items() if key != "maps"}
         self._parts.setdefault(label, []).append({key: _to_cpu(value) for key, value in kept.items()})
 
     def find(self, label: str, index: Tensor) -> Part | None:
-        """Nothing: every batch comes once."""
+        """Return None: with this cache every batch comes once."""
         return None
 
     def gather(self) -> None:
-        """Bring the batches of all ranks to every rank, rank by rank."""
+        """Give every rank the batches of all ranks, in the order of the ranks."""
         parts: dict[str, list[Part]] = {}
         for of_rank in gathered_objects(self._parts):
             for label, own in of_rank.items():
@@ -65,25 +65,25 @@ class MemoryCache:
         self._parts = parts
 
     def of(self, label: str, indices: set[int]) -> list[Part]:
-        """What was kept of an explainer for the wanted images, every image once."""
+        """All batches of an explainer, limited to the wanted images; every image occurs once."""
         return _each_once(self._parts.get(label, []), indices)
 
 
 class FolderCache:
-    """Batches that are done, one file per batch and explainer, in folders named by digests of the work.
+    """Cache in files: one file per batch and explainer, in folders named by digests.
 
-    Another checkpoint, protocol or option has another folder, so nothing stale is ever found; another list of
-    explainers leaves the parts of those that stay.
+    Another checkpoint, protocol or option has another folder, so outdated results are never found. If only the list of
+    explainers changes, results of the remaining explainers are found again.
 
     Args:
-        folder: of the evaluation.
-        work: what the values of every explainer depend on.
-        explainers: label -> what else this explainer's values depend on.
+        folder: folder of the evaluation.
+        work: what the values of all explainers depend on.
+        explainers: for each label, what else the values of this explainer depend on.
     """
 
     def __init__(self, folder: Path, work: Any, explainers: Mapping[str, Any]) -> None:
         self.work = _digest([METHOD_VERSION, work, list(explainers.items())])
-        """A digest of all of it."""
+        """Digest of everything that the results depend on."""
         self.results = folder
         self.common = folder / ".partial" / _digest([METHOD_VERSION, work])
         self.folders = {label: self.common / f"{label}-{_digest(spec)}" for label, spec in explainers.items()}
@@ -92,29 +92,32 @@ class FolderCache:
         return self.folders[label] / f"{int(index[0])}-{len(index)}.pt"
 
     def keep(self, label: str, part: Part) -> None:
-        """Write a part whole or not at all."""
+        """Add a batch of an explainer; its file is written whole or not at all."""
         path = self._file(label, part["common"]["index"])
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as partial, partial.open("wb") as file:  # of a path, torch.save would not say what failed
+        with whole(path) as partial, partial.open("wb") as file:  # given a path, torch.save hides the cause of an error
             torch.save({key: _to_cpu(value) for key, value in part.items()}, file)
 
     def find(self, label: str, index: Tensor) -> Part | None:
-        """The part of these images, if it was kept."""
+        """The batch of an explainer with exactly these images; None if there is none."""
         path = self._file(label, index)
         part = _read(path) if path.is_file() else None
         return part if part is not None and torch.equal(part["common"]["index"], index.cpu()) else None
 
     def of(self, label: str, indices: set[int]) -> list[Part]:
-        """What was kept of an explainer for the wanted images, every image once.
+        """All batches of an explainer, limited to the wanted images; every image occurs once.
 
-        Parts may overlap: an interrupted evaluation may have cut or drawn its images differently.
+        Batches in files may overlap: an interrupted evaluation may have had other batches or other images.
         """
         paths = sorted(self.folders[label].glob("*.pt"), key=lambda path: int(path.stem.split("-")[0]))
         return _each_once((part for path in paths if (part := _read(path)) is not None), indices)
 
     def clear(self) -> None:
-        """Remove what evaluations have left, but for other explainers' parts of this very work: these may belong to a
-        longer list that was interrupted. The folder's lock is held, so that no other evaluation is at work there."""
+        """Remove the files of this and of earlier evaluations.
+
+        Files of other explainers with the same work stay: they may belong to a longer list that was interrupted. The
+        caller holds the folder's lock, so no other evaluation writes there.
+        """
         for folder in (self.results / ".partial").glob("*/*"):
             if folder.parent != self.common or folder.name.rpartition("-")[0] in self.folders:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -142,7 +145,7 @@ def _digest(value: Any) -> str:
 
 
 def _read(path: Path) -> Part | None:
-    """A part, None if it is broken: it is computed again."""
+    """The batch in a file; None if the file is broken, so that it is computed again."""
     try:
         part: Part = torch.load(path, weights_only=True)
     except Exception:

@@ -1,4 +1,4 @@
-"""The evaluation of maps inside Lightning's loops."""
+"""Callbacks that evaluate maps in Lightning's test and validation loops."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -21,19 +21,19 @@ from interp_models.metrics.base import Grid
 
 
 class ExplanationEvaluation(pl.Callback):
-    """Judges explainers by metrics on test images, under any strategy of Lightning's.
+    """Judges explainers by metrics on test images, with any strategy of Lightning.
 
-    Logs `test/<metric>/<explainer>`, and writes tables and maps to a folder, where an interrupted evaluation finds
-    again what it has computed.
+    It logs `test/<metric>/<explainer>` and writes tables and maps to a folder. An interrupted evaluation continues
+    where it stopped.
 
     Args:
         plan: explainers, metrics and protocol.
-        folder: where results go.
-        provenance: what result rows say of the model.
-        weights_and_transform: a digest of them; with others, or other images, the work is not taken up again.
+        folder: folder of the results.
+        provenance: facts about the model, for the rows of the tables.
+        weights_and_transform: digest of the model's weights and its transform; cached results of others are not used.
 
     Raises:
-        InputError: for an unknown explainer, metric or target, or none.
+        InputError: for an unknown explainer, metric or target, or if there is no explainer or no metric.
     """
 
     def __init__(
@@ -43,12 +43,12 @@ class ExplanationEvaluation(pl.Callback):
         self.specs, self.keys = check_plan(plan)
         self.weights_and_transform = weights_and_transform
         self._engine: Engine | None = None
-        """None if the work was done before."""
+        """None if the folder already holds the results."""
 
     def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Prepare, and find what an interrupted evaluation has left; one that came to its end is not repeated."""
+        """Prepare the evaluation and find its cached batches; a finished evaluation is not repeated."""
         grid = resolve_grid(self.plan.grid, network_of(module), _example(module, data_of(trainer)))
-        make_metrics(self.plan, self.keys.values(), grid)  # what is wrong is refused, also where results are there
+        make_metrics(self.plan, self.keys.values(), grid)  # wrong options are refused even if results exist
         cache = self._cache(trainer, grid)
         self._engine = None
         if trainer.strategy.broadcast(finished(self.folder, cache)):
@@ -67,7 +67,7 @@ class ExplanationEvaluation(pl.Callback):
         contents = trainer.strategy.broadcast(data.contents("test") if trainer.is_global_zero else None)
         batches = [data.batch_size, trainer.world_size]
         protocol = [plan.preset, grid, plan.max_steps, plan.target, plan.preparation]
-        run = asdict(self.provenance)  # a run that was copied or renamed has rows of another name
+        run = asdict(self.provenance)  # the rows of a run that was copied or renamed have another name
         work = [run, self.weights_and_transform, list(self.keys), protocol, batches, names, contents]
         return FolderCache(self.folder, work, {label: spec for label, *spec in self.specs})
 
@@ -85,7 +85,7 @@ class ExplanationEvaluation(pl.Callback):
             self._engine.judge(batch)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Write the results from rank 0, and log."""
+        """Write the results on rank 0, and log the means."""
         engine = self._engine
         if engine is None:
             return
@@ -113,38 +113,37 @@ class ExplanationEvaluation(pl.Callback):
         release(network_of(module))
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
-        """Leave the line of the progress bar, so that the error has its own."""
+        """Close the progress bar, so that the error message has its own line."""
         if self._engine is not None:
             self._engine.bar.close()
 
 
 class ExplanationValidation(pl.Callback):
-    """Judges explainers by metrics on validation images, every n epochs of a training; logs
-    `val/<metric>/<explainer>`.
+    """Judges explainers by metrics on validation images every n epochs, and logs `val/<metric>/<explainer>`.
 
     Args:
-        plan: explainers, metrics, protocol, and how often.
-        seed: of the validation images that are drawn.
+        plan: explainers, metrics, protocol, and the number of epochs from one evaluation to the next.
+        seed: seed that draws the validation images.
 
     Raises:
-        InputError: for an unknown explainer, metric or target, or none.
+        InputError: for an unknown explainer, metric or target, or if there is no explainer or no metric.
     """
 
     def __init__(self, plan: ValidationConfig, seed: int) -> None:
         self.plan, self.seed = plan, seed
         check_plan(plan)
         self._engine: Engine | None = None
-        """None in epochs that are not judged."""
+        """None in epochs without evaluation."""
         self._indices: set[int] = set()
         self._warned: set[str] = set()
 
     @classmethod
     def of(cls, config: ValidationConfig, seed: int) -> "list[ExplanationValidation]":
-        """The callback that a training's config asks for, if it does."""
+        """A list with the callback if the config asks for it; else an empty list."""
         return [cls(config, seed)] if config.every_n_epochs > 0 else []
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Prepare, if this epoch is judged."""
+        """Prepare the evaluation, if this epoch has one."""
         self._engine = None
         if (trainer.current_epoch + 1) % self.plan.every_n_epochs:
             return
@@ -164,7 +163,10 @@ class ExplanationValidation(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Judge the batch's images that were drawn; a training that has diverged is told so when its epoch ends."""
+        """Judge those images of the batch that were drawn.
+
+        Batches with NaN or infinite logits are skipped: `PhaseSchedule` stops a diverged training at the epoch's end.
+        """
         if self._engine is None or not bool(torch.isfinite(outputs.logits).all()):
             return
         rows = [row for row, number in enumerate(batch.index.tolist()) if number in self._indices]
@@ -174,7 +176,7 @@ class ExplanationValidation(pl.Callback):
             self._engine.bar.update(len(self._engine.labels))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Log."""
+        """Log the means over the drawn images of all ranks."""
         engine = self._engine
         if engine is None:
             return
@@ -185,17 +187,17 @@ class ExplanationValidation(pl.Callback):
         with torch.inference_mode(False):
             for (label, key), mean in engine.means(self._indices).items():
                 module.log(f"val/{key}/{label}", mean)
-        release(module)  # a training goes on, and has better use for the memory
+        release(module)  # frees memory for the training
         self._engine = None
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
-        """Leave the line of the progress bar, so that the error has its own."""
+        """Close the progress bar, so that the error message has its own line."""
         if self._engine is not None:
             self._engine.bar.close()
 
 
 class Judged(pl.LightningModule):
-    """A network that was not trained here, for Lightning's test loop; a callback does the work.
+    """Wraps a network that was not trained here for Lightning's test loop.
 
     Args:
         network: any module that returns logits.
@@ -206,11 +208,11 @@ class Judged(pl.LightningModule):
         self.network = network
 
     def test_step(self, batch: Sample, batch_idx: int) -> None:
-        """Nothing."""
+        """Do nothing: `ExplanationEvaluation` judges the batch."""
 
 
 def network_of(module: pl.LightningModule) -> nn.Module:
-    """The network that is judged: a module of ours is one itself."""
+    """The network to judge: the one inside `Judged`, or the module itself."""
     return module.network if isinstance(module, Judged) else module
 
 

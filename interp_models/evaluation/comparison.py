@@ -1,4 +1,4 @@
-"""The page that shows judged models side by side, and the pictures that belong to it."""
+"""The page that shows judged models side by side, and its pictures."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,28 +17,30 @@ from interp_models.report.page import SIDE, write_report
 from interp_models.report.views import ImageView, MapView, Panel, PrototypeView, RunSummary
 
 FIGURE_ROWS = 8
-"""Images in a figure."""
+"""Maximum number of images (rows) of a figure."""
 
 
 class Shown(NamedTuple):
-    """One image as a model saw it, and what the model itself says of it."""
+    """One image as a model sees it, and the model's own explanation of its prediction."""
 
     picture: visual.Picture
     parts: NDArray[np.float32] | None = None
-    """Two or three maps of its own (n, h, w), for one picture in red, green and blue."""
+    """Two or three of the model's own maps, (n, h, w), to draw as red, green and blue."""
     reasons: Sequence[Panel] = ()
+    """Pictures of the parts or prototypes that explain the prediction."""
     total: str = ""
-    """What the reasons come to."""
+    """One line that sums up the reasons."""
 
 
 class Compared(NamedTuple):
-    """A model that was judged, and what a page needs to show it."""
+    """A judged model, with the data that a page shows."""
 
     summary: RunSummary
     tables: Tables
     class_name: Callable[[int], str]
+    """Name of the class with a label."""
     show: Callable[[int], Shown]
-    """The image of an index."""
+    """Shows the image with an index."""
 
 
 def write_page(
@@ -48,14 +50,17 @@ def write_page(
     indices: Sequence[int] | None = None,
     prototypes: Callable[[Sequence[ImageView]], Sequence[PrototypeView]] = lambda images: (),
 ) -> list[ImageView]:
-    """Write the page of judged models, whole or not at all; returns the images that it shows.
+    """Write the page of judged models; the file is written whole or not at all.
 
     Args:
         compared: the models, judged on the same images.
-        path: of the page.
-        n_images: most images that are shown, spread evenly over those judged.
-        indices: of the images that can be shown; None allows all.
-        prototypes: what is shown of the models' prototypes, given the images.
+        path: file of the page.
+        n_images: maximum number of images to show, spread evenly over the judged ones.
+        indices: indices of the images that can be shown; None allows all.
+        prototypes: returns the views of the models' prototypes for the shown images.
+
+    Returns:
+        The images that the page shows.
     """
     names = [one.summary.name for one in compared]
     images = list(_views(compared, n_images, indices))
@@ -76,8 +81,8 @@ def write_comparison(compared: Sequence[Compared], prototypes: Sequence[Any], pa
 
     Args:
         compared: the models.
-        prototypes: rows of prototype metrics, with their run.
-        path: of the file.
+        prototypes: rows of prototype metrics, each with the name of its run.
+        path: the file.
     """
     results = {
         "schema_version": SCHEMA_VERSION,
@@ -119,7 +124,7 @@ def _maps_of(one: Compared, of_image: pd.DataFrame, row: int) -> Iterator[MapVie
 
 
 def write_local(images: Sequence[ImageView], folder: Path) -> None:
-    """A picture `<image>.jpg` of the reasons for each image that has some."""
+    """Write `<image>.jpg`, a picture of the model's reasons, for each image that has some."""
     for view in images:
         for run, panels in view.reasons.items():
             if not panels:
@@ -134,8 +139,11 @@ def write_local(images: Sequence[ImageView], folder: Path) -> None:
 def write_figure(
     images: Sequence[ImageView], summaries: Sequence[RunSummary], explainers: Sequence[str], path: Path
 ) -> None:
-    """Maps side by side on the same images (tutorial, figure 8): post-hoc ones of the first run, and every run's own,
-    several maps as red, green and blue."""
+    """Draw maps side by side on the same images, as in figure 8 of the tutorial.
+
+    Columns are the post-hoc maps of the first run and the own maps of every run. Two or three own maps are drawn as
+    red, green and blue.
+    """
     models = [run.model for run in summaries]
     titles = models if len(set(models)) == len(models) else [run.name for run in summaries]
     first = summaries[0].name

@@ -1,4 +1,4 @@
-"""Where models, explainers and metrics meet: every explainer's maps through every metric, batch by batch."""
+"""`Engine` computes the maps of every explainer and the values of every metric, batch by batch."""
 
 import json
 import sys
@@ -27,20 +27,20 @@ from interp_models.metrics.base import FaithfulnessMetric, Grid, metrics_of
 
 
 class Engine:
-    """Judges explainers of one model by metrics, per image; results go to a cache.
+    """Judges explainers of one model by metrics, image by image. Results go to a cache.
 
-    It knows no trainer: the caller brings batches, of every rank its own, and calls `agree` when all are judged.
+    It does not use a trainer: each rank passes its own batches to `judge`, and calls `agree` after the last one.
 
     Args:
         model: any module that returns logits.
         plan: explainers, metrics and protocol.
-        example: an image (1, 3, H, W) of the size of all, on the model's device.
-        cache: where values and maps go, and where those are found that an interrupted evaluation has left.
-        explainers: further explainers of the model, by label.
-        warned: labels of explainers whose absence was said before; added to.
+        example: an image (1, 3, H, W) on the model's device, of the same size as all images.
+        cache: receives values and maps, and returns those of an interrupted evaluation.
+        explainers: pairs of label and explainer, beside those of the plan.
+        warned: labels of explainers that were already reported as left out; new ones are added.
 
     Raises:
-        InputError: for an unknown explainer, metric or target, or none.
+        InputError: for an unknown explainer, metric or target, or if there is no explainer or no metric.
     """
 
     def __init__(
@@ -74,24 +74,30 @@ class Engine:
                 explainer.preparation = plan.preparation
             self.grid = resolve_grid(plan.grid, model, example)
             self._metrics = {label: self._make_metrics(example.device) for label in self.labels}
-            """Of each explainer, as metrics warn of maps of different grids."""
+            """Metrics by label of the explainer: each explainer has its own, as a metric warns if the grid of its maps
+            changes."""
 
     def _make_metrics(self, device: torch.device) -> dict[str, FaithfulnessMetric]:
         made = make_metrics(self.plan, self.keys.values(), self.grid)
         return {name: metric.to(device) for name, metric in made.items()}
 
     def show_progress(self, batches: int | None) -> None:
-        """Show a progress bar over so many batches of each explainer."""
+        """Show a progress bar.
+
+        Args:
+            batches: number of batches of this rank; None if it is unknown.
+        """
         total = None if batches is None else batches * len(self.labels)
         self.bar = tqdm(total=total, desc="explanations", unit="batch", leave=False)
 
     def judge(self, batch: Sample) -> None:
-        """All explainers and metrics on one batch; an explainer's values and maps are kept once they are there.
+        """Apply all explainers and metrics to one batch; the results of each explainer go to the cache at once.
 
-        A label of -1 is none.
+        Args:
+            batch: images and labels; the label -1 means unknown.
         """
-        # Lightning evaluates in inference mode, whose tensors must end neither in states nor in graphs. Its mixed
-        # precision ends before callbacks: clean scores must not come from its pass, where masked ones are of float32.
+        # Lightning evaluates in inference mode; its tensors must not end up in states or graphs. Its mixed precision
+        # ends before callbacks run. So clean scores are computed here, in float32 like the masked ones.
         with torch.inference_mode(False), torch.no_grad(), evaluating(self.model), full_float32(), shared_passes():
             self.bar.update(len(self.labels) - len(self._explainers))
             if not self._explainers:
@@ -123,9 +129,9 @@ class Engine:
     def _explained(
         self, explainer: Explainer, images: Tensor, target: Tensor, boxes: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The maps, and what they cost per image: passes, and seconds, none for a shared pass."""
+        """The maps and their costs per image: passes and seconds. A shared pass takes time only once."""
         model = unwrapped(self.model)
-        copy = prepare(model, images, self.plan.preparation)  # made before the clock starts
+        copy = prepare(model, images, self.plan.preparation)  # not part of the measured time
         with counted_passes(model, copy) as passes:
             start = _now(images)
             maps = attribute_with(explainer, images, target, boxes)
@@ -147,12 +153,12 @@ class Engine:
         self._explainers.pop(label, None)
 
     def agree(self) -> None:
-        """Leave out, on all ranks, what does not apply on any; called once all batches are judged.
+        """Leave out, on all ranks, every explainer that does not apply on some rank. Call it after the last batch.
 
         Raises:
             InputError: if no explainer is left.
         """
-        reasons = ChainMap(*gathered_objects(self.left_out))  # of the first rank that has one
+        reasons = ChainMap(*gathered_objects(self.left_out))  # the first rank with a reason counts
         self.left_out = {label: reasons[label] for label in self.labels if label in reasons}
         for label, why in self.left_out.items():
             self._leave_out(label, why)
@@ -161,11 +167,11 @@ class Engine:
 
     @property
     def applying(self) -> dict[str, str]:
-        """Name and options, as json, of the explainers that apply, by label."""
+        """Explainers that apply: name and options as json, by label."""
         return {label: self._options[label] for label in self.labels if label in self._explainers}
 
     def protocols(self, grid: Grid) -> dict[str, Protocol]:
-        """The protocol of every key, for maps whose own grid is `grid`."""
+        """The protocol of every metric key, for maps that the explainer computes on `grid`."""
         grid, plan = self.grid or grid, self.plan
         protocols = {}
         for key, name in self.keys.items():
@@ -176,7 +182,7 @@ class Engine:
         return protocols
 
     def means(self, indices: set[int]) -> dict[tuple[str, str], Tensor]:
-        """The mean over images of every key (NaN where it is undefined for all), by explainer and key."""
+        """The means over images by explainer and key; NaN if the metric is undefined for all images."""
         found = {}
         for label in self.applying:
             parts: list[Part] = self.cache.of(label, indices)
@@ -187,14 +193,17 @@ class Engine:
 
 
 def check_plan(plan: ExplanationConfig, *, others: bool = False) -> tuple[list[Spec], dict[str, str]]:
-    """Label, name and options of every explainer of a plan, and the registered metric of every key.
+    """Check a plan.
 
     Args:
         plan: the plan.
         others: whether there are explainers beside those of the plan.
 
+    Returns:
+        Label, name and options of every explainer, and the registered name of the metric of every key.
+
     Raises:
-        InputError: for an unknown explainer, metric or target, or none.
+        InputError: for an unknown explainer, metric or target, or if there is no explainer or no metric.
     """
     specs, keys = explainer_specs(plan.explainers), metrics_of(plan.metrics)
     if plan.target not in ("prediction", "label") and not isinstance(plan.target, int):

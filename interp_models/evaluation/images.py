@@ -1,4 +1,4 @@
-"""Images to judge on, whatever they come as: tensors, data loaders, data sets, folders."""
+"""The images to judge on, from tensors, data loaders, data sets or folders."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,20 +16,20 @@ from interp_models.data.base import ImageDataset, Sample, collate, rows_of
 from interp_models.data.subsets import spread, subsample
 
 IMAGE_KEYS, LABEL_KEYS = ("image", "images", "pixel_values", "x"), ("label", "labels", "target", "targets", "y")
-"""Names of images and labels in batches that are dicts."""
+"""Keys of images and labels in batches that are dicts."""
 
 
 class Images:
-    """Batches of images in [0, 1] with labels (-1 where there are none), in a fixed order.
+    """Batches of images in [0, 1] with labels, in a fixed order. The label -1 means unknown.
 
     Args:
-        loader: gives the batches.
-        order: the index of the image at each position of the loader; None numbers them as they come.
-        shared: whether the loader gives each rank its own images.
-        name: of the data set, for the page.
-        classes: names of the classes, where they are known.
-        names: of the images by index; None takes their numbers.
-        from_files: whether images come from files that this package has prepared.
+        loader: iterates over the batches.
+        order: index of the image at each position of the loader; None numbers images as they come.
+        shared: whether the loader already gives each rank its own images.
+        name: name of the data set, for the page.
+        classes: names of the classes, if known.
+        names: maps an index to the name of the image; None takes the index itself.
+        from_files: whether images come from files that this package resizes and crops.
     """
 
     def __init__(
@@ -51,39 +51,39 @@ class Images:
 
     @property
     def count(self) -> int | None:
-        """Images of all ranks; None if that is not known before they have come."""
+        """Number of images of all ranks; None if the loader does not tell."""
         if self._wanted is not None:
             return len(self._wanted)
         return None if self.order is None else len(self.order)
 
     def image_id(self, index: int) -> str:
-        """A name of an image."""
+        """The name of an image."""
         return str(index) if self._names is None else str(self._names(index))
 
     def drawn(self, n: int | None, seed: int) -> "Images":
-        """These images, or `n` of them drawn by seed.
+        """Limit the images to `n`, drawn by `seed`; None keeps all. Returns itself.
 
         Raises:
-            InputError: if it is not known how many there are.
+            InputError: if `n` is given and the number of images is unknown.
         """
         if n is not None:
             if self.order is None:
-                raise InputError("n_images: the loader does not say how many images it has; let it give fewer")
+                raise InputError("n_images: the loader does not say how many images it has; pass a loader with fewer")
             self._wanted = set(subsample(np.sort(np.asarray(self.order)), n, seed).tolist())
         return self
 
     def shown(self, n: int) -> set[int] | None:
-        """At most `n` indices spread evenly, for pictures; None if it is not known how many images there are."""
+        """At most `n` evenly spread indices of images to draw; None if the number of images is unknown."""
         if self.order is None:
             return None
         indices = sorted(self._wanted if self._wanted is not None else self.order)
         return {indices[place] for place in spread(len(indices), n)}
 
     def batches(self, rank: int = 0, ranks: int = 1) -> Iterator[Sample]:
-        """The batches of a rank, in order.
+        """The batches of one rank, in order.
 
         Raises:
-            InputError: for batches that hold no images.
+            InputError: for batches without images.
         """
         first = 0
         for number, batch in enumerate(self.loader):
@@ -105,7 +105,7 @@ class Images:
             yield sample
 
     def digest(self) -> str:
-        """Of all pixels and labels, in order."""
+        """Digest of all pixels, labels and indices, in order."""
         found = hashlib.sha256()
         for sample in self.batches():
             for value in (sample.image, sample.label, sample.index):
@@ -121,17 +121,17 @@ def images_of(
     image_size: int | None = None,
     batch_size: int = 16,
 ) -> Images:
-    """Images of a tensor, a DataLoader, a data set, a data module of ours, or a folder of image files; see `judge`.
+    """The images of a tensor, a DataLoader, a data set or a folder of image files; see `judge` for the arguments.
 
     Raises:
-        InputError: for anything else, and labels that do not fit.
+        InputError: for any other type, and for labels that do not fit.
     """
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1; got {batch_size}")
     if isinstance(images, Tensor):
         return _of_tensor(images, labels, batch_size)
     if labels is not None:
-        raise InputError("labels= is for a tensor of images; a data set or loader brings its own")
+        raise InputError("labels= is for a tensor of images; a data set or loader has its own labels")
     if isinstance(images, DataLoader):
         return _of_loader(images)
     if isinstance(images, str | Path):
@@ -171,7 +171,7 @@ def _of_loader(loader: DataLoader[Any]) -> Images:
         shared = isinstance(loader.sampler, DistributedSampler)
         return Images(loader, list(loader.sampler), shared=shared, name=name, classes=classes)
     if isinstance(loader.sampler, RandomSampler):
-        raise InputError("images: the loader shuffles, so that no image has a number; give one with shuffle=False")
+        raise InputError("images: the loader shuffles, so images cannot be numbered; pass a loader with shuffle=False")
     return Images(loader, None, name=name, classes=classes)
 
 
@@ -195,7 +195,7 @@ def _of_dataset(images: ImageDataset, model: nn.Module, image_size: int | None, 
 
 
 class _Prepared(Dataset[Sample]):
-    """A data set of ours with a transform."""
+    """A data set of this package with a transform."""
 
     def __init__(self, images: ImageDataset, transform: Any) -> None:
         self.images, self.transform = images, transform
@@ -213,10 +213,13 @@ def _collated(items: Sequence[Any]) -> Any:
 
 
 def as_sample(batch: Any) -> Sample:
-    """A batch of any form as a sample, labels -1 where there are none.
+    """Convert a batch to a `Sample`; unknown labels become -1.
+
+    Args:
+        batch: a `Sample`, a tensor of images, a pair of images and labels, or a dict.
 
     Raises:
-        InputError: if no images are found in it.
+        InputError: if the batch has no images.
     """
     if isinstance(batch, Sample):
         return batch

@@ -1,4 +1,4 @@
-"""One call that judges the explanations of any classifier."""
+"""`judge`: evaluate explanations of any classifier in one call."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ from interp_models.explainers.base import Explainer
 from interp_models.report.views import RunSummary
 
 PICTURES = 60
-"""Most images whose pixels are kept for the page."""
+"""At most so many images are kept as pictures for the page."""
 
 
 def judge(
@@ -58,46 +58,49 @@ def judge(
     plugins: Sequence[str] = (),
     progress: bool = True,
 ) -> Judgement:
-    """Judge explanations of a classifier: every explainer's maps through every metric, on the same images.
+    """Judge explanations of a classifier: compute every metric for the maps of every explainer, on the same images.
 
-    With `torch.distributed` initialised, ranks share the images, and every rank returns the result of all.
+    If `torch.distributed` is initialised, ranks share the images, and every rank returns the result for all images.
 
     Args:
-        model: any module that maps images (B, C, H, W) to logits (B, K); of this package, of timm, torchvision or
-            one's own. It is not changed, and judged in eval mode on the device of its weights.
-        images: a tensor (N, C, H, W), a DataLoader, a data set (of this package, or any that gives images or pairs of
-            image and label), or a folder of image files. Tensors have pixels in [0, 1], 0 is black. Files are resized
-            and cropped as timm's data config of the model says (224 pixels by default).
-        explainers: names, mappings with `name`, options and an optional `label`, or explainers of this model.
+        model: any module that maps images (B, C, H, W) to logits (B, K), from this package, timm, torchvision or your
+            own code. It is judged in eval mode on the device of its weights, and is not changed.
+        images: a tensor (N, C, H, W), a DataLoader, a data set (one of this package, or any that returns images or
+            pairs of image and label), or a folder of image files. Pixels of tensors are in [0, 1]; 0 is black. Image
+            files are resized and cropped as the model's timm data config says (224 pixels by default).
+        explainers: names, mappings with `name`, options and an optional `label`, or explainer objects of this model.
         metrics: keys of metrics.
-        labels: the class of each image of a tensor.
+        labels: the class of each image, if `images` is a tensor.
         classes: names of the classes.
-        target: class that is explained: `prediction`, `label`, or a class number.
-        normalize: what happens to images in [0, 1] before the model sees them: `auto` (timm's models: their own
-            statistics; models of this package: nothing, they do it themselves; others: ImageNet's where images come
-            from files, nothing where they are tensors), `imagenet`, a pair (mean, std), or None.
-        output: how logits are read from what the model returns, see `interp_models.Classifier`.
-        image_size: side that image files are brought to.
-        n_images: images that are judged, drawn by seed; None takes all.
-        seed: of that draw; random explainers have one of their own.
-        batch_size: images of a batch.
-        preset: protocol, `gomez2023` or `saliency-maps-metrics`.
-        grid: cells (rows, columns) that every map is brought to, `native`, or None: the model's last map of features.
-        max_steps: most steps of a deletion or insertion curve.
-        batch: images per pass of the metrics; None chooses by the device.
-        preparation: how the model is made ready for many passes: `exact`, `compiled`, `bfloat16` or `none`.
-        folder: where results go, and where an interrupted call finds again what it has computed; None keeps all in
-            memory, maps as fine as the image (`random`, gradients) included: 200 kB per image of 224 pixels.
-        name: of the model in tables; None takes its class.
-        plugins: files and packages to import first, which register explainers or metrics.
+        target: class to explain: `prediction`, `label`, or a class number.
+        normalize: normalisation of images in [0, 1] before the model sees them: `imagenet`, a pair (mean, std), None
+            for no normalisation, or `auto`. With `auto`, a timm model gets its own statistics and a model of this
+            package none, because it normalises inside. Any other model gets ImageNet's if images come from files, and
+            none if they are tensors; a torchvision model with tensors is refused, because torchvision does not say
+            which it needs.
+        output: how to read logits from the model's output, see `interp_models.Classifier`.
+        image_size: side in pixels to which image files are brought.
+        n_images: number of images to judge, drawn by `seed`; None judges all.
+        seed: seed of this draw; random explainers have a `seed` of their own.
+        batch_size: images per batch.
+        preset: protocol of the metrics: `gomez2023` or `saliency-maps-metrics`.
+        grid: grid (rows, columns) to which every map is brought, `native` for each map's own grid, or None for the
+            grid of the model's last feature map.
+        max_steps: maximum number of steps of a deletion or insertion curve.
+        batch: images per forward pass of the metrics; None chooses by the device.
+        preparation: how the model is prepared for many passes: `exact`, `compiled`, `bfloat16` or `none`.
+        folder: folder of the results. An interrupted call with the same folder continues where it stopped. None keeps
+            all in memory; a map as fine as the image (`random`, gradients) takes 200 kB at 224 pixels.
+        name: name of the model in tables; None takes its class name.
+        plugins: files and packages to import first; they register explainers or metrics.
         progress: whether to show a progress bar.
 
     Returns:
-        The values, means, maps and more.
+        Values per image, their means, the maps, and methods for tables and the report.
 
     Raises:
-        InputError: for an unknown explainer, metric or option, images that do not fit, outputs that are no logits, and
-            if no explainer applies.
+        InputError: for an unknown explainer, metric or option, for images that do not fit the model, for outputs that
+            are not logits, and if no explainer applies to the model.
     """
     import_plugins(plugins)
     given = [item for item in explainers if isinstance(item, Explainer)]
@@ -115,7 +118,7 @@ def judge(
     plan = ExplanationConfig(**parse(ExplanationConfig, options, "judge"))
     check_plan(plan, others=bool(given))
     if folder is not None and given:
-        raise InputError("explainers: with folder= give names or mappings, whose options tell one from another")
+        raise InputError("explainers: with folder=, give names or mappings with options, not explainer objects")
     source = images_of(images, model, labels=labels, image_size=image_size, batch_size=batch_size)
     judged = classifier_of(model, normalize, output, from_files=source.from_files)
     source = source.drawn(n_images, seed)
@@ -131,10 +134,14 @@ def judge(
 
 
 def classifier_of(model: nn.Module, normalize: Any, output: Output, *, from_files: bool) -> nn.Module:
-    """The model with its normalisation inside, see `judge`; the model itself if there is nothing to add.
+    """Wrap the model so that it normalises its images and returns logits; see `judge` for the arguments.
+
+    Returns:
+        A `Classifier`, or the model itself if it needs neither.
 
     Raises:
-        InputError: for one of torchvision's models without `normalize`, as they do not say how images are normalised.
+        InputError: for a torchvision model with tensors and `normalize="auto"`: torchvision does not say how its models
+            expect images to be normalised.
     """
     if isinstance(model, Classifier):
         return model
@@ -157,7 +164,7 @@ def classifier_of(model: nn.Module, normalize: Any, output: Output, *, from_file
 
 
 def _labelled(explainers: Iterable[Explainer]) -> list[tuple[str, Explainer]]:
-    """Explainers that were given as objects, with labels: their class names, numbered where they come twice."""
+    """Label explainer objects by their class names; a name that occurs again gets a number."""
     found: list[tuple[str, Explainer]] = []
     for explainer in explainers:
         own = type(explainer).__name__

@@ -1,4 +1,4 @@
-"""What judging maps found: values per image, means with their uncertainty, maps, and a page of it all."""
+"""`Judgement`, the result of `judge`: values per image, means with intervals, maps, tables and the page."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,42 +19,50 @@ if TYPE_CHECKING:
     from interp_models.report.views import RunSummary
 
 PICTURES = "pictures.npz"
-"""The pictures that a page shows, in the folder of a judgement."""
+"""File of the pictures for the page, in the folder of a judgement."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """The result of `judge`."""
+    """The result of `judge`: values, means, maps and pictures of the judged images."""
 
     tables: Tables
+    """All tables; the properties below read them."""
     summary_of_model: "RunSummary"
+    """Name, data set and accuracy of the model, for the page."""
     classes: tuple[str, ...] = ()
-    """Names of the classes, where they are known."""
+    """Names of the classes; empty if unknown."""
     pictures: Mapping[int, NDArray[np.uint8]] | None = None
-    """Some images (H, W, 3) by their index, for the page."""
+    """Some images (H, W, 3) by index, for the page."""
 
     @property
     def per_image(self) -> "pd.DataFrame":
-        """A row per explainer, metric and image: image_id, index, label (-1 where there is none), prediction,
-        confidence, target_class, probability (of it), value (NaN where it is undefined), and the protocol."""
+        """Values per image: a row per explainer, metric and image.
+
+        Columns: `image_id`, `index`, `label` (-1 if unknown), `prediction`, `confidence` (probability of the
+        prediction), `target_class`, `probability` (of the target class), `value` (NaN if undefined), and the protocol.
+        """
         return self.tables.per_image
 
     @property
     def maps(self) -> Mapping[str, NDArray[np.float32]]:
-        """The maps (N, h, w) of every explainer on its own grid, by label, in the order of the images' indices."""
+        """The maps of every explainer by label: (N, h, w) on the explainer's own grid, sorted by index of the image."""
         return self.tables.maps
 
     @property
     def left_out(self) -> Mapping[str, str]:
-        """Why explainers do not apply to the model or the images, by label."""
+        """Explainers that do not apply to the model or the images: the reason by label."""
         return self.tables.left_out
 
     @property
     def summary(self) -> "pd.DataFrame":
-        """A row per explainer and metric: mean over the images where the metric is defined, its 95 % interval (low,
-        high; see `tables.interval`), n images, n_undefined of them, and what the explainer costs per image: `passes`
-        through the model and `seconds`. Several explainers that read one layer share a pass, which is counted for each
-        and takes time of the first alone."""
+        """Means: a row per explainer and metric.
+
+        Columns: `mean` over the images where the metric is defined, its 95 % interval `low` to `high` (see
+        `tables.interval`), `n` images of which `n_undefined` have no value, `higher_is_better`, and the explainer's
+        costs per image: `passes` through the model and `seconds`. If several explainers read the same layer, they share
+        a pass. It counts for each of them, but its time counts only for the first.
+        """
         import pandas as pd
 
         keys = ("explainer", "metric", "mean", "low", "high", "n", "n_undefined", "higher_is_better")
@@ -65,27 +73,30 @@ class Judgement:
         return pd.DataFrame(rows)
 
     def to_markdown(self) -> str:
-        """The table of means with half the width of their 95 % intervals, in Markdown; the best of each metric is
+        """The table of means ± half the width of their 95 % intervals in Markdown, with the best of each metric in
         bold."""
         from interp_models.report.text import markdown_table
 
         return markdown_table(self.tables.rows, self.tables.costs)
 
     def to_latex(self) -> str:
-        """The same table in LaTeX, for the package booktabs."""
+        """The same table in LaTeX; it needs the package booktabs."""
         from interp_models.report.text import latex_table
 
         return latex_table(self.tables.rows, self.tables.costs)
 
     def report(self, path: str | Path, n_images: int = 60) -> Path:
-        """Write the page `path` (html, self-contained): tables, and maps over images.
+        """Write a self-contained HTML page with the tables and with maps over images.
 
         Args:
-            path: of the page; a folder gets `report.html`.
-            n_images: most images that are shown, spread evenly over those whose pictures are there.
+            path: the file; in a folder it is named `report.html`.
+            n_images: maximum number of images to show, spread evenly over those with pictures.
+
+        Returns:
+            The path of the page.
 
         Raises:
-            InputError: if no pictures are there, as of a judgement whose folder lost them.
+            InputError: if the judgement has no pictures.
         """
         from interp_models.evaluation.comparison import Compared, Shown, write_page
 
@@ -99,15 +110,15 @@ class Judgement:
         return path
 
     def class_name(self, label: int) -> str:
-        """The name of a class, or its number; `?` for a label that is not known."""
+        """The name of a class, or its number if names are unknown; `?` for an unknown label (-1)."""
         return "?" if label < 0 else self.classes[label] if self.classes else str(label)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Judgement":
-        """What `judge` has left in a folder.
+        """Load the result of `judge` from its `folder`.
 
         Raises:
-            InputError: if the folder holds no finished judgement.
+            InputError: if the folder has no finished judgement.
         """
         from interp_models.report.views import RunSummary
 
@@ -118,7 +129,7 @@ class Judgement:
 
 
 def read_pictures(folder: Path) -> tuple[dict[int, NDArray[np.uint8]], tuple[str, ...], dict[str, Any]]:
-    """Pictures by index, names of classes, and what is said of the model, as `write_pictures` left them."""
+    """Read pictures by index, names of classes and the summary of the model, as written by `write_pictures`."""
     try:
         with np.load(folder / PICTURES) as file:
             pictures = {int(key): file[key] for key in file.files if key.isdigit()}
@@ -131,7 +142,7 @@ def read_pictures(folder: Path) -> tuple[dict[int, NDArray[np.uint8]], tuple[str
 def write_pictures(
     folder: Path, pictures: Mapping[int, NDArray[np.uint8]], classes: Sequence[str], about: Mapping[str, Any]
 ) -> None:
-    """Keep pictures by index, names of classes, and what is said of the model."""
+    """Write pictures by index, names of classes and the summary of the model to a folder."""
     text = json.dumps({**about, "classes": list(classes)})
     with whole(folder / PICTURES) as path, path.open("wb") as file:
         arrays: dict[str, Any] = {str(key): value for key, value in pictures.items()}

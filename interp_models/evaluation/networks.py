@@ -1,4 +1,4 @@
-"""Networks that were not trained here: found by name or made by a function, with how their images are prepared."""
+"""Networks that were not trained here, made from a timm name or by a function, and the transform of their images."""
 
 import os
 import sys
@@ -17,37 +17,42 @@ from interp_models.core.schema import parse
 from interp_models.core.written import PathText
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Mean and standard deviation of the channels that most ImageNet models are trained with, and timm's default."""
+"""Mean and standard deviation per channel of ImageNet; most ImageNet models and timm's default use them."""
 FORMS = "timm:NAME, package.module:function or FILE.py:function"
 
 
 @dataclass
 class NetworkConfig:
-    """A network that was not trained here. What is null comes from timm's data config of the network, and where it has
-    none from timm's defaults: ImageNet's mean and standard deviation, 224 pixels, bicubic, crop 0.875."""
+    """A network that was not trained here.
+
+    Options about images that are null come from the network's timm data config. A network without one gets timm's
+    defaults: mean and standard deviation of ImageNet, 224 pixels, bicubic, crop 0.875.
+    """
 
     timm: str | None = None
-    """Name of a timm model; this or `factory` must be given."""
+    """Name of a timm model; either this or `factory` must be given."""
     weights: PathText | None = "timm"
-    """Of a timm model: `timm` (timm's hub), `bundled`, a file, or null for a random start."""
+    """Weights of a timm model: `timm` (from timm's hub), `bundled`, a file, or null for random weights."""
     factory: str | None = None
-    """`package.module:function` or `FILE.py:function` that returns the network, weights loaded."""
+    """`package.module:function` or `FILE.py:function`; the function takes no arguments and returns the network with its
+    weights loaded."""
     name: str | None = None
-    """In tables; null takes the name of the timm model or of the function."""
+    """Name in tables; null takes the name of the timm model or of the function."""
     output: Any = None
-    """Where the logits are in what it returns, and what they mean, see `interp_models.Classifier`."""
+    """How to read logits from the network's output, see `interp_models.Classifier`."""
     normalize: Any = "auto"
-    """`auto`, `imagenet`, a pair [mean, std] of three numbers each, or `none` if it normalises images itself."""
+    """Normalisation of images in [0, 1]: `auto` (the data config), `imagenet`, a pair [mean, std] of three numbers
+    each, or `none` if the network normalises images itself."""
     image_size: int | None = None
-    """Side of its images in pixels."""
+    """Side of the images in pixels."""
     crop_pct: float | None = None
     """Side of the crop ÷ side of the resized image."""
     interpolation: str | None = None
-    """`bilinear` or `bicubic`."""
+    """Interpolation of the resize: `bilinear` or `bicubic`."""
 
 
 class Network(NamedTuple):
-    """A network that takes images in [0, 1] of a size."""
+    """A network that takes images in [0, 1] of a fixed size."""
 
     name: str
     model: Classifier
@@ -55,14 +60,14 @@ class Network(NamedTuple):
     transform: dict[str, Any]
     """Name and options of the registered transform that prepares its images."""
     described: str
-    """What it is, for the page."""
+    """Kind of network, for the page."""
 
 
 def network_config(item: Any) -> NetworkConfig:
-    """The config of `timm:NAME`, `FILE.py:function` or of keys and values.
+    """Parse an item of `networks=`: `timm:NAME`, `package.module:function`, `FILE.py:function`, or keys and values.
 
     Raises:
-        InputError: if it is none of these, or names no network.
+        InputError: for any other form, or if not exactly one of `timm` and `factory` is given.
     """
     if isinstance(item, str):
         before, colon, after = item.partition(":")
@@ -78,10 +83,10 @@ def network_config(item: Any) -> NetworkConfig:
 
 
 def build_network(config: NetworkConfig) -> Network:
-    """The network of a config, in eval mode.
+    """Build the network of a config, in eval mode.
 
     Raises:
-        InputError: if it cannot be made or its weights cannot be had.
+        InputError: if it cannot be built or its weights cannot be loaded.
     """
     made = _of_timm(config.timm, config.weights) if config.timm else _of_factory(str(config.factory))
     name = config.name or (config.timm if config.timm else str(config.factory).rpartition(":")[2])
@@ -96,7 +101,7 @@ def build_network(config: NetworkConfig) -> Network:
 
 
 def data_config(network: nn.Module) -> dict[str, Any]:
-    """timm's data config of a network, and timm's defaults where the network has none."""
+    """timm's data config of a network; missing entries get timm's defaults."""
     from timm.data.config import resolve_model_data_config
 
     found = dict(resolve_model_data_config(network))  # type: ignore[no-untyped-call]
@@ -106,10 +111,14 @@ def data_config(network: nn.Module) -> dict[str, Any]:
 
 
 def statistics(normalize: Any, about: Mapping[str, Any]) -> tuple[Sequence[float], Sequence[float]] | tuple[None, None]:
-    """Mean and standard deviation that `normalize` means; (None, None) for none.
+    """Resolve `normalize` to mean and standard deviation per channel; (None, None) means no normalisation.
+
+    Args:
+        normalize: `auto`, `imagenet`, `none`, None, or a pair of sequences of numbers.
+        about: timm's data config, used for `auto`.
 
     Raises:
-        InputError: if it is not `auto`, `imagenet`, `none` or a pair of sequences of numbers.
+        InputError: for any other value.
     """
     if normalize in (None, "none"):
         return None, None
@@ -155,10 +164,10 @@ def _of_factory(factory: str) -> nn.Module:
 
 
 def imported(name: str) -> Callable[[], Any]:
-    """The function that `package.module:function` or `FILE.py:function` names; its errors become `InputError`."""
+    """Import the function `package.module:function` or `FILE.py:function`; its errors become `InputError`."""
     place, _, function = name.rpartition(":")
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a command that was installed has its own folder there
+        sys.path.append(os.getcwd())  # an installed command does not have the working folder on its path
     try:
         import_plugins([place])
     except InputError as error:
@@ -172,13 +181,13 @@ def imported(name: str) -> Callable[[], Any]:
             return getattr(module, function)()
         except InputError:
             raise
-        except Exception as error:  # whatever the code of a user raises
+        except Exception as error:  # the user's code can raise any error
             raise InputError(f"{name} failed: {type(error).__name__}: {first_line(error)}") from error
 
     return call
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of a model's weights; the CPU for a model without any."""
+    """The device of a model's weights; the CPU if it has none."""
     tensor: Tensor | None = next(iter([*model.parameters(), *model.buffers()]), None)
     return torch.device("cpu") if tensor is None else tensor.device

@@ -1,4 +1,4 @@
-"""Pictures of the parts of models that decide by parts: what a class uses, and what was found in an image."""
+"""Pictures for models that decide by parts: the parts of a class, and the parts found in an image."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,13 +18,14 @@ from interp_models.report.gallery import save
 from interp_models.report.views import Panel
 
 PARTS = 6
-"""Parts that are shown of a class or an image."""
+"""Number of parts to show for a class or an image."""
 CELL = 112
-"""Pixels of a picture on a sheet."""
+"""Side in pixels of a picture on a sheet."""
 
 
 def part_panels(model: PartModel, output: InterpOutput, image: visual.Picture) -> tuple[list[Panel], str]:
-    """The parts that count most for the predicted class of one image, where they were found, and what all come to."""
+    """Pictures of the parts with the largest contributions to the predicted class of one image, and a line with the
+    sum over all parts."""
     target = int(output.logits[0].argmax())
     weights, scores = model.part_weights[target].detach(), model.best(output)[0].detach()
     terms, boxes = weights * scores, model.boxes(output)[0]
@@ -39,8 +40,11 @@ def part_panels(model: PartModel, output: InterpOutput, image: visual.Picture) -
 def write_part_sheets(
     runs: Sequence[tuple[str, PartModel, DataModule]], labels: Sequence[int], folder: Path
 ) -> list[Path]:
-    """Write `<class>.jpg` for each label: a row for each run with the parts that weigh most for the class, each in the
-    test image of the class where it scores highest, with its best region and that region alone."""
+    """Write `<class>.jpg` for each label, with a row per run.
+
+    A row shows the parts with the largest weights for the class. Each part is shown in the test image of the class
+    where its score is highest: the image with the box of the best region, and this region alone.
+    """
     paths = []
     for label in labels:
         strips = [visual.strip(list(_cells(model, data, label)), name, 2 * CELL) for name, model, data in runs]
@@ -76,7 +80,7 @@ def _cells(model: PartModel, data: DataModule, label: int) -> Iterator[tuple[str
 
 
 def _pixels(box: Tensor, image: visual.Picture) -> tuple[int, int, int, int]:
-    """A box in fractions of the image, in pixels."""
+    """Convert a box from fractions of the image to pixels."""
     height, width = image.shape[:2]
     x0, y0, x1, y1 = (round(float(v) * side) for v, side in zip(box, (width, height, width, height), strict=True))
     return x0, y0, x1, y1

@@ -1,4 +1,4 @@
-"""What a plan of explanations says, in full."""
+"""Resolve a plan: explainers with all options, metrics, and the grid of the maps."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -19,10 +19,13 @@ Spec = tuple[str, str, dict[str, Any]]
 
 
 def explainer_specs(items: Sequence[Any]) -> list[Spec]:
-    """Label, name and all options, defaults included, of the explainers of a config; see `expanded`.
+    """Label, name and all options (with defaults) of the explainers of a config.
+
+    Args:
+        items: names, patterns such as `smooth*`, or mappings with `name`, options and an optional `label`.
 
     Raises:
-        InputError: for an unknown explainer, one that is no name or mapping, or a label that is taken.
+        InputError: for an unknown explainer, an item of another type, or a label that occurs twice.
     """
     specs: list[Spec] = []
     for item in expanded(items):
@@ -33,7 +36,9 @@ def explainer_specs(items: Sequence[Any]) -> list[Spec]:
         options = EXPLAINERS.options(node["name"], options, given=("model",))
         label = str(node.get("label", node["name"]))
         if "/" in label or label.startswith(".") or not label:
-            raise InputError(f"explainer label {label!r} becomes a file's name; it must not hold '/' or begin with '.'")
+            raise InputError(
+                f"explainer label {label!r} is used as a file name; it must not have '/' or begin with '.'"
+            )
         if any(label == other for other, _, _ in specs):
             raise InputError(f"explainer {label!r} is listed twice; give one of them another label")
         specs.append((label, node["name"], options))
@@ -41,11 +46,10 @@ def explainer_specs(items: Sequence[Any]) -> list[Spec]:
 
 
 def expanded(items: Sequence[Any]) -> list[Any]:
-    """The explainers of a config, with every pattern such as `*` or `smooth*` replaced by the registered names that
-    match it and that no other item names.
+    """Replace patterns such as `*` or `smooth*` by the registered names that match and that no other item names.
 
     Raises:
-        InputError: for a pattern that no registered name matches.
+        InputError: for a pattern without a match.
     """
     named = [item.get("name") if isinstance(item, dict) else item for item in items]
     found: list[Any] = []
@@ -60,26 +64,29 @@ def expanded(items: Sequence[Any]) -> list[Any]:
 
 
 def make_metrics(plan: ExplanationConfig, names: Iterable[str], grid: Grid | None) -> dict[str, FaithfulnessMetric]:
-    """The metrics of these names, with the protocol of a plan.
+    """Make the metrics of these names with the protocol of a plan.
 
     Raises:
-        InputError: for an unknown preset, and a number of steps or a batch below 1.
+        InputError: for an unknown preset, or if `max_steps` or `batch` is below 1.
     """
     options = {"preset": plan.preset, "grid": grid, "max_steps": plan.max_steps, "batch": plan.batch}
     return {name: METRICS.get(name)(**options) for name in dict.fromkeys(names)}
 
 
 def resolve_grid(grid: Any, model: nn.Module, example: Tensor) -> Grid | None:
-    """Cells that maps are brought to: as given, None for `native`, or by default the grid of the model's own maps or,
-    if it has none, of its last layer that gives a map of features.
+    """The grid to which maps are brought.
 
     Args:
-        grid: [rows, columns], `native` or null.
+        grid: [rows, columns], `native` or None. None takes the grid of the model's own maps or, if it has none, of its
+            last feature map.
         model: the model.
-        example: an image (1, 3, H, W) of the size of all.
+        example: an image (1, 3, H, W), of the same size as all images.
+
+    Returns:
+        Rows and columns; None for `native`.
 
     Raises:
-        InputError: for anything else, and by default for a model without a map of features.
+        InputError: for any other value, and for None if the model has no feature map.
     """
     if grid == "native":
         return None

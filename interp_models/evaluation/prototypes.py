@@ -1,4 +1,4 @@
-"""Judges the prototypes of a model on all test images, and draws what is nearest to each."""
+"""Judge the prototypes of a model on all test images, and draw the nearest patches of each."""
 
 import math
 import shutil
@@ -25,22 +25,22 @@ from interp_models.report.gallery import draw_nearest, of_these_images
 from interp_models.training.loggers import log_pictures
 
 TRAIN_NEIGHBOURS, TEST_NEIGHBOURS = 6, 5
-"""Nearest images that are drawn; the first training image is the one that a prototype comes from."""
+"""Number of nearest images to draw; the first training image is the source of the prototype."""
 SPLITS = {"test": "whole_test", "train": "train"}
-"""Names of the data module for the images that a metric looks at."""
+"""The split of the data module for each value of `PrototypeMetric.split`."""
 
 
 class PrototypeEvaluation(pl.Callback):
-    """After the test of a model with prototypes, judges them by metrics, and draws the images nearest to each.
+    """Judges the prototypes of a model by metrics after the test, and draws the nearest images of each prototype.
 
-    Logs `test/<key>`. Writes to a folder `prototypes.json` (means), `prototypes.parquet` (a row per prototype) and
-    `prototypes/<sheet>/<number>.jpg`. Does nothing for other models, or if the folder holds the results of the same
-    work.
+    It logs `test/<key>` and writes `prototypes.json` (means), `prototypes.parquet` (a row per prototype) and
+    `prototypes/<sheet>/<number>.jpg`. It does nothing for models without prototypes, or if the folder already holds
+    these results.
 
     Args:
-        names: registered prototype metrics; with none, nothing is done.
-        folder: where results go.
-        work: a digest of weights and transform; that of the images is added.
+        names: names of registered prototype metrics; if empty, nothing is judged or drawn.
+        folder: folder of the results.
+        work: digest of the weights and the transform; a digest of the images is added to it.
 
     Raises:
         InputError: for an unknown metric.
@@ -51,7 +51,7 @@ class PrototypeEvaluation(pl.Callback):
         self.folder, self.work = folder, f"{METHOD_VERSION} {work} {' '.join(names)}"
 
     def on_test_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Judge, on all ranks, and write, on rank 0."""
+        """Judge on all ranks, and write on rank 0."""
         if not isinstance(module, Prototypical):
             return
         model: Any = module
@@ -62,7 +62,7 @@ class PrototypeEvaluation(pl.Callback):
         done = work != "" and read_prototypes(self.folder).get("work") == work
         if trainer.strategy.broadcast(done):
             return
-        if trainer.is_global_zero:  # what is there is of other work
+        if trainer.is_global_zero:  # remove outdated results
             for name in ("prototypes.json", "prototypes.parquet"):
                 (self.folder / name).unlink(missing_ok=True)
             shutil.rmtree(self.folder / "prototypes", ignore_errors=True)
@@ -88,7 +88,7 @@ class PrototypeEvaluation(pl.Callback):
         names = data.test_images.part_names
         metrics = [cls(module, names) for cls in self.metrics.values() if names or not cls.needs_parts]
         if left := [name for name, cls in self.metrics.items() if cls.needs_parts and not names]:
-            rank_zero_warn(f"{', '.join(left)} need key points of parts, which the data set has not; they are left out")
+            rank_zero_warn(f"{', '.join(left)} need key points of parts; the data set has none, so they are left out")
         device = module.prototypes.device
         for split, name in SPLITS.items():
             looking = [metric.to(device) for metric in metrics if metric.split == split]
@@ -110,7 +110,7 @@ class PrototypeEvaluation(pl.Callback):
         values: dict[str, Any],
         metrics: Sequence[PrototypeMetric],
     ) -> None:
-        """The table, and at last `prototypes.json`, which says that all is there."""
+        """Write the table and, as the last file, `prototypes.json`: where it exists, the results are complete."""
         classes = module.prototype_classes.cpu()
         sources = module.sources.image.tolist() if of_these_images(module.sources, data) else [-1] * len(classes)
         table = pd.DataFrame(
@@ -141,6 +141,6 @@ class PrototypeEvaluation(pl.Callback):
 
 
 def _watched(data: DataModule, split: str, shown: bool) -> Any:
-    """This rank's un-augmented batches of a split, with a progress bar."""
+    """The batches of a split for this rank, without augmentation and with a progress bar."""
     loader = data.loader(split, augment=False)
     return tqdm(loader, desc=f"prototypes, {split}", unit="batch", leave=False, disable=not shown)

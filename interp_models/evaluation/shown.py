@@ -1,4 +1,4 @@
-"""What a model says of single images, for the page: its own maps, its parts, its prototypes."""
+"""A model's own explanations of single images for the page: its maps, its parts, its prototypes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,16 +25,20 @@ from interp_models.report.views import ImageView, Panel, PrototypeView
 from interp_models.training.module import InterpModule
 
 Gallery = Mapping[int, visual.Picture]
-"""The patch of every prototype."""
+"""Patch of the training image of every prototype, by number."""
 
 
 def gallery_of(model: nn.Module, data: DataModule) -> Gallery:
-    """The patches of a model's prototypes; none, with a warning, if they are of other images than the data module's."""
+    """The patches of a model's prototypes. If they come from other images than the data module's, it is empty, and a
+    warning says so."""
     return patches(model.sources, data) if isinstance(model, Prototypical) else {}
 
 
 def shown_by(model: nn.Module, data: DataModule, gallery: Gallery) -> Callable[[int], Shown]:
-    """A function that shows the test image of an index as a model sees it; models of ours are asked why."""
+    """A function that shows the test image with an index as the model sees it.
+
+    For models of this package, it adds their own explanation of the prediction.
+    """
     dataset = data.dataset("test")
 
     def show(index: int) -> Shown:
@@ -54,7 +58,7 @@ def shown_by(model: nn.Module, data: DataModule, gallery: Gallery) -> Callable[[
 def _reasons(
     model: InterpModule, output: InterpOutput, image: visual.Picture, gallery: Gallery
 ) -> tuple[list[Panel], str]:
-    """What the model found in the image, prototypes beside it, and what that comes to."""
+    """The parts or prototypes that the model found in the image, and a line that sums them up."""
     if isinstance(model, PartModel):
         return part_panels(model, output, image)
     if not isinstance(model, Prototypical) or not gallery:
@@ -72,8 +76,8 @@ def _reasons(
 def prototypes_shown(
     name: str, model: Any, data: DataModule, folder: Path, images: Sequence[ImageView], gallery: Gallery
 ) -> PrototypeView | None:
-    """The prototypes of a run: how good they are, what is nearest to those that explain the images, and the tree; None
-    if there is nothing to show."""
+    """The prototypes of a run for the page: their metrics, the nearest patches of those that explain the shown images,
+    and the tree. None if there is nothing to show."""
     if not isinstance(model, Prototypical):
         return None
     shown = {panel.number for view in images for panel in view.reasons.get(name, ())}

@@ -1,4 +1,4 @@
-"""Tables of an evaluation, and their files."""
+"""The tables of an evaluation and their files."""
 
 import json
 import math
@@ -19,55 +19,63 @@ from interp_models.core.files import whole, write_json, write_whole
 from interp_models.evaluation.cache import Cache, FolderCache, Part
 
 SCHEMA_VERSION = 1
-"""Of `results.json`."""
+"""Version of the format of `results.json`."""
 Maps = Mapping[str, NDArray[np.float32]]
-"""The maps (N, h, w) of every explainer, by its label."""
+"""The maps of every explainer by label, (N, h, w)."""
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What every row says of the model."""
+    """Facts about the model in every row of a table."""
 
     run: str
-    """Its name."""
+    """Name of the model."""
     selection: str
-    """How its weights were chosen."""
+    """How its weights were selected."""
     seed: int | None
-    """Of its training; None if that is not known."""
+    """Seed of its training; None if unknown."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What every row says of how its metric was measured."""
+    """How the metric of a row was measured; in every row of a table."""
 
     preset: str
+    """Protocol: `gomez2023` or `saliency-maps-metrics`."""
     grid: str
+    """Grid of the maps, such as `7x7`."""
     steps: int | None
+    """Number of steps of the curve; None for a metric without one."""
     fill: str
+    """Value of masked pixels."""
     target: str
-    scorer: str  # the plan's `preparation`; the column keeps the name that result files have had
+    """Class that is explained: `prediction`, `label`, or a class number."""
+    scorer: str
+    """The plan's `preparation`; result files have always called it `scorer`."""
     higher_is_better: bool
+    """Direction of the metric."""
 
 
 @dataclass(frozen=True)
 class Tables:
-    """What an evaluation found."""
+    """The results of an evaluation."""
 
     per_image: pd.DataFrame
     """A row per explainer, metric and image."""
     rows: list[dict[str, Any]]
     """Means, a row per explainer and metric."""
     left_out: dict[str, str]
-    """Why explainers do not apply, by label."""
+    """Explainers that do not apply: the reason by label."""
     costs: dict[str, dict[str, float | None]]
-    """Of each explainer: `passes` of an image through the model, and `seconds` per image."""
+    """Costs per image by explainer: `passes` through the model and `seconds`; None if unknown."""
     maps: Maps
+    """The maps of every explainer by label, (N, h, w)."""
     listing: pd.DataFrame
-    """Which image each row of the maps is of: row, index, image_id."""
+    """The image of each row of the maps: `row`, `index`, `image_id`."""
 
 
 def finished(folder: Path, cache: FolderCache) -> bool:
-    """Whether a folder holds the results of this very work, whole, with the maps of all explainers that apply."""
+    """Whether a folder has complete results of the same work, with the maps of all explainers that apply."""
     try:
         results = json.loads((folder / "results.json").read_text())
         if (results["schema_version"], results.get("work")) != (SCHEMA_VERSION, cache.work):
@@ -76,20 +84,20 @@ def finished(folder: Path, cache: FolderCache) -> bool:
         pd.read_parquet(folder / "per_image.parquet", columns=["index"])
         maps = [folder / f"maps/{label}.npy" for label in cache.folders if label not in results["left_out"]]
         return all(len(np.load(path, mmap_mode="r")) == len(listing) for path in maps)
-    except Exception:  # a file is missing or broken: all is written anew
+    except Exception:  # a file is missing or broken: the results are written again
         return False
 
 
 def date_of(folder: Path) -> str:
-    """When the results in a folder were finished."""
+    """Date and time when the results in a folder were finished."""
     return datetime.fromtimestamp((folder / "results.json").stat().st_mtime).isoformat(" ", "minutes")
 
 
 def read_tables(folder: Path) -> Tables:
-    """What a finished evaluation has left in its folder; maps stay on the disk until they are looked at.
+    """Read the tables of a finished evaluation. Maps are mapped to memory, so they are read from disk when used.
 
     Raises:
-        InputError: if the folder holds no finished evaluation.
+        InputError: if the folder has no finished evaluation.
     """
     try:
         results = json.loads((folder / "results.json").read_text())
@@ -107,7 +115,7 @@ def read_tables(folder: Path) -> Tables:
 
 
 def read_prototypes(folder: Path) -> dict[str, Any]:
-    """What the evaluation of a model's prototypes has left in a folder; empty if there is none."""
+    """Read `prototypes.json`, the result of an evaluation of prototypes; empty if the folder has none."""
     path = folder / "prototypes.json"
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
@@ -122,25 +130,27 @@ def make_tables(
     image_id: Callable[[int], str],
     folder: Path | None = None,
 ) -> Tables:
-    """The tables of what a cache holds. With a folder, also writes `maps/`, `per_image.parquet` and at last
-    `results.json` there, and removes the cache's files.
+    """Make the tables from the batches of a cache.
+
+    With a folder, it also writes `maps/`, `per_image.parquet` and, as the last file, `results.json`. Then it removes
+    the files of the cache.
 
     Args:
         cache: the batches.
         indices: positions of the images in their data set.
-        explainers: label -> name and options, as json, of those that apply.
-        left_out: label -> why an explainer does not apply.
-        protocols: the grid of an explainer's maps -> the protocol of every key.
-        provenance: of the rows.
-        image_id: position in the data set -> name of the image.
-        folder: where results go, which is that of a `FolderCache`.
+        explainers: explainers that apply: name and options as json, by label.
+        left_out: explainers that do not apply: the reason by label.
+        protocols: maps the grid of an explainer's maps to the protocol of every metric key.
+        provenance: facts about the model for the rows.
+        image_id: maps a position in the data set to the name of the image.
+        folder: folder of the results, the same as that of the `FolderCache`.
 
     Raises:
-        InputError: if a planned image has no part, as of a process whose files are not seen here; the evaluation is
-            then not finished.
+        InputError: if an image has no result, for example because files of another process are not visible here. The
+            evaluation is then not finished.
     """
     if folder is not None:
-        (folder / "results.json").unlink(missing_ok=True)  # from here on the files are no longer those it tells of
+        (folder / "results.json").unlink(missing_ok=True)  # the files that it describes are overwritten from here on
     frames, rows, maps = [], [], {}
     costs: dict[str, dict[str, float | None]] = {}
     listing = pd.DataFrame({"row": np.arange(len(indices)), "index": sorted(indices)})
@@ -150,8 +160,8 @@ def make_tables(
         if lost := len(indices) - sum(len(part["common"]["index"]) for part in parts):
             where = "" if folder is None else f"{folder}: "
             raise InputError(
-                f"{where}{lost} of {len(indices)} images have no result of {label}; all processes must see one "
-                "folder. Repeat the command to judge those images"
+                f"{where}{lost} of {len(indices)} images have no result of {label}; all processes must see the same "
+                "folder. Repeat the command to judge these images"
             )
         grid = (int(parts[0]["maps"].shape[-2]), int(parts[0]["maps"].shape[-1]))
         frame = _per_image(label, options, parts, protocols(grid), provenance, image_id)
@@ -167,18 +177,18 @@ def make_tables(
             table.to_parquet(path)
         for path in (folder / "maps").glob("*.npy"):
             if path.stem not in explainers:
-                path.unlink()  # of an evaluation before, whose rows the new index.csv does not name
+                path.unlink()  # of an earlier evaluation; the new index.csv does not describe its rows
         results = {
             "schema_version": SCHEMA_VERSION, "work": cache.work, "rows": rows, "left_out": dict(left_out),
             "costs": costs,
         }  # fmt: skip
-        write_json(folder / "results.json", results)  # the last: where it names this work, all of it is there
+        write_json(folder / "results.json", results)  # the last file: where it names this work, all files exist
         cache.clear()
     return Tables(table, rows, dict(left_out), costs, maps, listing)
 
 
 def _mean(values: Sequence[torch.Tensor]) -> float | None:
-    """A mean over images; None if it is not known."""
+    """The mean over images; None if a value is NaN."""
     mean = float(torch.cat(list(values)).mean())
     return None if math.isnan(mean) else mean
 
@@ -191,7 +201,7 @@ def _per_image(
     provenance: Provenance,
     image_id: Callable[[int], str],
 ) -> pd.DataFrame:
-    """Long rows, one per metric and image."""
+    """Rows of one explainer, one per metric and image."""
     common = {key: torch.cat([part["common"][key] for part in parts]).numpy() for key in parts[0]["common"]}
     names = [image_id(int(index)) for index in common["index"]]
     frames = []
@@ -206,7 +216,7 @@ def _per_image(
 
 
 def _row(frame: pd.DataFrame, protocol: Protocol) -> dict[str, Any]:
-    """One row of `results.json`; the standard deviation is that of the images judged (divisor n)."""
+    """One row of `results.json`; the standard deviation has the divisor n."""
     first, values = frame.iloc[0], frame["value"].to_numpy(np.float64)
     defined = values[~np.isnan(values)]
     low, high = interval(defined)
@@ -228,8 +238,10 @@ def _row(frame: pd.DataFrame, protocol: Protocol) -> dict[str, Any]:
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float | None, float | None]:
-    """The 95 % interval of the mean over images: mean ± t s / √n, with Student's t of n - 1 degrees of freedom and the
-    sample's standard deviation s (divisor n - 1); (None, None) for fewer than two images.
+    """The 95 % confidence interval of the mean over images: mean ± t s / √n.
+
+    t is the 97.5 % quantile of Student's t distribution with n - 1 degrees of freedom, and s the standard deviation
+    with divisor n - 1. Fewer than two images have no interval: (None, None).
 
     >>> [round(end, 3) for end in interval(np.array([1.0, 2.0, 3.0]))]
     [-0.484, 4.484]
@@ -244,7 +256,7 @@ def interval(values: NDArray[np.float64]) -> tuple[float | None, float | None]:
 
 
 def _maps(path: Path | None, parts: Sequence[Part], grid: tuple[int, int]) -> NDArray[np.float32]:
-    """The maps of an explainer, float32 (N, h, w), by ascending index of the images; with a path, written batch by
+    """The maps of an explainer, float32 (N, h, w), sorted by index of the image. With a path, they are written batch by
     batch to a file that is mapped to memory."""
     index = np.concatenate([part["common"]["index"].numpy() for part in parts])
     row_of = np.argsort(np.argsort(index))
@@ -255,7 +267,7 @@ def _maps(path: Path | None, parts: Sequence[Part], grid: tuple[int, int]) -> ND
     path.parent.mkdir(exist_ok=True)
     with whole(path) as partial:
         maps = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
-        if hasattr(os, "posix_fallocate"):  # on a full disk, writing to mapped memory would kill the process
+        if hasattr(os, "posix_fallocate"):  # writing to mapped memory would kill the process if the disk is full
             with partial.open("rb+") as file:
                 os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
         _filled(maps, parts, row_of).flush()
@@ -264,7 +276,7 @@ def _maps(path: Path | None, parts: Sequence[Part], grid: tuple[int, int]) -> ND
 
 
 def _filled(maps: Any, parts: Sequence[Part], row_of: NDArray[np.int64]) -> Any:
-    """The maps of all parts, each in its row."""
+    """Write the maps of all batches to their rows."""
     first = 0
     for part in parts:
         maps[row_of[first : first + len(part["maps"])]] = part["maps"].numpy()

@@ -25,7 +25,7 @@ from interp_models.prototypes.distances import over_cells, product, squared_dist
 from interp_models.prototypes.push import project
 from interp_models.prototypes.search import nearest_patches
 from interp_models.prototypes.sources import Match, Prototypical, Reading, Sources
-from interp_models.training.last_layer import fit_stored
+from interp_models.training.last_layer import fit_on_cached
 from interp_models.training.module import MODELS, InterpModule
 
 EPSILON = 1e-4
@@ -267,7 +267,7 @@ class ProtoPNet(InterpModule, Prototypical):
             return torch.stack(list(terms.values())).sum()
 
         steps, lr = self.last_layer_steps, self.last_layer_lr
-        weights = fit_stored(self.last_layer.weight, loss, data, self.current_epoch + 1, steps, lr)
+        weights = fit_on_cached(self.last_layer.weight, loss, data, self.current_epoch + 1, steps, lr)
         self.last_layer.weight.data.copy_(weights)
 
     @torch.no_grad()

@@ -1,1 +1,1 @@
-"""Drawings of evaluations: the page, comparisons of runs, prototypes, parts, trees."""
+"""The report page of an evaluation and its pictures: maps, prototypes, parts, trees. No model runs here."""

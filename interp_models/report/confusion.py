@@ -1,4 +1,4 @@
-"""A confusion matrix as a picture."""
+"""Draw a confusion matrix."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,20 +10,20 @@ from torch import Tensor
 from interp_models.core.files import whole
 
 FEW = 30
-"""Most classes for which every cell shows its number."""
+"""Maximum number of classes for which every cell shows its number."""
 MANY = 400
-"""Most classes for which names are shown."""
+"""Maximum number of classes for which names are shown."""
 LONGEST = 28
-"""Characters of a name that are shown."""
+"""Maximum number of characters of a name."""
 
 
 def draw_confusion(counts: Tensor, classes: Sequence[str], path: Path) -> None:
-    """Draw images by class (rows) and predicted class (columns) as a PNG file; colours are shares of the row.
+    """Draw a confusion matrix as a PNG file. Colours are fractions of the row.
 
     Args:
-        counts: int64 (K, K).
-        classes: their names.
-        path: of the file, written whole.
+        counts: number of images by class (rows) and predicted class (columns), int64 (K, K).
+        classes: names of the classes.
+        path: the file; it is written whole or not at all.
     """
     table = counts.numpy()
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
@@ -50,6 +50,6 @@ def draw_confusion(counts: Tensor, classes: Sequence[str], path: Path) -> None:
 
 
 def _short(name: str) -> str:
-    """A name that can be drawn, with its middle left out if it is long."""
+    """A name that can be drawn; the middle of a long name is left out."""
     name = name.encode(errors="backslashreplace").decode()
     return name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}…{name[-LONGEST // 2 + 1 :]}"

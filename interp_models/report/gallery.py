@@ -1,4 +1,4 @@
-"""Pictures of prototypes, drawn from their sources."""
+"""Pictures of prototypes, drawn from their source images."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,17 +16,17 @@ from interp_models.prototypes.sources import Sources
 from interp_models.report import visual
 
 SIDE = 128
-"""Pixels of a picture on a sheet."""
+"""Side in pixels of a picture on a sheet."""
 ROW = 16
-"""Prototypes in a row of a sheet."""
+"""Number of prototypes in a row of a sheet."""
 LONGEST = 256
-"""Prototypes on a sheet: JPEG ends at 65,500 pixels."""
+"""Maximum number of prototypes on a sheet: JPEG allows 65,500 pixels."""
 
 
 def patches(sources: Sources, data: DataModule) -> dict[int, visual.Picture]:
-    """The patch of every prototype that is one, cut out of its image by its activation box.
+    """The patches of all prototypes that have a source image, cut out by their activation boxes.
 
-    If the training images are not those of the sources, there are none, with a warning.
+    If the training images are not those of the sources, the result is empty, and a warning says so.
     """
     found: dict[int, visual.Picture] = {}
     if not _known(sources, data):
@@ -39,11 +39,21 @@ def patches(sources: Sources, data: DataModule) -> dict[int, visual.Picture]:
 
 
 def draw_sheets(sources: Sources, sheets: Mapping[str, Sequence[int]], data: DataModule, folder: Path) -> list[Path]:
-    """Write a sheet `<name>.jpg` of the prototypes under each name, and return their paths; if there are more than
-    256, the next ones are on `<name>-2.jpg`, and so on.
+    """Write sheets of prototypes.
 
-    Above each patch, cut out by its activation box, is its image with that box in yellow and the receptive one in
-    white. If the training images are not those of the sources, nothing is drawn, with a warning.
+    Each prototype is shown by its source image and, below it, its patch. The image has the activation box in yellow and
+    the receptive box in white. If the training images are not those of the sources, nothing is drawn, and a warning
+    says so.
+
+    Args:
+        sources: sources of the prototypes.
+        sheets: numbers of the prototypes by name of the sheet. Sheet `<name>.jpg` has 256 prototypes; further ones
+            follow on `<name>-2.jpg`, and so on.
+        data: the data module.
+        folder: folder of the sheets.
+
+    Returns:
+        The paths of the sheets.
     """
     paths: list[Path] = []
     if not _known(sources, data):
@@ -67,10 +77,21 @@ def draw_nearest(
     data: DataModule,
     folder: Path,
 ) -> list[Path]:
-    """Write a row `<sheet>/<number>.jpg` for each prototype: the images nearest to it with their activation boxes.
+    """Write the nearest images of each prototype as a row `<sheet>/<number>.jpg`, with their activation boxes.
 
-    Training images come first, then, after a gap, test images, each below its class. All rows of a sheet together
-    make `<sheet>.jpg`; their paths are returned.
+    A row has training images and, after a gap, test images, each below the name of its class. All rows of a sheet
+    together are written to `<sheet>.jpg`.
+
+    Args:
+        train: nearest training images.
+        test: nearest test images.
+        similarity: maps distances to similarities.
+        sheets: numbers of the prototypes by name of the sheet.
+        data: the data module.
+        folder: folder of the pictures.
+
+    Returns:
+        The paths of the sheets.
     """
     paths: list[Path] = []
     for name, numbers in _pages(sheets):
@@ -88,14 +109,14 @@ def draw_nearest(
 
 
 def _pages(sheets: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, Sequence[int]]]:
-    """The sheets that are not empty; long ones are split."""
+    """The sheets without empty ones; long sheets are split."""
     for name, numbers in sheets.items():
         for first in range(0, len(numbers), LONGEST):
             yield f"{name}-{first // LONGEST + 1}" if first else name, numbers[first : first + LONGEST]
 
 
 def _in_rows(cells: Sequence[visual.Picture]) -> visual.Picture:
-    """Pictures of one size side by side, in rows; white fills the last."""
+    """Arrange pictures of the same size in rows; the last row is filled with white."""
     rows = []
     for first in range(0, len(cells), ROW):
         row = [*cells[first : first + ROW]]
@@ -108,7 +129,7 @@ def _in_rows(cells: Sequence[visual.Picture]) -> visual.Picture:
 def _tiles(
     split: str, found: Patches, numbers: Sequence[int], similarity: Callable[[Tensor], Tensor], data: DataModule
 ) -> dict[int, list[visual.Picture]]:
-    """The images nearest to each prototype, the nearest first."""
+    """Pictures of the nearest images of each prototype, the nearest first."""
     dataset = data.dataset(split, augment=False)
     size = (data.image_size, data.image_size)
     wanted: dict[int, list[tuple[int, int]]] = {}
@@ -128,7 +149,7 @@ def _tiles(
 def of_these_images(sources: Sources, data: DataModule) -> bool:
     """Whether the training images are those of the sources."""
     known = int(sources.images)
-    # Older checkpoints hold a fingerprint of names and labels alone.
+    # Older checkpoints have a fingerprint of names and labels only.
     return known < 0 or known in (data.fingerprint("train", contents=True), data.fingerprint("train"))
 
 
@@ -141,7 +162,7 @@ def _known(sources: Sources, data: DataModule) -> bool:
 
 
 def _by_image(sources: Sources, numbers: Iterable[int], data: DataModule) -> Iterator[tuple[visual.Picture, list[int]]]:
-    """Every image that some of the prototypes come from, read once, with their numbers."""
+    """The source images of prototypes, each read once, with the numbers of its prototypes."""
     of_image: dict[int, list[int]] = {}
     for number in numbers:
         if (index := int(sources.image[number])) >= 0:
@@ -151,7 +172,7 @@ def _by_image(sources: Sources, numbers: Iterable[int], data: DataModule) -> Ite
 
 
 def _read(split: str, indices: Iterable[int], data: DataModule) -> Iterator[tuple[int, visual.Picture]]:
-    """Un-augmented images of a split by their positions in the data, in order."""
+    """Pictures of images of a split, without augmentation, sorted by index."""
     dataset = data.dataset(split, augment=False)
     position = {int(index): place for place, index in enumerate(dataset.indices)}
     for index in sorted(indices):
@@ -159,7 +180,7 @@ def _read(split: str, indices: Iterable[int], data: DataModule) -> Iterator[tupl
 
 
 def _cell(image: visual.Picture, sources: Sources, number: int, data: DataModule) -> visual.Picture:
-    """One prototype: title, image with boxes, patch."""
+    """The picture of one prototype: title, image with boxes, patch."""
     box = sources.activation_box[number].tolist()
     seen = visual.boxed(image, sources.receptive_box[number].tolist(), (255, 255, 255))
     stem = Path(data.train_images.image_id(int(sources.image[number]))).stem

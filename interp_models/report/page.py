@@ -1,7 +1,7 @@
-"""One self-contained html page that shows how runs and their explanations compare, in numbers and pictures.
+"""The report: one self-contained HTML page that compares runs and their explanations in tables and pictures.
 
-The page asks for nothing from outside: its style is inline and its pictures are data: URIs. Scores come in as
-fractions and are shown as percent (drops, increases, gains) or decimals (curves and correlations).
+The page loads nothing: its style is inline, and its pictures are data: URIs. Scores are passed as fractions. They are
+shown as percent (drops, increases, gains) or as decimals (curves and correlations).
 """
 
 import math
@@ -23,7 +23,7 @@ from interp_models.metrics.base import owner_of
 from interp_models.report import visual
 from interp_models.report.views import ImageView, PrototypeView, RunSummary
 
-SIDE = 224  # pixels of the longer side of every picture: keeps the page small whatever the models' input size
+SIDE = 224  # maximum side of every picture in pixels; it keeps the page small
 
 
 def write_report(
@@ -36,19 +36,22 @@ def write_report(
     prototypes: Sequence[PrototypeView] = (),
     left_out: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
 ) -> None:
-    """Write the page to `path`, whole or not at all: a failure on the way leaves what was there before.
+    """Write the page. The file is written whole or not at all: an error leaves an older file unchanged.
 
     Args:
-        rows: mean scores, one per run, explainer and metric, with the keys run, explainer, metric, mean, std, n,
-            n_undefined, preset, grid, steps, fill, target, scorer and higher_is_better. `mean` and `std` are fractions,
-            or None or NaN where undefined. Each preset gets a table; runs, explainers and metrics keep their order.
-        images: taken, encoded and written one by one, so an iterator need not hold them all.
-        prototypes: of the runs that have them.
-        left_out: run -> explainer -> why it does not apply.
+        path: the file.
+        title: title of the page.
+        runs: the judged models.
+        rows: means, one per run, explainer and metric, with the keys run, explainer, metric, mean, std, n,
+            n_undefined, preset, grid, steps, fill, target, scorer and higher_is_better. `mean` and `std` are fractions;
+            None and NaN mean undefined. Each preset gets a table; runs, explainers and metrics keep their order.
+        images: images with maps. They are written one by one, so an iterator need not hold them all.
+        prototypes: the prototypes of runs that have some.
+        left_out: for each run, explainers that do not apply and the reasons.
 
     Raises:
-        ValueError: for two rows on the same preset, run, explainer and metric, and for arrays of a wrong shape.
-        OSError: where the page cannot be written, such as in a folder that does not exist.
+        ValueError: for two rows with the same preset, run, explainer and metric, and for arrays of a wrong shape.
+        OSError: if the page cannot be written.
     """
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -67,7 +70,7 @@ def write_report(
         prototypes=[_prototypes(view) for view in prototypes],
         images=(_image(view, [run.name for run in runs], directions) for view in images),
     )
-    # A file name that is no valid UTF-8 may be an image's id; it must not cost the page.
+    # The name of an image may not be valid UTF-8; this must not stop the page.
     with whole(path) as partial, partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
         file.writelines(page)
 
@@ -80,7 +83,7 @@ def _tables(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _table(preset: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Lines by run and explainer with a cell for each metric, for rows of one preset."""
+    """The table of one preset: lines by run and explainer, with a cell for each metric."""
     runs: dict[str, dict[str, dict[str, Mapping[str, Any]]]] = {}
     for row in rows:
         line = runs.setdefault(row["run"], {}).setdefault(row["explainer"], {})
@@ -119,13 +122,13 @@ def _cell(metric: str, row: Mapping[str, Any] | None, best: str | None) -> dict[
 
 
 def _best(metric: str, lines: Iterable[Mapping[str, Mapping[str, Any]]], higher: bool) -> str | None:
-    """The best mean of a metric as it is shown, so that means which look the same are marked alike."""
+    """The best mean of a metric, rounded as shown, so that means which look equal are all marked."""
     shown = [number(metric, line[metric]["mean"]) for line in lines if metric in line]
     return (max if higher else min)((text for text in shown if text is not None), key=float, default=None)
 
 
 def _protocols(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """The settings of the scores, with their runs and metrics where settings differ."""
+    """The protocols of the scores; if there are several, each with its runs and metrics."""
     covered: dict[tuple[str, ...], dict[str, list[str]]] = {}
     for row in rows:
         settings = tuple(
@@ -148,7 +151,7 @@ def _protocols(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 
 def _image(view: ImageView, names: Sequence[str], directions: Mapping[str, bool]) -> dict[str, Any]:
-    """All the template needs for one image, with its pictures encoded."""
+    """The data of one image for the template, with its pictures encoded."""
     first = visual.shrunk(view.image, SIDE)
     present = [*view.predictions, *(shown.run for shown in view.maps), *view.parts]
     runs = []
@@ -180,7 +183,7 @@ def _image(view: ImageView, names: Sequence[str], directions: Mapping[str, bool]
 
 
 def _prototypes(view: PrototypeView) -> dict[str, Any]:
-    """All the template needs for the prototypes of one run; means of shares in percent, with one digit."""
+    """The data of the prototypes of one run for the template; fractions are in percent with one digit."""
     cells = [
         {
             "label": row["metric"],
@@ -210,7 +213,7 @@ def _heading(metric: str, directions: Mapping[str, bool]) -> dict[str, Any]:
 
 
 def label(metric: str) -> str:
-    """A metric's name as tables show it."""
+    """The name of a metric in tables."""
     return metric if owner_of(metric) is None else metric.upper()
 
 
@@ -226,10 +229,10 @@ def in_percent(metric: str) -> bool:
 
 
 def number(metric: str, value: float | None) -> str | None:
-    """A mean or score as text: percent with one digit or a decimal with three; None for an undefined one."""
+    """A mean or score as text: percent with one digit, or a decimal with three digits; None if it is undefined."""
     if in_percent(metric):
         return _percent(value)
-    return f"{value:z.3f}" if value is not None and math.isfinite(value) else None  # z: no minus before a zero
+    return f"{value:z.3f}" if value is not None and math.isfinite(value) else None  # z: no minus sign before zero
 
 
 def _percent(fraction: float | None) -> str | None:
@@ -242,11 +245,11 @@ def _span(counts: Iterable[int]) -> str:
 
 
 def _set(value: Any) -> bool:
-    return value is not None and value == value  # a table's empty cell may be NaN, which differs from itself
+    return value is not None and value == value  # an empty cell of a table may be NaN, which differs from itself
 
 
 def _as_text(value: Any) -> str:
-    """A setting as text: 14×14 for a pair, 196 for 196.0, as a table with empty cells keeps whole numbers."""
+    """A setting as text: 14×14 for a pair, and 196 for 196.0, as tables with empty cells hold floats."""
     if isinstance(value, (tuple, list)):
         return "×".join(map(_as_text, value))
     return f"{value:g}" if isinstance(value, float) else f"{value}"

@@ -1,4 +1,4 @@
-"""The table of an evaluation as text, for the terminal."""
+"""Tables of an evaluation as text: for the terminal, in Markdown and in LaTeX."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,10 +9,10 @@ from interp_models.report.page import in_percent, label, number
 
 
 def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Means by explainer (rows) and metric (columns), and below them what they are means of.
+    """A table of means by explainer (rows) and metric (columns) for the terminal, with a note on images and protocol.
 
     Args:
-        rows: those of `results.json`, of one run.
+        rows: rows of one run, as in `results.json`.
     """
     heads = {
         row["metric"]: f"{label(row['metric'])}{' %' if in_percent(row['metric']) else ''} "
@@ -33,16 +33,18 @@ def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 Costs = Mapping[str, Mapping[str, float | None]]
-"""`passes` and `seconds` of an image, by explainer."""
+"""Costs of each explainer: `passes` and `seconds` per image."""
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]], costs: Costs) -> str:
-    """Means with half the width of their 95 % interval in Markdown, a row per explainer, the best of each metric in
-    bold; then what an explainer costs per image, and below what the means are of.
+    """A table in Markdown with a row per explainer.
+
+    Cells are means ± half the width of their 95 % interval; the best of each metric is bold. The last columns are the
+    explainer's costs per image. A note on images and protocol follows.
 
     Args:
-        rows: those of one model, as in `results.json`.
-        costs: of the explainers.
+        rows: rows of one model, as in `results.json`.
+        costs: costs of the explainers.
     """
     heads, lines, note = _cells(rows, costs)
     table = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
@@ -53,7 +55,7 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], costs: Costs) -> str:
 
 
 def latex_table(rows: Sequence[Mapping[str, Any]], costs: Costs) -> str:
-    """The table of `markdown_table` as a LaTeX `tabular` for the package booktabs."""
+    """The table of `markdown_table` as a LaTeX `tabular`; it needs the package booktabs."""
     heads, lines, note = _cells(rows, costs)
     body = []
     for cells in lines:
@@ -75,7 +77,7 @@ def _escaped(text: str) -> str:
 
 
 def _cells(rows: Sequence[Mapping[str, Any]], costs: Costs) -> tuple[list[str], list[list[tuple[str, bool]]], str]:
-    """Headings, and for each explainer its cells, each with whether it is the best of its column; and the note."""
+    """Headings, rows of cells (each with whether it is the best of its column), and the note."""
     explainers = list(dict.fromkeys(row["explainer"] for row in rows))
     metrics = {row["metric"]: bool(row["higher_is_better"]) for row in rows}
     cell = {(row["explainer"], row["metric"]): row for row in rows}

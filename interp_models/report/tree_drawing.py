@@ -1,4 +1,4 @@
-"""A binary decision tree as SVG text, from left to right: nodes show pictures, leaves say classes."""
+"""Draw a binary decision tree as SVG, from left to right. Nodes show pictures, leaves show classes."""
 
 from collections.abc import Mapping
 from html import escape
@@ -11,21 +11,21 @@ from interp_models.report import visual
 from interp_models.report.visual import Picture
 
 CELL, GAP, COLUMN = 44, 8, 120
-"""Pixels: side of a node's picture, space between rows, distance of levels."""
+"""Pixels: side of a node's picture, space between rows, distance between levels."""
 
 
 def tree_svg(root: TreeNode, pictures: Mapping[int, Picture]) -> str:
-    """The tree as one self-contained SVG.
+    """Draw a tree as a self-contained SVG.
 
     Args:
-        root: of the tree.
-        pictures: of the nodes by number; a node without one shows its number alone.
+        root: root of the tree.
+        pictures: pictures of the nodes by number; a node without a picture shows only its number.
     """
     shapes: list[str] = []
     rows = levels = 0
 
     def draw(node: TreeNode, level: int) -> float:
-        """Draw a node after its children, and return the height of its middle."""
+        """Draw a node after its children; returns the vertical position of its middle."""
         nonlocal rows, levels
         levels = max(levels, level)
         x = level * COLUMN + GAP

@@ -1,4 +1,4 @@
-"""Data of the report page."""
+"""Data for the report page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,41 +10,43 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One model.
-
-    `accuracy` is that of the training's own test, a fraction of `n` images, or None if unknown; `accuracy_judged` that
-    of the weights judged here, on the `n_judged` images whose maps were judged, or None without labels. `selection`
-    says which weights these are: "best validation epoch", "last epoch", or "as given". `seed` is that of the training,
-    None if it is not known.
-    """
+    """One model on the page."""
 
     name: str
+    """Name of the run or network."""
     model: str
+    """Kind of model."""
     dataset: str
+    """Name of the data set."""
     accuracy: float | None
+    """Accuracy of the test after training, in [0, 1]; None if unknown."""
     n: int
+    """Number of images of this test."""
     accuracy_judged: float | None
+    """Accuracy on the judged images, in [0, 1]; None without labels."""
     n_judged: int
+    """Number of judged images."""
     seed: int | None
+    """Seed of the training; None if unknown."""
     selection: str
+    """How the weights were selected: "best validation epoch", "last epoch", or "as given"."""
 
 
 @dataclass(frozen=True)
 class MapView:
-    """One explainer's map of one image, on its native grid (h, w), signed or not, with its scores as fractions.
-
-    A score of None is undefined. A constant map and one with values that are not finite are shown with a remark.
-    """
+    """The map of one explainer for one image. Constant maps, and maps with NaN or infinite values, get a remark."""
 
     run: str
     explainer: str
     heatmap: NDArray[np.floating]
+    """(h, w): the map on the explainer's own grid; it can have negative values."""
     scores: Mapping[str, float | None]
+    """Values of the metrics by key; None is undefined."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """The match of one prototype or part: a picture (H, W, 3) and a remark."""
+    """A prototype or part that was found in an image: a picture (H, W, 3) and a remark."""
 
     number: int
     picture: NDArray[np.uint8]
@@ -54,35 +56,36 @@ class Panel:
 
 @dataclass(frozen=True)
 class ImageView:
-    """One image (H, W, 3) with what each run made of it.
-
-    `predictions` holds, by run, the predicted label and its probability; it counts as right if it equals `label`.
-    `parts` holds, by run, two or three of a model's own maps (n, h, w), which make one picture in red, green and blue.
-    """
+    """One image with the predictions and maps of each run."""
 
     image: NDArray[np.uint8]
+    """(H, W, 3): the picture."""
     image_id: str
+    """Name of the image."""
     label: str
+    """Name of its class."""
     predictions: Mapping[str, tuple[str, float]]
+    """Predicted class name and its probability by run; a prediction is correct if it equals `label`."""
     maps: Sequence[MapView]
+    """Maps of all runs and explainers."""
     parts: Mapping[str, NDArray[np.floating]]
+    """Two or three of the model's own maps by run, (n, h, w), to draw as red, green and blue."""
     own: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
-    """The model's input by run, if it is not `image`, such as a crop."""
+    """The model's input by run, if it differs from `image`, such as a crop."""
     reasons: Mapping[str, Sequence[Panel]] = field(default_factory=dict)
-    """Pictures of the reasons by run, such as the prototypes that a model found."""
+    """Pictures that explain the prediction by run, such as the prototypes that a model found."""
     totals: Mapping[str, str] = field(default_factory=dict)
-    """The sum of these reasons by run, as text."""
+    """One line by run that sums up the reasons."""
 
 
 @dataclass(frozen=True)
 class PrototypeView:
-    """The prototypes of one run.
-
-    `rows` are means of prototype metrics with the keys metric, mean, n, percent, higher_is_better and legend.
-    `nearest` holds pictures of the images nearest to some prototypes, by their number, and `tree` an SVG or "".
-    """
+    """The prototypes of one run."""
 
     run: str
     rows: Sequence[Mapping[str, Any]]
+    """Means of prototype metrics, with the keys metric, mean, n, percent, higher_is_better and legend."""
     nearest: Mapping[int, NDArray[np.uint8]]
+    """Pictures of the nearest images by number of the prototype."""
     tree: str = ""
+    """The tree as SVG; empty if the model has none."""

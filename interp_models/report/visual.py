@@ -1,7 +1,7 @@
-"""Drawing of saliency and attention maps on numpy arrays: no models, no global plotting state.
+"""Draw maps over images, on NumPy arrays.
 
-A map is a 2-D array of real numbers on its native grid, signed or not; it is always drawn stretched over its own
-values, so colours compare places within one map, never two maps with each other.
+A map is a 2-D array of real numbers on any grid; it can have negative values. Its colours are scaled by its own
+minimum and maximum. So colours compare places within a map, not maps with each other.
 """
 
 import base64
@@ -23,21 +23,21 @@ from interp_models.core.errors import InputError
 Picture = NDArray[np.uint8]
 Map = NDArray[np.float32]
 
-# Lightness rises steadily from black to pale yellow, so the order of values survives grey print and colour blindness,
-# and the unimportant part of a picture is dimmed, not tinted. Jet and turbo are lightest in the middle of their range.
+# Lightness increases steadily from black to pale yellow. So the order of values is visible in grey print and with
+# colour blindness, and unimportant places are dark. Jet and turbo are lightest in the middle of their range.
 CMAP = "inferno"
 SIGNED = "berlin"
-"""Colour map of signed maps: black at 0, red above, blue below."""
+"""Colour map for maps with negative values: black at 0, red above, blue below."""
 MANY = 64 * 64
-"""Cells from which on a map is taken for one of pixels, whose few largest values would leave the others in one colour;
-half a percent of them, at each end, are drawn as the one that follows."""
+"""Minimum number of cells of a fine map. A few extreme values would leave all others of such a map in one colour, so
+its values are clipped at the percentiles 0.5 and 99.5."""
 
 _GREY = (0.299, 0.587, 0.114)  # luma weights of ITU-R BT.601
-_SMALLEST_CELL = 96  # pixels; a contact sheet enlarges smaller pictures so that their labels fit beside them
+_SMALLEST_CELL = 96  # pixels; a contact sheet enlarges smaller pictures so that their labels fit
 
 
 def to_uint8(image: torch.Tensor | NDArray[np.floating]) -> Picture:
-    """Turn an image (3, H, W) with values in [0, 1] into a picture (H, W, 3); values outside are clipped.
+    """Convert an image (3, H, W) with values in [0, 1] to a picture, uint8 (H, W, 3). Values outside are clipped.
 
     Raises:
         InputError: for another shape or a value that is not a finite number.
@@ -51,14 +51,14 @@ def to_uint8(image: torch.Tensor | NDArray[np.floating]) -> Picture:
 
 
 def as_picture(image: object) -> Picture:
-    """An image as a picture: uint8, (H, W, 3).
+    """Convert an image to a picture, uint8 (H, W, 3).
 
     Args:
-        image: a PIL image of 8 bits, or a tensor or an array (3, H, W) or (H, W, 3), uint8 or floats in [0, 1], alone
-            or as a batch of one. Where either could be meant, the channels of tensors come first, of arrays last.
+        image: a PIL image of 8 bits, or a tensor or array (3, H, W) or (H, W, 3) of uint8 or of floats in [0, 1], or a
+            batch of one such image. If both shapes fit, tensors have their channels first, arrays last.
 
     Raises:
-        InputError: for anything else, such as floats that are not in [0, 1].
+        InputError: for anything else, such as floats outside [0, 1].
     """
     if isinstance(image, Image.Image):
         if image.mode.startswith(("I", "F")):
@@ -82,7 +82,7 @@ def as_picture(image: object) -> Picture:
 
 
 def _array(values: object) -> NDArray[Any]:
-    """A tensor, on any device and with a graph or not, or anything else as an array."""
+    """Convert a tensor (on any device, with or without a graph) or anything else to an array."""
     if isinstance(values, torch.Tensor):
         values = values.detach()
         return (values.float() if values.is_floating_point() else values).cpu().numpy()
@@ -90,13 +90,13 @@ def _array(values: object) -> NDArray[Any]:
 
 
 def _map(map: ArrayLike | torch.Tensor, dtype: type[np.floating] = np.float64) -> NDArray[Any]:
-    """A map (h, w), or a batch of one, as an array (h, w)."""
+    """Convert a map (h, w), or a batch of one, to an array (h, w)."""
     array = _array(map).astype(dtype)
     return array[0] if array.ndim == 3 and len(array) == 1 else array
 
 
 def normalise(map: ArrayLike | torch.Tensor) -> Map:
-    """Stretch a map (h, w) from its own minimum and maximum to 0 and 1; a constant map becomes all zeros.
+    """Scale a map to [0, 1] by its minimum and maximum. A constant map becomes 0.
 
     Args:
         map: a tensor, an array or lists of numbers, (h, w) or a batch of one, (1, h, w).
@@ -117,14 +117,17 @@ def normalise(map: ArrayLike | torch.Tensor) -> Map:
 
 
 def resize(map: ArrayLike | torch.Tensor, size: tuple[int, int]) -> Map:
-    """Resample a map to `size` = (H, W), bilinearly with pixel centres aligned; a smaller size averages."""
+    """Resize a map bilinearly to `size` = (H, W), with antialiasing if it becomes smaller."""
     picture = Image.fromarray(_map(map, np.float32))
     return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR), np.float32)
 
 
 def heat(map: ArrayLike | torch.Tensor) -> tuple[Map, str]:
-    """A map (h, w) as values from 0 to 1, and the colour map that they are for: `SIGNED`, whose middle is 0, if it has
-    values below 0.
+    """Scale a map (h, w) for drawing.
+
+    Returns:
+        Values in [0, 1] and the name of their colour map. A map with negative values is scaled symmetrically, so that
+        0 becomes 0.5, the middle of `SIGNED`.
 
     Raises:
         InputError: as `normalise`.
@@ -132,7 +135,7 @@ def heat(map: ArrayLike | torch.Tensor) -> tuple[Map, str]:
     >>> heat([[-1.0, 0.0, 4.0]])[0].tolist()
     [[0.375, 0.5, 1.0]]
     """
-    stretched, array = normalise(map), _map(map)  # which refuses what is no map
+    stretched, array = normalise(map), _map(map)  # `normalise` refuses wrong shapes and values
     low, high = np.percentile(array, [0.5, 99.5])
     if array.size >= MANY and low < high:
         array = np.clip(array, low, high)
@@ -143,15 +146,18 @@ def heat(map: ArrayLike | torch.Tensor) -> tuple[Map, str]:
 
 
 def overlay(image: object, map: ArrayLike | torch.Tensor, alpha: float = 0.5) -> Picture:
-    """Blend a picture (H, W, 3) with a map (h, w), resized and coloured as `heat` says.
+    """Draw a map over an image.
 
     Args:
-        image: what `as_picture` takes.
-        map: what `normalise` takes.
-        alpha: weight of the map's colours, from 0 (the picture alone) to 1 (the map alone).
+        image: an image, see `as_picture`.
+        map: a map (h, w) or (1, h, w), resized to the image and coloured by `heat`.
+        alpha: weight of the map's colours, from 0 (only the image) to 1 (only the map).
+
+    Returns:
+        uint8 (H, W, 3).
 
     Raises:
-        InputError: for a map that `normalise` refuses, or a picture that `as_picture` refuses.
+        InputError: for a map that `normalise` refuses, or an image that `as_picture` refuses.
     """
     picture = as_picture(image)
     values, cmap = heat(map)
@@ -160,8 +166,11 @@ def overlay(image: object, map: ArrayLike | torch.Tensor, alpha: float = 0.5) ->
 
 
 def drawn(image: Picture, maps: ArrayLike) -> tuple[Picture, str]:
-    """A picture with a map (h, w) over it, or with several (N, h, w) as red, green and blue, and what is unusual about
-    them: maps that are not finite are not drawn."""
+    """Draw one map (h, w), or several maps (N, h, w) as red, green and blue, over a picture.
+
+    Returns:
+        The picture, and a remark if the map is constant. Maps with values that are not finite are not drawn.
+    """
     values = np.asarray(maps)
     if not np.isfinite(values).all():
         return image, "not drawn: some values are not finite"
@@ -171,14 +180,19 @@ def drawn(image: Picture, maps: ArrayLike) -> tuple[Picture, str]:
 
 
 def rgb(maps: ArrayLike | torch.Tensor, image: object = None, alpha: float = 0.65) -> Picture:
-    """Draw the first three of the maps (N, h, w) as red, green and blue, each normalised on its own.
+    """Draw the first three of several maps as red, green and blue; each is scaled to [0, 1] on its own.
 
-    With fewer than three maps the channels that remain are zero. Without an image the result has the maps' size
-    (h, w, 3). With an image they are resized to it and blended, with weight `alpha`, over its grey version, so that a
-    place which no map attends to shows as a dark grey picture.
+    Args:
+        maps: (N, h, w). With fewer than three maps, the remaining channels are 0.
+        image: an image, see `as_picture`. The maps are resized to it and drawn over its grey version, so places without
+            attention are dark grey. None draws the maps alone.
+        alpha: weight of the maps' colours, from 0 to 1.
+
+    Returns:
+        uint8, (H, W, 3) with an image, (h, w, 3) without.
 
     Raises:
-        InputError: for maps of another shape or that `normalise` refuses, or a picture that `as_picture` refuses.
+        InputError: for maps of another shape or that `normalise` refuses, or an image that `as_picture` refuses.
     """
     stack, picture = _array(maps), None if image is None else as_picture(image)
     if stack.ndim != 3:
@@ -194,7 +208,7 @@ def rgb(maps: ArrayLike | torch.Tensor, image: object = None, alpha: float = 0.6
 
 
 def boxed(image: object, box: Sequence[int], colour: tuple[int, int, int] = (255, 255, 0)) -> Picture:
-    """Draw a box, XYXY in pixels with the ends exclusive, into a copy of a picture (H, W, 3)."""
+    """Draw a box (XYXY in pixels, right and lower edges exclusive) into a copy of a picture (H, W, 3)."""
     x0, y0, x1, y1 = box
     drawn = as_picture(image).copy()
     width = max(1, max(drawn.shape[:2]) // 112)
@@ -205,14 +219,14 @@ def boxed(image: object, box: Sequence[int], colour: tuple[int, int, int] = (255
 
 
 def shrunk(image: object, side: int) -> Picture:
-    """A picture (H, W, 3) whose longer side is `side` at most."""
+    """Shrink a picture (H, W, 3) so that its longer side is at most `side` pixels."""
     full = Image.fromarray(as_picture(image))
     scale = min(1.0, side / max(full.size))
     return np.asarray(full.resize((max(1, round(full.width * scale)), max(1, round(full.height * scale)))))
 
 
 def fitted(image: object, size: tuple[int, int]) -> Picture:
-    """A picture (H, W, 3) enlarged or shrunk, with its shape, to fit into `size`; white fills the rest."""
+    """Resize a picture (H, W, 3) to fit into `size`; it keeps its aspect ratio, and white fills the rest."""
     picture = as_picture(image)
     scale = min(size[0] / picture.shape[0], size[1] / picture.shape[1])
     height, width = (max(1, round(side * scale)) for side in picture.shape[:2])
@@ -223,14 +237,14 @@ def fitted(image: object, size: tuple[int, int]) -> Picture:
 
 
 def jpeg_uri(image: object) -> str:
-    """A picture (H, W, 3) as a data: URI."""
+    """Encode a picture (H, W, 3) as a data: URI with a JPEG."""
     buffer = io.BytesIO()
     Image.fromarray(as_picture(image)).save(buffer, "JPEG", quality=85, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def strip(pictures: Sequence[tuple[str, Picture, str]], title: str, height: int = 160) -> Picture:
-    """Pictures side by side, at one height, each below its name and above its remark, all below a title."""
+    """Draw pictures side by side at the same height, each with its name above and its remark below, under a title."""
     cells = []
     for name, image, remark in pictures:
         width = max(1, round(image.shape[1] * height / image.shape[0]))
@@ -249,13 +263,18 @@ def strip(pictures: Sequence[tuple[str, Picture, str]], title: str, height: int 
 def contact_sheet(
     rows: Sequence[Sequence[Picture]], row_labels: Sequence[str], column_labels: Sequence[str], path: Path
 ) -> None:
-    """Write pictures of one size, row by row under column labels, to a PNG file.
+    """Write a table of pictures to a PNG file.
 
-    A row may be shorter than the labels (its last cells stay white). Small pictures are enlarged by a whole factor,
-    without smoothing.
+    Small pictures are enlarged by an integer factor without smoothing.
+
+    Args:
+        rows: pictures of the same size, row by row. A row may be shorter than the labels; its last cells stay white.
+        row_labels: a label for each row.
+        column_labels: a label for each column.
+        path: the file.
 
     Raises:
-        InputError: for no picture at all, for pictures of different sizes, and where labels and rows do not match.
+        InputError: if there is no picture, sizes differ, or the number of labels does not fit.
     """
     rows = [[as_picture(picture) for picture in row] for row in rows]
     shapes = {picture.shape for row in rows for picture in row}

@@ -1,4 +1,4 @@
-"""Data module and model of a config."""
+"""Build the data module and the model of a config."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -21,9 +21,12 @@ from interp_models.training.recipe import Recipe
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
-    """The config with all defaults of data set, data module and model written out, so that it means the same later.
+    """Write out all defaults of the data set, the data module and the model, so that the config means the same later.
 
-    Its plugins are imported first, and get absolute paths.
+    The config's plugins are imported first. Their paths become absolute.
+
+    Returns:
+        A new config; the one passed in does not change.
 
     Raises:
         InputError: for an unknown name or option, or a wrong type.
@@ -46,18 +49,18 @@ def build_model(
     images: Mapping[str, list[Any]] | None = None,
     distillation: Distillation | None = None,
 ) -> InterpModule:
-    """The model of a config, with its recipe and all else that it keeps of its training.
+    """Build the model of a config, with its recipe and the facts that it records about its training.
 
     Args:
         config: a resolved config.
-        num_classes: of the data set.
-        trained: leaves the pretrained weights out, as a checkpoint follows.
-        classes: names by label, of a model from a run.
-        images: what tells the images that it is trained on from others.
-        distillation: the teacher, of a training that has one.
+        num_classes: number of classes of the data set.
+        trained: whether weights follow from a checkpoint, so that pretrained ones are not loaded.
+        classes: class names by label, for a model from a run.
+        images: digests of the training and validation images, as `resume.images_of` returns them.
+        distillation: the teacher and its weight in the loss, for a training that has one.
 
     Raises:
-        InputError: for an unknown model, option or a wrong type.
+        InputError: for an unknown model or option, or a wrong type.
     """
     name, options = named(config["model"], "model", MODELS)
     if trained:
@@ -71,12 +74,19 @@ def build_model(
 
 
 def build_data(config: Mapping[str, Any], **changes: Any) -> DataModule:
-    """The data module of a config, with changed options of the data module or, in `dataset`, of its data set."""
+    """Build the data module of a config.
+
+    Args:
+        config: a config with `data`, and optionally `seed`.
+        **changes: options of the data module that replace those of the config. A mapping `dataset` replaces single
+            options of the data set.
+    """
     return DataModule(**data_options(config, **changes))
 
 
 def data_options(config: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
-    """The options of the data module, those of the data set in `dataset`, with all defaults; see `build_data`."""
+    """All options of the data module, with defaults; `dataset` holds those of the data set. For the arguments see
+    `build_data`."""
     options = {**config["data"], **{key: value for key, value in changes.items() if key != "dataset"}}
     dataset = typed(OptionsOf, options.get("dataset", {}))
     if not isinstance(dataset, Mapping):

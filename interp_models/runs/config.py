@@ -1,4 +1,4 @@
-"""What the two commands can be told."""
+"""The configs of the two commands: every key, its type, its default and its meaning, as `--help` prints them."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,88 +11,89 @@ from interp_models.training.recipe import Optimizer, Phase
 
 @dataclass
 class TrainConfig:
-    """What `train.py` can be told."""
+    """The keys of a training's config (`train.py`)."""
 
     experiment: str = "quickstart"
     """Name of the folder below `runs` and of the group in Weights & Biases."""
     seed: int = 0
-    """Of everything random."""
+    """Seed of everything random."""
     out: PathText | None = None
     """Run folder; null makes runs/<experiment>/<seed>-<n>."""
     plugins: list[PathText] = field(default_factory=list)
-    """Files and packages with methods of one's own, which register themselves; files lie beside the yaml that names
-    them, on the command line in the working folder."""
+    """Files and packages to import first; they register your own methods. A relative file path starts at the yaml that
+    names it, or at the working folder if it is given on the command line."""
     data: OptionsOf = field(default_factory=dict)
     """Options of the data module; `dataset` holds the data set's `name` and options."""
     model: OptionsOf = field(default_factory=dict)
     """`name` of the model and its options."""
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
-    """A teacher."""
+    """Knowledge distillation from a trained run."""
     feature_cache: PathText | None = None
-    """Folder of features of a frozen backbone, computed once and read in place of training and validation images; null
-    passes the images at every step."""
+    """Folder of cached features. The features of a frozen backbone are computed once and replace the training and
+    validation images; null passes images through the backbone at every step."""
     phases: list[Phase] = field(default_factory=list)
-    """The timeline of the training."""
+    """The phases of the training, in their order."""
     optimizer: Optimizer = field(default_factory=Optimizer)
     """The optimizer."""
     trainer: dict[str, Any] = field(default_factory=dict)
-    """Passed to pytorch_lightning.Trainer unchanged."""
+    """Options of pytorch_lightning.Trainer, passed on unchanged."""
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     """Loggers."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
-    """Pictures of the model's own maps."""
+    """Pictures of the model's own maps during training."""
     evaluation: ValidationConfig = field(default_factory=ValidationConfig)
-    """Metrics of maps during training."""
+    """Metrics of maps on validation images during training."""
 
 
 @dataclass
 class EvaluateConfig(ExplanationConfig):
-    """What `evaluate.py` can be told."""
+    """The keys of an evaluation's config (`evaluate.py`)."""
 
     plugins: list[PathText] = field(default_factory=list)
-    """As of a training; those of the runs themselves need not be given again."""
+    """Files and packages to import first; they register your own methods. The plugins of the runs need not be given
+    again."""
     ckpt: Literal["best", "last"] = "best"
-    """Which checkpoint."""
+    """Checkpoint of each run: `best` validation epoch or `last` epoch."""
     networks: ListOfOptions = field(default_factory=list)
     """Networks that were not trained here, judged beside the runs: `timm:NAME`, `package.module:function`,
     `FILE.py:function`, or keys and values (see `evaluation.networks.NetworkConfig`)."""
     out: PathText | None = None
-    """Folder of one model's evaluation, or of a comparison of several; null takes RUN/evaluation (of another network
-    runs/networks/<name>), or makes runs/comparisons/<n>."""
+    """Folder of the results. The default (null) is RUN/evaluation for one run, runs/networks/<name> for one other
+    network, and a new folder runs/comparisons/<n> for the comparison of several."""
     seed: int = 0
-    """Of the drawn images; random explainers have a `seed` of their own."""
+    """Seed that draws the images; random explainers have a `seed` of their own."""
     prototype_metrics: list[str] = field(default_factory=list)
-    """Names of prototype metrics, by which runs with prototypes are judged on all test images."""
+    """Names of prototype metrics; they judge runs with prototypes on all test images."""
     report_images: int = 60
-    """Images shown in the report, with all maps."""
+    """Number of images that the report shows, with all their maps."""
     figure: list[str] = field(default_factory=list)
-    """Explainers, by label, whose maps of the first run `figure.png` shows on eight images at most, beside every run's
-    own maps (the tutorial's figure 8); none draws none."""
+    """Explainers, by label, for `figure.png`: their maps of the first run on at most eight images, beside the own maps
+    of every run (figure 8 of the tutorial); an empty list draws no figure."""
     batch_size: int | None = None
-    """Images per test batch; null is the run's own."""
+    """Images per test batch; null takes the run's own."""
     dataset: OptionsOf = field(default_factory=dict)
-    """Options of the data set that differ from the training's, such as `root`."""
+    """Options of the data set that differ from those of the training, such as `root`."""
     trainer: dict[str, Any] = field(default_factory=dict)
-    """Passed to pytorch_lightning.Trainer unchanged."""
+    """Options of pytorch_lightning.Trainer, passed on unchanged."""
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     """Loggers."""
 
 
 @dataclass
 class EnsembleConfig:
-    """What `evaluate.py --ensemble` can be told."""
+    """The keys of an ensemble's config (`evaluate.py --ensemble`)."""
 
     ckpt: Literal["best", "last"] = "best"
-    """Which checkpoint."""
+    """Checkpoint of each run: `best` validation epoch or `last` epoch."""
     out: PathText | None = None
     """Folder of the accuracies; null makes runs/ensembles/<n>."""
     seed: int = 0
-    """Of everything random."""
+    """Seed of everything random."""
     batch_size: int | None = None
-    """Images per test batch; null is the run's own."""
+    """Images per test batch; null takes the run's own."""
     dataset: OptionsOf = field(default_factory=dict)
-    """Options of the data set that differ from the training's, such as `root`."""
+    """Options of the data set that differ from those of the training, such as `root`."""
     trainer: dict[str, Any] = field(default_factory=dict)
-    """Passed to pytorch_lightning.Trainer unchanged."""
+    """Options of pytorch_lightning.Trainer, passed on unchanged."""
     plugins: list[str] = field(default_factory=list)
-    """Files and packages to import first, which register what the runs need."""
+    """Files and packages to import first; they register the methods that the runs use."""

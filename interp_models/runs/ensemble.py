@@ -1,4 +1,7 @@
-"""The mean of the class probabilities of several runs, as the prototype papers' figures for 3 and 5 networks."""
+"""An ensemble: the mean of the class probabilities of several runs.
+
+The prototype papers report such accuracies for 3 and 5 networks.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +26,14 @@ from interp_models.training.trainer import check_trainer, make_trainer, quiet, s
 
 
 def ensemble(folders: Sequence[Path], config: EnsembleConfig) -> Path:
-    """Average the class probabilities of runs on the same test images; returns the path of the accuracies.
+    """Average the class probabilities of several runs on the same test images.
+
+    Args:
+        folders: at least two run folders.
+        config: checkpoint, images and output folder.
+
+    Returns:
+        The path of `metrics.json`, which holds the accuracy of the ensemble and of each run.
 
     Raises:
         InputError: if there are fewer than two runs, or their test images differ.
@@ -34,7 +44,7 @@ def ensemble(folders: Sequence[Path], config: EnsembleConfig) -> Path:
         raise InputError(f"an ensemble needs at least two runs; got {len(folders)}")
     judged = [judging_of(folder, config) for folder in folders]
     if len({one.name for one in judged}) < len(judged):
-        raise InputError(f"two runs have one name, by which they are told apart: {', '.join(o.name for o in judged)}")
+        raise InputError(f"two runs have the same name: {', '.join(o.name for o in judged)}")
     for one in judged:
         one.data.memory = one.results
         one.data.check_files("test")
@@ -63,15 +73,16 @@ def ensemble(folders: Sequence[Path], config: EnsembleConfig) -> Path:
 
 
 class Predictions(pl.Callback):
-    """Keeps the class probabilities of all test images, on all ranks."""
+    """Collects the class probabilities of all test images; every rank has all of them in the end."""
 
     def __init__(self) -> None:
         self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
         self.indices: NDArray[np.int64] = np.empty(0, np.int64)
-        """Positions in the test split, (n,), ascending."""
+        """(n,): positions in the test split, ascending."""
         self.labels: NDArray[np.int64] = np.empty(0, np.int64)
+        """(n,): class labels."""
         self.probabilities: NDArray[np.float64] = np.empty((0, 0))
-        """(n, K)."""
+        """(n, K): class probabilities."""
 
     def on_test_batch_end(
         self,
@@ -82,14 +93,14 @@ class Predictions(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the batch's."""
+        """Keep the class probabilities of the batch."""
         assert isinstance(outputs, InterpOutput)
         assert isinstance(batch, Sample)
         probabilities = outputs.logits.double().softmax(dim=1)
         self._rows.append((batch.index.cpu(), batch.label.cpu(), probabilities.cpu()))
 
     def on_test_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Put the ranks' together."""
+        """Gather the probabilities of all ranks, sorted by position."""
         rows = [row for part in gathered_objects(self._rows) for row in part]
         index, label, probabilities = (torch.cat(of).numpy() for of in zip(*rows, strict=True))
         order = index.argsort()
@@ -97,9 +108,15 @@ class Predictions(pl.Callback):
 
 
 def write_ensemble(path: Path, names: Sequence[str], members: Sequence[Predictions]) -> float:
-    """Write the accuracy of the mean of the members' probabilities, and of each, as json; returns the first.
+    """Write the accuracy of the ensemble and of each member as json.
 
-    The members are of the same test images.
+    Args:
+        path: the json file.
+        names: name of each member.
+        members: probabilities of each member, for the same test images.
+
+    Returns:
+        The accuracy of the ensemble, in [0, 1]. The ensemble predicts the class of highest mean probability.
     """
     labels = members[0].labels
     mean = np.mean([member.probabilities for member in members], axis=0)

@@ -1,4 +1,4 @@
-"""An evaluation of runs and other networks, from their folders and names to their pages."""
+"""Run an evaluation: judge the maps of runs and other networks, and write tables and report pages."""
 
 import dataclasses
 import hashlib
@@ -57,42 +57,52 @@ ADVICE = "wait for its end, or evaluate one model to a folder of its own with ou
 
 @dataclass(frozen=True)
 class Judging:
-    """A model that is judged: where it comes from, its images, and the folder of its results."""
+    """A model to judge, with its origin, its images and the folder of its results."""
 
     name: str
+    """Name in the tables."""
     model: nn.Module
     num_classes: int
     data: DataModule
+    """The images to judge it on."""
     results: Path
+    """Folder of its results."""
     selection: str
-    """How its weights were chosen."""
+    """How its weights were selected."""
     seed: int | None
-    """Of its training."""
+    """Seed of its training; None if unknown."""
     described: str
-    """What it is, for the page."""
+    """Kind of model, for the page."""
     transform: Mapping[str, Any]
-    """How its images are prepared."""
+    """Options that say how its images are prepared."""
     folder: Path | None = None
-    """Of its run; None for a network that was not trained here."""
+    """Its run folder; None for a network that was not trained here."""
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Of its run."""
+    """Resolved config of its run; empty for a network that was not trained here."""
 
     @property
     def knows_labels(self) -> bool:
-        """Whether its classes are those of the data."""
+        """Whether the model and the data have the same number of classes, so that labels have a meaning for it."""
         return self.num_classes == len(self.data.classes) > 0
 
 
 def evaluate(folders: Sequence[Path], config: EvaluateConfig, networks: Sequence[Any] = ()) -> Path:
-    """Evaluate runs and other networks on the same images; returns the path of the report.
+    """Evaluate runs and other networks on the same images.
 
-    Each run gets `evaluation/` with its results, maps and report, each other network runs/networks/<name>, or a single
-    one the folder `config.out`; several also get a report together. Nobody else writes to these folders meanwhile.
+    Results, maps and report of each run are written to RUN/evaluation, those of each other network to
+    runs/networks/<name>. A single model writes to `config.out` if that is given. Several models also get a joint
+    report. The folders are locked against other evaluations.
 
     Args:
-        folders: of runs.
-        config: how they are judged.
-        networks: what `networks.network_config` takes, beside those of the config.
+        folders: run folders.
+        config: images, explainers, metrics and output folder.
+        networks: further networks beside those of the config, as `networks.network_config` takes them.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        InputError: if a model cannot be built, options do not fit, or the models have different test images.
     """
     quiet()
     options, _ = check_trainer(config.trainer, REFUSED)
@@ -123,7 +133,7 @@ def evaluate(folders: Sequence[Path], config: EvaluateConfig, networks: Sequence
 
 
 def is_first_process() -> bool:
-    """Whether this process writes; known before ranks meet."""
+    """Whether this process is rank 0, which writes the results; known before the process group exists."""
     return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]  # Lightning sets it
 
 
@@ -173,7 +183,7 @@ def _evaluate(judged: Sequence[Judging], config: EvaluateConfig, options: dict[s
 def _run(one: Judging, judged: Sequence[Judging], config: EvaluateConfig, options: Mapping[str, Any]) -> pl.Trainer:
     """Judge one model in Lightning's test loop; returns the trainer."""
     seed_everything(config.seed)
-    # Of the weights in memory: those in the file may be another epoch's by now, if a training goes on.
+    # The digest is of the weights in memory: if a training is running, the file may hold another epoch by now.
     work = [weights_digest(one.model), getattr(one.model, "classes", ()), one.config.get("model"), one.transform]
     digest = hashlib.sha256(json.dumps(work, sort_keys=True, default=str).encode()).hexdigest()
     callback = ExplanationEvaluation(
@@ -203,7 +213,7 @@ def _run(one: Judging, judged: Sequence[Judging], config: EvaluateConfig, option
 
 
 def _compared(one: Judging, gallery: Gallery) -> Compared:
-    """What a page needs of a judged model."""
+    """The summary, tables and pictures of a judged model, for its page."""
     path = None if one.folder is None else one.folder / "metrics.json"
     metrics = json.loads(path.read_text()) if path is not None and path.is_file() else {}
     tables, classes = read_tables(one.results), one.data.classes
@@ -235,7 +245,7 @@ def _write_page(
     config: EvaluateConfig,
     galleries: Mapping[str, Gallery],
 ) -> list[ImageView]:
-    """The page of one model or several, with the pictures beside it; returns the images that it shows."""
+    """Write the page of one or several models and the pictures beside it; returns the images that it shows."""
 
     def prototypes(images: Sequence[ImageView]) -> list[Any]:
         views = [prototypes_shown(o.name, o.model, o.data, o.results, images, galleries[o.name]) for o in judged]
@@ -254,17 +264,17 @@ def _write_page(
 
 
 def _changes(config: EvaluateConfig | EnsembleConfig) -> dict[str, Any]:
-    """What is changed of the runs' own data options."""
+    """Options of the data module that the config changes."""
     return {"dataset": config.dataset, **({} if config.batch_size is None else {"batch_size": config.batch_size})}
 
 
 def _judged(folders: Sequence[Path], networks: Sequence[Network], config: EvaluateConfig) -> list[Judging]:
-    """The models with the images to judge, which must be the same."""
+    """Load the models and their images; all must be judged on the same images."""
     if not folders and not networks:
         raise InputError("no model is given: name run folders, or networks=[...]")
     names = [*(run_name(folder) for folder in folders), *(network.name for network in networks)]
     if len(set(names)) < len(names):
-        raise InputError(f"two models have one name, by which results are told apart: {', '.join(names)}")
+        raise InputError(f"two models have the same name, but results are listed by name: {', '.join(names)}")
     single = len(names) == 1 and config.out is not None
     judged = [judging_of(folder, config) for folder in folders]
     dataset = judged[0].config["data"]["dataset"] if judged else {}
@@ -280,7 +290,11 @@ def _judged(folders: Sequence[Path], networks: Sequence[Network], config: Evalua
 
 
 def judging_of(folder: Path, config: EvaluateConfig | EnsembleConfig) -> Judging:
-    """A run's model, and the images that it is judged on."""
+    """Load the model of a run and the test images to judge it on.
+
+    Raises:
+        InputError: if the folder is not a run, its images do not fit the model, or it was trained on some of them.
+    """
     node = run_config(folder)
     model, data = load(folder, config.ckpt)[0], build_data(node, **_changes(config))
     if model.classes:
@@ -304,7 +318,7 @@ def judging_of(folder: Path, config: EvaluateConfig | EnsembleConfig) -> Judging
 
 
 def _of_network(network: Network, dataset: Mapping[str, Any], config: EvaluateConfig) -> Judging:
-    """A network that was not trained here, on the images of the runs beside it or of `dataset=`."""
+    """A network that was not trained here, with the images of `dataset=` or, by default, of the runs beside it."""
     name = config.dataset.get("name", dataset.get("name"))
     if name is None:
         raise InputError(
@@ -334,10 +348,10 @@ def _of_network(network: Network, dataset: Mapping[str, Any], config: EvaluateCo
 
 
 def check_same_images(modules: Mapping[str, DataModule]) -> None:
-    """Raise `InputError` unless all models are judged on the same images of the same classes.
+    """Raise `InputError` unless all models have the same test images and the same classes.
 
     Args:
-        modules: data of each model, by what messages call it.
+        modules: data module of each model; the keys name the models in messages.
     """
     (name, first), *others = modules.items()
     for other_name, other in others:
@@ -351,8 +365,17 @@ def _ids(data: DataModule) -> list[str]:
 
 
 def check_drawn(folder: Path, model: InterpModule, data: DataModule, *, moved: bool) -> None:
-    """Refuse test images that were drawn from a folder whose images are no longer those of the training: some may have
-    been trained on. Of another folder this is only said."""
+    """Refuse test images that may have been trained on.
+
+    A data set without a split of its own draws its test images from one folder. If the training images of that folder
+    have changed since the training, other images are drawn, and the model may have seen them.
+
+    Args:
+        folder: the run folder, for messages.
+        model: the model, which records its training images.
+        data: the images to judge.
+        moved: whether the config names another data set than the run. Then this is only a warning.
+    """
     before = model.images.get("train")
     if not data.train_images.note or before is None or before[1] == data.fingerprint("train"):
         return
@@ -363,7 +386,11 @@ def check_drawn(folder: Path, model: InterpModule, data: DataModule, *, moved: b
 
 
 def own_folder(out: Path) -> Path:
-    """The folder for one model's evaluation, a new one or that of an evaluation; else raises `InputError`."""
+    """Check the folder `out` of one model's evaluation and return it.
+
+    Raises:
+        InputError: if it holds other files than those of an evaluation.
+    """
     try:
         full = out.exists() and any(out.iterdir())
         own = any((out / name).exists() for name in (LOCK, ".partial", "results.json"))
@@ -372,6 +399,6 @@ def own_folder(out: Path) -> Path:
         raise InputError(f"out={out} cannot be read: {error.strerror}") from None
     if other:
         raise InputError(
-            f"out={out} holds other files than an evaluation's; name a new folder, or that of an evaluation"
+            f"out={out} holds files that are not those of an evaluation; name a new folder, or one of an evaluation"
         )
     return out

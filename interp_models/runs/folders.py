@@ -12,14 +12,17 @@ from interp_models.runs.config import TrainConfig
 
 @rank_zero_only
 def run_folder(config: TrainConfig, resume: Path | None = None) -> Path | None:
-    """The folder of a run: the one that goes on, or a new one; None on other ranks than 0, which write nothing there.
+    """Make and return the folder of a new run, or return that of a resumed run.
 
     Args:
         config: names a new folder by `out`, or as runs/<experiment>/<seed>-<n>.
-        resume: the run that goes on.
+        resume: folder of the run to resume.
+
+    Returns:
+        The folder on rank 0; None on other ranks, which do not write.
 
     Raises:
-        InputError: if `out` already holds something or cannot be made.
+        InputError: if `out` already holds files or cannot be made, or `resume` cannot be written to.
     """
     if resume is not None:
         if not os.access(resume, os.W_OK):
@@ -32,10 +35,17 @@ def run_folder(config: TrainConfig, resume: Path | None = None) -> Path | None:
 
 @rank_zero_only
 def folder_of_several(out: str | None, kind: str) -> Path | None:
-    """Make and return the folder of `comparisons` or `ensembles`: `out`, or runs/<kind>/<n>; None on ranks above 0.
+    """Make and return the folder of a comparison or an ensemble: `out`, or runs/<kind>/<n>.
+
+    Args:
+        out: the folder to make.
+        kind: `comparisons` or `ensembles`.
+
+    Returns:
+        The folder on rank 0; None on other ranks.
 
     Raises:
-        InputError: if `out` already holds something or cannot be made.
+        InputError: if `out` already holds files or cannot be made.
     """
     if out is None:
         return new_folder(Path("runs") / kind)
@@ -43,6 +53,6 @@ def folder_of_several(out: str | None, kind: str) -> Path | None:
 
 
 def run_name(run: Path) -> str:
-    """`<experiment>/<seed>-<n>`, or the folder's own name and its parent's."""
+    """The name of a run in tables: the names of its parent folder and its own, usually `<experiment>/<seed>-<n>`."""
     path = run.resolve()
     return f"{path.parent.name}/{path.name}"

@@ -1,4 +1,4 @@
-"""The runs of a folder side by side, read from their files alone."""
+"""A table of the runs below a folder, made from their files; no model is loaded."""
 
 import json
 from datetime import datetime
@@ -11,17 +11,20 @@ from interp_models.config.loading import load_yaml
 from interp_models.core.errors import InputError
 
 UNLIKE = {"out"}
-"""Keys that differ by nature."""
+"""Config keys that differ between any two runs; the table leaves them out."""
 
 
 def run_list(folder: Path) -> str:
-    """A table of the runs below a folder: what differs, best validation and test accuracy, and the evaluation's date.
+    """A text table of the runs below a folder.
+
+    Columns: the config keys that differ between the runs, validation and test accuracy in percent, and the date of the
+    evaluation. Lines for unreadable configs follow the table.
 
     Raises:
         InputError: if there is no run.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder; write --list-runs FOLDER")
+        raise InputError(f"{folder} is not a folder; write --list-runs FOLDER")
     runs = sorted(path.parent for path in folder.rglob("config.yaml"))
     configs: dict[Path, dict[str, str]] = {}
     broken = []
@@ -45,7 +48,7 @@ def run_list(folder: Path) -> str:
 
 
 def _flat(node: Any, key: str = "") -> dict[str, str]:
-    """Every value of a config as text, by its key as it is written on the command line."""
+    """All values of a config as text, with their keys as written on the command line, such as `phases[0].epochs`."""
     if isinstance(node, dict) and node:
         parts = [_flat(value, f"{key}.{name}" if key else str(name)) for name, value in node.items()]
     elif isinstance(node, list) and any(isinstance(value, dict) for value in node):
@@ -56,7 +59,7 @@ def _flat(node: Any, key: str = "") -> dict[str, str]:
 
 
 def _outcome(run: Path) -> dict[str, str]:
-    """Accuracies in percent and the date of the evaluation, `-` where there is none."""
+    """Accuracies in percent (`-` if unknown) and the date of the evaluation (`no` if there is none)."""
     metrics = _json(run / "metrics.json")
     results = run / "evaluation" / "results.json"
     val, test = metrics.get("val/acc", _best(run, metrics.get("epoch"))), metrics.get("test/acc")
@@ -78,7 +81,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _best(run: Path, epoch: int | None) -> float | None:
-    """Validation accuracy of the selected epoch, or of the best so far, from `metrics.csv`."""
+    """Validation accuracy of `epoch`, or of the best epoch so far if it is None, read from `metrics.csv`."""
     try:
         table = pd.read_csv(run / "metrics.csv")[["epoch", "val/acc"]].dropna()
     except (OSError, ValueError, KeyError):

@@ -1,4 +1,4 @@
-"""A trained model from its run folder."""
+"""Load a trained model from its run folder."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +19,11 @@ from interp_models.training.module import InterpModule
 
 
 def run_config(run: Path) -> dict[str, Any]:
-    """The config of a run folder with all defaults; raises `InputError` if it is none or its config is not sound."""
+    """The resolved config of a run folder, as plain containers.
+
+    Raises:
+        InputError: if the folder is not a run, or its config is not valid.
+    """
     if not (run / "config.yaml").is_file():
         raise InputError(f"{run} is not a run folder: it holds no config.yaml")
     try:
@@ -29,10 +33,10 @@ def run_config(run: Path) -> dict[str, Any]:
 
 
 def checkpoint_path(run: Path, ckpt: Ckpt) -> Path:
-    """The checkpoint of a run; runs without validation have no best one and give their last.
+    """The path of a run's checkpoint. A run without validation images has no best one; its last one is returned.
 
     Raises:
-        InputError: if the run holds no such checkpoint.
+        InputError: if the run does not have this checkpoint.
     """
     if ckpt not in ("best", "last"):
         raise InputError(f"ckpt must be 'best' or 'last'; got {ckpt!r}")
@@ -44,7 +48,7 @@ def checkpoint_path(run: Path, ckpt: Ckpt) -> Path:
 
 
 def selection(config: Mapping[str, Any], ckpt: Ckpt = "best") -> str:
-    """How the model of a run was selected: `best validation epoch` or `last epoch`."""
+    """How the weights of a run were selected: `best validation epoch` or `last epoch`."""
     fraction = config["data"]["val_fraction"]
     return "best validation epoch" if ckpt == "best" and fraction > 0 else "last epoch"
 
@@ -52,19 +56,24 @@ def selection(config: Mapping[str, Any], ckpt: Ckpt = "best") -> str:
 def load(
     run: str | Path, ckpt: Ckpt = "best", *, plugins: Sequence[str | Path] = ()
 ) -> tuple[InterpModule, v2.Transform]:
-    """A trained model in eval mode, and the transform that makes its input of an image in [0, 1] or of 8 bits.
+    """Load a trained model and the transform of its test images.
 
-    The transform knows no boxes: images of a run with `data.crop_to_box` are to be cropped before.
+    The transform does not crop to boxes: crop images yourself if the run was trained with `data.crop_to_box`.
 
     Args:
-        run: folder that `train.py` wrote.
-        ckpt: `best` or `last`.
-        plugins: files and packages that are imported before; those that the run's config names need not be given, but
-            where they have moved.
+        run: a run folder, written by `train.py`.
+        ckpt: `best` (validation epoch) or `last` (epoch).
+        plugins: files and packages to import first. Plugins that the run's config names are imported anyway; give them
+            here only if they have moved.
+
+    Returns:
+        The model in eval mode on the CPU, and a transform. The transform takes an image (a PIL image, or a tensor of
+        8-bit values or of floats in [0, 1]) and returns the model's input: (3, H, W) in [0, 1], without the batch
+        dimension.
 
     Raises:
-        InputError: if the folder is no run, holds no checkpoint, or the checkpoint is of another model; if a plugin
-            cannot be imported.
+        InputError: if the folder is not a run or has no such checkpoint, if the checkpoint belongs to another model
+            than the config, or if a plugin cannot be imported.
     """
     run = Path(run)
     import_plugins([str(plugin) for plugin in plugins])

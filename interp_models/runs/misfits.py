@@ -1,4 +1,4 @@
-"""What of a config belongs to another model, said at once."""
+"""Find all keys of a config that the chosen model does not have, and report them in one message."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,15 +12,18 @@ from interp_models.training.recipe import Recipe
 
 
 def check_fits(config: TrainConfig, name: str, options: Mapping[str, Any]) -> None:
-    """Refuse options that a model does not take, together with parameter groups, modules and actions it does not have.
+    """Refuse options that a model does not take.
+
+    If there are such options, the message also names the parameter groups, modules and actions of the phases that the
+    model does not have. This happens if `model.name` alone is changed in a config.
 
     Args:
-        config: whose phases and optimizer are looked at.
-        name: of the model.
-        options: of the model, as given.
+        config: a config with phases and optimizer.
+        name: name of the model.
+        options: options of the model, as given.
 
     Raises:
-        InputError: one for all of them, with the names that there are.
+        InputError: one error for all of them; it lists the valid names.
     """
     takes = [field.name for field in dataclasses.fields(schema_of(MODELS.get(name), given=("num_classes",)))]
     found: list[Misfit] = [(f"key in model {name!r}:", key, takes) for key in options if key not in takes]

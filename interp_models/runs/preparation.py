@@ -1,4 +1,4 @@
-"""Data and model of a training, put together and checked before anything is written."""
+"""Build the data module and the model of a training, and check them before anything is written."""
 
 import copy
 from collections.abc import Mapping
@@ -30,24 +30,24 @@ def prepare(
     trial: pl.Trainer,
     resumed: Resumed | None,
 ) -> tuple[DataModule, InterpModule]:
-    """The data module and the model of a training that can begin.
+    """Build and check the data module and the model of a training.
 
     Args:
-        config: resolved.
-        node: the same as plain containers, which the model keeps.
-        options: of the trainer.
-        trial: a trainer of these options that has seen nothing yet.
-        resumed: the checkpoint to go on with.
+        config: the resolved config.
+        node: the same config as plain containers; the model keeps it.
+        options: options of the trainer.
+        trial: an unused trainer with these options.
+        resumed: the checkpoint of a resumed training.
 
     Raises:
-        InputError: for whatever would fail later.
+        InputError: if a step of the training would fail later, or would be silently wrong.
     """
     devices = trial.world_size
     data = build_data(node)
     data.check_training(devices)
     check_limits(options, data, devices)
     images = images_to_train_on(data, resumed)
-    with torch.random.fork_rng(devices=[]):  # so that a student begins alike with and without a teacher
+    with torch.random.fork_rng(devices=[]):  # a student's initial weights must not depend on its teacher
         distillation = build_distillation(config, data)
     trained = resumed is not None
     model = build_model(node, len(data.classes), trained=trained, images=images, distillation=distillation)
@@ -61,7 +61,7 @@ def prepare(
 
 
 def check_limits(options: Mapping[str, Any], data: DataModule, devices: int) -> None:
-    """Raise `InputError` if a share of the batches that `limit_<split>_batches` asks for is none at all."""
+    """Raise `InputError` if a fraction in `limit_<split>_batches` rounds to no batch at all."""
     for split, indices in (("train", data.train_indices), ("val", data.val_indices), ("test", data.test_indices)):
         limit, batches = options.get(f"limit_{split}_batches"), -(-len(indices) // (data.batch_size * devices))
         if isinstance(limit, float) and limit < 1 and batches and int(batches * limit) == 0:
@@ -71,15 +71,15 @@ def check_limits(options: Mapping[str, Any], data: DataModule, devices: int) -> 
 
 
 def check_images(model: InterpModule, data: DataModule, devices: int, *, synced: bool = False) -> None:
-    """Raise `InputError` if a model cannot take the images of a test, or those of the steps of a phase.
+    """Raise `InputError` if the model cannot take images of this size, in the test or in a training step of a phase.
 
-    Batch norms in train mode need two values of a channel: two images, or maps of two cells. A copy of the model tries
-    that, so that no weight, statistic or random state changes.
+    Batch norms in train mode need at least two values per channel: two images, or a map of two cells. A copy of the
+    model is tried, so that no weight, statistic or random state changes.
 
     Args:
-        model: with its recipe.
-        data: the images.
-        devices: among which the training images are dealt out.
+        model: the model, with its recipe.
+        data: image size, batch size and number of training images.
+        devices: number of devices that share the training images.
         synced: whether batch norms see the images of all devices.
     """
     size, name = data.image_size, type(model).__name__
@@ -88,7 +88,7 @@ def check_images(model: InterpModule, data: DataModule, devices: int, *, synced:
             model(torch.zeros(1, 3, size, size))
     except InputError:
         raise
-    except Exception as error:  # any that a timm model's code meets
+    except Exception as error:  # models of timm raise errors of many types
         raise InputError(f"data.image_size={size}: {name} cannot take such images ({first_line(error)})") from None
     count = min(data.batch_size, -(-len(data.train_indices) // devices))
     seen = min(2, count * devices if synced else count)
@@ -111,10 +111,10 @@ def check_images(model: InterpModule, data: DataModule, devices: int, *, synced:
 
 
 def build_distillation(config: TrainConfig, data: DataModule) -> Distillation | None:
-    """The teacher of a training, if it has one.
+    """Load the teacher of a training; None if the config names none.
 
     Raises:
-        InputError: if it is no run, or of other classes, or images of another form.
+        InputError: if the teacher is not a run, or was trained with other classes, another image size or another crop.
     """
     path = config.distillation.teacher
     if path is None:
@@ -136,8 +136,10 @@ def build_distillation(config: TrainConfig, data: DataModule) -> Distillation | 
 
 
 def check_features(config: TrainConfig, module: InterpModule) -> None:
-    """Raise `InputError` if the config wants features in place of images, and its training needs more of the images, or
-    changes the backbone."""
+    """Raise `InputError` if the config asks for cached features and the training needs images, or changes the backbone.
+
+    Augmentation, distillation and metrics of maps need images.
+    """
     if config.feature_cache is None:
         return
     if config.data["augment"]:

@@ -1,4 +1,4 @@
-"""What a run that goes on may change, and what it must find as it was."""
+"""Check that a resumed run has the config, the images and the classes that it began with."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,11 +24,11 @@ PLACES = (
     "feature_cache",
     "plugins",
 )
-"""Of the config: where images, teacher and plugins lie, and how they are read. Images and teacher are checked by their
-digests."""
+"""Config keys that say where images, teacher and plugins lie, and how they are read. They may change: images and
+teacher are compared by digests."""
 CHANGEABLE = ("phases", "trainer", "logger", *PLACES)
 LOOKED_AT = 10_000
-"""Most images of each split whose files are compared: reading more would take as long as training on them."""
+"""At most so many files of each split are compared; to read more would take as long as to train on them."""
 KEPT = {
     "data.batch_size": "the steps of an epoch and the images of each step would change",
     "data": "the images or their form would change in the middle of the training",
@@ -41,11 +41,11 @@ KEPT = {
     "attention": "all epochs of a run are watched alike",
     "evaluation": "all epochs of a run are judged alike",
 }
-"""Why each other key cannot change; the first entry that matches a key gives the reason."""
+"""The reason why each other key cannot change. The first entry that matches a key holds."""
 
 
 def check_assignment(assignment: str) -> None:
-    """Raise `InputError`, with the reason, unless a run that goes on can change the key of this `key=value`."""
+    """Raise `InputError`, with the reason, if a resumed run cannot change the key of this `key=value`."""
     key = assignment.partition("=")[0]
     if not _is_among(key, CHANGEABLE):
         why = _reason(key)
@@ -55,22 +55,30 @@ def check_assignment(assignment: str) -> None:
 
 
 class Resumed(NamedTuple):
-    """The checkpoint that a training goes on with."""
+    """The checkpoint of a resumed training: its path and its content."""
 
     path: Path
     content: dict[str, Any]
 
 
 def checkpoint_of(run: Path, config: TrainConfig) -> Resumed | None:
-    """The last checkpoint of a run that goes on with a resolved config; None if it was stopped before its first.
+    """Read the last checkpoint of a run that is to be resumed.
+
+    Args:
+        run: the run folder.
+        config: the resolved config of the resumed training.
+
+    Returns:
+        The checkpoint; None if the run was stopped before it wrote one.
 
     Raises:
-        InputError: if the checkpoint is missing among others, or the config changes what a run that goes on cannot.
+        InputError: if `last.ckpt` is missing beside other checkpoints, or the config changes a key that a resumed run
+            cannot change.
     """
     last = last_checkpoint(run)
     if not last.is_file():
         if any(last.parent.glob("*.ckpt")):
-            raise InputError(f"{last} is missing, without which the training would begin anew over what is there")
+            raise InputError(f"{last} is missing; without it the training would start again and overwrite this run")
         return None
     checkpoint = read_checkpoint(last)
     check_config(last, checkpoint, config)
@@ -79,19 +87,18 @@ def checkpoint_of(run: Path, config: TrainConfig) -> Resumed | None:
 
 
 def last_checkpoint(run: Path) -> Path:
-    """Where the last checkpoint of a run is, once there is one."""
+    """The path of a run's last checkpoint, which may not exist yet."""
     return run / "checkpoints" / "last.ckpt"
 
 
 def check_config(last: Path, checkpoint: Mapping[str, Any], config: TrainConfig) -> None:
-    """Raise `InputError` if a resolved config says something else than the checkpoint was trained with, of what a run
-    that goes on cannot change."""
-    # A checkpoint names no code to import: the plugins are those of the run's config.
+    """Raise `InputError` if the resolved config changes a key that a resumed run cannot change."""
+    # Never import code that a checkpoint names: the plugins are those of the run's config.
     written = as_dict(resolve(check(TrainConfig, {**checkpoint["interp_models"]["config"], "plugins": []})))
     now = as_dict(config)
     for group in ("data", "model", "distillation", "optimizer", "seed"):
         for key, before, after in _differences(group, written[group], now[group]):
-            moved = before is not None and after is not None  # no path that was there came or went
+            moved = before is not None and after is not None  # a path may change, but not appear or vanish
             if not _is_among(key, CHANGEABLE) or (key == "distillation.teacher" and not moved):
                 raise InputError(
                     f"{last}: was trained with {key} {before!r}, the config now says {after!r}; {_reason(key)}"
@@ -99,8 +106,10 @@ def check_config(last: Path, checkpoint: Mapping[str, Any], config: TrainConfig)
 
 
 def keep_places(config: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """A config to be saved, with the places of the one before: other ones count for one command, as they may be those
-    of another machine."""
+    """The config to save for a resumed run: `config`, with the `PLACES` of `before`.
+
+    Changed places count for one command only, as they may be those of another machine.
+    """
     kept, was = OmegaConf.create(dict(config)), OmegaConf.create(dict(before))
     for key in PLACES:
         if OmegaConf.select(kept, key) is not None:
@@ -109,8 +118,14 @@ def keep_places(config: Mapping[str, Any], before: Mapping[str, Any]) -> dict[st
 
 
 def check_same_data(last: Path, checkpoint: Mapping[str, Any], data: DataModule) -> dict[str, list[Any]]:
-    """The `images_of` the data; `InputError` unless classes, training and validation images are those of the
-    checkpoint."""
+    """Compare classes, training and validation images with those of a checkpoint.
+
+    Returns:
+        `images_of(data)`.
+
+    Raises:
+        InputError: if they differ.
+    """
     own = checkpoint["interp_models"]
     check_same_classes(own.get("classes", data.classes), data.classes, str(last))
     if "images" not in own and len(data.train_images.validation):
@@ -130,12 +145,12 @@ def check_same_data(last: Path, checkpoint: Mapping[str, Any], data: DataModule)
 
 
 def check_same_classes(before: Sequence[str], now: Sequence[str], whose: str) -> None:
-    """Raise `InputError`, naming the first difference, unless a data set has these classes in this order.
+    """Raise `InputError`, with the first difference, unless a data set has the same classes in the same order.
 
     Args:
-        before: those that a checkpoint was trained on.
-        now: those of the data set.
-        whose: begins the message.
+        before: class names that a checkpoint was trained on.
+        now: class names of the data set.
+        whose: the checkpoint, as the message names it.
     """
     for label, (was, name) in enumerate(zip(before, now, strict=False)):
         if was != name:
@@ -150,20 +165,20 @@ def check_same_classes(before: Sequence[str], now: Sequence[str], whose: str) ->
 
 
 def images_to_train_on(data: DataModule, resumed: Resumed | None) -> dict[str, list[Any]]:
-    """The `images_of` the data; `InputError` if a training goes on and was begun with others."""
+    """`images_of(data)`; raises `InputError` if a resumed training began with other images."""
     return images_of(data) if resumed is None else check_same_data(resumed.path, resumed.content, data)
 
 
 def images_of(data: DataModule) -> dict[str, list[Any]]:
-    """The number of training and of validation images, and what tells one set of them from another; for a checkpoint.
+    """What a checkpoint records about its images: for `train` and `val`, their number and two digests.
 
-    Names, order, labels and ground truth count, and the contents of the files, of `LOOKED_AT` evenly spread ones at
-    most; the folder they lie in does not.
+    The first digest covers names, order, labels and ground truth. The second covers the contents of the files, at most
+    `LOOKED_AT` of them, evenly spread. The folder of the images does not matter.
     """
     found = {}
     for split, indices in (("train", data.train_indices), ("val", data.val_indices)):
         if len(indices) <= LOOKED_AT:
-            contents = data.contents(split)  # kept, so that a push need not read the files again
+            contents = data.contents(split)  # cached, so that a push need not read the files again
         else:
             some = indices[spread(len(indices), LOOKED_AT)].tolist()
             contents = content_digests(data.train_images, some, shown=True)
@@ -172,7 +187,7 @@ def images_of(data: DataModule) -> dict[str, list[Any]]:
 
 
 def check_epochs(last: Path, checkpoint: Mapping[str, Any], config: TrainConfig) -> None:
-    """Raise `InputError` if the phases end before the epochs that a run has done, or say something else of them."""
+    """Raise `InputError` if the phases end before the finished epochs of a run, or change the phase of one of them."""
     done = int(checkpoint["epoch"]) + 1
     if (wanted := sum(phase.epochs for phase in config.phases)) < done:
         raise InputError(f"{last}: {done} epochs are done, the phases have {wanted}")
@@ -187,7 +202,7 @@ def check_epochs(last: Path, checkpoint: Mapping[str, Any], config: TrainConfig)
 
 
 def _differences(key: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
-    """The keys below one that have other values, with both."""
+    """Each key below `key` whose value differs, with both values."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for name in {**before, **now}:
             yield from _differences(f"{key}.{name}", before.get(name), now.get(name))

@@ -1,4 +1,4 @@
-"""A training from its config to its run folder."""
+"""Run a training: from its config to its run folder."""
 
 import functools
 import operator
@@ -53,11 +53,17 @@ REFUSED = {
 
 
 def train(config: TrainConfig, resume: Path | None = None) -> Path:
-    """Fit, select on validation, test; returns the run folder.
+    """Train a model, select the best epoch on validation images, and test it.
 
     Args:
         config: the resolved config.
-        resume: an existing run folder, whose broken epoch is repeated from its start.
+        resume: folder of a run to resume; the epoch that was interrupted is repeated from its start.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        InputError: if the config cannot be trained, or another training writes to the folder.
     """
     with ExitStack() as locks:
         if resume is not None:
@@ -67,7 +73,7 @@ def train(config: TrainConfig, resume: Path | None = None) -> Path:
 
 @rank_zero_only
 def lock(run: Path, locks: ExitStack) -> None:
-    """Let no other training write to a run folder; raises `InputError` if one does."""
+    """Lock a run folder against other trainings; raises `InputError` if another one writes there."""
     locks.enter_context(locked(run, "a training", "wait for its end"))
 
 
@@ -91,7 +97,7 @@ def _train(config: TrainConfig, resume: Path | None, locks: ExitStack) -> Path:
         goes_on_by(functools.partial(way_on, folder, model.recipe.epochs))
     phases = [phase.name for phase in model.recipe.phases]
     table = None if folder is None else MetricsFile(folder, phases, checkpoint)
-    del checkpoint, resumed  # which hold the optimizer's state
+    del checkpoint, resumed  # they hold the optimizer's state, which is large
 
     def keep_config(*_: object) -> None:
         if folder is not None:
@@ -102,7 +108,7 @@ def _train(config: TrainConfig, resume: Path | None, locks: ExitStack) -> Path:
         logger=False,
         callbacks=[
             *([ProgressBar()] if options.get("enable_progress_bar", True) else []),
-            # Of a resumed run only what can be trained is kept, so that a mistake in what it changes does not stay
+            # The config of a resumed run is saved when its training starts: a mistake that fails before is not saved
             pl.callbacks.LambdaCallback(on_train_start=keep_config),
             *checkpoints(folder, selecting=len(data.val_indices) > 0),
             *AttentionLogger.of(config.attention, folder),
@@ -110,7 +116,7 @@ def _train(config: TrainConfig, resume: Path | None, locks: ExitStack) -> Path:
             ClassReport(model.num_classes, folder),
             *ExplanationValidation.of(config.evaluation, config.seed),
             *FeatureCache.of(config.feature_cache),
-            PhaseSchedule(),  # sets the phase before each step; its `on_end` acts after all others have seen the batch
+            PhaseSchedule(),  # the last, so that `on_end` actions follow all other callbacks' hooks for the batch
         ],
         plugins=[WholeCheckpointIO()],
         use_distributed_sampler=False,
@@ -144,7 +150,7 @@ def _train(config: TrainConfig, resume: Path | None, locks: ExitStack) -> Path:
 
 
 def way_on(run: Path, epochs: int) -> str:
-    """How a training that was stopped goes on."""
+    """The command that resumes a stopped training, and where it continues."""
     last = last_checkpoint(run)
     done = int(read_checkpoint(last)["epoch"]) + 1 if last.is_file() else 0
     how = f"{command('train')} {shlex.quote(f'resume={run}')}"
@@ -152,6 +158,6 @@ def way_on(run: Path, epochs: int) -> str:
 
 
 def tell_head(model: InterpModule, data: DataModule) -> None:
-    """Say on stderr if the classifier of a file of weights was taken for the data's classes."""
+    """Say on stderr what happens to the classifier of a weights file: kept, or initialised again."""
     if isinstance(model, CNN) and (line := model.keep_head(data.classes)) is not None:
         rank_zero_only(print)(line, file=sys.stderr)

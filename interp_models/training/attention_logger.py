@@ -1,4 +1,4 @@
-"""Pictures of the model's own maps while it trains."""
+"""Pictures of the model's own maps during training."""
 
 from pathlib import Path
 
@@ -18,15 +18,16 @@ from interp_models.training.module import InterpModule
 
 
 class AttentionLogger(pl.Callback):
-    """Every n epochs, draws the model's maps on the same few images, to `attention/epoch-<n>.png` and to loggers.
+    """Draws the model's own maps on the same few images every n epochs.
 
-    The images are spread over the validation set, or over the training set of a run without one. Each row shows the
-    image, the model's explanation of its prediction, and its maps for display as red, green and blue.
+    The pictures are written to `attention/epoch-<n>.png` and sent to the loggers. The images are spread evenly over the
+    validation set, or over the training set of a run without validation. Each row shows the image, the model's
+    explanation of its prediction, and up to three of its maps as red, green and blue.
 
     Args:
-        every_n_epochs: how often.
-        n_images: how many images.
-        run: the run folder; None on ranks that draw nothing.
+        every_n_epochs: number of epochs from one picture to the next.
+        n_images: number of images.
+        run: the run folder; None on ranks that do not draw.
     """
 
     def __init__(self, every_n_epochs: int, n_images: int, run: Path | None) -> None:
@@ -38,12 +39,12 @@ class AttentionLogger(pl.Callback):
 
     @classmethod
     def of(cls, config: AttentionConfig, run: Path | None) -> "list[AttentionLogger]":
-        """The callback that a config asks for, if it does."""
+        """A list with the callback if the config asks for it; else an empty list."""
         wanted = config.every_n_epochs > 0 and config.n_images > 0
         return [cls(config.every_n_epochs, config.n_images, run)] if wanted else []
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Draw, on rank 0."""
+        """Draw on rank 0."""
         if self.folder is None or (trainer.current_epoch + 1) % self.every_n_epochs:
             return
         assert isinstance(module, InterpModule)
@@ -58,7 +59,7 @@ class AttentionLogger(pl.Callback):
         rows = []
         for image, own, several in zip(batch.image, maps, parts, strict=True):
             pixels = visual.to_uint8(image)
-            finite = np.isfinite(own).all() and np.isfinite(several).all()  # a training that diverges is stopped later
+            finite = np.isfinite(own).all() and np.isfinite(several).all()  # `PhaseSchedule` stops a diverged training
             rows.append([pixels, visual.overlay(pixels, own), visual.rgb(several, pixels)] if finite else [pixels])
         labels, captions = [], []
         for image_id, label, guess, chance in zip(

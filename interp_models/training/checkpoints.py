@@ -1,4 +1,4 @@
-"""Checkpoints: when they are written, whole or not at all, and how they are read."""
+"""Checkpoints: when they are written, and how they are read. A file is written whole or not at all."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ Ckpt = Literal["best", "last"]
 
 
 class Checkpoint(ModelCheckpoint):
-    """One file, written after epochs, that remembers its score also when the run folder has moved since."""
+    """Writes `best.ckpt` or `last.ckpt` after an epoch; a resumed run finds the best score even if its folder moved."""
 
     def __init__(self, run: Path | None, name: Ckpt, monitor: str | None = None) -> None:
         super().__init__(
@@ -30,13 +30,13 @@ class Checkpoint(ModelCheckpoint):
         )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save, unless the best is wanted and the epoch is no candidate."""
+        """Save; `best` considers only epochs that the phase's `select` admits."""
         assert isinstance(pl_module, InterpModule)
         if self.monitor is None or pl_module.recipe.selectable(trainer.current_epoch):
             super().on_train_epoch_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the state of a run, whose paths are those of where it was."""
+        """Restore the callback's state, with its paths changed to the folder where the run is now."""
         old, new = str(state_dict["dirpath"]), str(self.dirpath)
         super().load_state_dict({key: _moved(value, old, new) for key, value in state_dict.items()})
 
@@ -48,35 +48,39 @@ def _moved(value: Any, old: str, new: str) -> Any:
 
 
 def checkpoints(run: Path | None, *, selecting: bool) -> list[Checkpoint]:
-    """The callbacks that write `best.ckpt`, if there is a validation to select on, and `last.ckpt` after every epoch.
+    """The callbacks that write `last.ckpt` after every epoch and, with validation images, `best.ckpt`.
 
-    Two, as `save_last` of one would write the last epoch only when it is also the best; the last one comes second, so
-    that it knows the best score.
+    There are two because `save_last` of a single one would write the last epoch only if it is the best. `last` comes
+    second, so that it holds the best score.
+
+    Args:
+        run: the run folder; None on ranks that do not write.
+        selecting: whether there are validation images to select on.
     """
     best = [Checkpoint(run, "best", "val/acc")] if selecting else []
     return [*best, Checkpoint(run, "last")]
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Checkpoints are written whole or not at all, and only ever loaded as plain containers of tensors."""
+    """Writes checkpoints whole or not at all, and loads them only with `weights_only=True`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write to a partial file first."""
+        """Write to a partial file, then rename it."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as partial, partial.open("wb") as file:  # of a path, torch.save would not say what failed
+        with whole(path) as partial, partial.open("wb") as file:  # given a path, torch.save hides the cause of an error
             torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read with `weights_only=True`, whatever is asked for."""
+        """Read with `weights_only=True`, whatever the argument says."""
         return read_checkpoint(Path(path), map_location)
 
 
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """A checkpoint as plain containers.
+    """Read a checkpoint as plain containers of tensors.
 
     Raises:
-        InputError: if it is missing, broken, no checkpoint of this package, or of a later format.
+        InputError: if it is missing, broken, not a checkpoint of this package, or of a newer format.
     """
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist")
@@ -95,7 +99,16 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
 
 
 def load_weights(model: InterpModule, checkpoint: Mapping[str, Any], where: str) -> None:
-    """Load a checkpoint's weights; raises `InputError` naming the first tensor that does not fit."""
+    """Load the weights of a checkpoint into a model.
+
+    Args:
+        model: the model.
+        checkpoint: as `read_checkpoint` returns it.
+        where: the run, as messages name it.
+
+    Raises:
+        InputError: with the name of the first tensor that is missing, superfluous or of another shape.
+    """
     state, own = checkpoint["state_dict"], model.state_dict()
     for key in own:
         if key not in state or state[key].shape != own[key].shape:

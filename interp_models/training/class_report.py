@@ -1,4 +1,4 @@
-"""What the test of a training says of each class."""
+"""Results of the test by class: accuracies and confusion matrix."""
 
 import csv
 import io
@@ -19,16 +19,17 @@ from interp_models.training.loggers import log_pictures
 
 TOP = 5
 MOST_DRAWN = 1000
-"""Classes of a confusion matrix that is drawn; a larger picture would take gigabytes."""
+"""Confusion matrices of more classes are not drawn: the picture would take gigabytes of memory."""
 
 
 class ClassReport(pl.Callback):
-    """Adds to a test the mean of the classes' accuracies and, of more than five classes, the top-5 accuracy; writes
-    `classes.csv` and `confusion.png`, which goes to the loggers too.
+    """Logs class-mean and top-5 accuracy of the test, and writes `classes.csv` and `confusion.png`.
+
+    Top-5 accuracy needs more than five classes. The confusion matrix is also sent to the loggers.
 
     Args:
-        num_classes: K.
-        run: the run folder; None on ranks that write nothing.
+        num_classes: number of classes K.
+        run: the run folder; None on ranks that do not write.
     """
 
     def __init__(self, num_classes: int, run: Path | None) -> None:
@@ -36,10 +37,10 @@ class ClassReport(pl.Callback):
         self.confusion = MulticlassConfusionMatrix(num_classes)
         self.top = MulticlassAccuracy(num_classes, top_k=TOP, average="micro") if num_classes > TOP else None
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.long)
-        """Test images of all ranks by class (rows) and predicted class (columns)."""
+        """(K, K): number of test images of all ranks by class (rows) and predicted class (columns)."""
 
     def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Begin to count."""
+        """Set all counts to 0."""
         for metric in filter(None, (self.confusion, self.top)):
             metric.to(module.device).reset()
 
@@ -52,13 +53,13 @@ class ClassReport(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count a batch."""
+        """Count the predictions of a batch."""
         assert isinstance(outputs, InterpOutput)
         for metric in filter(None, (self.confusion, self.top)):
             metric.update(outputs.logits, batch.label)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Log `test/acc_class_mean`, over the classes that have test images, and `test/acc_top5`."""
+        """Log `test/acc_class_mean`, the mean over the classes that have test images, and `test/acc_top5`."""
         self.counts = self.confusion.compute().cpu()
         n = self.counts.sum(dim=1)
         accuracies = self.counts.diag()[n > 0] / n[n > 0]
@@ -67,7 +68,7 @@ class ClassReport(pl.Callback):
             module.log(f"test/acc_top{TOP}", self.top.compute())
 
     def on_test_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Write, on rank 0."""
+        """Write the files on rank 0."""
         if self.run is None:
             return
         classes = data_of(trainer).classes
@@ -78,12 +79,14 @@ class ClassReport(pl.Callback):
 
 
 def class_table(counts: Tensor, classes: list[str]) -> str:
-    """A table in csv with a row per class: its images, how many of them are right, their share, and the class that
-    most of the others are taken for (the first of several), with their number.
+    """A table of results by class, in csv.
+
+    Columns: class, number of images, number of correct predictions, accuracy, the most frequent wrong prediction (the
+    first of several) and how often it occurs.
 
     Args:
-        counts: images by class (rows) and predicted class (columns), int64 (K, K).
-        classes: their names.
+        counts: number of images by class (rows) and predicted class (columns), int64 (K, K).
+        classes: names of the classes.
 
     >>> print(class_table(torch.tensor([[1, 2], [0, 0]]), ["a", "b"]), end="")
     class,n,right,accuracy,most_confused_with,times

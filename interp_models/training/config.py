@@ -1,4 +1,4 @@
-"""Options of what surrounds a training: loggers, pictures, a teacher."""
+"""Options of loggers, of pictures during training, and of distillation."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,10 +10,10 @@ Mode = Literal["offline", "online", "disabled"]
 
 @dataclass
 class LoggerConfig:
-    """Where numbers and pictures go beside `metrics.csv`, which is always written."""
+    """Loggers beside `metrics.csv`, which is always written."""
 
     wandb: Mode = "offline"
-    """Weights & Biases: `offline` writes files to sync later, `online` sends, `disabled` does nothing."""
+    """Weights & Biases: `offline` writes files to sync later, `online` sends at once, `disabled` logs nothing."""
     project: str = "interp_models"
     """Project in Weights & Biases."""
     tensorboard: bool = False
@@ -25,18 +25,18 @@ class AttentionConfig:
     """Pictures of the model's own maps during training."""
 
     every_n_epochs: int = 1
-    """0 logs none."""
+    """Number of epochs from one picture to the next; 0 draws none."""
     n_images: int = 8
-    """Validation images, spread over them all."""
+    """Number of images, spread evenly over the validation set."""
 
 
 @dataclass
 class DistillationConfig:
-    """Learning from a trained run beside the labels."""
+    """Knowledge distillation: the student also learns the outputs of a trained teacher."""
 
     teacher: PathText | None = None
-    """Run folder; null has no teacher."""
+    """Run folder of the teacher; null trains without one."""
     temperature: float = 6.0
-    """T, by which logits are divided."""
+    """Temperature T: the logits of teacher and student are divided by it."""
     weight: float = 0.5
-    """λ: of the teacher's term, times T²; the loss itself is multiplied by 1 - λ."""
+    """Weight λ in [0, 1]: the teacher's term is multiplied by λ T², the student's own loss by 1 - λ."""

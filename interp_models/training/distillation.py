@@ -1,4 +1,4 @@
-"""Distillation: a student learns the teacher's logits beside the labels."""
+"""Knowledge distillation: the student learns from the labels and from the teacher's logits."""
 
 import math
 from typing import Any
@@ -13,13 +13,17 @@ from interp_models.core.scoring import logits_of
 
 
 class Distillation:
-    """λ T² KL(softmax(t / T) ‖ softmax(s / T)) + (1 - λ) · the loss of the student, with the mean over the batch
-    (Hinton, Vinyals and Dean 2015, section 2; BR-NPA, section 3.3).
+    """Changes the loss L of a student to λ T² KL(softmax(t / T) ‖ softmax(s / T)) + (1 - λ) L.
 
-    No module: the teacher is neither among the student's parameters nor in its checkpoints, and never learns.
+    t and s are the logits of teacher and student; the divergence is averaged over the batch.
+
+    Source: Hinton, Vinyals and Dean 2015, section 2; BR-NPA, section 3.3.
+
+    This class is not a module. So the teacher is neither among the student's parameters nor in its checkpoints, and
+    it is never trained.
 
     Args:
-        teacher: a trained classifier of the same classes.
+        teacher: a trained classifier of the same classes; it is put into eval mode and frozen.
         temperature: T.
         weight: λ.
 
@@ -34,11 +38,20 @@ class Distillation:
             )
         self.teacher = teacher.eval().requires_grad_(False)
         self.digest = weights_digest(teacher)
-        """Of its weights: a training that goes on needs the same."""
+        """Digest of the teacher's weights; a resumed training needs the same teacher."""
         self.temperature, self.weight = temperature, weight
 
     def terms(self, terms: dict[str, Tensor], logits: Tensor, images: Tensor) -> dict[str, Tensor]:
-        """The terms of the student's loss times 1 - λ, and `distillation`."""
+        """The terms of the loss with distillation.
+
+        Args:
+            terms: the terms of the student's own loss.
+            logits: logits of the student, (B, K).
+            images: the images, (B, 3, H, W) in [0, 1].
+
+        Returns:
+            The student's terms times 1 - λ, and the term `distillation`.
+        """
         with torch.no_grad():
             taught = logits_of(self.teacher.to(images)(images)) / self.temperature
         learnt = F.log_softmax(logits / self.temperature, dim=1)
@@ -47,5 +60,5 @@ class Distillation:
         return {**own, "distillation": self.weight * self.temperature**2 * apart}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Distillation":
-        """Itself: a copy of the student has no need of another teacher."""
+        """Return itself: copies of the student share one teacher."""
         return self

@@ -1,4 +1,4 @@
-"""Training of weights on what a frozen network gives, computed once."""
+"""Train a last layer on cached outputs of a frozen network."""
 
 from collections.abc import Callable
 from itertools import chain, count, islice
@@ -11,25 +11,28 @@ from interp_models.core.distributed import gathered
 from interp_models.data.module import DataModule
 
 
-def fit_stored(
+def fit_on_cached(
     weights: Tensor, loss: Callable[[Tensor, list[int]], Tensor], data: DataModule, first: int, steps: int, lr: float
 ) -> Tensor:
-    """Weights after steps of Adam, which begins anew; the same on all ranks.
+    """Train weights by steps of a new Adam optimizer.
 
     Args:
-        weights: to begin with.
-        loss: of weights and a batch, by positions among the training images of all ranks.
-        data: whose batches, in whose order, are taken.
+        weights: the initial weights.
+        loss: maps the weights and the positions of a batch, among the training images of all ranks, to a scalar loss.
+        data: the data module, whose training batches are taken in their order.
         first: number of the epoch whose batches come first.
-        steps: how many.
+        steps: number of steps.
         lr: learning rate.
+
+    Returns:
+        The trained weights; the same on all ranks.
     """
     weights = weights.detach().clone().requires_grad_()
-    optimizer = torch.optim.Adam([weights], lr=lr, fused=True)  # a third of the time
+    optimizer = torch.optim.Adam([weights], lr=lr, fused=True)  # fused takes a third of the time
     batches = islice(chain.from_iterable(map(data.batches, count(first))), steps)
     for batch in tqdm(batches, total=steps, desc="last layer", leave=False, disable=not data.shows_progress):
         with torch.enable_grad():
-            # Not backward(): DDP listens to the gradients of parameters.
+            # Not backward(): DDP hooks into the gradients of parameters.
             (weights.grad,) = torch.autograd.grad(loss(weights, batch), weights)
         optimizer.step()
     return gathered(weights.detach())[0]

@@ -1,4 +1,4 @@
-"""Weights & Biases and TensorBoard: what a run sends them beside its own files."""
+"""Weights & Biases and TensorBoard: loggers beside the files of a run."""
 
 import base64
 import importlib.util
@@ -28,7 +28,8 @@ from interp_models.training.config import LoggerConfig, Mode
 
 
 def wandb_mode(config: LoggerConfig) -> str:
-    """The mode of Weights & Biases: `WANDB_MODE` if it is set, but what the config disables stays so.
+    """The mode of Weights & Biases: `disabled` if the config or `WANDB_DISABLED` says so, else `WANDB_MODE` if it is
+    set, else that of the config.
 
     Raises:
         InputError: for an unknown `WANDB_MODE`.
@@ -44,7 +45,7 @@ def wandb_mode(config: LoggerConfig) -> str:
 
 @rank_zero_only
 def check_loggers(config: LoggerConfig) -> None:
-    """Raise `InputError` if a logger could not work: an extra, a login or the network is missing; made to be early."""
+    """Raise `InputError` early if a logger cannot work because an extra, a login or the network is missing."""
     if config.tensorboard and not any(map(importlib.util.find_spec, ("tensorboard", "tensorboardX"))):
         raise InputError("logger.tensorboard=true needs the extra: pip install 'interp_models[tensorboard]'")
     if wandb_mode(config) != "online":
@@ -63,7 +64,7 @@ def check_loggers(config: LoggerConfig) -> None:
     try:
         with urlopen(request, timeout=5) as answer:
             known = b'"viewer":null' not in answer.read().replace(b" ", b"")
-    except HTTPError as error:  # the server is there
+    except HTTPError as error:  # the server was reached
         known = error.code not in (401, 403)
     except (OSError, HTTPException, ValueError) as error:
         raise InputError(
@@ -74,7 +75,7 @@ def check_loggers(config: LoggerConfig) -> None:
 
 
 def _netrc_key(url: str) -> str | None:
-    """The password that `wandb login` wrote."""
+    """The API key that `wandb login` wrote."""
     try:
         entry = netrc.netrc(os.environ.get("NETRC") or os.path.expanduser("~/.netrc")).authenticators(
             urlsplit(url).hostname or ""
@@ -91,11 +92,11 @@ def make_loggers(
     group: str,
     job: str = "train",
 ) -> list[Logger]:
-    """The loggers that a config asks for; none on ranks that know no run folder, as only rank 0 logs.
+    """Make the loggers that a config asks for.
 
     Args:
-        config: which.
-        run: the run folder, or None.
+        config: the options of the loggers.
+        run: the run folder; None, on ranks above 0, makes no logger.
         group: group in Weights & Biases.
         job: kind of job, `train` or `evaluate`.
     """
@@ -117,14 +118,17 @@ def make_loggers(
             )
         )
     if config.tensorboard:
-        # Its own metric of hyperparameters would be -1 for every run
+        # The default `hp_metric` would be -1 for every run
         loggers.append(TensorBoardLogger(run, name="", version="tensorboard", default_hp_metric=False))
     return loggers
 
 
 def log_results(loggers: Iterable[Logger], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Send an evaluation's scores to Weights & Biases as a table: a row per explainer, and for each metric the mean,
-    the standard deviation over the images, and the number of images where it is defined."""
+    """Send the results of an evaluation to Weights & Biases as a table.
+
+    It has a row per explainer and, for each metric, the mean, the standard deviation over the images, and the number of
+    images where the metric is defined.
+    """
     table: dict[str, dict[str, Any]] = {}
     for row in rows:
         cells = table.setdefault(row["explainer"], {"explainer": row["explainer"]})
@@ -136,7 +140,7 @@ def log_results(loggers: Iterable[Logger], rows: Sequence[Mapping[str, Any]]) ->
 
 
 def log_map_table(loggers: Iterable[Logger], images: Sequence[ImageView]) -> None:
-    """Send the images that a page shows to Weights & Biases as a table: a row per image, a column per explainer."""
+    """Send the images of a report to Weights & Biases as a table: a row per image, a column per explainer."""
     sending = [logger for logger in loggers if isinstance(logger, WandbLogger)]
     if not sending or not images:
         return
@@ -157,7 +161,7 @@ def log_map_table(loggers: Iterable[Logger], images: Sequence[ImageView]) -> Non
 
 
 def log_pictures(loggers: Iterable[Logger], key: str, paths: Sequence[Path], step: int = 0) -> None:
-    """Send picture files to Weights & Biases, with their names as captions, and to TensorBoard as `<key>/<name>`."""
+    """Send picture files to Weights & Biases, with file names as captions, and to TensorBoard as `<key>/<name>`."""
     for logger in loggers:
         if isinstance(logger, WandbLogger) and paths:
             logger.log_image(key, [str(path) for path in paths], caption=[path.stem for path in paths])
@@ -169,14 +173,14 @@ def log_pictures(loggers: Iterable[Logger], key: str, paths: Sequence[Path], ste
 def log_maps(
     loggers: Iterable[Logger], pictures: Sequence[NDArray[np.uint8]], captions: Sequence[str], sheet: Path, step: int
 ) -> None:
-    """Send pictures of the model's own maps: to Weights & Biases each with its caption, to TensorBoard the sheet.
+    """Send pictures of the model's own maps: single pictures to Weights & Biases, the sheet to TensorBoard.
 
     Args:
-        loggers: any.
-        pictures: (H, W, 3), one for each image.
-        captions: what is said of each.
-        sheet: the file of all of them.
-        step: of the training.
+        loggers: the loggers.
+        pictures: one picture (H, W, 3) for each image.
+        captions: a caption for each picture.
+        sheet: the file that shows all of them.
+        step: the epoch.
     """
     for logger in loggers:
         if isinstance(logger, WandbLogger):
@@ -191,14 +195,14 @@ def _add_picture(logger: TensorBoardLogger, tag: str, path: Path, step: int) -> 
 
 
 def close(loggers: Iterable[Logger]) -> None:
-    """End runs of Weights & Biases: a process has one at a time, and the next logger would write to it too."""
+    """Finish runs of Weights & Biases: a process has one run at a time, and the next logger would write to it."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()
 
 
 def _wandb_id(run: Path, job: str) -> str:
-    """The identity of the run in Weights & Biases, the same when it is resumed."""
+    """The id of the run in Weights & Biases; a resumed run has the same."""
     path = run / f".wandb-{job}"
     if not path.is_file():
         path.write_text(uuid.uuid4().hex[:8])

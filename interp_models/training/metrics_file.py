@@ -1,4 +1,4 @@
-"""`metrics.csv`: a row per epoch, how it is written, kept in checkpoints and taken up again."""
+"""`metrics.csv` has a row per epoch. Checkpoints hold the row of their epoch, so that a resumed run loses none."""
 
 import csv
 import io
@@ -14,9 +14,9 @@ from interp_models.core.files import write_whole
 
 
 def row_of(trainer: pl.Trainer, phase: str) -> dict[str, Any]:
-    """The row of the trainer's epoch, for a checkpoint: Lightning logs it after it has saved.
+    """The row of the current epoch, for a checkpoint: Lightning saves before it logs.
 
-    Values of `val/<metric>/<explainer>` are left out, as Lightning may still hold those of an earlier epoch.
+    Values of `val/<metric>/<explainer>` are left out, because Lightning may still hold those of an earlier epoch.
     """
     logged = trainer.callback_metrics.items()
     row = {k: float(v) for k, v in logged if k.startswith(("train/", "val/", "lr/")) and k.count("/") == 1}
@@ -24,16 +24,16 @@ def row_of(trainer: pl.Trainer, phase: str) -> dict[str, Any]:
 
 
 class MetricsFile(Logger):
-    """`metrics.csv`: one row per epoch with what training and validation logged, written whole whenever that grows.
+    """Logger that writes `metrics.csv`: one row per epoch with the values of training and validation.
 
-    Phases, which Lightning logs as numbers, stand there by name. Results on test images are in `metrics.json` alone, as
-    no epoch is to be chosen by them.
+    The file is written whole each time. Phases are given by name; Lightning logs them as numbers. Test results are
+    only in `metrics.json`, because no epoch may be selected by them.
 
     Args:
         run: the run folder.
-        phases: names of the phases on the timeline.
-        checkpoint: of the run that goes on: rows of its epochs are kept, and its last one is filled in, as the run may
-            have been stopped before all of it was written; None begins anew.
+        phases: names of the phases, in their order.
+        checkpoint: checkpoint of a resumed run. Rows of its epochs are kept, and its own row is filled in, because the
+            run may have stopped before it was written. None starts an empty file.
     """
 
     name, version = "metrics", ""
@@ -42,15 +42,15 @@ class MetricsFile(Logger):
         super().__init__()
         self.path, self.phases = run / "metrics.csv", phases
         self.rows: dict[int, dict[str, Any]] = {}
-        """By epoch."""
+        """Rows by epoch."""
         if checkpoint is not None:
             self._resume(checkpoint)
 
     def _resume(self, checkpoint: Mapping[str, Any]) -> None:
-        """Read the rows of the epochs that are done."""
+        """Read the rows of the finished epochs."""
         if self.path.is_file():
             with self.path.open(newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.DictReader(file) if None not in row.values()]  # a cut one lacks cells
+                rows = [row for row in csv.DictReader(file) if None not in row.values()]  # a row cut short lacks cells
             for row in rows:  # earlier versions wrote several rows for an epoch
                 if row.get("epoch", "").isdecimal() and int(row["epoch"]) <= checkpoint["epoch"]:
                     self._fill(int(row["epoch"]), {key: value for key, value in row.items() if value})
@@ -59,11 +59,11 @@ class MetricsFile(Logger):
 
     @property
     def save_dir(self) -> str:
-        """The run folder, where Lightning's profilers write too."""
+        """The run folder; Lightning's profilers write there too."""
         return str(self.path.parent)
 
     def validated(self, checkpoint: Mapping[str, Any]) -> dict[str, float]:
-        """`val/acc` and `val/n` of a checkpoint's epoch; nothing of a training without validation."""
+        """`val/acc` and `val/n` of a checkpoint's epoch; empty for a training without validation."""
         row = {**self.rows.get(checkpoint["epoch"], {}), **checkpoint["interp_models"].get("metrics", {})}
         return {key: float(row[key]) for key in ("val/acc", "val/n") if key in row}
 
@@ -72,7 +72,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Fill in the row of the epoch that the metrics name."""
+        """Add the metrics to the row of their epoch and write the file."""
         row = {key: value for key, value in metrics.items() if not key.startswith("test/")}
         if row.keys() == {"epoch"}:
             return
@@ -87,4 +87,4 @@ class MetricsFile(Logger):
         write_whole(self.path, text.getvalue())
 
     def log_hyperparams(self, params: Any) -> None:
-        """They are in `config.yaml`."""
+        """Do nothing: hyperparameters are in `config.yaml`."""

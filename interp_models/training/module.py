@@ -1,4 +1,4 @@
-"""The abstract LightningModule of every architecture."""
+"""`InterpModule`, the abstract LightningModule of all architectures."""
 
 import math
 from abc import ABC, abstractmethod
@@ -24,42 +24,49 @@ from interp_models.training.optimizers import make_optimizer
 from interp_models.training.recipe import Recipe, check_groups
 from interp_models.training.schedule import PhaseSchedule
 
-FORMAT_VERSION = 1  # of what checkpoints hold beside Lightning's own keys
+FORMAT_VERSION = 1  # of the keys that we add to checkpoints
 
 
 class InterpModule(pl.LightningModule, ABC):
     """An image classifier that explains itself.
 
-    Abstract: an architecture implements `forward`, `loss`, `parameter_groups`, `feature_layer` and `explain`, and is
-    itself final (no architecture subclasses another). Whatever differs between a training and an evaluation belongs
-    to the loss, so `forward` is the same in both, logs nothing and knows no trainer.
+    Abstract: an architecture implements `forward`, `loss`, `parameter_groups`, `feature_layer` and `explain`. It is
+    final: no architecture subclasses another. `forward` is the same in training and in evaluation; differences belong
+    in `loss`. `forward` logs nothing and does not use the trainer.
+
+    Args:
+        num_classes: number of classes, at least 2.
+
+    Raises:
+        InputError: if there are fewer than 2 classes.
     """
 
-    unit_images: ClassVar[bool] = True  # explainers and `probabilities` refuse others, see `inputs.check_images_for`
+    unit_images: ClassVar[bool] = True
+    """The model takes images in [0, 1] and normalises them inside; see `inputs.check_images_for`."""
     additive: ClassVar[bool] = False
-    """Whether logits are sums over the maps, and `evidence` says what each adds."""
+    """Whether each logit is a sum over the maps; then `evidence` returns what each map adds."""
     actions: ClassVar[tuple[str, ...]] = ("reset_optimizer",)
-    """Methods that a phase may call when it ends, each with the data module, on all ranks."""
+    """Methods that a phase can call at its start or end. Each takes the data module and runs on all ranks."""
     pushed_by: ClassVar[str | None] = None
-    """The action that makes prototypes patches of training images, without which no epoch is to be selected."""
+    """The action that replaces prototypes by patches of training images; an epoch without it must not be selected."""
     after_push: ClassVar[tuple[str, ...]] = ()
-    """Parameter groups that can be trained after that."""
+    """Parameter groups that can still be trained after `pushed_by`."""
     explanations: ClassVar[tuple[str, ...]]
-    """The kinds of map that `explain` gives, the default first."""
+    """The kinds of map that `explain` returns, the default first."""
     statistics: ClassVar[tuple[str, ...]] = ()
-    """What `measure` gives."""
+    """Names of the values that `measure` returns."""
     signed_maps: bool = False
-    """Whether `InterpOutput.maps` may be below 0."""
+    """Whether `InterpOutput.maps` can have negative values."""
     class_maps: ClassVar[bool] = False
     """Whether the default kind of `explain` depends on the class."""
     offers: ClassVar[tuple[Trait, ...]] = ("explain",)
-    """What explainers can count on, see `TRAITS`; its trunk alone decides about `relu`."""
+    """Traits that explainers can rely on, see `TRAITS`. The backbone alone decides about `relu`."""
     small: ClassVar[Mapping[str, Any]] = {"backbone": "test_efficientnet", "weights": None, "output_stride": 16}
-    """Options that make it small enough for a test."""
+    """Options that make the model small enough for tests."""
     untrained: ClassVar[Mapping[str, Any]] = {}
-    """Options with which its actions work on a model that has hardly learnt."""
+    """Options with which the actions work on a model that is hardly trained, for tests."""
     amplifies_rounding: ClassVar[bool] = False
-    """Whether its gradient changes so fast with the images that tests of gradients need small steps and float64."""
+    """Whether gradients change so fast with the images that tests of gradients need small steps and float64."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -67,17 +74,19 @@ class InterpModule(pl.LightningModule, ABC):
             raise InputError(f"a classifier needs at least 2 classes; the data set has {num_classes}")
         self.num_classes = num_classes
         self.classes: tuple[str, ...] = ()
-        """Class names by label, of a model that was loaded from a run."""
+        """Class names by label; empty unless the model was loaded from a run."""
         self.recipe = Recipe()
+        """Phases and optimizer of the training."""
         self.distillation: Distillation | None = None
+        """The teacher and its weight in the loss."""
         self.config: dict[str, Any] = {}
-        """The resolved config of the run, plain containers, stored in checkpoints."""
+        """The resolved config of the run, in plain containers; checkpoints hold it."""
         self.images: dict[str, list[Any]] = {}
-        """What tells the images that it is trained on from others, stored in checkpoints."""
+        """Numbers and digests of the training and validation images; checkpoints hold them."""
         self.accuracy = nn.ModuleDict(
             {f"{stage}_acc": MulticlassAccuracy(num_classes, average="micro") for stage in ("val", "test")}
         )
-        # Lightning's own mean over ranks is wrong where their last batches differ in size. A loss of NaN stays NaN.
+        # Lightning's own mean over ranks is wrong if their last batches differ in size. A loss of NaN stays NaN.
         self.val_loss = MeanMetric(nan_strategy="disable")
         self.means = nn.ModuleDict(
             {f"{stage}_{name}": MeanMetric() for stage in ("val", "test") for name in self.statistics}
@@ -85,74 +94,108 @@ class InterpModule(pl.LightningModule, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor) -> InterpOutput:
-        """Images (B, 3, H, W) in [0, 1] -> logits and maps."""
+        """Compute logits and maps.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+        """
 
     @abstractmethod
     def loss(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
-        """Named terms, already weighted; their sum is minimised. `targets` is int64 (B,)."""
+        """The terms of the loss by name.
+
+        Args:
+            output: what `forward` returned.
+            targets: class labels, int64 (B,).
+
+        Returns:
+            Scalar terms, already multiplied by their weights. The training minimises their sum.
+        """
 
     @abstractmethod
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Named groups, disjoint and complete, each with its own learning rate in a phase."""
+        """All parameters in named, disjoint groups. A phase gives each group its learning rate, or freezes it."""
 
     def optimizer_hints(self) -> dict[nn.Parameter, tuple[float, bool]]:
-        """By what a parameter's learning rate is multiplied, and whether weight decay applies; 1 and yes by default."""
+        """For single parameters: a factor of the learning rate, and whether weight decay applies.
+
+        Parameters that are not named get the factor 1 and weight decay.
+        """
         return {}
 
     @property
     @abstractmethod
     def feature_layer(self) -> nn.Module:
-        """The module whose output is the last map of features (B, C, h, w), or tokens (B, T, C) of timm's."""
+        """The module whose output is the last feature map (B, C, h, w) or, in vision transformers of timm, the last
+        tokens (B, T, C)."""
 
     @abstractmethod
     def explain(self, output: InterpOutput, targets: Tensor, kind: str | None = None) -> Tensor:
-        """One map (B, h, w) per image on the model's grid, not normalised; larger is more evidence for the target.
+        """The model's explanation of a class.
 
         Args:
             output: what `forward` returned for the images.
-            targets: class to explain, int64 (B,).
-            kind: one of `explanations`; None is the first.
+            targets: class to explain for each image, int64 (B,).
+            kind: one of `explanations`; None takes the first.
+
+        Returns:
+            One map per image, (B, h, w), on the model's grid and not normalised. A larger value means more evidence for
+            the class.
         """
 
     def display(self, output: InterpOutput, targets: Tensor) -> Tensor:
-        """The maps (B, n, h, w), n <= 3, that are shown as red, green and blue: the first ones by default."""
+        """The maps (B, n, h, w), n <= 3, to show as red, green and blue; by default the first ones."""
         return output.maps[:, :3]
 
     def evidence(self, output: InterpOutput, targets: Tensor) -> Tensor:
-        """What each map adds to the target's logit, (B, N); the sum is the logit, but for a constant of the class.
+        """What each map adds to the logit of the target class.
+
+        Returns:
+            (B, N). The sum over the N maps is the logit up to a constant per class.
 
         Raises:
-            InputError: by default, and unless the model is `additive`.
+            InputError: if the model is not `additive`.
         """
-        raise InputError(f"the logits of {type(self).__name__} are no sum over its maps")
+        raise InputError(f"the logits of {type(self).__name__} are not a sum over its maps")
 
     def observe(self, output: InterpOutput, targets: Tensor) -> None:
-        """Update state that the optimizer does not, by a batch of a training; called without gradient on all ranks."""
+        """Update state that the optimizer does not, such as running centres.
+
+        It is called after the loss of each training batch, without gradients, on all ranks. By default it does nothing.
+        """
 
     def measure(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
-        """What the architecture says of its predictions, the `statistics` by name, a value per image (B,)."""
+        """The `statistics` of the predictions by name, a value per image (B,); validation and test log their means."""
         return {}
 
     def check_recipe(self) -> None:
-        """Raise `InputError` unless the groups are sound and the recipe names groups and modules that exist."""
+        """Raise `InputError` unless parameter groups are disjoint and complete, and all names in the recipe exist."""
         groups = self.parameter_groups()
         check_groups(self, groups)
         self.recipe.check(list(groups), [name for name, _ in self.named_modules() if name], self.actions)
 
     def check_selection(self, *, selecting: bool) -> None:
-        """Raise `InputError` if an epoch could be selected (or, without validation, is the last) that should not."""
+        """Raise `InputError` if an epoch could be selected whose prototypes are not patches of training images.
+
+        Args:
+            selecting: whether there are validation images; without them, the last epoch is selected.
+        """
         if self.pushed_by is not None:
             norms = [name for name, part in self.named_modules() if isinstance(part, _BatchNorm)]
             self.recipe.check_pushed(self.pushed_by, self.after_push, norms, selecting=selecting)
 
     def check_kind(self, kind: str | None) -> str:
-        """The kind of explanation asked for; an unknown one raises `InputError`."""
+        """`kind`, or the default if it is None.
+
+        Raises:
+            InputError: for an unknown kind.
+        """
         if kind is not None and kind not in self.explanations:
             raise unknown(f"kind of explanation of {type(self).__name__}:", kind, self.explanations)
         return kind or self.explanations[0]
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
-        """The sum of the loss terms, each logged as `train/<term>`, and the accuracy as `train/acc`."""
+        """The sum of the loss terms. Logs `train/loss`, each term as `train/<term>`, and `train/acc`."""
         output = self(batch.image)
         terms = self.loss(output, batch.label)
         if self.distillation is not None:
@@ -162,17 +205,17 @@ class InterpModule(pl.LightningModule, ABC):
             self.observe(output, batch.label)
             right = (output.logits.argmax(dim=1) == batch.label).float().mean()
         size = len(batch.label)
-        for name, value in (*terms.items(), ("acc", right)):  # in training all ranks have batches of one size
+        for name, value in (*terms.items(), ("acc", right)):  # training batches of all ranks have the same size
             self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=size, sync_dist=True)
         return loss
 
     def validation_step(self, batch: Sample, batch_idx: int) -> InterpOutput:  # type: ignore[override]
-        """Logs `val/loss`, `val/acc` and `val/n`; returns the output for callbacks."""
+        """Log `val/loss`, `val/acc`, `val/n` and the statistics; returns the output for callbacks."""
         return self._evaluation_step(batch, "val")
 
     def test_step(self, batch: Sample, batch_idx: int) -> InterpOutput:  # type: ignore[override]
-        """Logs `test/acc` and `test/n`; returns the output for callbacks."""
+        """Log `test/acc`, `test/n` and the statistics; returns the output for callbacks."""
         return self._evaluation_step(batch, "test")
 
     def _evaluation_step(self, batch: Sample, stage: str) -> InterpOutput:
@@ -180,7 +223,7 @@ class InterpModule(pl.LightningModule, ABC):
         size = len(batch.label)
         if stage == "val":
             loss = torch.stack(list(self.loss(output, batch.label).values())).sum()
-            self.val_loss.update(loss.expand(size))  # once per image: weights are forgotten with "disable"
+            self.val_loss.update(loss.expand(size))  # once per image: nan_strategy="disable" ignores weights
             self.log("val/loss", self.val_loss, batch_size=size)
         accuracy = cast(MulticlassAccuracy, self.accuracy[f"{stage}_acc"])
         accuracy.update(output.logits, batch.label)
@@ -193,21 +236,21 @@ class InterpModule(pl.LightningModule, ABC):
         return output
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """One optimizer with the named parameter groups; their learning rates are set by `PhaseSchedule`."""
+        """One optimizer with the named parameter groups. `PhaseSchedule` sets their learning rates."""
         return make_optimizer(self.recipe.optimizer, self.parameter_groups(), self.optimizer_hints())
 
     def reset_optimizer(self, data: pl.LightningDataModule) -> None:
-        """Forget the moments, as papers do that begin a stage with a new optimizer."""
+        """Action: reset the optimizer's state (its moments), as in papers that start a stage with a new optimizer."""
         self.trainer.optimizers[0].state.clear()
 
     def on_fit_start(self) -> None:
-        """Refuse a trainer that would train at a learning rate of 0."""
+        """Refuse a trainer without `PhaseSchedule`: it would train at a learning rate of 0."""
         if not any(isinstance(callback, PhaseSchedule) for callback in getattr(self.trainer, "callbacks", ())):
             raise InputError("the trainer needs callbacks=[PhaseSchedule()], which sets the phases' learning rates")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the format version, the resolved config, the name of the phase and the epoch's row of `metrics.csv`, as
-        plain containers."""
+        """Add our own entry: format version, classes, digests of images and teacher, resolved config, name of the
+        phase, and the epoch's row of `metrics.csv`. It holds plain containers only."""
         phase = self.recipe.at(self.current_epoch)[0].name
         checkpoint["interp_models"] = {
             "format_version": FORMAT_VERSION,
@@ -221,10 +264,10 @@ class InterpModule(pl.LightningModule, ABC):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on with a teacher that has learnt since."""
+        """Refuse to resume with another teacher."""
         before = checkpoint["interp_models"].get("teacher")
         if before and self.distillation and self.distillation.digest != before:
-            raise InputError("distillation.teacher: its weights are not those that this training began with")
+            raise InputError("distillation.teacher: its weights differ from those that this training began with")
 
 
 def check_fraction(**values: float) -> None:
@@ -235,7 +278,7 @@ def check_fraction(**values: float) -> None:
 
 
 def check_not_negative(**values: float) -> None:
-    """Raise `InputError` if a value is below 0 or infinite, as weights of terms of a loss must not be."""
+    """Raise `InputError` if a value, such as the weight of a loss term, is negative, infinite or NaN."""
     for name, value in values.items():
         if not 0 <= value < math.inf:
             raise InputError(f"model.{name} must be at least 0, and finite; got {value}")

@@ -1,4 +1,4 @@
-"""One optimizer for a whole training, with named groups of parameters."""
+"""One optimizer for the whole training, with named parameter groups."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,15 +20,16 @@ def make_optimizer(
     groups: Mapping[str, Sequence[nn.Parameter]],
     hints: Mapping[nn.Parameter, tuple[float, bool]],
 ) -> torch.optim.Optimizer:
-    """An optimizer at learning rate 0, whose groups have a `name` and a `scale`; see `PhaseSchedule`.
+    """Make an optimizer whose groups have a `name`, a `scale` and learning rate 0; `PhaseSchedule` sets the rates.
 
-    One optimizer is exact where papers use several: the state of Adam and SGD is per parameter, and a frozen parameter
-    has no gradient and is skipped. Parameters of one name with unlike hints make several groups of that name.
+    If a paper uses several optimizers, one is equivalent: the state of Adam and SGD is per parameter, and a frozen
+    parameter has no gradient and is skipped. Parameters of one group with different hints make several optimizer groups
+    of the same name.
 
     Args:
-        spec: which.
-        groups: parameters by name.
-        hints: by what a parameter's learning rate is multiplied, and whether weight decay applies; else 1 and yes.
+        spec: name and options of the optimizer.
+        groups: parameters by name of the group.
+        hints: see `InterpModule.optimizer_hints`.
     """
     made: list[dict[str, Any]] = []
     for name, parameters in groups.items():

@@ -1,6 +1,6 @@
-"""How a model is trained: phases on a timeline and one optimizer, both pure data."""
+"""How a model is trained: a sequence of phases and one optimizer. Both are plain data."""
 
-from __future__ import annotations  # torch is here for types alone: a config is checked without it
+from __future__ import annotations  # torch is imported for types only: a config is checked without it
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,35 +15,38 @@ if TYPE_CHECKING:
 
 @dataclass
 class Phase:
-    """A stretch of epochs with one learning rate per parameter group."""
+    """A sequence of epochs with one learning rate per parameter group."""
 
     name: str = "train"
+    """Name of the phase; several phases can share it."""
     epochs: int = 1
+    """Number of epochs."""
     lrs: dict[str, float] = field(default_factory=dict)
-    """Peak learning rate of each parameter group; groups not named are frozen."""
+    """Peak learning rate of each parameter group; groups that are not named are frozen."""
     schedule: Literal["constant", "cosine", "step"] = "constant"
-    """`cosine` falls from the peak to 0 over the phase; `step` multiplies by `gamma` at each of the `milestones`."""
+    """Learning rate over the phase: `cosine` falls from the peak to 0; `step` is multiplied by `gamma` at each of the
+    `milestones`."""
     warmup: float = 0.0
-    """Fraction of the phase over which the learning rate first rises linearly from 0."""
+    """Fraction of the phase, in [0, 1), over which the learning rate first rises linearly from 0."""
     milestones: list[int] = field(default_factory=list)
-    """Epochs from which `step` multiplies, counted from 0 over all phases of this name."""
+    """Epochs at which `step` lowers the learning rate, counted from 0 over all phases of this name."""
     gamma: float = 0.1
-    """Of `step`."""
+    """Factor of the `step` schedule at each milestone."""
     eval_modules: list[str] = field(default_factory=list)
-    """Submodules kept in eval mode, such as a frozen trunk whose batch-norm statistics must not move."""
+    """Submodules kept in eval mode, such as a frozen backbone whose batch-norm statistics must not change."""
     on_start: list[str] = field(default_factory=list)
-    """Methods of the model, among its `actions`, called before the first step of the phase."""
+    """Actions of the model to call before the first step of the phase."""
     on_end: list[str] = field(default_factory=list)
-    """What the model does after the phase's last step and before that epoch's validation, such as `push`."""
+    """Actions of the model, such as `push`, to call after the last step of the phase and before its validation."""
     select: Literal["every", "last", "none"] = "every"
-    """Which epochs of the phase can become the best checkpoint; `last` where `on_end` makes the prototypes patches."""
+    """Epochs of the phase that can become the best checkpoint; use `last` if `on_end` has the push of prototypes."""
 
     def factor(self, epoch: float, before: int = 0) -> float:
-        """What the peak learning rates are multiplied by.
+        """The factor by which the peak learning rates are multiplied.
 
         Args:
-            epoch: epochs of the phase that are done, with a fraction within one.
-            before: epochs of earlier phases of the same name.
+            epoch: number of epochs of the phase that are finished; a fraction counts the steps within an epoch.
+            before: number of epochs in earlier phases of the same name.
 
         >>> [round(Phase(schedule="cosine", warmup=0.5).factor(p), 2) for p in (0.0, 0.25, 0.5, 0.75)]
         [0.0, 0.5, 1.0, 0.5]
@@ -60,7 +63,7 @@ class Phase:
         return 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup)))
 
     def set_modes(self, module: nn.Module) -> None:
-        """Put a module into train mode, but for `eval_modules`."""
+        """Put a module into train mode and its `eval_modules` into eval mode."""
         module.train()
         for name in self.eval_modules:
             module.get_submodule(name).eval()
@@ -68,32 +71,34 @@ class Phase:
 
 @dataclass
 class Optimizer:
-    """The one optimizer of a run."""
+    """The one optimizer of a training."""
 
     name: Literal["adam", "adamw", "sgd"] = "adamw"
+    """Algorithm."""
     weight_decay: float = 0.0
+    """Weight decay of all parameter groups."""
     weight_decays: dict[str, float] = field(default_factory=dict)
-    """Of parameter groups that differ from `weight_decay`."""
+    """Weight decay of single parameter groups, in place of `weight_decay`."""
     eps: float = 1e-8
-    """Of `adam` and `adamw`."""
+    """Term in the denominator of `adam` and `adamw`."""
     momentum: float = 0.9
-    """Of `sgd` alone."""
+    """Momentum of `sgd`."""
 
 
 @dataclass
 class Recipe:
-    """A whole training: its phases in order, and the optimizer they share."""
+    """A whole training: its phases in their order, and the optimizer that they share."""
 
     phases: list[Phase] = field(default_factory=lambda: [Phase()])
     optimizer: Optimizer = field(default_factory=Optimizer)
 
     @property
     def epochs(self) -> int:
-        """Epochs of all phases together."""
+        """Total number of epochs."""
         return sum(phase.epochs for phase in self.phases)
 
     def at(self, epoch: int) -> tuple[Phase, int]:
-        """The phase that an epoch (0-based) belongs to, and the epoch's position in it.
+        """The phase of an epoch (counted from 0), and the epoch's position in this phase.
 
         >>> phase, k = Recipe([Phase("warm", 2), Phase("joint", 3)]).at(3)
         >>> phase.name, k
@@ -106,7 +111,7 @@ class Recipe:
         return self.phases[-1], self.phases[-1].epochs - 1 + epoch
 
     def before(self, epoch: int) -> int:
-        """Epochs that were spent, before the phase of this epoch, in phases of its name."""
+        """Number of epochs in earlier phases that have the same name as the phase of this epoch."""
         phase, position = self.at(epoch)
         names = [earlier.name for earlier in self.phases for _ in range(earlier.epochs)]
         return names[: epoch - position].count(phase.name)
@@ -122,7 +127,7 @@ class Recipe:
         return phase.select == "every" or (phase.select == "last" and position == phase.epochs - 1)
 
     def misfits(self, groups: Sequence[str], modules: Sequence[str], actions: Sequence[str]) -> list[Misfit]:
-        """Names that the model does not have: kind, name, and those that it has."""
+        """Names in the recipe that the model does not have: each with its kind and the valid names."""
         found: list[Misfit] = [
             ("parameter group in optimizer.weight_decays:", group, groups)
             for group in self.optimizer.weight_decays
@@ -140,7 +145,7 @@ class Recipe:
         return found
 
     def check(self, groups: Sequence[str], modules: Sequence[str], actions: Sequence[str] = ()) -> None:
-        """Raise `InputError` unless every phase is sound and names groups, modules and actions that exist."""
+        """Raise `InputError` for values out of range, and for names of groups, modules or actions that do not exist."""
         if not self.phases:
             raise InputError("phases: at least one phase is needed")
         if found := self.misfits(groups, modules, actions):
@@ -170,9 +175,9 @@ class Recipe:
                     raise InputError(f"{where}.lrs.{group} must be 0 or more; got {lr}")
 
     def check_timeline(self) -> None:
-        """Raise `InputError` unless there is an epoch to train, and every action has one to end.
+        """Raise `InputError` if there is no epoch, or a phase with actions has none.
 
-        Only a training needs that: a run of before may have a phase of 0 epochs with actions that never happened.
+        Only a new training is checked: an older run may have such a phase, whose actions were never called.
         """
         if not self.epochs:
             raise InputError("phases: at least one epoch is needed")
@@ -180,18 +185,20 @@ class Recipe:
             key, actions = ("on_end", phase.on_end) if phase.on_end else ("on_start", phase.on_start)
             if actions and not phase.epochs:
                 raise InputError(
-                    f"phases[{number}].{key}: {actions[0]} would never happen, as the phase has epochs=0; give it "
-                    f"an epoch, or phases[{number}].{key}=[]"
+                    f"phases[{number}].{key}: {actions[0]} would never be called, because the phase has epochs=0; give "
+                    f"it an epoch, or phases[{number}].{key}=[]"
                 )
 
     def check_pushed(self, action: str, harmless: Sequence[str], norms: Sequence[str], *, selecting: bool) -> None:
-        """Raise `InputError` if an epoch could be selected whose prototypes are no patches, unless none ever are.
+        """Raise `InputError` if an epoch could be selected whose prototypes are not patches of training images.
+
+        A recipe that never calls `action` is accepted.
 
         Args:
-            action: what makes prototypes patches.
-            harmless: parameter groups that can be trained after that.
-            norms: names of the batch norms, whose running statistics move unless a phase keeps them in eval mode.
-            selecting: whether there is a validation; without one, the last epoch of all is taken.
+            action: the action that replaces prototypes by patches.
+            harmless: parameter groups that can be trained after it.
+            norms: names of the batch norms; their running statistics change unless a phase keeps them in eval mode.
+            selecting: whether there are validation images; without them, the very last epoch is selected.
         """
         phases = [(number, phase) for number, phase in enumerate(self.phases) if phase.epochs]
         if not any(action in (*phase.on_start, *phase.on_end) for _, phase in phases):
@@ -206,10 +213,10 @@ class Recipe:
             at_end = phase.select == "last" or phase.epochs == 1 or not selecting
             wanted = phase.select != "none" if selecting else number == phases[-1][0]
             if wanted and not (before or (pushed and at_end)):
-                why = f" ({moved[0]!r} moves)" if moved else ""
+                why = f" ({moved[0]!r} changes)" if moved else ""
                 raise InputError(
-                    f"phases[{number}].select={phase.select}: an epoch could be selected whose prototypes are no "
-                    f"patches{why}; expected select: none, or select: last with {action!r} in on_end"
+                    f"phases[{number}].select={phase.select}: an epoch could be selected whose prototypes are not "
+                    f"patches of training images{why}; expected select: none, or select: last with {action!r} in on_end"
                 )
 
 

@@ -1,4 +1,4 @@
-"""The callback that walks a model through its phases."""
+"""`PhaseSchedule`, the callback that carries out the phases of a recipe."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 
 class PhaseSchedule(pl.Callback):
-    """Sets frozen groups, eval modes, learning rates and the random seed: all pure functions of the epoch.
+    """Sets frozen groups, eval modes, learning rates and the random seed, and calls the actions of phases.
 
-    Nothing is counted and nothing stored, so a run resumes at any epoch. Groups are frozen here, after DDP has
-    wrapped the module: parameters frozen before would not be registered with its reducer and ranks would diverge.
+    All are pure functions of the epoch. The callback has no state, so a run can resume at any epoch. Groups are frozen
+    after DDP has wrapped the module: DDP does not register parameters that are frozen before, and ranks would diverge.
     """
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Refuse what cannot train: overlapping groups, unknown names, DDP that cannot skip frozen groups."""
+        """Refuse overlapping groups, unknown names, and a DDP strategy that cannot skip frozen groups."""
         module = cast("InterpModule", module)
         module.check_recipe()
         check_strategy(trainer.strategy, module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Enter the epoch's phase, and seed dropout by seed, epoch and rank."""
+        """Freeze groups and set modes as the phase says; seed dropout by seed, epoch and rank."""
         module = cast("InterpModule", module)
         phase, position = module.recipe.at(trainer.current_epoch)
         for name, parameters in module.parameter_groups().items():
@@ -46,25 +46,25 @@ class PhaseSchedule(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After the last step of a phase do what it ends with, so that validation and checkpoint see the result."""
+        """Call the `on_end` actions after the last step of a phase, so that its validation and checkpoint follow."""
         module = cast("InterpModule", module)
         phase, position = module.recipe.at(trainer.current_epoch)
         if position == phase.epochs - 1 and batch_idx == trainer.num_training_batches - 1:
             self._act(trainer, module, phase.on_end)
 
     def _act(self, trainer: pl.Trainer, module: "InterpModule", actions: Sequence[str]) -> None:
-        """Call methods of the model in eval mode, with the buffers of the first rank on all."""
+        """Call actions of the model in eval mode, with the buffers of rank 0 on all ranks."""
         share_buffers(module)
         for action in actions:
             with torch.no_grad(), evaluating(module):
                 getattr(module, action)(data_of(trainer))
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Give every rank the first one's buffers."""
+        """Copy the buffers of rank 0 to all ranks."""
         share_buffers(module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Stop a training that has diverged, before its weights are saved."""
+        """Stop a training whose loss is NaN or infinite, before its weights are saved."""
         for key, name in (("train/loss", "training"), ("val/loss", "validation")):
             loss = trainer.callback_metrics.get(key)
             if loss is not None and not bool(torch.isfinite(loss)):
@@ -73,8 +73,10 @@ class PhaseSchedule(pl.Callback):
                 )
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Set the learning rate of every group for this step, and log that of scale 1, its mean over the epoch, as
-        `lr/<group>`."""
+        """Set the learning rate of every group for this step.
+
+        The mean over the epoch is logged as `lr/<group>`, before `optimizer_hints` scale it.
+        """
         module = cast("InterpModule", module)
         phase, epoch = module.recipe.at(trainer.current_epoch)
         before = module.recipe.before(trainer.current_epoch)
@@ -87,7 +89,7 @@ class PhaseSchedule(pl.Callback):
 
 
 def check_strategy(strategy: Strategy, module: "InterpModule") -> None:
-    """Raise `InputError` for DDP that cannot skip frozen groups, if a phase freezes some."""
+    """Raise `InputError` if a phase freezes groups and the DDP strategy cannot skip them."""
     groups = module.parameter_groups()
     frozen = any(set(phase.lrs) != set(groups) for phase in module.recipe.phases if phase.epochs)
     finds_unused = not isinstance(strategy, DDPStrategy) or strategy._ddp_kwargs.get("find_unused_parameters")

@@ -1,4 +1,4 @@
-"""A signal that stops one rank stops all."""
+"""`StopsRanks`: a signal that stops one rank stops all ranks."""
 
 import signal
 
@@ -8,10 +8,10 @@ from interp_models.core.stopping import stop_of
 
 
 class StopsRanks(pl.Callback):
-    """Sends a signal that stops the first rank on to those that Lightning started."""
+    """Passes a signal that stops rank 0 on to the ranks that Lightning started."""
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Lightning does so for Ctrl-C alone."""
+        """Stop the other ranks; Lightning itself does so only for Ctrl-C."""
         launcher = trainer.strategy.launcher
         if stop_of(exception) is not None and launcher is not None:
             launcher.kill(signal.SIGTERM)

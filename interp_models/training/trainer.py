@@ -1,4 +1,4 @@
-"""Lightning's trainer as the commands use it: its options checked, signals left alone; what is said before the work."""
+"""Lightning's trainer for the two commands: its options are checked, and it leaves signals alone."""
 
 import inspect
 import logging
@@ -27,21 +27,24 @@ STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unuse
 
 
 LEAST = {"accumulate_grad_batches": 1, "gradient_clip_val": 0, "log_every_n_steps": 1, "num_sanity_val_steps": -1}
-"""Least values of options that Lightning takes as they are."""
+"""Minimum values of options that Lightning does not check."""
 
 
 def check_trainer(options: Mapping[str, Any], refused: Mapping[str, str]) -> tuple[dict[str, Any], pl.Trainer]:
-    """Options for `pl.Trainer`, and a trainer made of them that has seen nothing yet.
+    """Check options for `pl.Trainer`.
 
-    One process is the default, so that a result does not depend on the machine.
+    The default is one process, so that results do not depend on the machine.
 
     Args:
-        options: as given.
-        refused: option -> what to do instead.
+        options: the options as given.
+        refused: options that the command refuses, each with what to do instead.
+
+    Returns:
+        The options with defaults, and an unused trainer made from them.
 
     Raises:
-        InputError: for an option that does not exist, is refused, or is the scripts' own affair, and for a value that
-            cannot work.
+        InputError: for an option that does not exist, is refused, or is set by the commands themselves, and for a value
+            that cannot work.
     """
     known = [name for name in inspect.signature(pl.Trainer).parameters if name not in SET_BY_SCRIPTS]
     for key, value in options.items():
@@ -71,7 +74,7 @@ def check_trainer(options: Mapping[str, Any], refused: Mapping[str, str]) -> tup
 
 
 def _checked_types(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those options that are numbers, truth values or names, as Lightning does not check what it is given."""
+    """The options that are numbers, booleans or strings, with their types checked; Lightning does not check them."""
     plain = {bool, int, float, str, type(None)}
     hints = typing.get_type_hints(pl.Trainer.__init__)
     other = [name for name, hint in hints.items() if not {*(typing.get_args(hint) or [hint])} <= plain]
@@ -81,26 +84,26 @@ def _checked_types(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_trainer(*, callbacks: Sequence[pl.Callback] = (), **options: Any) -> pl.Trainer:
-    """A trainer that leaves signals to `run_script`; `InputError` for values that Lightning refuses."""
+    """Make a trainer that leaves signals to `run_script`; raises `InputError` for values that Lightning refuses."""
     try:
         trainer = pl.Trainer(callbacks=[*callbacks, StopsRanks()], **options)
     except (MisconfigurationException, ImportError, RuntimeError, ValueError, TypeError) as error:
         raise InputError(f"trainer: {' '.join(str(error).split())}") from None
-    # Lightning would end a training at SIGTERM as if it were done.
+    # At SIGTERM, Lightning would end a training as if it were finished.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the generators of Python, NumPy and torch, also of worker processes."""
+    """Seed the random generators of Python, NumPy and torch, in worker processes too."""
     if not 0 <= seed < 2**32:
         raise InputError(f"seed must be from 0 to {2**32 - 1}; got {seed}")
     pl.seed_everything(seed, workers=True, verbose=False)
 
 
 def check_data(data: DataModule, model: InterpModule) -> None:
-    """Raise `InputError`, before any training, for files that are missing or broken, and for classes without a training
-    image whose prototypes are to become patches of one."""
+    """Raise `InputError` before the training if image files are missing or broken, or if a class with prototypes has no
+    training image to take patches from."""
     data.check_files("train", "val", "test")
     without = data.classes_without("train")
     if without and isinstance(model, Prototypical) and model.class_specific:
@@ -110,22 +113,22 @@ def check_data(data: DataModule, model: InterpModule) -> None:
 
 @rank_zero_only
 def tell_data(*modules: DataModule) -> None:
-    """Say on stderr which images are worked on and what is left out, once of data sets that are the same."""
+    """Print on stderr which images are used and which are left out; equal data sets are named once."""
     for summary in dict.fromkeys(data.summary() for data in modules):
         print(f"data: {summary}", file=sys.stderr, flush=True)
 
 
 def quiet() -> None:
-    """Hush advice that does not apply here."""
-    # Lightning's notices: which devices it found, products of its maker, that a callback of the module is used.
+    """Silence messages of Lightning that do not apply here."""
+    # Notices about devices, products of Lightning's maker, and callbacks of the module.
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    # The number of loader processes is a choice (data.num_workers), and small data sets have few batches.
+    # The user chooses the number of loader processes (data.num_workers), and small data sets have few batches.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     # A training without validation has an empty validation loader.
     warnings.filterwarnings("ignore", ".*Total length of `list` across ranks is zero.*")
-    # Lightning's use of a class that torch is about to rename.
+    # Lightning uses a class that torch is about to rename.
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")
-    # That is what resuming means.
+    # A resumed run always writes to an existing folder.
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
-    # Metrics are synchronised by torchmetrics, whose n the results record.
+    # torchmetrics synchronises the metrics over ranks.
     warnings.filterwarnings("ignore", ".*recommended to use `self.log.*sync_dist=True`.*")

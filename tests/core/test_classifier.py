@@ -187,7 +187,7 @@ def test_refusals() -> None:
         Classifier(Halves(), mean=(0.5,) * 3, std=(0.0,) * 3)
     with pytest.raises(InputError, match="output='nope': the model returns Tensor, which has none"):
         Classifier(Halves(), output="nope")(images())
-    with pytest.raises(InputError, match="gives 2 values per image, not one"):
+    with pytest.raises(InputError, match="returns 2 values per image, not one"):
         Classifier(Halves(), output="one_logit")(images())
     with pytest.raises(InputError, match="whose softmax is always 1"):
         scores_of(torch.zeros(2, 1), "probability")

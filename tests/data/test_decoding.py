@@ -181,7 +181,7 @@ def test_transparency_keeps_colours_and_is_no_picture(tmp_path: Path) -> None:
     drawings = {"rgba.png": ("RGBA", [black] * 3), "la.png": ("LA", [black]), "rgba.webp": ("RGBA", [black] * 3)}
     for name, (mode, bands) in drawings.items():
         Image.merge(mode, [*bands, ramp]).save(tmp_path / name, **({"exact": True} if "webp" in name else {}))
-        with pytest.raises(InputError, match="is ambiguous: its picture lies in its transparency alone"):
+        with pytest.raises(InputError, match="is ambiguous: only its transparency shows a picture"):
             decode_image(tmp_path / name)
     Image.merge("LA", [black, black]).save(tmp_path / "nothing.png")
     assert levels(tmp_path / "nothing.png") == [0, 0, 0]
@@ -294,7 +294,7 @@ def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes(stream.getvalue()[:60])
     for name, says in (
         ("none.jpg", "is missing; the data set's lists name it"),
-        ("link.jpg", "is missing; it is a link to nothing"),
+        ("link.jpg", "is missing; it is a broken link"),
         ("empty.jpg", "cannot be decoded (cannot identify image file"),
         ("cut.png", "cannot be decoded ("),
         ("", "cannot be decoded ([Errno 21] Is a directory"),

@@ -1,4 +1,4 @@
-"""A training on stored features is the training on images, and features are computed once."""
+"""A training on cached features is the training on images, and features are computed once."""
 
 import shutil
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 from interp_models import load
 from interp_models.core.errors import InputError
 from interp_models.data import features
-from interp_models.data.features import store_features
+from interp_models.data.features import cache_features
 from interp_models.nn.backbone import Backbone
 from interp_models.runs.building import build_data, build_model
 from interp_models.runs.loading import run_config
@@ -93,49 +93,49 @@ def test_features_are_those_of_the_images_in_their_order(
     """Whatever is not there is computed, whatever is there is not."""
     monkeypatch.setattr(features, "CHUNK", 4)
     data, backbone = module_of(config_of(tiny_cub.root, tmp_path / "run", None))
-    splits = store_features(backbone, data, tmp_path)
-    stored = splits["train"]
+    splits = cache_features(backbone, data, tmp_path)
+    cached = splits["train"]
     plain = data.dataset("train", augment=False)
-    assert len(stored) == len(plain) == 9
+    assert len(cached) == len(plain) == 9
     assert len(arrays(tmp_path)) == 3  # of 12 images: 9, and 3 for the validation
     assert len(splits["val"]) == 3
     assert sum(passed) == 12
     monkeypatch.setattr(features, "OPEN", 1)
     for position in (0, 3, 4, 8, 0):
-        kept, sample = stored[7, position], plain[0, position]
-        assert len(stored._arrays) == 1
+        kept, sample = cached[7, position], plain[0, position]
+        assert len(cached._arrays) == 1
         assert (kept.label, kept.index) == (sample.label, sample.index)
         with torch.no_grad():
             torch.testing.assert_close(kept.image, backbone(sample.image[None])[0], rtol=1e-4, atol=1e-5)
     arrays(tmp_path)[1].unlink()
     (arrays(tmp_path)[0].parent / ".00001.npy.partial").write_bytes(b"of an interrupted run")
     passed.clear()
-    again = store_features(backbone, data, tmp_path)["train"]
+    again = cache_features(backbone, data, tmp_path)["train"]
     assert sum(passed) == 4
-    assert torch.equal(again[0, 5].image, stored[0, 5].image)
+    assert torch.equal(again[0, 5].image, cached[0, 5].image)
     passed.clear()
-    store_features(backbone, data, tmp_path)
+    cache_features(backbone, data, tmp_path)
     assert passed == []
 
 
 def test_a_damaged_file_is_named(tiny_cub: Cub, tmp_path: Path) -> None:
     data, backbone = module_of(config_of(tiny_cub.root, tmp_path / "run", None))
-    stored = store_features(backbone, data, tmp_path)["train"]
+    cached = cache_features(backbone, data, tmp_path)["train"]
     whole = arrays(tmp_path)[0].read_bytes()
     for content in (b"", whole[:5], whole[: len(whole) // 2]):
         arrays(tmp_path)[0].write_bytes(content)
         with pytest.raises(InputError, match=r"feature_cache: .*00000\.npy cannot be read; delete it"):
-            stored[0, 0]
+            cached[0, 0]
 
 
-def test_what_is_stored_depends_on_weights_transform_and_data(tiny_cub: Cub, tmp_path: Path) -> None:
+def test_the_cache_depends_on_weights_transform_and_data(tiny_cub: Cub, tmp_path: Path) -> None:
     root = tmp_path / "cub"
     shutil.copytree(tiny_cub.root, root)
 
     def name(change: Any = lambda backbone: None, **options: Any) -> str:
         data, backbone = module_of(config_of(root, tmp_path, None, **options))
         change(backbone)
-        return store_features(backbone, data, tmp_path / "cache")["train"].files[0].parent.name
+        return cache_features(backbone, data, tmp_path / "cache")["train"].files[0].parent.name
 
     def other_weight(backbone: Backbone) -> None:
         next(backbone.parameters()).data.mul_(1.001)

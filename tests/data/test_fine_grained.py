@@ -164,7 +164,8 @@ def test_what_is_missing_is_named(tmp_path: Path, name: str, gone: str, says: st
 
 
 def test_a_malformed_list_is_named(tmp_path: Path) -> None:
-    scipy_io = pytest.importorskip("scipy.io", reason="the extra 'cars' is not installed")
+    from scipy.io import savemat
+
     root = make_mit67(tmp_path / "a")
     (root / "TrainImages.txt").write_text("kitchen.jpg\n")
     with pytest.raises(InputError, match=r"TrainImages.txt names 'kitchen.jpg'; expected <class>/<image>"):
@@ -174,7 +175,7 @@ def test_a_malformed_list_is_named(tmp_path: Path) -> None:
     meta.write_text("<html>moved</html>")
     with pytest.raises(InputError, match=r"Stanford Cars: the lists of .* cannot be read"):
         Cars(split="test", root=str(root))
-    scipy_io.savemat(meta, {"class_names": ["a", "b"]}, do_compression=True)  # as the official ones are
+    savemat(meta, {"class_names": ["a", "b"]}, do_compression=True)  # as the official ones are
     meta.write_bytes(meta.read_bytes()[:150] + b"junk")
     with pytest.raises(InputError, match=r"Stanford Cars: the lists of .* cannot be read"):
         Cars(split="test", root=str(root))

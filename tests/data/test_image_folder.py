@@ -270,7 +270,7 @@ def test_a_flat_folder_is_split_by_class_names_and_seed(tmp_path: Path) -> None:
 
 def test_a_fraction_of_a_folder_with_splits_is_refused(tmp_path: Path) -> None:
     make_tree(tmp_path, NAMES)
-    with pytest.raises(InputError, match=r"test_fraction=0\.3: .* says itself which images are for the test"):
+    with pytest.raises(InputError, match=r"test_fraction=0\.3: .* already says which images are for the test"):
         ImageFolder(split="train", root=str(tmp_path), test_fraction=0.3)
 
 
@@ -340,7 +340,7 @@ def test_a_list_without_splits_is_split(tmp_path: Path) -> None:
         ("path,label\n1.png, \n", "line 2: a path and a label are needed"),
         ("path,label,split\n1.png,a,trian\n", "line 2: 'trian'; did you mean 'train'?"),
         ("path,label,split\n1.png,a,train\n2.png,a,\n", "line 3: ''; "),
-        ("path,label\n1.png,a\n./1.png,b\n", "line 3: ./1.png stands in line 2 already"),
+        ("path,label\n1.png,a\n./1.png,b\n", "line 3: ./1.png is already in line 2"),
         ("path,label,split\n1.png,a,train\n", "no image is of split test"),
         ("path,label,split\n1.png,a,test\n", "no image is of split train"),
         ("path,label\n1.png,a/b\n2.png,a-b\n", "two classes have the name a-b, as / becomes -"),

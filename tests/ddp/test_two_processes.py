@@ -106,7 +106,9 @@ OTHERS: dict[str, tuple[dict[str, Any], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "wsdan" else pytest.mark.slow) for name in OTHERS]
+)
 def test_models(bcnn_run: Path, odd_cub: Path, tmp_path: Path, name: str) -> None:
     """Centres, a teacher, features computed by two processes, and learning rates of blocks."""
     options, groups = OTHERS[name]

@@ -72,7 +72,7 @@ def test_an_evaluation_with_a_folder_of_its_own_may_go_on_beside(script: Script,
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("mine")
     line = refused(script("evaluate", run, *PLAN, f"out={tmp_path / 'full'}"))
-    assert "holds other files than an evaluation's" in line
+    assert "holds files that are not those of an evaluation" in line
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
 
 

@@ -229,7 +229,7 @@ def test_images_are_drawn_by_seed() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"images": "nowhere"}, "nowhere is no folder"),
+        ({"images": "nowhere"}, "nowhere is not a folder"),
         ({"images": 3}, "images must be a tensor"),
         ({"images": pictures()[0]}, "an axis for the batch"),
         ({"images": pictures() * 255}, r"must have pixels in \[0, 1\]"),
@@ -267,7 +267,9 @@ def _on_a_rank(rank: int, folder: Path, with_folder: bool, kind: str) -> None:
     assert dist.get_world_size() == 2
 
 
-@pytest.mark.parametrize(("kind", "with_folder"), [("tensor", False), ("distributed loader", True)])
+@pytest.mark.parametrize(
+    ("kind", "with_folder"), [pytest.param("tensor", False, marks=pytest.mark.slow), ("distributed loader", True)]
+)
 def test_two_ranks_give_the_result_of_one(tmp_path: Path, with_folder: bool, kind: str) -> None:
     """The sampler gives one image to both ranks, which counts once."""
     processes.run_ranks(_on_a_rank, tmp_path, with_folder, kind)

@@ -226,6 +226,6 @@ def test_two_ranks_write_the_values_of_one(
 def test_one_name_for_two_models_is_refused(script: Script, factory: str, files: Path) -> None:
     data = ["dataset.name=image_files", f"dataset.root={files}"]
     outcome = script("evaluate", f"{factory}:network", f"{factory}:network", *PLAN, *data)
-    assert "two models have one name" in outcome.err
+    assert "two models have the same name" in outcome.err
     with pytest.raises(InputError, match="each one needs"):
         network_config({})

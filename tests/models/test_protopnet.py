@@ -380,6 +380,6 @@ def test_training_refuses_to_select_epochs_without_a_push(
         assert not (tmp_path / "run").exists()
     if name == "protopnet" and select == "last":  # the last layer can go on, if the trunk's statistics stay
         last = {"name": "last", "epochs": 1, "lrs": LAST}
-        with pytest.raises(InputError, match=r"phases\[1\].select=every: .*'backbone.trunk.*' moves"):
+        with pytest.raises(InputError, match=r"phases\[1\].select=every: .*'backbone.trunk.*' changes"):
             fit(config | {"phases": [*phases, last], "out": str(tmp_path / "b")})
         fit(config | {"phases": [*phases, {**last, "eval_modules": ["backbone"]}], "out": str(tmp_path / "c")})

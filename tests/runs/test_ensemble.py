@@ -36,7 +36,7 @@ def test_the_mean_of_probabilities(script: Script, bcnn_run: Path, cnn_run: Path
 def test_refusals(script: Script, bcnn_run: Path) -> None:
     for arguments, message in (
         ([bcnn_run], "an ensemble needs at least two runs; got 1"),
-        ([bcnn_run, bcnn_run], "two runs have one name"),
+        ([bcnn_run, bcnn_run], "two runs have the same name"),
         ([bcnn_run, "nowhere"], "nowhere is not a run folder"),
         ([bcnn_run, bcnn_run, "n_images=3"], "unknown key in config: 'n_images'"),
     ):

@@ -121,7 +121,7 @@ def test_another_teacher_is_refused_when_a_training_goes_on(
     torch.save(checkpoint, path)
     outcome = script("train", f"resume={out}", "phases[0].epochs=4")
     assert outcome.code == 2
-    assert "distillation.teacher: its weights are not those that this training began with" in outcome.err
+    assert "distillation.teacher: its weights differ from those that this training began with" in outcome.err
 
 
 def test_a_teacher_follows_the_students_precision():

@@ -113,7 +113,7 @@ def test_a_phase_without_epochs_has_no_actions(script: Script, tiny_cub: Cub, tm
     outcome = script("train", config)
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err.startswith(
-        "error: phases[1].on_end: reset_optimizer would never happen, as the phase has epochs=0"
+        "error: phases[1].on_end: reset_optimizer would never be called, because the phase has epochs=0"
     )
     assert not (tmp_path / "run").exists()
     assert script("train", config, "phases[1].on_end=[]").code == 0

@@ -111,7 +111,7 @@ ALL, LAST = {"trunk": 1.0, "last": 1.0}, {"last": 1.0}
         ([Phase("a", 2, ALL)], None),  # nothing is ever a patch
         ([Phase("a", 2, ALL, select="last", on_end=["push"])], None),
         ([Phase("a", 2, ALL, select="none"), Phase("b", 2, LAST, eval_modules=["net"], on_start=["push"])], None),
-        ([Phase("a", 2, ALL, on_start=["push"])], "('trunk' moves)"),
+        ([Phase("a", 2, ALL, on_start=["push"])], "('trunk' changes)"),
         ([Phase("a", 1, ALL, on_end=["push"])], None),  # its one epoch ends with the push
         ([Phase("a", 2, ALL, select="none"), Phase("b", 1, ALL, select="last", on_end=["push"])], None),
         ([Phase("a", 2, ALL, select="last", on_end=["push"]), Phase("b", 3, LAST, eval_modules=["net"])], None),
@@ -120,8 +120,8 @@ ALL, LAST = {"trunk": 1.0, "last": 1.0}, {"last": 1.0}
         ([Phase("a", 2, ALL, select="last", on_end=["push"]), Phase("b", 3, {"trunk": 0.0, **LAST})], "'net.norm'"),
         ([Phase("a", 2, ALL, on_end=["push"])], "phases[0].select=every"),
         ([Phase("a", 1, ALL), Phase("b", 1, ALL, on_end=["push"])], "phases[0].select=every"),
-        ([Phase("a", 2, ALL, select="last", on_end=["push"]), Phase("b", 2, ALL, select="last")], "('trunk' moves)"),
-        ([Phase("a", 2, ALL, select="last", on_end=["push"]), Phase("b", 3, LAST)], "('net.norm' moves)"),
+        ([Phase("a", 2, ALL, select="last", on_end=["push"]), Phase("b", 2, ALL, select="last")], "('trunk' changes)"),
+        ([Phase("a", 2, ALL, select="last", on_end=["push"]), Phase("b", 3, LAST)], "('net.norm' changes)"),
         ([Phase("a", 2, ALL, select="last", on_end=["push"]), Phase("b", 3, LAST, eval_modules=["ne"])], "'net.norm'"),
     ],
 )
@@ -146,5 +146,5 @@ def test_only_epochs_whose_prototypes_are_patches_can_be_selected(phases: list[P
     if last or not pushes:  # without validation the last epoch alone counts
         recipe.check_pushed("push", ["last"], ["net.norm"], selecting=False)
     else:
-        with pytest.raises(InputError, match="no patches"):
+        with pytest.raises(InputError, match="not patches"):
             recipe.check_pushed("push", ["last"], ["net.norm"], selecting=False)

@@ -1,4 +1,4 @@
-"""`part_birds`: drawn birds whose species differ in parts, with exact masks; made from a seed, nothing is shipped."""
+"""`part_birds`: drawn birds whose species differ in parts, with exact masks. Images are made from a seed."""
 
 from typing import Literal
 
@@ -15,18 +15,19 @@ from interp_models.data.part_birds.scene import CLASSES, Scene, make_scene
 
 @DATASETS.register("part_birds")
 class PartBirds(ImageDataset):
-    """Birds of 12 species, which are combinations of six parts' variants; six pairs differ in one part only.
+    """Drawn birds of 12 species that differ in six parts, with exact ground truth.
 
-    Colours, pose, light, background and occluders are drawn alike for all species, so that shape alone
-    tells them apart. Every image has a box, a mask of the bird and of each part, and a key point of each part. An
-    image is a pure function of seed, split and index.
+    A species is a combination of variants of the six parts; six pairs of species differ in only one part. Colours,
+    pose, light, background and occluders have the same distribution for all species, so only shapes tell them apart.
+    Every image has a box, masks of the bird and of each part, and a key point of each part. An image is a pure function
+    of seed, split and index.
 
     Args:
-        split: "train" or "test", which have no image in common.
-        train_per_class: images of each class in the train split.
-        test_per_class: images of each class in the test split.
-        image_size: side of the images, in pixels.
-        seed: what the scenes are drawn from.
+        split: `train` or `test`; they have no image in common.
+        train_per_class: number of training images per class.
+        test_per_class: number of test images per class.
+        image_size: side of the images in pixels, at least 32.
+        seed: seed of the scenes.
     """
 
     drawn = True
@@ -58,25 +59,25 @@ class PartBirds(ImageDataset):
         self.labels = list(range(len(CLASSES))) * (train_per_class if split == "train" else test_per_class)
 
     def image_id(self, index: int) -> str:
-        """Split, label and index, as in "train/03_000027"."""
+        """Split, label and index, such as "train/03_000027"."""
         return f"{self.split}/{self._label(index):02d}_{index:06d}"
 
     def annotation(self, index: int) -> str:
-        """Class name, and what the image and its ground truth are drawn from."""
+        """The class name, and all values that determine the image and its ground truth."""
         return f"{self.classes[self._label(index)]} {self.split} {index} {self.image_size} pixels, seed {self.seed}"
 
     def scene(self, index: int) -> Scene:
-        """The scene of image `index`; `drawing.draw` draws it, or a changed copy of it."""
+        """The scene of image `index`. `drawing.draw` draws it, or a changed copy of it."""
         return make_scene(self.seed, self.split, index, self._label(index))
 
     def load(self, index: int) -> Sample:
         """Draw image `index`.
 
-        The box is tight around the visible pixels of the bird, its right and lower edges exclusive. A key point is
-        visible if the pixel under it shows the part.
+        The box is tight around the visible pixels of the bird; its right and lower edges are exclusive. A key point is
+        visible if its pixel shows the part.
 
         Raises:
-            IndexError: if there is no such image.
+            IndexError: if `index` is out of range.
         """
         image, masks, keypoints, visible = draw(self.scene(index), self.image_size)
         canvas = (self.image_size, self.image_size)
@@ -86,7 +87,7 @@ class PartBirds(ImageDataset):
             index=index,
             box=tv_tensors.BoundingBoxes(_bounds(masks[0])[None], format="XYXY", canvas_size=canvas),
             masks=tv_tensors.Mask(torch.from_numpy(masks)),
-            # torchvision counts from the middle of the first pixel
+            # in torchvision the middle of the first pixel is 0
             parts=tv_tensors.KeyPoints(torch.from_numpy(keypoints) - 0.5, canvas_size=canvas),
             visible=torch.from_numpy(visible),
         )
@@ -98,7 +99,7 @@ class PartBirds(ImageDataset):
 
 
 def _bounds(mask: NDArray[np.bool_]) -> torch.Tensor:
-    """(4,) float32: left, top, right and bottom edges of what is in the mask; zeros if nothing is."""
+    """(4,) float32: left, top, right and bottom edges of a mask; zeros if the mask is empty."""
     x, y = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
     if not len(x):
         return torch.zeros(4)

@@ -1,4 +1,4 @@
-"""The drawing of `part_birds` scenes: hard-edged label maps, coloured afterwards, so that masks are exact."""
+"""Draw the scenes of `part_birds`: first a map of labels with hard edges, then colours, so that masks are exact."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
@@ -41,17 +41,17 @@ class Drawing(NamedTuple):
     image: NDArray[np.uint8]
     """(H, W, 3) RGB."""
     masks: NDArray[np.bool_]
-    """(1 + P, H, W): the pixels that show the bird, then those that show each of PARTS."""
+    """(1 + P, H, W): masks of the visible pixels of the bird, then of each of PARTS."""
     keypoints: NDArray[np.float32]
-    """(P, 2): x and y of each of PARTS, in pixels, the middle of the first pixel at 0.5."""
+    """(P, 2): x and y of each of PARTS in pixels; the middle of the first pixel is 0.5."""
     visible: NDArray[np.bool_]
-    """(P,): the pixel at the key point shows the part."""
+    """(P,): whether the pixel at the key point shows the part."""
 
 
 def draw(scene: Scene, size: int) -> Drawing:
-    """Draw a scene in size × size pixels.
+    """Draw a scene with size × size pixels.
 
-    Every pixel gets a label first, by painting shapes over one another; its colour and all masks follow from it.
+    Shapes are painted over one another as labels. Colours and masks are made from the labels.
     """
     labels = _label_map(scene, size)
     slots = labels // _TONES
@@ -67,7 +67,7 @@ def draw(scene: Scene, size: int) -> Drawing:
 
 
 def _placed(points: Points, part: str, pose: Pose) -> Points:
-    """Image coordinates of a part's shape, moved by the joints of the bird."""
+    """The points of a part's shape in image coordinates, after the bird's joints have moved it."""
     if part == "tail":
         points = RUMP + (points - RUMP) * np.exp(1j * pose.tail)
     elif part == "wing":
@@ -80,7 +80,7 @@ def _placed(points: Points, part: str, pose: Pose) -> Points:
 
 
 class _Pen:
-    """Paints strokes as labels; coordinates are in image sides."""
+    """Paints strokes as labels; coordinates are in units of the image's side."""
 
     def __init__(self, size: int) -> None:
         self.map = Image.new("L", (size, size))
@@ -182,7 +182,7 @@ def _paint_leaf(pen: _Pen, slot: int, root: complex, along: complex) -> None:
 
 
 def _colour(labels: NDArray[np.uint8], scene: Scene) -> NDArray[np.uint8]:
-    """The colours of all labels, (H, W, 3), under a light that fades over the bird."""
+    """The colours of a map of labels, (H, W, 3), with light that changes over the bird."""
     pairs = [((0, 0, 0), (0, 0, 0)), *(scene.colours[part] for part in PARTS)]
     pairs += [(colour, colour) for colour in (scene.perch.colour, *(o.colour for o in scene.occluders))]
     table = np.concatenate([_tones(fill, mark) for fill, mark in pairs]) * np.array(scene.light.gain)
@@ -198,7 +198,7 @@ def _tones(fill: RGB, mark: RGB) -> Floats:
 
 
 def _shade(light: Light, pose: Pose, size: int) -> NDArray[np.uint16]:
-    """(H, W) factors, 128 for 1: brighter towards the light, within the bird's reach."""
+    """(H, W): factors of the brightness, where 128 means 1; near the bird they increase towards the light."""
     axis = (np.arange(size) + 0.5) / size
     x, y = ((axis - middle) / (0.6 * pose.scale) for middle in (pose.x, pose.y))
     slope = (x * np.cos(light.angle))[None] + (y * np.sin(light.angle))[:, None]
@@ -227,7 +227,7 @@ def _gradient(top: Floats, bottom: Floats) -> Image.Image:
 
 
 def _blobs(image: Image.Image, colours: Iterable[Floats], u: Floats, rx: float, ry: float) -> None:
-    """Paint ellipses, one for each row (x, y, size) of u."""
+    """Paint an ellipse for each row (x, y, size) of u."""
     pen = ImageDraw.Draw(image)
     for (x, y, size), colour in zip(u[:, :3].tolist(), colours, strict=True):
         x, y = _BACKDROP * (1.2 * x - 0.1), _BACKDROP * (1.2 * y - 0.1)

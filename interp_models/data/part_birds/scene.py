@@ -1,4 +1,4 @@
-"""The scenes of `part_birds`: what is in a picture, made from integers, and free of how it is drawn."""
+"""The scenes of `part_birds`: the contents of a picture, made from integers. They do not depend on the drawing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,24 +35,24 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
 CLOSE_PAIRS: Mapping[tuple[int, int], str] = {
     (2 * k, 2 * k + 1): part for k, part in enumerate(("beak", "crown", "wing", "tail", "belly", "legs"))
 }
-"""Pairs of labels that differ in one part only, and that part."""
+"""Pairs of labels that differ in only one part, and the name of this part."""
 
 
 @dataclass(frozen=True)
 class Pose:
-    """Position and pose of the bird; lengths in image sides, angles in radians."""
+    """Position and pose of the bird. Lengths are in units of the image's side, angles in radians."""
 
     x: float
-    """Position of the middle of the bird; 0 is the left edge, 1 the right one."""
+    """Position of the middle of the bird; 0 is the left edge of the image, 1 the right edge."""
     y: float
     scale: float
-    """Image sides for one unit of the shapes; a bird is about 1.4 units long."""
+    """Length in the image of one unit of the shapes; a bird is about 1.4 units long."""
     flip: bool
-    """The bird faces left."""
+    """Whether the bird faces left."""
     angle: float
-    """Turns the whole bird and its perch."""
+    """Rotation of the bird together with its perch."""
     tilt: float
-    """Turns the bird above its legs."""
+    """Rotation of the bird above its legs."""
     head: float
     tail: float
     wing: float
@@ -65,7 +65,7 @@ class Pose:
 
 @dataclass(frozen=True)
 class Light:
-    """The illumination: an RGB gain of everything, and a gradient over the bird towards the light."""
+    """The illumination: an RGB gain for all colours, and a gradient over the bird towards the light."""
 
     gain: tuple[float, float, float]
     angle: float
@@ -74,7 +74,7 @@ class Light:
 
 @dataclass(frozen=True)
 class Background:
-    """The background; `key` seeds its details."""
+    """The background; `key` is the seed of its details."""
 
     kind: str
     colours: tuple[RGB, RGB, RGB]
@@ -83,7 +83,7 @@ class Background:
 
 @dataclass(frozen=True)
 class Perch:
-    """The perch; `key` seeds its details."""
+    """The perch; `key` is the seed of its details."""
 
     kind: Literal["branch", "rock", "ground"]
     colour: RGB
@@ -92,7 +92,7 @@ class Perch:
 
 @dataclass(frozen=True)
 class Occluder:
-    """A plant in front of the bird: a stem from `base` to `tip`, both (x, y) in image sides."""
+    """A plant in front of the bird: a stem from `base` to `tip`, both (x, y) in units of the image's side."""
 
     kind: Literal["sprig", "twig", "reed"]
     base: tuple[float, float]
@@ -100,13 +100,13 @@ class Occluder:
     bend: float
     """Offset of the middle of the stem from the straight line, as a fraction of its length."""
     size: float
-    """Length of a leaf, in image sides."""
+    """Length of a leaf, in units of the image's side."""
     colour: RGB
 
 
 @dataclass(frozen=True)
 class Scene:
-    """All that is in a picture; `dataclasses.replace` makes a changed one.
+    """The contents of a picture. `dataclasses.replace` makes a changed copy.
 
     >>> import dataclasses
     >>> scene = make_scene(0, "train", 0, 0)
@@ -115,9 +115,9 @@ class Scene:
     """
 
     variants: dict[str, str]
-    """Variant of each part; "none" leaves the part away."""
+    """Variant of each part; "none" omits the part."""
     colours: dict[str, tuple[RGB, RGB]]
-    """Colour of each part and of its marks."""
+    """Colours of each part and of its marks."""
     pose: Pose
     light: Light
     background: Background
@@ -182,7 +182,7 @@ _LEAVES: Sequence[RGB] = ((96, 148, 76), (126, 166, 84), (74, 122, 88), (176, 13
 
 
 class _Numbers:
-    """Random numbers of one group of fields, handed out in order."""
+    """The random numbers of one group of fields, used in order."""
 
     def __init__(self, values: Sequence[float]) -> None:
         self._values = iter(values)
@@ -194,13 +194,13 @@ class _Numbers:
         return options[int(next(self._values) * len(options))]
 
     def near(self, colour: RGB, spread: float = 14) -> RGB:
-        """A colour like this one."""
+        """A random colour near `colour`."""
         r, g, b = (min(max(round(c + self.between(-spread, spread)), 0), 255) for c in colour)
         return r, g, b
 
 
 def make_scene(seed: int, split: str, index: int, label: int) -> Scene:
-    """Scene `index` of a split with a bird of class `label`: a pure function of its arguments.
+    """Make scene `index` of a split with a bird of class `label`, a pure function of the arguments.
 
     The label decides the variants of the parts and nothing else: the same index with another label is the same
     picture with another bird.
@@ -272,7 +272,7 @@ def _perch(numbers: _Numbers, key: int) -> Perch:
 
 
 def _occluders(numbers: _Numbers, pose: Pose) -> tuple[Occluder, ...]:
-    """Up to two plants, whose tips and leaves are before the trunk: small parts are never hidden as a whole."""
+    """Up to two plants. Their tips and leaves are in front of the trunk, so small parts are never hidden completely."""
     return tuple(_occluder(numbers, pose) for _ in range(numbers.choice((0, 0, 1, 1, 2))))
 
 

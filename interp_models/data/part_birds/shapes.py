@@ -1,6 +1,6 @@
 """The shapes of `part_birds`: outlines of every variant of every part, as complex numbers x + iy.
 
-The bird stands on y = FOOT_Y and faces right; its body is about 0.7 long; y points down, as in images.
+The bird stands at y = FOOT_Y and faces right. Its body is about 0.7 long. y points down, as in images.
 """
 
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ FOOT_Y = 0.56
 NECK, RUMP, SHOULDER = 0.16 - 0.2j, -0.31 + 0.05j, 0.12 - 0.06j  # joints of the head, the tail and the wing
 
 FILL, INK, LIGHT, MARK = range(4)
-"""Tones of a part: its colour, darker for outlines, lighter for highlights; and its second colour, for patterns."""
+"""Tones of a part: its colour, a darker one for outlines, a lighter one for highlights; its second colour."""
 
 
 class Stroke(NamedTuple):
-    """A filled area with an outline, or with `width` an open line; `outline` False leaves the outline away."""
+    """A filled area with an outline, or an open line if `width` is given; `outline` False omits the outline."""
 
     points: Points
     tone: int = FILL
@@ -38,7 +38,7 @@ def curve(*points: complex, closed: bool = True, steps: int = 6) -> Points:
 
 
 def ellipse(centre: complex, rx: float, ry: float, angle: float = 0.0, steps: int = 24) -> Points:
-    """An ellipse whose x axis is turned by `angle` radians, clockwise as the image shows it."""
+    """An ellipse whose x axis is turned by `angle` radians, clockwise in the image."""
     turn = np.arange(steps) * (2 * np.pi / steps)
     return np.asarray(centre + (rx * np.cos(turn) + 1j * ry * np.sin(turn)) * np.exp(1j * angle))
 
@@ -251,7 +251,7 @@ SHAPES: Mapping[str, Mapping[str, tuple[Stroke, ...]]] = {
         )
     },
 }
-"""Outlines by part and variant; the parts are in drawing order, later ones cover earlier ones."""
+"""Outlines by part and variant. Parts are in drawing order; later ones cover earlier ones."""
 
 ANCHORS: Mapping[str, complex] = {
     "tail": -0.5 + 0.095j,
@@ -264,4 +264,4 @@ ANCHORS: Mapping[str, complex] = {
     "crown": 0.23 - 0.475j,
     "eye": _EYE,
 }
-"""A point of each part that every variant of it covers, and no other part: its key point."""
+"""The key point of each part: every variant of the part covers it, and no other part does."""

@@ -1,6 +1,6 @@
-"""Transforms of images before a model sees them.
+"""Transforms: they prepare images for a model.
 
-Every registered class is here under its own name; its file is imported when the class is asked for.
+Every registered class can be imported from here by its name; its file is imported when the class is first used.
 """
 
 from typing import Any

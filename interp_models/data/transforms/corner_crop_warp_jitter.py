@@ -12,19 +12,21 @@ from interp_models.data.transforms.warp_jitter import WarpJitter
 
 @TRANSFORMS.register("corner_crop_warp_jitter")
 class CornerCropWarpJitter(WarpJitter):
-    """Training: `random_corner`, then as `WarpJitter`. Training images that are not augmented, such as those that
-    prototypes are projected on, are cropped to their box. All others are whole.
+    """Crop between a corner and the box at random (`random_corner`), then warp and jitter as `WarpJitter`.
 
-    Source: the code of ProtoTree (Nauta et al. 2021), which stores five such crops of each image.
+    Training images without augmentation, such as those of a push, are cropped to their box. Images of validation and
+    test are squashed to the size (resized without keeping the aspect ratio).
+
+    Source: the code of ProtoTree (Nauta et al. 2021), which writes five such crops of each image to files.
 
     Args:
-        size: side of the images that come out, in pixels.
-        perspective: how far corners move, as a share of half the side.
-        jitter: brightness, contrast and saturation change by a factor of 1 - jitter to 1 + jitter.
-        hue: shift of the hue, as a share of the circle, at most 0.5.
-        degrees: largest rotation.
-        shift: largest shift, as a share of the side; None shifts nothing.
-        margin: pixels by which the squashed image is larger than the crop.
+        size: side of the output images in pixels.
+        perspective: largest move of a corner, as a fraction of half the side, in [0, 1].
+        jitter: brightness, contrast and saturation change by a factor from 1 - jitter to 1 + jitter.
+        hue: largest shift of the hue, as a fraction of the circle, in [0, 0.5].
+        degrees: largest rotation in degrees.
+        shift: largest shift, as a fraction of the side; null shifts nothing.
+        margin: side of the squashed image minus side of the crop, in pixels.
     """
 
     crops_training_images = True
@@ -35,16 +37,16 @@ class CornerCropWarpJitter(WarpJitter):
 
 
 def random_corner(sample: Sample) -> Sample:
-    """The whole image, or what lies between one of its corners and the far ends of the box, a tenth larger than given.
+    """Return the whole image, or the part between one of its corners and the opposite edges of the box.
 
-    One of the five is drawn by torch's generator.
+    The box is enlarged by a tenth of its sides. Torch's generator draws one of the five possibilities.
 
     Raises:
         InputError: if the sample has no box.
     """
     if sample.box is None:
         raise InputError(
-            "data.transforms=corner_crop_warp_jitter needs a data set with boxes; warp_jitter does without"
+            "data.transforms=corner_crop_warp_jitter needs a data set with boxes; warp_jitter works without boxes"
         )
     height, width = sample.image.shape[-2:]
     x0, y0, x1, y1 = (float(edge) for edge in sample.box[0])
@@ -53,7 +55,7 @@ def random_corner(sample: Sample) -> Sample:
     if corner == 4:
         return sample
     left, top, right, bottom = 0.0, 0.0, float(width), float(height)
-    if corner in (0, 2):  # from the left edge to the box's right one
+    if corner in (0, 2):  # from the left edge of the image to the right edge of the box
         right = min(x1 + dx, right)
     else:
         left = max(x0 - dx, left)

@@ -14,13 +14,16 @@ from interp_models.data.transforms.base import (
 
 @TRANSFORMS.register("crop_flip_jitter")
 class CropFlipJitter(ImageTransform):
-    """Training: squash to size / 0.875, crop at a random place, flip with probability 1/2, change brightness by up to
-    12.6 % and saturation by up to 50 %. Else: the same squash, and the centre.
+    """Squash, random crop, flip and colour jitter.
+
+    Training: squash to size / 0.875 (resize without keeping the aspect ratio), crop at a random place, flip with
+    probability 1/2, change brightness by up to 12.6 % and saturation by up to 50 %. Validation and test: the same
+    squash, and the centre.
 
     Source: the code of WS-DAN (Hu and Qi 2019) and of BR-NPA (Gomez et al. 2022).
 
     Args:
-        size: side of the images that come out, in pixels.
+        size: side of the output images in pixels.
     """
 
     def augmented(self) -> v2.Transform:
@@ -36,5 +39,5 @@ class CropFlipJitter(ImageTransform):
         )
 
     def evaluation(self) -> v2.Transform:
-        """The centre."""
+        """Squash and crop the centre."""
         return centre_of_squashed(self.size)

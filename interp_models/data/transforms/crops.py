@@ -1,4 +1,4 @@
-"""Parts of samples, with the ground truth moved along."""
+"""Crops of samples; boxes, masks and key points move along."""
 
 from math import ceil
 
@@ -11,7 +11,7 @@ from interp_models.data.base import Sample
 
 
 def crop_to_box(sample: Sample) -> Sample:
-    """The part of the image inside its box, at least one pixel, ground truth moved along.
+    """Crop a sample to its box, but at least to one pixel.
 
     Raises:
         InputError: if the sample has no box.
@@ -25,7 +25,7 @@ def crop_to_box(sample: Sample) -> Sample:
 
 
 def cropped(sample: Sample, left: int, top: int, right: int, bottom: int) -> Sample:
-    """The part of the image between these edges in pixels, ground truth moved along."""
+    """Crop a sample to the part between these edges in pixels."""
 
     def crop(value: Tensor | None) -> Tensor | None:
         return None if value is None else F.crop(value, top, left, bottom - top, right - left)
@@ -36,11 +36,11 @@ def cropped(sample: Sample, left: int, top: int, right: int, bottom: int) -> Sam
 
 
 def hide_outside(sample: Sample) -> Sample:
-    """Mark parts that lie outside the image as not visible."""
+    """Mark key points outside the image as not visible."""
     if sample.parts is None or sample.visible is None:
         return sample
     height, width = sample.image.shape[-2:]
     x, y = torch.unbind(sample.parts.as_subclass(Tensor), -1)
-    # torchvision flips points to width - 1 - x, so the borders are those of pixels whose centres are whole numbers.
+    # torchvision flips points to width - 1 - x, so pixel centres are integers and the image ends half a pixel further.
     inside = (x >= -0.5) & (x < width - 0.5) & (y >= -0.5) & (y < height - 0.5)
     return sample._replace(visible=sample.visible & inside)

@@ -1,4 +1,4 @@
-"""Random crops stretched to one size, as is usual for vision transformers."""
+"""Random resized crops, the usual augmentation for vision transformers."""
 
 from torchvision.transforms import v2
 
@@ -7,15 +7,18 @@ from interp_models.data.transforms.base import TRANSFORMS, ImageTransform, centr
 
 @TRANSFORMS.register("resized_crop")
 class ResizedCrop(ImageTransform):
-    """Training: crop 40 to 100 % of the area, of sides 3 : 4 to 4 : 3, stretch to the size, flip with probability 1/2,
-    change brightness by up to 12.6 % and saturation by up to 50 %. Else: squash to size / 0.875, and the centre.
+    """Random resized crop, flip and colour jitter.
+
+    Training: crop 40 to 100 % of the area with an aspect ratio from 3 : 4 to 4 : 3, resize to the size, flip with
+    probability 1/2, change brightness by up to 12.6 % and saturation by up to 50 %. Validation and test: squash to
+    size / 0.875 (resize without keeping the aspect ratio), and the centre.
 
     Args:
-        size: side of the images that come out, in pixels.
+        size: side of the output images in pixels.
     """
 
     def augmented(self) -> v2.Transform:
-        """Crop, stretch, flip and jitter."""
+        """Crop, resize, flip and jitter."""
         return v2.Compose(
             [
                 v2.RandomResizedCrop(self.size, scale=(0.4, 1.0), antialias=True),
@@ -26,5 +29,5 @@ class ResizedCrop(ImageTransform):
         )
 
     def evaluation(self) -> v2.Transform:
-        """The centre."""
+        """Squash and crop the centre."""
         return centre_of_squashed(self.size)

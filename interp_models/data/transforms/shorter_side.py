@@ -1,4 +1,4 @@
-"""Resize of the shorter side and centre crop: how ImageNet models, and those of timm, are tested."""
+"""Resize of the shorter side and centre crop, the usual test transform of ImageNet and timm models."""
 
 import math
 from typing import Literal
@@ -13,17 +13,19 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 @TRANSFORMS.register("shorter_side")
 class ShorterSide(ImageTransform):
-    """Training: crop 8 to 100 % of the area, of sides 3 : 4 to 4 : 3, stretch to the size, flip with probability 1/2
-    (Szegedy et al., CVPR 2015). Else: resize to floor(size / crop_pct), and crop the centre.
+    """Random resized crop and flip in training; resize of the shorter side and centre crop otherwise.
 
-    `size`, `crop_pct`, `crop_mode` and `interpolation` mean what they mean in timm's data config. Normalisation is no
-    part of it: black is 0.
+    Training: crop 8 to 100 % of the area with an aspect ratio from 3 : 4 to 4 : 3, resize to the size, flip with
+    probability 1/2 (Szegedy et al., CVPR 2015). Validation and test: resize to floor(size / crop_pct), and crop the
+    centre.
+
+    The options mean the same as in timm's data config. Images are not normalised: black is 0.
 
     Args:
-        size: side of the images that come out, in pixels.
+        size: side of the output images in pixels.
         crop_pct: side of the crop ÷ side of the resized image.
-        interpolation: how pixels are resampled, with antialiasing.
-        crop_mode: `center` resizes the shorter side and keeps proportions; `squash` resizes both sides.
+        interpolation: interpolation of the resize, with antialiasing.
+        crop_mode: `center` resizes the shorter side and keeps the aspect ratio; `squash` resizes both sides.
     """
 
     def __init__(
@@ -41,12 +43,12 @@ class ShorterSide(ImageTransform):
         self.interpolation = v2.InterpolationMode(interpolation)
 
     def augmented(self) -> v2.Transform:
-        """Crop, stretch and flip."""
+        """Crop, resize and flip."""
         crop = v2.RandomResizedCrop(self.size, scale=(0.08, 1.0), interpolation=self.interpolation, antialias=True)
         return v2.Compose([crop, v2.RandomHorizontalFlip(), to_float()])
 
     def evaluation(self) -> v2.Transform:
-        """Resize, and crop the centre."""
+        """Resize and crop the centre."""
         side = math.floor(self.size / self.crop_pct)
         sides = [side] if self.crop_mode == "center" else [side, side]
         resize = v2.Resize(sides, interpolation=self.interpolation, antialias=True)

@@ -1,4 +1,4 @@
-"""One of rotation, perspective and shear, and a flip: ProtoPNet's augmentation."""
+"""A rotation, a perspective or a shear, and a flip: ProtoPNet's augmentation."""
 
 from torchvision.transforms import v2
 
@@ -7,13 +7,15 @@ from interp_models.data.transforms.base import TRANSFORMS, ImageTransform, squas
 
 @TRANSFORMS.register("warp_flip")
 class WarpFlip(ImageTransform):
-    """Training: squash to the size; rotate by up to 15 degrees, or a perspective, or shear by up to 10 degrees; flip
-    with probability 1/2. Else: squash to the size.
+    """Squash, one random warp and a flip.
 
-    Source: the code of ProtoPNet (Chen et al. 2019), which stores 30 such copies of each image.
+    Training: squash to the size (resize without keeping the aspect ratio); then either rotate by up to 15 degrees,
+    change the perspective, or shear by up to 10 degrees; flip with probability 1/2. Validation and test: squash.
+
+    Source: the code of ProtoPNet (Chen et al. 2019), which writes 30 such copies of each image to files.
 
     Args:
-        size: side of the images that come out, in pixels.
+        size: side of the output images in pixels.
     """
 
     def augmented(self) -> v2.Transform:
@@ -27,5 +29,5 @@ class WarpFlip(ImageTransform):
         return v2.Compose([squashed(self.size), v2.RandomChoice(warps), v2.RandomHorizontalFlip(), to_float()])
 
     def evaluation(self) -> v2.Transform:
-        """Squash."""
+        """Squash to the size."""
         return v2.Compose([squashed(self.size), to_float()])

@@ -8,21 +8,23 @@ from interp_models.data.transforms.base import TRANSFORMS, ImageTransform, squas
 
 @TRANSFORMS.register("warp_jitter")
 class WarpJitter(ImageTransform):
-    """Training: squash to size + margin; in random order a perspective with probability 1/2, jitter of colours, a flip
-    with probability 1/2, and a rotation with shear by up to 2 degrees; then a random crop of the size. Else: squash to
-    the size.
+    """Perspective, colour jitter, flip and affine map in random order, then a random crop.
 
-    Source: the code of ProtoTree (Nauta et al. 2021). The defaults are its values for CUB; for cars it has
+    Training: squash to size + margin (resize without keeping the aspect ratio). Then come, in random order, a
+    perspective with probability 1/2, colour jitter, a flip with probability 1/2, and a rotation with a shear of up to 2
+    degrees. A random crop of the size is the last. Validation and test: squash to the size.
+
+    Source: the code of ProtoTree (Nauta et al. 2021). The defaults are its values for CUB. Its values for cars are
     `perspective: 0.5, hue: 0.4, degrees: 15, shift: null, margin: 32`.
 
     Args:
-        size: side of the images that come out, in pixels.
-        perspective: how far corners move, as a share of half the side.
-        jitter: brightness, contrast and saturation change by a factor of 1 - jitter to 1 + jitter.
-        hue: shift of the hue, as a share of the circle, at most 0.5.
-        degrees: largest rotation.
-        shift: largest shift, as a share of the side; None shifts nothing.
-        margin: pixels by which the squashed image is larger than the crop.
+        size: side of the output images in pixels.
+        perspective: largest move of a corner, as a fraction of half the side, in [0, 1].
+        jitter: brightness, contrast and saturation change by a factor from 1 - jitter to 1 + jitter.
+        hue: largest shift of the hue, as a fraction of the circle, in [0, 0.5].
+        degrees: largest rotation in degrees.
+        shift: largest shift, as a fraction of the side; null shifts nothing.
+        margin: side of the squashed image minus side of the crop, in pixels.
     """
 
     def __init__(
@@ -41,13 +43,13 @@ class WarpJitter(ImageTransform):
         if not all(0 <= share <= 1 for share in shares) or degrees < 0 or margin < 0:
             raise InputError(
                 "data.transforms: perspective, jitter and shift must be in [0, 1], hue in [0, 0.5], degrees and margin "
-                f"not below 0; got {perspective}, {jitter}, {shift}, {hue}, {degrees}, {margin}"
+                f"at least 0; got {perspective}, {jitter}, {shift}, {hue}, {degrees}, {margin}"
             )
         self.perspective, self.jitter, self.hue = perspective, jitter, hue
         self.degrees, self.shift, self.margin = degrees, shift, margin
 
     def augmented(self) -> v2.Transform:
-        """Squash, warp and jitter in random order, and crop."""
+        """Squash; warp, jitter and flip in random order; crop."""
         change = (1 - self.jitter, 1 + self.jitter)
         shift = None if self.shift is None else (self.shift, self.shift)
         bilinear = v2.InterpolationMode.BILINEAR
@@ -62,5 +64,5 @@ class WarpJitter(ImageTransform):
         return v2.Compose([squashed(self.size + self.margin), in_any_order, v2.RandomCrop(self.size), to_float()])
 
     def evaluation(self) -> v2.Transform:
-        """Squash."""
+        """Squash to the size."""
         return v2.Compose([squashed(self.size), to_float()])
