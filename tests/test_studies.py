@@ -165,6 +165,8 @@ def test_records_say_what_runs_reach_and_are_compared_image_by_image(tiny_cub: C
     difference = "three, mean of 1 seed(s): accuracy minus that of one"
     ends = [values[f"{difference}, {end} end of 95 %"] for end in ("lower", "upper")]
     assert ends == [-100, 100]  # differences are -1, -1, 1, 1: one resample of 16 has none above 0
+    with pytest.raises(SystemExit):  # a name is of a comparison; records are named by their runs
+        trained_benchmark.main(["--runs", str(run), "--name", "all", "--out", str(tmp_path)])
     other = save("four", 0, "1100", images=7)
     with pytest.raises(SystemExit, match="four has other test images than one"):
         trained_benchmark.main(["--records", names[0], other, "--name", "all", "--out", str(tmp_path)])
