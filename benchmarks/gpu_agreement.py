@@ -29,6 +29,7 @@ from interp_models.core.errors import NotApplicable
 from interp_models.core.prepared import Prepared, prepare
 from interp_models.core.scoring import full_float32, logits_of, probabilities
 from interp_models.data.part_birds.dataset import PartBirds
+from interp_models.evaluation.config import EvaluateConfig
 from interp_models.explainers import EXPLAINERS
 from interp_models.explainers.controls import attribute_with
 from interp_models.metrics import METRICS, PROTOTYPE_METRICS
@@ -36,7 +37,7 @@ from interp_models.metrics.base import PRESETS
 from interp_models.metrics.prototype_base import Found
 from interp_models.models import MODELS
 from interp_models.nn.attention import find_transformer
-from interp_models.runs.config import EvaluateConfig, TrainConfig
+from interp_models.runs.config import TrainConfig
 
 CLASSES = 4
 AMPLIFIES = {"kernelshap", "lime", "occlusion", "opticam", "xgradcam"}

@@ -141,8 +141,8 @@ def test_all_of_a_trunk_learns():
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("efficientvim_m1", "it gives no map of features (B, C, h, w) but a list"),
-        ("test_vit", "it gives no map of features (B, C, h, w) but (1, 65, 64)"),
+        ("efficientvim_m1", "it gives no feature map (B, C, h, w) but a list"),
+        ("test_vit", "it gives no feature map (B, C, h, w) but (1, 65, 64)"),
     ],
 )
 def test_models_without_a_map(name, why):
@@ -206,7 +206,7 @@ def test_a_hub_that_cannot_be_reached_ends_in_one_line(monkeypatch):
 
     monkeypatch.setattr(timm, "create_model", fail)
     with pytest.raises(
-        ValueError, match=r"cannot be had \(We couldn't connect\); give a file with model.weights=PATH"
+        ValueError, match=r"cannot be fetched \(We couldn't connect\); give a file with model.weights=PATH"
     ) as e:
         Backbone("resnet18")
     assert "\n" not in str(e.value)
@@ -223,5 +223,5 @@ def test_weights_that_cannot_be_had_are_told_from_models_that_cannot_be_built(mo
 
     monkeypatch.setattr(timm, "create_model", fail)
     for build in (lambda: Backbone("test_resnet"), lambda: ViTCLS(4, backbone=TINY_VIT)):
-        with pytest.raises(InputError, match=rf"cannot be had \({str(error) or 'RuntimeError'}\); give a file"):
+        with pytest.raises(InputError, match=rf"cannot be fetched \({str(error) or 'RuntimeError'}\); give a file"):
             build()

@@ -30,8 +30,9 @@ from interp_models.core.schema import schema_of
 from interp_models.data import TRANSFORMS
 from interp_models.data.decoding import looks_whole
 from interp_models.data.module import DataModule
+from interp_models.evaluation.config import EvaluateConfig
 from interp_models.metrics.prototype_base import PROTOTYPE_METRICS
-from interp_models.runs.config import EvaluateConfig, TrainConfig
+from interp_models.runs.config import TrainConfig
 from interp_models.training import loggers
 from interp_models.training.config import LoggerConfig
 from tests.conftest import (
@@ -366,7 +367,7 @@ def test_one_class(script: Script, tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("broken.safetensors", "cannot be read as tensors"),
-        ("tensor.pt", "must hold tensors by name; it holds a Tensor"),
+        ("tensor.pt", "must hold named tensors; it holds a Tensor"),
     ],
 )
 def test_weights_that_are_none(script: Script, tiny_cub: Cub, tmp_path: Path, name: str, message: str) -> None:

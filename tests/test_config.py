@@ -13,9 +13,9 @@ from interp_models.config.loading import as_dict, check, configured, load_yaml, 
 from interp_models.config.shipped import config_path
 from interp_models.core.command import as_called, command
 from interp_models.core.errors import InputError
-from interp_models.evaluation.config import ValidationConfig
+from interp_models.evaluation.config import EvaluateConfig, ValidationConfig
 from interp_models.runs.building import data_options, resolve
-from interp_models.runs.config import EvaluateConfig, TrainConfig
+from interp_models.runs.config import TrainConfig
 from interp_models.runs.loading import run_config
 from interp_models.training.recipe import Optimizer, Phase
 from tests.conftest import BCNN_LRS, TINY, tiny_config
@@ -374,7 +374,7 @@ def test_shipped_configs_are_found_from_everywhere(tmp_path: Path, monkeypatch: 
     assert config_path("cub/bcnn_lite0") == Path("cub/bcnn_lite0.yaml")  # a file here comes first
     with pytest.raises(InputError, match=r"^config cub/bcn_lite0 does not exist, .*; did you mean 'cub/bcnn_lite0' or"):
         config_path("cub/bcn_lite0")
-    with pytest.raises(InputError, match=r"^config zzz does not exist, .* shipped; --list shows them$"):
+    with pytest.raises(InputError, match=r"^config zzz does not exist, .* shipped configs; --list shows them$"):
         config_path("zzz")
 
 
@@ -479,14 +479,16 @@ def test_the_config_of_a_run_reads_back_the_same(bcnn_run: Path, tiny_cub: Any) 
 
 def test_description_names_every_key_with_type_default_and_meaning() -> None:
     lines = [line.strip() for line in describe(TrainConfig).splitlines()]
-    assert "seed: int = 0   Of everything random." in lines
+    assert "seed: int = 0   Seed of everything random." in lines
     assert "out: str | None = None   Run folder; null makes runs/<experiment>/<seed>-<n>." in lines
-    assert "phases[i].   The timeline of the training." in lines
-    assert (
-        "lrs: dict[str, float] = {}   Peak learning rate of each parameter group; groups not named are frozen." in lines
+    assert "phases[i].   The phases of the training, in their order." in lines
+    lrs = (
+        "lrs: dict[str, float] = {}   Peak learning rate of each parameter group; groups that are not named are frozen."
     )
-    assert "name: Literal['adam', 'adamw', 'sgd'] = adamw" in lines
-    assert "momentum: float = 0.9   Of `sgd` alone." in lines
+    assert lrs in lines
+    assert "name: Literal['adam', 'adamw', 'sgd'] = adamw   Algorithm." in lines
+    assert "momentum: float = 0.9   Momentum of `sgd`." in lines
     inherited = [line.strip() for line in describe(EvaluateConfig).splitlines()]
-    assert "preset: str = gomez2023   Protocol: `gomez2023` or `saliency-maps-metrics`." in inherited
-    assert "ckpt: Literal['best', 'last'] = best   Which checkpoint." in inherited
+    assert "preset: str = gomez2023   Protocol of the metrics: `gomez2023` or `saliency-maps-metrics`." in inherited
+    ckpt = "ckpt: Literal['best', 'last'] = best   Checkpoint of each run: `best` validation epoch or `last` epoch."
+    assert ckpt in inherited

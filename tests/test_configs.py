@@ -11,10 +11,11 @@ import torch
 from interp_models import EXPLAINERS, MODELS
 from interp_models.config.loading import check, load_yaml
 from interp_models.core.errors import InputError
+from interp_models.evaluation.config import EvaluateConfig
 from interp_models.evaluation.plan import expanded, explainer_specs
 from interp_models.metrics.base import metrics_of
 from interp_models.runs.building import build_model
-from interp_models.runs.config import EvaluateConfig, TrainConfig
+from interp_models.runs.config import TrainConfig
 from interp_models.runs.loading import load, run_config
 from interp_models.training.trainer import seed_everything
 from tests.conftest import Cub, Script, copy_run, tiny_options

@@ -21,7 +21,8 @@ from interp_models.commands.cli import taken
 from interp_models.commands.help import help_text
 from interp_models.config.loading import configured
 from interp_models.config.shipped import config_path
-from interp_models.runs.config import EvaluateConfig, TrainConfig
+from interp_models.evaluation.config import EvaluateConfig
+from interp_models.runs.config import TrainConfig
 from tests import tables
 from tests.test_architecture import ROOMS
 

@@ -48,7 +48,7 @@ WRONG = [
         IMAGES.numpy(),
         r"must be a tensor of float images \(batch, channels, height, width\); got ndarray \(2, 3, 32, 32\)",
     ),
-    (Image.new("RGB", (32, 32)), r"got Image.*its transform"),
+    (Image.new("RGB", (32, 32)), r"got Image.*a transform of a PIL image"),
     ([Image.new("RGB", (32, 32))], r"got list; make a tensor"),
     (list(IMAGES), r"got list; .*torch.stack of a list"),
     (None, "got NoneType"),
@@ -134,7 +134,7 @@ def test_scores_that_are_no_probabilities_are_refused(foreign: nn.Module, name: 
         "got values from -": lambda x: foreign(x).detach() - 1,
         r"score_fn = probabilities\(model\)": foreign,
         r"in \[0, 1\] and with row sums of 1": lambda x: foreign(x).sigmoid(),
-        "got one column, p; give torch.cat": lambda x: right(x)[:, :1],
+        "got one column, p; return torch.cat": lambda x: right(x)[:, :1],
         r"of 2 images; got shape \(2,\)": lambda x: right(x)[:, 0],
         r"of 2 images; got shape \(1, 4\)": lambda x: right(x)[:1],
         "got ndarray": lambda x: right(x).numpy(),
@@ -277,7 +277,7 @@ def test_maps_that_are_none_are_refused(foreign: nn.Module, maps: Any, message: 
 def test_one_grid_for_one_mean(foreign: nn.Module, name: str) -> None:
     """Values on different grids are not averaged; brought to one grid they are."""
     score_fn, fine = probabilities(foreign), MAPS.repeat_interleave(2, 1).repeat_interleave(2, 2)
-    message = r"maps are of the grid \(8, 8\), those before of \(4, 4\): values on different grids do not compare"
+    message = r"maps have the grid \(8, 8\), earlier ones \(4, 4\): values on different grids are not comparable"
     for kept in ("update", "forward"):
         metric = METRICS.build(name)
         use = getattr(metric, kept)
@@ -305,7 +305,7 @@ def test_maps_without_a_grid_of_their_own_are_told(foreign: nn.Module) -> None:
         metric.score(score_fn, IMAGES, MAPS, 0)
         metric.score(score_fn, IMAGES, MAPS, 1)
         METRICS.build("dauc", {"grid": (4, 4)}).score(score_fn, IMAGES, pixels, 0)
-    with pytest.warns(UserWarning, match=r"of the grid \(32, 32\), those before were of \(4, 4\): values on different"):
+    with pytest.warns(UserWarning, match=r"have the grid \(32, 32\), earlier ones \(4, 4\): values on different"):
         metric.score(score_fn, IMAGES, pixels, 0)
-    with pytest.warns(UserWarning, match=r"of the grid \(32, 32\), a cell for each pixel; .*such as grid=\(7, 7\)"):
+    with pytest.warns(UserWarning, match=r"have the grid \(32, 32\), one cell per pixel; .*such as grid=\(7, 7\)"):
         METRICS.build("dauc").score(score_fn, IMAGES, pixels, 0)

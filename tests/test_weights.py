@@ -139,7 +139,7 @@ def test_a_larger_network_is_refused(tmp_path, small, large):
     else:
         state, extra = state_of(large), "layer1.2.conv1.weight"
     check(state_of(small), load(tmp_path, state_of(small), small))
-    with pytest.raises(InputError, match=rf"does not fit {small}: it is of a larger network, with '{extra}'"):
+    with pytest.raises(InputError, match=rf"does not fit {small}: it belongs to a larger network, with '{extra}'"):
         load(tmp_path, state, small)
 
 
@@ -205,8 +205,8 @@ UNREADABLE = {
     ),
     "(Error while deserializing header: header too large)": bad(lambda p: p.write_bytes(b"\x01" * 200), ".safetensors"),
     "w is a folder": bad(lambda p: p.mkdir(), ""),
-    "must hold tensors by name; it holds a list": bad(lambda p: torch.save([torch.ones(1)], p)),
-    "does not fit test_resnet: it holds no tensors by name": bad(lambda p: torch.save({"epoch": 1}, p)),
+    "must hold named tensors; it holds a list": bad(lambda p: torch.save([torch.ones(1)], p)),
+    "does not fit test_resnet: it holds no named tensors": bad(lambda p: torch.save({"epoch": 1}, p)),
     "'conv1.0.weight' (16, 1, 3, 3) instead of (16, 3, 3, 3)": bad(lambda p: torch.save(state_of(NET, in_chans=1), p)),
     "'conv1.0.weight' (16, 3, 3, 3) instead of (16, 3, 3, 3), of torch.int8": bad(
         lambda p: torch.save({k: v.to(torch.int8) for k, v in state_of(NET).items()}, p)
@@ -298,15 +298,15 @@ def test_a_head_of_other_classes_starts_at_random(tmp_path, capsys):
         again = CNN(3, backbone=NET, weights=str(file))
         tell_head(again, SimpleNamespace(classes=classes))
         assert torch.equal(again.head.weight, model.head.weight) == same
-        said = f"head from {file}, of the same classes"
-        other = f"head not taken from {file}: of other classes, 'b' in place of 'c'"
+        said = f"head from {file}, with the same classes"
+        other = f"head not taken from {file}: it has other classes, 'b' in place of 'c'"
         assert capsys.readouterr().err == (said if same else other) + "\n"
     whole = state_of(NET)
     torch.save(whole, tmp_path / "w.pth")
     foreign = CNN(7, backbone=NET, weights=str(tmp_path / "w.pth"))
     tell_head(foreign, SimpleNamespace(classes=list("abcdefg")))
     assert torch.equal(foreign.head.weight, whole["fc.weight"])
-    assert "whose order of classes is taken for that of the data" in capsys.readouterr().err
+    assert "its classes are assumed to be in the order of the data's" in capsys.readouterr().err
     tell_head(model, SimpleNamespace(classes=["x", "y", "z"]))
     assert capsys.readouterr().err == ""
 
@@ -325,7 +325,7 @@ def test_training_goes_on_from_a_run(script: Script, tiny_cub: Cub, tmp_path: Pa
     }
     outcome = script("train", write_config(tmp_path / "b.yaml", config))
     assert outcome.code == 0, outcome.err
-    assert f"head from {best}, of the same classes" in outcome.err
+    assert f"head from {best}, with the same classes" in outcome.err
     before, after = (
         torch.load(tmp_path / run / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in "ab"
     )

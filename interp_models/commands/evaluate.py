@@ -21,7 +21,8 @@ from interp_models.core.errors import InputError
 from interp_models.core.plugins import import_plugins
 from interp_models.core.stopping import goes_on_by
 from interp_models.core.written import expanded
-from interp_models.runs.config import EnsembleConfig, EvaluateConfig
+from interp_models.evaluation.config import EvaluateConfig
+from interp_models.runs.config import EnsembleConfig
 
 DEFAULT = "eval/faithfulness"
 LIST = "--list"

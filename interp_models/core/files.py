@@ -69,6 +69,21 @@ def empty_folder(out: str, why: str) -> Path:
     return folder
 
 
+def folder_of_several(out: str | None, kind: str) -> Path:
+    """Make and return the folder of a comparison or an ensemble: `out`, or runs/<kind>/<n>.
+
+    Args:
+        out: the folder to make.
+        kind: `comparisons` or `ensembles`.
+
+    Raises:
+        InputError: if `out` already holds files or cannot be made.
+    """
+    if out is None:
+        return new_folder(Path("runs") / kind)
+    return empty_folder(out, f"{kind} are never overwritten")
+
+
 def short(name: str) -> str:
     """A file name without its ending; a name that is too long is cut and gets a digest.
 

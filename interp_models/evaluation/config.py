@@ -1,10 +1,11 @@
 """Options for the evaluation of maps."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from interp_models.core.choices import Preparation
-from interp_models.core.written import ListOfOptions
+from interp_models.core.written import ListOfOptions, OptionsOf, PathText
+from interp_models.training.config import LoggerConfig
 
 
 @dataclass
@@ -38,3 +39,37 @@ class ValidationConfig(ExplanationConfig):
 
     every_n_epochs: int = 0
     """Number of epochs from one evaluation to the next; 0 never evaluates."""
+
+
+@dataclass
+class EvaluateConfig(ExplanationConfig):
+    """The keys of an evaluation's config (`evaluate.py`)."""
+
+    plugins: list[PathText] = field(default_factory=list)
+    """Files and packages to import first; they register your own methods. The plugins of the runs need not be given
+    again."""
+    ckpt: Literal["best", "last"] = "best"
+    """Checkpoint of each run: `best` validation epoch or `last` epoch."""
+    networks: ListOfOptions = field(default_factory=list)
+    """Networks that were not trained here, judged beside the runs: `timm:NAME`, `package.module:function`,
+    `FILE.py:function`, or keys and values (see `runs.networks.NetworkConfig`)."""
+    out: PathText | None = None
+    """Folder of the results. The default (null) is RUN/evaluation for one run, runs/networks/<name> for one other
+    network, and a new folder runs/comparisons/<n> for the comparison of several."""
+    seed: int = 0
+    """Seed that draws the images; random explainers have a `seed` of their own."""
+    prototype_metrics: list[str] = field(default_factory=list)
+    """Names of prototype metrics; they judge runs with prototypes on all test images."""
+    report_images: int = 60
+    """Number of images that the report shows, with all their maps."""
+    figure: list[str] = field(default_factory=list)
+    """Explainers, by label, for `figure.png`: their maps of the first run on at most eight images, beside the own maps
+    of every run (figure 8 of the tutorial); an empty list draws no figure."""
+    batch_size: int | None = None
+    """Images per test batch; null takes the run's own."""
+    dataset: OptionsOf = field(default_factory=dict)
+    """Options of the data set that differ from those of the training, such as `root`."""
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """Options of pytorch_lightning.Trainer, passed on unchanged."""
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    """Loggers."""

@@ -177,7 +177,7 @@ def _of_loader(loader: DataLoader[Any]) -> Images:
 
 def _of_dataset(images: ImageDataset, model: nn.Module, image_size: int | None, batch_size: int) -> Images:
     from interp_models.data.transforms import transform_of
-    from interp_models.evaluation.networks import data_config
+    from interp_models.evaluation.normalisation import data_config
 
     about = data_config(model)
     size = image_size or int(about["input_size"][-1])

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from interp_models.core.classifier import Classifier, Output
+from interp_models.core.classifier import Output
 from interp_models.core.digests import weights_digest
 from interp_models.core.distributed import gathered_objects, is_first, rank_and_ranks, wait_for_all
 from interp_models.core.errors import InputError
@@ -23,12 +23,13 @@ from interp_models.evaluation.config import ExplanationConfig
 from interp_models.evaluation.engine import Engine, check_plan
 from interp_models.evaluation.images import Images, images_of
 from interp_models.evaluation.judgement import Judgement, write_pictures
-from interp_models.evaluation.networks import data_config, device_of, statistics
+from interp_models.evaluation.normalisation import classifier_of, device_of
 from interp_models.evaluation.plan import explainer_specs
 from interp_models.evaluation.tables import Provenance, Tables, finished, make_tables
 from interp_models.explainers.base import Explainer
 from interp_models.report.views import RunSummary
 
+Picture = np.ndarray[Any, Any]
 PICTURES = 60
 """At most so many images are kept as pictures for the page."""
 
@@ -122,7 +123,7 @@ def judge(
     source = images_of(images, model, labels=labels, image_size=image_size, batch_size=batch_size)
     judged = classifier_of(model, normalize, output, from_files=source.from_files)
     source = source.drawn(n_images, seed)
-    about = {"name": name or class_name(judged), "classes": list(classes or source.classes)}
+    about = {"name": name or class_name(judged), "classes": list(classes)}
     where = None if folder is None else Path(folder)
     if where is None:
         return _judged(judged, source, plan, _labelled(given), about, None, progress)
@@ -131,36 +132,6 @@ def judge(
         with locked(where, "an evaluation", "wait for its end, or give another folder"):
             return _judged(judged, source, plan, [], about, where, progress)
     return _judged(judged, source, plan, [], about, where, progress)
-
-
-def classifier_of(model: nn.Module, normalize: Any, output: Output, *, from_files: bool) -> nn.Module:
-    """Wrap the model so that it normalises its images and returns logits; see `judge` for the arguments.
-
-    Returns:
-        A `Classifier`, or the model itself if it needs neither.
-
-    Raises:
-        InputError: for a torchvision model with tensors and `normalize="auto"`: torchvision does not say how its models
-            expect images to be normalised.
-    """
-    if isinstance(model, Classifier):
-        return model
-    family = type(model).__module__.split(".")[0]
-    of_timm = hasattr(model, "pretrained_cfg") or hasattr(model, "default_cfg")
-    if normalize == "auto":
-        if getattr(model, "unit_images", False):
-            normalize = None
-        elif family == "torchvision" and not from_files:
-            raise InputError(
-                f"{class_name(model)} of torchvision does not say how its images are normalised; pass "
-                "normalize='imagenet', (mean, std), or None if images have been normalised"
-            )
-        elif not of_timm:
-            normalize = "imagenet" if from_files else None
-    mean, std = statistics(normalize, data_config(model) if normalize == "auto" else {})
-    if mean is None and output is None:
-        return model
-    return Classifier(model, mean=mean, std=std, output=output).train(model.training).to(device_of(model))
 
 
 def _labelled(explainers: Iterable[Explainer]) -> list[tuple[str, Explainer]]:
@@ -182,34 +153,74 @@ def _judged(
     folder: Path | None,
     progress: bool,
 ) -> Judgement:
-    device, classes = device_of(model), tuple(about["classes"])
     first = next(iter(source.batches()), None)
     if first is None:
         raise InputError("there are no images")
-    example = first.image[:1].to(device)
+    example = first.image[:1].to(device_of(model))
     with torch.no_grad(), evaluating(model):
         columns = logits_of(model(example)).shape[1]
-    if classes and len(classes) != columns:
-        classes = ()
+    if about["classes"] and len(about["classes"]) != columns:
+        raise InputError(f"classes: {len(about['classes'])} names are given, and the model has {columns} classes")
+    same_classes = len(source.classes) in (0, columns)
     if plan.target == "label" and int(first.label.min()) < 0:
         raise InputError("target 'label' needs labels, and the images have none; target='prediction' works")
+    if plan.target == "label" and not same_classes:
+        raise InputError(
+            f"target 'label': the images have {len(source.classes)} classes, and the model has {columns}; "
+            "target='prediction' works"
+        )
     cache: FolderCache | MemoryCache = MemoryCache()
     engine = Engine(model, plan, example, cache, explainers=given)
-    pictures: dict[int, np.ndarray[Any, Any]] = {}
     if folder is not None:
-        specs = {label: spec for label, *spec in explainer_specs(plan.explainers)}
-        protocol = [plan.preset, engine.grid, plan.max_steps, plan.target, plan.preparation, list(engine.keys)]
-        contents = gathered_objects(source.digest())  # a loader may give each rank its own images
-        cache = FolderCache(folder, [weights_digest(model), protocol, contents, about["name"]], specs)
-        done = gathered_objects(finished(folder, cache))[0]
-        if done:
+        engine.cache = cache = _folder_cache(folder, engine, source, about["name"])
+        if gathered_objects(finished(folder, cache))[0]:
             wait_for_all()
             return Judgement.load(folder)
-        engine.cache = cache
+    indices, pictures = _judge_all(engine, source, progress)
+    if isinstance(cache, MemoryCache):
+        cache.gather()
+    summary = {
+        "name": about["name"], "model": class_name(model), "dataset": source.name, "accuracy": None, "n": 0,
+        "accuracy_judged": None, "n_judged": len(indices), "seed": None, "selection": "as given",
+    }  # fmt: skip
+    classes = tuple(about["classes"]) or (tuple(source.classes) if same_classes else ())
+    wait_for_all()
+    tables: Tables | None = None
+    if folder is None or is_first():
+        provenance = Provenance(about["name"], "as given", None)
+        tables = make_tables(
+            cache, indices, engine.applying, engine.left_out, engine.protocols, provenance, source.image_id, folder
+        )
+        images = tables.per_image.drop_duplicates("index")
+        if (images["label"] >= 0).all() and same_classes:
+            summary["accuracy_judged"] = float((images["prediction"] == images["label"]).mean())
+        if folder is not None:
+            write_pictures(folder, pictures, classes, summary)
+    wait_for_all()
+    release(model)
+    if tables is None:
+        assert folder is not None
+        return Judgement.load(folder)
+    return Judgement(tables, RunSummary(**summary), classes, pictures)
+
+
+def _folder_cache(folder: Path, engine: Engine, source: Images, name: str) -> FolderCache:
+    """The cache in a folder; it finds results of the same weights, protocol and images again."""
+    plan = engine.plan
+    specs = {label: spec for label, *spec in explainer_specs(plan.explainers)}
+    protocol = [plan.preset, engine.grid, plan.max_steps, plan.target, plan.preparation, list(engine.keys)]
+    contents = gathered_objects(source.digest())  # a loader may give each rank its own images
+    return FolderCache(folder, [weights_digest(engine.model), protocol, contents, name], specs)
+
+
+def _judge_all(engine: Engine, source: Images, progress: bool) -> tuple[list[int], dict[int, Picture]]:
+    """Judge this rank's images; returns the indices of all ranks' images, and pictures of some for the page."""
     rank, ranks = rank_and_ranks()
     if progress and rank == 0:
         engine.show_progress(None if source.count is None else -(-source.count // source.batch_size // ranks))
+    device = device_of(engine.model)
     indices: list[int] = []
+    pictures: dict[int, Picture] = {}
     shown = source.shown(PICTURES)
     try:
         for sample in source.batches(rank, ranks):
@@ -222,36 +233,11 @@ def _judged(
     finally:
         engine.bar.close()
     engine.agree()
-    indices = sorted({index for part in gathered_objects(indices) for index in part})
     pictures = {index: picture for part in gathered_objects(pictures) for index, picture in part.items()}
-    pictures = dict(sorted(pictures.items()))
-    if isinstance(cache, MemoryCache):
-        cache.gather()
-    provenance = Provenance(about["name"], "as given", None)
-    summary = {
-        "name": about["name"], "model": class_name(model), "dataset": source.name, "accuracy": None, "n": 0,
-        "accuracy_judged": None, "n_judged": len(indices), "seed": None, "selection": "as given",
-    }  # fmt: skip
-    wait_for_all()
-    tables: Tables | None = None
-    if folder is None or rank == 0:
-        tables = make_tables(
-            cache, indices, engine.applying, engine.left_out, engine.protocols, provenance, source.image_id, folder
-        )
-        images = tables.per_image.drop_duplicates("index")
-        if (images["label"] >= 0).all() and (not source.classes or len(source.classes) == columns):
-            summary["accuracy_judged"] = float((images["prediction"] == images["label"]).mean())
-        if folder is not None:
-            write_pictures(folder, pictures, classes, summary)
-    wait_for_all()
-    release(model)
-    if tables is None:
-        assert folder is not None
-        return Judgement.load(folder)
-    return Judgement(tables, RunSummary(**summary), classes, pictures)
+    return sorted({index for part in gathered_objects(indices) for index in part}), dict(sorted(pictures.items()))
 
 
-def _picture(image: Tensor) -> "np.ndarray[Any, Any]":
+def _picture(image: Tensor) -> Picture:
     from interp_models.report.visual import to_uint8
 
     return to_uint8(image if image.shape[0] == 3 else image[:1].expand(3, -1, -1))

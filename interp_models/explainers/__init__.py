@@ -1,6 +1,6 @@
-"""Maps of any module that returns logits.
+"""Explainers: saliency maps of any module that returns logits.
 
-Every registered class is here under its own name; its file is imported when the class is asked for.
+Every registered class can be imported from here. Its file is loaded on first use.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Feature maps weighted by what the score loses without them: Ablation-CAM and LIFT-CAM."""
+"""Feature maps weighted by the drop of the score without them: Ablation-CAM and LIFT-CAM."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ from interp_models.explainers.base import EXPLAINERS, target_scores
 from interp_models.explainers.features import LayerExplainer, activations, as_output, linear_head, target_layer
 
 VALUES = 2**21
-"""Activations per pass of the tail, 8 MiB: larger passes share the fixed cost of a pass."""
+"""Activations per pass of the layers after the target layer (8 MiB of float32)."""
 
 
 class _OfTail(LayerExplainer, ABC):
-    """Abstract: a map Σ_k w_k A_k whose weights need the part of the model after the layer alone."""
+    """Abstract: a map Σ_k w_k A_k. Its weights only need the tail: the part of the model after the layer."""
 
     def _signed(self, inputs: Tensor, target: Target) -> Tensor:
         head = linear_head(self, self.layer, inputs, target) if self.score == "logit" else None
@@ -33,15 +33,15 @@ class _OfTail(LayerExplainer, ABC):
 
     @abstractmethod
     def _closed(self, a: Tensor, w: Tensor, y: Tensor) -> Tensor:
-        """Weights (B, C) where y = w · mean over cells of A + b."""
+        """Weights (B, C) in closed form, for y = w · (mean over cells of A) + b."""
 
     @abstractmethod
     def _general(self, inputs: Tensor, a: Tensor, targets: Tensor) -> Tensor:
-        """Weights (B, C) of any tail."""
+        """Weights (B, C) for any tail."""
 
     def _tail(self, image: Tensor, variants: Tensor) -> Any:
-        """Run the model with activations (n, C, h, w) in place of the layer's output. The part before the layer passes
-        the one image (1, 3, H, W), or copies of it where the tail also reads earlier outputs."""
+        """Run the model on one image (1, 3, H, W) with the activations (n, C, h, w) in place of the layer's output. If
+        the tail also reads earlier outputs, the model runs on n copies of the image."""
         module = target_layer(self.model, self.layer, image)
         handle = module.register_forward_hook(lambda _, args, output: as_output(self.model, variants.clone(), output))
         try:
@@ -56,7 +56,10 @@ class _OfTail(LayerExplainer, ABC):
         finally:
             handle.remove()
         if len(logits_of(output)) != len(variants):
-            raise NotApplicable(f"{type(self.model).__name__} gives no logits for each of the layer's activations")
+            raise NotApplicable(
+                f"{type(self.model).__name__} returned {len(logits_of(output))} rows of logits for {len(variants)} "
+                "variants of the layer's output; expected one per variant"
+            )
         return output
 
 
@@ -64,14 +67,15 @@ class _OfTail(LayerExplainer, ABC):
 class AblationCAM(_OfTail):
     """Ablation-CAM = ReLU(Σ_k w_k A_k) with w_k = (y - y without A_k) / |y| (Desai and Ramaswamy, WACV 2020).
 
-    A channel is taken away by setting it to 0. The tail after the layer alone is passed for each channel; on a network
-    that ends in a mean and a linear layer w_k is w_ck · mean of A_k / |y|, without a pass.
+    A are the layer's feature maps, and y is the target's score. A channel is ablated by setting it to 0. Only the part
+    of the model after the layer runs once per channel. On a network that ends in mean pooling and a linear layer,
+    w_k = w_ck · (mean of A_k) / |y| needs no further pass.
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None takes the last that gives a spatial map.
-        relu: keep positive evidence alone, as in the paper.
-        score: what is explained.
+        layer: dotted name of the layer; None takes the last one that outputs a spatial map.
+        relu: keep positive evidence only, as in the paper.
+        score: explain the target's `logit` or its `probability`.
     """
 
     def _closed(self, a: Tensor, w: Tensor, y: Tensor) -> Tensor:
@@ -92,17 +96,21 @@ class AblationCAM(_OfTail):
 
 @EXPLAINERS.register("liftcam")
 class LIFTCAM(_OfTail):
-    """LIFT-CAM = ReLU(Σ_k w_k A_k) with w_k the sum over cells of DeepLIFT's contributions of A_k to the score, from
-    activations of 0 (Jung and Oh, ICCV 2021, section 4.2).
+    """LIFT-CAM = ReLU(Σ_k w_k A_k) with w_k the sum over cells of A_k's DeepLIFT contributions to the score, with the
+    reference A = 0 (Jung and Oh, ICCV 2021, section 4.2).
 
-    On a network that ends in a mean and a linear layer w_k is w_ck · mean of A_k. Else contributions come from
-    DeepLIFT's rescale rule at activation modules, and refused is a tail where they do not add up to the score's change.
+    On a network that ends in mean pooling and a linear layer, w_k = w_ck · (mean of A_k). On other networks the
+    contributions come from DeepLIFT's rescale rule at activation modules.
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None takes the last that gives a spatial map.
-        relu: keep positive evidence alone, as in the paper.
-        score: what is explained.
+        layer: dotted name of the layer; None takes the last one that outputs a spatial map.
+        relu: keep positive evidence only, as in the paper.
+        score: explain the target's `logit` or its `probability`.
+
+    Raises:
+        NotApplicable: if the contributions do not add up to the change of the score, because the layers after the
+            target layer do something that the rescale rule does not cover.
     """
 
     needs = ("rescale_tail",)
@@ -126,15 +134,15 @@ class LIFTCAM(_OfTail):
             if abs(float(contributions.sum()) - change) > 1e-3 * max(abs(change), float(contributions.abs().sum())):
                 raise NotApplicable(
                     f"liftcam: contributions add up to {float(contributions.sum()):.4g}, the score changes by "
-                    f"{change:.4g}: after the layer {type(self.model).__name__} does what DeepLIFT's rescale rule does "
-                    "not cover"
+                    f"{change:.4g}: after the layer, {type(self.model).__name__} has operations that DeepLIFT's "
+                    "rescale rule does not cover"
                 )
             weights.append(contributions.sum(dim=(1, 2)))
         return torch.stack(weights)
 
 
 def _guarded(y: Tensor) -> Tensor:
-    """|y|, at least 1e-6, as a divisor."""
+    """|y|, at least 1e-6, shaped to divide weights."""
     size = y.abs().clamp(min=1e-6)
     return size[:, None] if size.dim() else size
 
@@ -146,8 +154,8 @@ ELEMENTWISE = (
 
 
 class _Rescale(torch.autograd.Function):
-    """The output of an activation of x and, as the second half of the batch, of the reference; backwards its slope
-    between the two, or where they are equal its derivative."""
+    """An activation whose backward follows the rescale rule. The first half of the batch are inputs, the second half
+    their references. The gradient is the slope between the two, or the derivative where they are equal."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, derivative: Tensor) -> Tensor:
@@ -166,16 +174,17 @@ class _Rescale(torch.autograd.Function):
 
 @contextmanager
 def rescaled(model: nn.Module) -> Iterator[None]:
-    """While open, activation modules follow DeepLIFT's rescale rule backwards: the batch is images and references."""
+    """While open, activation modules follow DeepLIFT's rescale rule in the backward pass. The first half of a batch are
+    inputs, the second half references."""
     kept: dict[nn.Module, Tensor] = {}
 
     def before(module: nn.Module, args: Any) -> Any:
         kept[module] = args[0]
-        return (args[0].clone(), *args[1:])  # it may work in place
+        return (args[0].clone(), *args[1:])  # the activation may work in place
 
     def after(module: nn.Module, args: Any, output: Any) -> Any:
         x = kept.pop(module)
-        if len(x) % 2:  # before the layer there is one image
+        if len(x) % 2:  # before the target layer the batch is one image
             return None
         with torch.enable_grad():
             start = x.detach().requires_grad_(True)

@@ -1,4 +1,4 @@
-"""The base of all explainers. Calls leave the model unchanged."""
+"""The base class of all explainers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -31,57 +31,64 @@ EXPLAINERS: Registry["Explainer"] = Registry("explainer", "interp_models.explain
 
 
 class Explainer(ABC):
-    """Explains the scores of any module that maps images (B, 3, H, W) to logits (B, K).
+    """Abstract: computes saliency maps of any module that maps images (B, 3, H, W) to logits (B, K).
 
-    Calls leave the model as it was, also after an exception: no hook, every submodule in its own mode, `requires_grad`
-    and `.grad` untouched. As a context manager it keeps the model in eval mode between calls.
+    A subclass implements `_attribute`, and sets the class attributes below where they differ from their defaults.
+
+    A call leaves the model unchanged, also after an exception: hooks are removed, every submodule returns to its own
+    mode, and `requires_grad` and `.grad` keep their values. As a context manager, an explainer keeps the model in eval
+    mode between calls.
 
     Args:
         model: any module that returns logits, or an object with a field `logits`.
-        score: what is explained, the target's `logit` or its `probability`.
+        score: explain the target's `logit` or its `probability`.
     """
 
     needs: ClassVar[tuple[Trait, ...]] = ()
-    """Traits that the network must have, see `TRAITS`; for others it raises `NotApplicable`."""
+    """Traits that the network must have, see `TRAITS`. The explainer raises `NotApplicable` for other networks."""
     passes: ClassVar[str] = "1"
-    """Forward passes of an image whose class is given, on a network that ends in a mean and a linear layer: a formula
-    of the options, of the layer's `channels` and of `windows`, the squares that cover the image."""
+    """Forward passes per image if the class is given, on a network that ends in mean pooling and a linear layer. It is
+    a formula: it may use the names of options, `channels` (of the layer) and `windows` (squares that cover the
+    image)."""
     back_to_images: ClassVar[bool] = False
-    """Whether the score is differentiated by the images, or by a mask on them: each pass goes back, too."""
+    """Whether each pass also goes backward to the images, or to a mask on them."""
     uses_class: ClassVar[bool] = True
-    """Whether the map depends on the class. Where the map is the model's own, the model says (`class_maps`)."""
+    """Whether the map depends on the class. For `intrinsic`, the model decides (`class_maps`)."""
     shown: ClassVar[tuple[Literal["box"], ...]] = ()
     """Ground truth that `attribute` takes as a further argument."""
     small: ClassVar[Mapping[str, Any]] = {}
     """Options that make it fast enough for a test."""
     amplifies_rounding: ClassVar[bool] = False
-    """Whether maps of networks with small gradients depend on the last digits of float32: tests compare batches in
-    float64."""
+    """Whether float32 rounding can visibly change the map of a network with small gradients. Tests then compare
+    batches in float64."""
     stands_bfloat16: ClassVar[bool] = True
-    """Whether the map of passes in bfloat16 is near that of float32."""
+    """Whether maps computed in bfloat16 are close to those computed in float32."""
     preparation: Preparation = "exact"
-    """Preparation of the model for many passes."""
+    """How the model is prepared for many passes, see `Preparation`."""
 
     def __init__(self, model: nn.Module, *, score: Score = "logit") -> None:
-        self.model = unwrapped(model)  # a wrapper would skip the hooks, or run them once per device
+        self.model = unwrapped(model)  # with a wrapper, hooks are skipped or run once per device
         self.score: Score = score
         self._stack = ExitStack()
 
     def attribute(self, inputs: Tensor, target: Target = None, boxes: Tensor | None = None) -> Tensor:
-        """One map per image, float32 (B, h, w), on the method's own grid, not normalised; larger matters more.
+        """Compute one saliency map per image.
 
         Args:
             inputs: images (B, 3, H, W).
-            target: class to explain: one for all, one per image (B,), or None for the class of the highest score.
-            boxes: ground truth (B, 4), XYXY in pixels; read by methods that are `shown` boxes alone.
+            target: class to explain: one for all images, one per image (B,), or None for the predicted class.
+            boxes: ground-truth boxes (B, 4), XYXY in pixels; only used by explainers with `shown = ("box",)`.
+
+        Returns:
+            Maps (B, h, w), float32, on the method's own grid and not normalised. Larger values mean more important.
 
         Raises:
-            InputError: for images that are no float tensor (B, C, H, W), hold NaN, are not in [0, 1] where the model is
-                one of this package, or are of another device or precision than the model; for a class that does not
-                exist.
+            InputError: if the images are not a float tensor (B, C, H, W), contain NaN, are not in [0, 1] for a model of
+                this package, or have another device or precision than the model; or if a class does not exist.
+            NotApplicable: if the method cannot explain this model.
         """
         check_images_for(self.model, inputs)
-        # Lightning evaluates in inference mode, whose tensors autograd refuses.
+        # Lightning evaluates in inference mode. Autograd refuses tensors that were made in it.
         with torch.inference_mode(False), evaluating(self.model), full_float32(), fitting(self.model, inputs):
             images = inputs.clone() if inputs.is_inference() else inputs.detach()
             targets = None if target is None else per_image(target, len(images))
@@ -93,13 +100,13 @@ class Explainer(ABC):
             if images._version != version:
                 images.copy_(untouched)
                 raise InputError(
-                    f"{class_name(self.model)} changes its images in place: let it work on a clone of them"
+                    f"{class_name(self.model)} changes its images in place; let its forward work on a clone"
                 )
         return torch.cat(parts)
 
     @abstractmethod
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
-        """Return maps (B, h, w). The model is in eval mode; the images fit one pass."""
+        """Return maps (B, h, w). The model is in eval mode, and the images fit into one pass."""
 
     def __enter__(self) -> Self:
         self._stack.enter_context(evaluating(self.model))
@@ -111,16 +118,22 @@ class Explainer(ABC):
         self._stack.close()
 
     def prepared(self, images: Tensor) -> nn.Module:
-        """Return the model prepared for many passes of images like these; call it once per `attribute`."""
+        """Return a copy of the model that is faster at many passes. Call this once per `_attribute`."""
         return prepare(self.model, images, self.preparation)
 
     def score_fn(self, images: Tensor) -> ScoreFn:
-        """Return the score function: images -> explained scores of all classes (B, K), by the prepared model."""
+        """Return a function of images: the explained scores of all classes (B, K), by the prepared model."""
         model = self.prepared(images)
         return lambda images: scores_of(model(images), self.score)
 
 
 def target_scores(output: Any, score: Score, target: Target) -> Tensor:
-    """The score of each image's target (B,), with its graph."""
+    """The score of each image's target class (B,), with its autograd graph.
+
+    Args:
+        output: return value of the model: logits (B, K), or an object with a field `logits`.
+        score: `logit` or `probability`.
+        target: class: one for all images, one per image (B,), or None for the predicted class.
+    """
     scores = scores_of(output, score)
     return scores.gather(1, resolve_target(target, scores)[:, None])[:, 0]

@@ -1,4 +1,4 @@
-"""Class activation maps of one layer. A are its feature maps (C, h, w), y the target's score, g = ∂y/∂A."""
+"""Class activation maps of one layer: A are its feature maps (C, h, w), y is the target's score, g = ∂y/∂A."""
 
 from abc import ABC, abstractmethod
 
@@ -16,9 +16,11 @@ from interp_models.explainers.features import LayerExplainer, activations, activ
 class ActivationMap(Explainer):
     """AM = (1/C) Σ_k A_k, the same for every class (Gomez et al. 2023, section 3.1.3).
 
+    A are the layer's C feature maps.
+
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None takes the last that gives a spatial map.
+        layer: dotted name of the layer; None takes the last one that outputs a spatial map.
     """
 
     uses_class = False
@@ -34,14 +36,15 @@ class ActivationMap(Explainer):
 
 @EXPLAINERS.register("eigencam")
 class EigenCAM(Explainer):
-    """The projection of each cell's features on the first right singular vector v of A as a matrix (h·w, C): A v.
+    """Eigen-CAM = A v, with A the feature maps as a matrix (h·w, C) and v its first right singular vector (Muhammad and
+    Yeasin, IJCNN 2020, equation 4).
 
-    The same for every class (Muhammad and Yeasin, IJCNN 2020, equation 4). A singular vector has no sign: v is turned
-    so that the map correlates with the activation map.
+    The map is the same for every class. The sign of a singular vector is arbitrary: v is chosen so that the map
+    correlates positively with the activation map.
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None takes the last that gives a spatial map.
+        layer: dotted name of the layer; None takes the last one that outputs a spatial map.
         centred: subtract each channel's mean over the cells first (as in pytorch-grad-cam).
     """
 
@@ -57,7 +60,7 @@ class EigenCAM(Explainer):
         mean = cells.mean(dim=2) - cells.mean(dim=(1, 2))[:, None]
         if self.centred:
             cells = cells - cells.mean(dim=1, keepdim=True)
-        # A v = σ u, with v an eigenvector of the channels' products and u one of the cells': of whichever are fewer.
+        # A v = σ u. v is an eigenvector of Aᵀ A (C, C), u one of A Aᵀ (h·w, h·w): decompose the smaller matrix.
         with full_precision(cells):
             if cells.shape[1] > cells.shape[2]:
                 _, vectors = torch.linalg.eigh((cells.transpose(1, 2) @ cells).double())
@@ -71,15 +74,16 @@ class EigenCAM(Explainer):
 
 @EXPLAINERS.register("cam")
 class CAM(Explainer):
-    """CAM = Σ_k w_ck A_k for a network that ends in a mean over cells and a linear layer w (Zhou et al., CVPR 2016,
+    """CAM = Σ_k w_ck A_k for a network that ends in mean pooling of A and a linear layer w (Zhou et al., CVPR 2016,
     equation 2).
-
-    Refuses other networks, as there are no such weights: the input of the linear layer that gives the logits must be
-    the mean of A over the cells.
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None takes the last that gives a spatial map.
+        layer: dotted name of the layer; None takes the last one that outputs a spatial map.
+
+    Raises:
+        NotApplicable: for other networks: the linear layer that gives the logits must read the mean of A over the
+            cells.
     """
 
     needs = ("mean_and_linear",)
@@ -93,32 +97,34 @@ class CAM(Explainer):
         if head is None:
             raise NotApplicable(
                 f"{type(self.model).__name__} does not end, after the layer, in the mean over cells and one linear "
-                "layer that gives the logits, so that its feature maps have no weights of classes"
+                "layer that gives the logits; cam has no class weights to read"
             )
         a, weights, _ = head
         return weighted(weights, a)
 
 
 class _OfGradient(LayerExplainer, ABC):
-    """Abstract: a map from A and g."""
+    """Abstract: a map computed from A and g."""
 
     def _signed(self, inputs: Tensor, target: Target) -> Tensor:
         return self._combine(*activations_and_gradients(self, self.layer, inputs, target))
 
     @abstractmethod
     def _combine(self, a: Tensor, g: Tensor) -> Tensor:
-        """A and g, float32 (B, C, h, w) -> (B, h, w)."""
+        """A and g, float32 (B, C, h, w) -> map (B, h, w)."""
 
 
 @EXPLAINERS.register("gradcam")
 class GradCAM(_OfGradient):
     """Grad-CAM = ReLU(Σ_k w_k A_k) with w_k = mean over cells of g_k (Selvaraju et al., ICCV 2017, equations 1 and 2).
 
+    A are the layer's feature maps, y is the target's score, and g = ∂y/∂A.
+
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None takes the last that gives a spatial map.
-        relu: keep positive evidence alone, as in the paper.
-        score: what is explained.
+        layer: dotted name of the layer; None takes the last one that outputs a spatial map.
+        relu: keep positive evidence only, as in the paper.
+        score: explain the target's `logit` or its `probability`.
     """
 
     def _combine(self, a: Tensor, g: Tensor) -> Tensor:
@@ -129,18 +135,18 @@ class GradCAM(_OfGradient):
 class GradCAMPlusPlus(_OfGradient):
     """Grad-CAM++ = ReLU(Σ_k w_k A_k) with w_k = Σ_ij α ReLU(g) and α = g² / (2 g² + g³ Σ_ab A), 0 where g is 0.
 
-    Chattopadhay et al., WACV 2018, equations 5, 10 and 19, with a score exp(y), whose factor exp(y) of all weights is
-    left out.
+    A are the layer's feature maps, y is the target's score, and g = ∂y/∂A. Source: Chattopadhay et al., WACV 2018,
+    equations 5, 10 and 19, for the score exp(y). Its factor exp(y), common to all weights, is left out.
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None takes the last that gives a spatial map.
-        relu: keep positive evidence alone, as in the paper.
-        score: what is explained.
+        layer: dotted name of the layer; None takes the last one that outputs a spatial map.
+        relu: keep positive evidence only, as in the paper.
+        score: explain the target's `logit` or its `probability`.
     """
 
     def _combine(self, a: Tensor, g: Tensor) -> Tensor:
-        denominator = 2 + g * a.sum(dim=(2, 3), keepdim=True)  # of α = 1 / (2 + g Σ A), after g² is cancelled
+        denominator = 2 + g * a.sum(dim=(2, 3), keepdim=True)  # g² cancels: α = 1 / (2 + g Σ A)
         alpha = torch.where((g == 0) | (denominator == 0), 0.0, 1 / denominator)
         return ((alpha * g.relu()).sum(dim=(2, 3), keepdim=True) * a).sum(dim=1)
 
@@ -149,11 +155,13 @@ class GradCAMPlusPlus(_OfGradient):
 class HiResCAM(_OfGradient):
     """HiResCAM = Σ_k g_k ⊙ A_k (Draelos and Carin 2020, equation 5).
 
+    A are the layer's feature maps, y is the target's score, and g = ∂y/∂A.
+
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None takes the last that gives a spatial map.
-        relu: keep positive evidence alone; the paper keeps all.
-        score: what is explained.
+        layer: dotted name of the layer; None takes the last one that outputs a spatial map.
+        relu: keep positive evidence only; the paper keeps both signs.
+        score: explain the target's `logit` or its `probability`.
     """
 
     def __init__(
@@ -170,11 +178,13 @@ class XGradCAM(_OfGradient):
     """XGrad-CAM = ReLU(Σ_k w_k A_k) with w_k = Σ_ij g ⊙ A / Σ_ij A, 0 where a channel's sum is 0 (Fu et al., BMVC 2020,
     equation 7).
 
+    A are the layer's feature maps, y is the target's score, and g = ∂y/∂A.
+
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None takes the last that gives a spatial map.
-        relu: keep positive evidence alone.
-        score: what is explained.
+        layer: dotted name of the layer; None takes the last one that outputs a spatial map.
+        relu: keep positive evidence only.
+        score: explain the target's `logit` or its `probability`.
     """
 
     amplifies_rounding = True
@@ -189,11 +199,13 @@ class XGradCAM(_OfGradient):
 class LayerCAM(_OfGradient):
     """LayerCAM = ReLU(Σ_k ReLU(g_k) ⊙ A_k) (Jiang et al., TIP 2021, equations 5 to 7).
 
+    A are the layer's feature maps, y is the target's score, and g = ∂y/∂A.
+
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None takes the last that gives a spatial map.
-        relu: keep positive evidence alone, as in the paper.
-        score: what is explained.
+        layer: dotted name of the layer; None takes the last one that outputs a spatial map.
+        relu: keep positive evidence only, as in the paper.
+        score: explain the target's `logit` or its `probability`.
     """
 
     def _combine(self, a: Tensor, g: Tensor) -> Tensor:
@@ -204,14 +216,15 @@ class LayerCAM(_OfGradient):
 class GuidanceCAM(_OfGradient):
     """ReLU(Σ_k λ_k GM ⊙ A_k) with GM = ReLU(Σ_k g_k ⊙ A_k) and λ_k = mean over cells of g_k, without smoothing.
 
-    Source: "Rethinking Gradient Weight's Influence over Saliency Map Estimation", Sensors 2022, equations 5 and 6. On a
-    network that ends in a mean and a linear layer it is the square of Grad-CAM's map.
+    A are the layer's feature maps, y is the target's score, and g = ∂y/∂A. Source: "Rethinking Gradient Weight's
+    Influence over Saliency Map Estimation", Sensors 2022, equations 5 and 6. On a network that ends in mean pooling and
+    a linear layer, the map is the square of Grad-CAM's.
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None takes the last that gives a spatial map.
-        relu: keep positive evidence alone, as in the paper.
-        score: what is explained.
+        layer: dotted name of the layer; None takes the last one that outputs a spatial map.
+        relu: keep positive evidence only, as in the paper.
+        score: explain the target's `logit` or its `probability`.
     """
 
     def _combine(self, a: Tensor, g: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Means of another method's maps: over noisy copies of an image, and along a path to it."""
+"""Averages of another explainer's maps: over noisy copies of an image, and along a path from a baseline to it."""
 
 from abc import ABC
 from typing import Literal
@@ -15,20 +15,21 @@ from interp_models.explainers.features import shared_passes
 from interp_models.explainers.gradients import Channels, PixelExplainer, reduced
 
 Average = Literal["mean", "square", "variance"]
-"""Average of the noisy copies' maps: mean, mean of squares, or variance (divided by their number)."""
+"""Average over noisy copies: mean, mean of squares, or variance (with divisor n)."""
 NoiseScale = Literal["range", "absolute"]
-"""The noise's unit: each image's highest less its lowest value, or 1."""
+"""Unit of the noise: each image's range (maximum minus minimum), or 1."""
 Quadrature = Literal["riemann", "gauss_legendre"]
-"""Points of a path: k / steps for k = 1 to steps, each of the same weight, or Gauss-Legendre's."""
+"""Points of a path: k / steps for k = 1 ... steps with equal weights, or the Gauss-Legendre points and weights."""
 
 
 class Combinator(PixelExplainer, ABC):
-    """Abstract: a mean of another explainer's maps of many images, which are made and passed a few at a time.
+    """Abstract: an average of another explainer's maps over modified images, which are made a few at a time.
 
     Args:
-        base: any explainer; what it gives per colour is averaged per colour.
-        channels: how colours become one value; None as in the base, of a base without colours nothing.
-        batch: images that the base is given at a time; None chooses by the device.
+        base: any explainer. Values per colour channel are averaged per channel.
+        channels: reduction of the colour channels after averaging; None takes the base's. It has no effect if the base
+            has no values per channel.
+        batch: images per call of the base; None chooses it for the device.
     """
 
     def __init__(self, base: Explainer, *, channels: Channels | None, batch: int | None) -> None:
@@ -40,7 +41,7 @@ class Combinator(PixelExplainer, ABC):
 
     @property
     def coloured(self) -> bool:
-        """Whether the base has a value for every colour of every pixel."""
+        """Whether the base has one value per colour channel of each pixel."""
         return isinstance(self.base, PixelExplainer) and self.base.coloured
 
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
@@ -52,19 +53,19 @@ class Combinator(PixelExplainer, ABC):
         else:
             asked, self.base.preparation = self.base.preparation, self.preparation
             try:
-                with shared_passes():  # these images do not come again
+                with shared_passes():  # of its own, so that these images are not kept in the caller's
                     found = self.base._attribute(inputs, target)[:, None]
             finally:
                 self.base.preparation = asked
         return found.detach().to(torch.promote_types(found.dtype, torch.float32))
 
     def _jobs(self, inputs: Tensor, each: int) -> tuple[Tensor, ...]:
-        """Numbers of (sample, image) pairs, in chunks: the first samples of all images, the second ones, ..."""
+        """Numbers of (sample, image) pairs, in chunks: sample 0 of every image, then sample 1, ..."""
         return torch.split(torch.arange(each * len(inputs), device=inputs.device), self.batch or default_batch(inputs))
 
 
 def resolved(model: nn.Module, inputs: Tensor, target: Target) -> Tensor:
-    """The class of each image (B,), predicted from the image itself, not from its copies."""
+    """The class of each image (B,). A missing target is predicted from the image itself, not from modified copies."""
     if isinstance(target, Tensor):
         return target.to(inputs.device)
     with torch.no_grad():
@@ -72,20 +73,23 @@ def resolved(model: nn.Module, inputs: Tensor, target: Target) -> Tensor:
 
 
 class Smooth(Combinator):
-    """(1/n) Σ_i M(x + ε_i) with ε_i ~ N(0, σ²), of the maps M of any explainer (Smilkov et al. 2017, section 3).
+    """(1/n) Σ_i M(x + ε_i) with ε_i ~ N(0, σ²), for the maps M of any explainer (Smilkov et al. 2017, section 3).
 
-    Noise i is a function of the seed and i, the same for all images, so the result does not depend on the batch.
-    Noisy copies are not clamped. The class is that of the image without noise.
+    Noise i depends on the seed and i only, so the result does not depend on the batch. Noisy copies are not clamped to
+    [0, 1]. Without a target, the class is predicted from the image without noise.
 
     Args:
         base: any explainer.
-        samples: n.
-        noise: σ, in units of `noise_scale`.
-        noise_scale: see `NoiseScale`.
-        average: see `Average`.
-        channels: how colours become one value; None as in the base.
-        seed: of the noise.
-        batch: images that the base is given at a time; None chooses by the device.
+        samples: number n of noisy copies.
+        noise: standard deviation σ, in units of `noise_scale`.
+        noise_scale: `range` (each image's maximum minus minimum) or `absolute`.
+        average: `mean`, `square` (mean of squares) or `variance` (with divisor n).
+        channels: reduction of the colour channels; None takes the base's.
+        seed: seed of the noise.
+        batch: images per call of the base; None chooses it for the device.
+
+    Raises:
+        InputError: for fewer than one sample, negative noise or an empty batch.
     """
 
     def __init__(
@@ -107,7 +111,7 @@ class Smooth(Combinator):
         self.average, self.seed = average, seed
 
     def raw(self, model: nn.Module, inputs: Tensor, target: Target) -> Tensor:
-        """Return the average, in the base's shape (B, C, H, W)."""
+        """Return the average before the reduction of channels: (B, C, H, W) as the base gives it."""
         targets = resolved(model, inputs, target)
         sigma = torch.full_like(inputs[:, :1, :1, :1], self.noise)
         if self.noise_scale == "range":
@@ -119,7 +123,7 @@ class Smooth(Combinator):
             found = self._raw_of_base(model, noisy, targets[b])
             if not chunk[0]:
                 total, squares, first = (found.new_zeros(len(inputs), *found.shape[1:]) for _ in range(3))
-            if self.average == "variance":  # by differences from the first, against cancellation
+            if self.average == "variance":  # differences from the first sample avoid cancellation
                 first[b[i == 0]] = found[i == 0]
                 found = found - first[b]
             total.index_add_(0, b, found)
@@ -131,24 +135,28 @@ class Smooth(Combinator):
         return squares if self.average == "square" else (squares - (total / self.samples).square()).clamp(min=0)
 
     def _noise(self, number: int, inputs: Tensor) -> Tensor:
-        """N(0, 1), (C, H, W), drawn on the CPU, so that it is the same for every device."""
+        """Standard normal noise (C, H, W), drawn on the CPU so that it is the same on every device."""
         generator = torch.Generator().manual_seed(seed_of(self.seed, number))
         return torch.randn(inputs.shape[1:], generator=generator).to(inputs)
 
 
 class Integrate(Combinator):
-    """(x - x') ⊙ ∫ M(x' + α (x - x')) dα over α from 0 to 1, of the maps M of any explainer.
+    """(x - x') ⊙ ∫ M(x' + α (x - x')) dα over α from 0 to 1, for the maps M of any explainer.
 
-    Of gradients it is integrated gradients (Sundararajan et al., ICML 2017, equation 1). Maps without a value for every
-    colour are averaged along the path, and not multiplied. The class is that of x.
+    With gradients as M it is integrated gradients (Sundararajan et al., ICML 2017, equation 1). If M has no values per
+    colour channel, the factor x - x' is left out. Without a target, the class is predicted from x.
 
     Args:
         base: any explainer.
-        steps: points of the path.
-        quadrature: see `Quadrature`; the paper's (equation 3) is `riemann`.
-        baseline: x', the value of all its pixels; 0 is black.
-        channels: how colours become one value; None as in the base.
-        batch: images that the base is given at a time; None chooses by the device.
+        steps: number of points on the path.
+        quadrature: `riemann` (k / steps for k = 1 ... steps, equal weights; equation 3 of the paper) or
+            `gauss_legendre`.
+        baseline: value of every pixel of the baseline x'; 0 is black.
+        channels: reduction of the colour channels; None takes the base's.
+        batch: images per call of the base; None chooses it for the device.
+
+    Raises:
+        InputError: for fewer than one step or an empty batch.
     """
 
     def __init__(
@@ -167,7 +175,7 @@ class Integrate(Combinator):
         self.steps, self.quadrature, self.baseline = steps, quadrature, baseline
 
     def raw(self, model: nn.Module, inputs: Tensor, target: Target) -> Tensor:
-        """Return the integral, in the base's shape (B, C, H, W)."""
+        """Return the integral before the reduction of channels: (B, C, H, W) as the base gives it."""
         targets, change = resolved(model, inputs, target), inputs - self.baseline
         alphas, weights = (torch.as_tensor(x).to(inputs) for x in points(self.steps, self.quadrature))
         for chunk in self._jobs(inputs, self.steps):
@@ -180,7 +188,7 @@ class Integrate(Combinator):
 
 
 def points(steps: int, quadrature: Quadrature) -> tuple[np.ndarray, np.ndarray]:
-    """Points in [0, 1] and their weights, which add up to 1.
+    """Quadrature points in [0, 1], and their weights, which add up to 1.
 
     >>> [x.tolist() for x in points(2, "riemann")]
     [[0.5, 1.0], [0.5, 0.5]]

@@ -1,4 +1,4 @@
-"""Controls: maps that use no model, as baselines for metrics."""
+"""Controls: maps that do not depend on the model, as baselines for metrics."""
 
 import zlib
 from abc import ABC, abstractmethod
@@ -18,13 +18,14 @@ from interp_models.explainers.base import EXPLAINERS, Explainer
 
 @EXPLAINERS.register("random")
 class Random(Explainer):
-    """Uniform noise for every pixel, a function of the seed and the image's pixels, so it does not depend on the batch.
+    """Uniform noise in [0, 1) for every pixel.
 
-    Averaged over the cells of a coarser grid it is Gaussian noise. The map has the resolution of the input.
+    It depends on the seed and the image's pixels only, not on the batch. The map has the resolution of the input;
+    averaged over the cells of a coarser grid, the noise becomes nearly Gaussian.
 
     Args:
         model: not used.
-        seed: of the noise.
+        seed: seed of the noise.
     """
 
     passes = "0"
@@ -43,9 +44,10 @@ class Random(Explainer):
 
 @EXPLAINERS.register("fakecam")
 class FakeCAM(Explainer):
-    """1 everywhere but for 0 in the upper left pixel (Poppi et al., CVPR Workshops 2021, section 4).
+    """Fake-CAM: 1 everywhere except for 0 in the upper left pixel (Poppi et al., CVPR Workshops 2021, section 4).
 
-    A mask that leaves nearly all of the image: what it wins, average drop foremost, is no merit of an explanation.
+    As a mask it leaves nearly the whole image. A metric that prefers it, such as average drop, does not measure the
+    quality of an explanation.
 
     Args:
         model: not used.
@@ -65,12 +67,14 @@ class FakeCAM(Explainer):
 
 @EXPLAINERS.register("center_gaussian")
 class CenterGaussian(Explainer):
-    """exp(-(u² + v²) / 2σ²), with u and v a pixel's distances from the centre in heights and widths of the image: where
-    photographers put things.
+    """A Gaussian at the image centre, exp(-(u² + v²) / 2σ²): photographs usually show their object there.
+
+    u and v are a pixel's vertical and horizontal distances from the centre, as fractions of the image's height and
+    width.
 
     Args:
         model: not used.
-        sigma: σ.
+        sigma: σ, as a fraction of the image's sides.
     """
 
     passes = "0"
@@ -90,8 +94,9 @@ class CenterGaussian(Explainer):
 
 @EXPLAINERS.register("edges")
 class Edges(Explainer):
-    """Edge detector: the norm of the brightness gradient by Sobel filters, with the border repeated (Adebayo et al.,
-    NeurIPS 2018, section 5).
+    """Edge detector: the norm of the brightness gradient, by Sobel filters (Adebayo et al., NeurIPS 2018, section 5).
+
+    Brightness is the mean of the colours. Border pixels are repeated.
 
     Args:
         model: not used.
@@ -112,7 +117,7 @@ class Edges(Explainer):
 
 
 class GroundTruth(Explainer, ABC):
-    """Abstract: a map of the image's box, where a data set has boxes.
+    """Abstract: a map made from the ground-truth box of each image.
 
     Args:
         model: not used.
@@ -131,11 +136,11 @@ class GroundTruth(Explainer, ABC):
         Args:
             inputs: images (B, 3, H, W).
             target: not used.
-            boxes: (B, 4), XYXY in pixels.
+            boxes: ground-truth boxes (B, 4), XYXY in pixels.
 
         Raises:
-            NotApplicable: without boxes.
-            InputError: for another number of them.
+            NotApplicable: if there are no boxes.
+            InputError: if boxes have another shape.
         """
         check_images_for(self.model, inputs)
         needs = f"{type(self).__name__} shows ground truth and needs a box (x0, y0, x1, y1) of every image"
@@ -144,7 +149,7 @@ class GroundTruth(Explainer, ABC):
         if boxes.shape != (len(inputs), 4):
             raise InputError(f"{needs}; got {tuple(boxes.shape)}")
         left, top, right, bottom = boxes.to(inputs.device).float()[:, :, None].unbind(dim=1)
-        y, x = (torch.arange(n, device=inputs.device) + 0.5 for n in inputs.shape[-2:])  # the middle of pixels
+        y, x = (torch.arange(n, device=inputs.device) + 0.5 for n in inputs.shape[-2:])  # pixel centres
         rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)
         return self._of(rows[:, :, None] & columns[:, None, :]).float()
 
@@ -153,17 +158,17 @@ class GroundTruth(Explainer, ABC):
 
     @abstractmethod
     def _of(self, inside: Tensor) -> Tensor:
-        """(B, H, W) bool: the pixel is in the box."""
+        """Make the map from a mask of the box, (B, H, W) bool."""
 
 
 def attribute_with(explainer: Explainer, inputs: Tensor, target: Target, boxes: Tensor | None) -> Tensor:
-    """The maps of any explainer; boxes go only to explainers with `shown = ("box",)`."""
+    """The maps of any explainer. Only explainers with `shown = ("box",)` get the boxes."""
     return explainer.attribute(inputs, target, boxes if "box" in explainer.shown else None)
 
 
 @EXPLAINERS.register("gt_box")
 class GTBox(GroundTruth):
-    """1 in the box of the object, 0 around it; refuses data sets without boxes.
+    """Ground-truth box: 1 inside the object's box, 0 outside; needs a data set with boxes.
 
     Args:
         model: not used.
@@ -175,7 +180,7 @@ class GTBox(GroundTruth):
 
 @EXPLAINERS.register("gt_background")
 class GTBackground(GroundTruth):
-    """0 in the box of the object, 1 around it; refuses data sets without boxes.
+    """Ground-truth background: 0 inside the object's box, 1 outside; needs a data set with boxes.
 
     Args:
         model: not used.

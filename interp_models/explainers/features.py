@@ -1,4 +1,4 @@
-"""Activations and gradients of a layer, for class activation maps."""
+"""Activations of a layer and their gradients, for class activation maps."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -23,13 +23,15 @@ _found: "WeakKeyDictionary[nn.Module, dict[tuple[int, ...], str]]" = WeakKeyDict
 
 
 class LayerExplainer(Explainer, ABC):
-    """Abstract: a signed map of a layer's features, of which by default the positive part is kept.
+    """Abstract: a map computed from a layer's features. By default only its positive part is kept.
+
+    A subclass implements `_signed`.
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None takes the last that gives a spatial map.
-        relu: keep positive evidence alone.
-        score: what is explained.
+        layer: dotted name of the layer; None takes the last one that outputs a spatial map.
+        relu: keep positive evidence only.
+        score: explain the target's `logit` or its `probability`.
     """
 
     def __init__(
@@ -44,13 +46,13 @@ class LayerExplainer(Explainer, ABC):
 
     @abstractmethod
     def _signed(self, inputs: Tensor, target: Target) -> Tensor:
-        """(B, h, w)."""
+        """The map (B, h, w) before the ReLU."""
 
 
 @contextmanager
 def shared_passes() -> Iterator[None]:
-    """While open, methods that read the same layer of the same images share one forward pass and, for the same score,
-    the tail's backward. Neither weights nor images must change."""
+    """While open, explainers that read the same layer for the same images share one forward pass. Those that also
+    explain the same score share its gradient. Weights and images must not change meanwhile."""
     token = _shared.set({})
     try:
         yield
@@ -59,24 +61,31 @@ def shared_passes() -> Iterator[None]:
 
 
 def as_map(model: nn.Module, layer: nn.Module, output: Any, size: tuple[int, int]) -> Tensor:
-    """A layer's output for images of a size as a feature map (B, C, h, w); tokens (B, T, C) of a vision
-    transformer are those of its patches.
+    """A layer's output as a feature map (B, C, h, w). For a vision transformer, patch tokens become cells.
+
+    Args:
+        model: the model, searched for a vision transformer.
+        layer: the layer, for messages.
+        output: what it returned: a map (B, C, h, w) or tokens (B, T, C).
+        size: height and width of the images.
 
     Raises:
-        InputError: if the output is no feature map.
+        InputError: if the output is not a feature map.
     """
     if isinstance(output, Tensor) and output.dim() == 3 and (vit := find_transformer(model)) is not None:
         return to_map(vit, output, size)
     if _is_map(output, size):
         return output
     found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    images = f"images of {size[0]} × {size[1]}"
-    raise InputError(f"layer {type(layer).__name__} gives no map of features (B, C, h, w) of {images} but {found}")
+    raise InputError(
+        f"layer {type(layer).__name__} gives no feature map (B, C, h, w) for images of {size[0]} × {size[1]}; it gives "
+        f"{found}"
+    )
 
 
 def _is_map(output: Any, size: tuple[int, int]) -> TypeGuard[Tensor]:
-    """Whether an output is (B, C, h, w) with the image's proportions, up to one cell. Otherwise channels or tokens of
-    a transformer could be taken for cells."""
+    """Whether an output has the form (B, C, h, w) with the image's aspect ratio, up to one cell. Without this check,
+    channels or tokens could be mistaken for cells."""
     if not isinstance(output, Tensor) or output.dim() != 4:
         return False
     (height, width), (h, w) = size, output.shape[2:]
@@ -84,28 +93,28 @@ def _is_map(output: Any, size: tuple[int, int]) -> TypeGuard[Tensor]:
 
 
 def as_output(model: nn.Module, features: Tensor, output: Tensor) -> Tensor:
-    """A feature map (B, C, h, w) in the form of the layer's output, for as many images or for one."""
+    """Bring a feature map (B, C, h, w) to the form of the layer's output, which may be of one image only."""
     return to_tokens(find_transformer(model), features, output) if output.dim() == 3 else features
 
 
 @contextmanager
 def captured(model: nn.Module, layer: nn.Module, inputs: Tensor, *, gradient: bool) -> Iterator[list[Tensor]]:
-    """While open, append the outputs of a layer for these images to the list, as maps (B, C, h, w).
+    """While open, append each output of the layer to the list, as a map (B, C, h, w).
 
-    With `gradient` the graph starts at the layer's output (open this inside `torch.no_grad()`). A gradient to the layer
-    then costs a forward pass and the tail's backward.
+    With `gradient`, the autograd graph starts at the layer's output; open this inside `torch.no_grad()`. The gradient
+    with respect to the layer then costs one forward pass and the backward pass of the layers after it.
     """
     outputs: list[Tensor] = []
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         features = as_map(model, module, output, (inputs.shape[-2], inputs.shape[-1])).detach()
         if not gradient:
-            outputs.append(features.clone())  # the next layer may work in place
+            outputs.append(features.clone())  # the next layer may modify it in place
             return None
         start = features.requires_grad_(True)
         outputs.append(start)
         torch.set_grad_enabled(True)
-        # a copy for the same reason, which a leaf of the graph does not allow
+        # A copy: the next layer may work in place, which autograd forbids for a leaf.
         return as_output(model, start.clone(), output.detach())
 
     handle = layer.register_forward_hook(hook)
@@ -116,20 +125,22 @@ def captured(model: nn.Module, layer: nn.Module, inputs: Tensor, *, gradient: bo
 
 
 def target_layer(model: nn.Module, layer: str | None, inputs: Tensor) -> nn.Module:
-    """The layer that class activation maps read: as named, as the model declares, the tokens that go into the last
-    attention of a vision transformer, or the last that gives a spatial map.
+    """Find the layer that class activation maps read.
+
+    Without a name it is, in this order: the `feature_layer` of the model, the input of a vision transformer's last
+    attention, or the last layer that outputs a spatial map.
 
     Args:
         model: the model.
-        layer: dotted name of a submodule; None finds it.
-        inputs: images (B, C, H, W); one is passed through the model if the layer has to be found.
+        layer: dotted name of a submodule; None searches for it.
+        inputs: images (B, C, H, W); the search passes one of them through the model.
 
     Raises:
-        InputError: if there is no such layer.
-        NotApplicable: if none was named, and none gives maps of features.
+        InputError: if the named layer does not exist.
+        NotApplicable: if the search finds no layer.
     """
     if layer is not None:
-        named = model.network if isinstance(model, Classifier) else model  # the user knows its names
+        named = model.network if isinstance(model, Classifier) else model  # the user knows the network's names
         names = [name for name, _ in named.named_modules() if name]
         if layer not in names:
             raise unknown("layer", layer, names)
@@ -138,11 +149,13 @@ def target_layer(model: nn.Module, layer: str | None, inputs: Tensor) -> nn.Modu
         found: nn.Module = model.feature_layer
         return found
     if (vit := find_transformer(model)) is not None:
-        tokens: nn.Module = vit.blocks[-1].norm1  # what comes later has no gradient but at the class token
+        tokens: nn.Module = vit.blocks[-1].norm1  # in later layers only the class token has a gradient
         return tokens
-    if any(str(getattr(part, "output_fmt", "")) == "NHWC" for part in model.modules()):  # timm says so
-        raise NotApplicable(f"{type(model).__name__} has its channels last; name a layer that gives (B, C, h, w)")
-    known = _found.setdefault(model, {})  # by the size of the images: the search takes a pass
+    if any(str(getattr(part, "output_fmt", "")) == "NHWC" for part in model.modules()):  # timm declares it
+        raise NotApplicable(
+            f"{type(model).__name__} has its channels last; name a layer that gives (B, C, h, w) with layer="
+        )
+    known = _found.setdefault(model, {})  # cached by image size, as the search takes a pass
     size = tuple(inputs.shape[1:])
     if size in known:
         return model.get_submodule(known[size])
@@ -164,7 +177,7 @@ def target_layer(model: nn.Module, layer: str | None, inputs: Tensor) -> nn.Modu
             handle.remove()
     if not spatial:
         raise NotApplicable(
-            f"no layer of {type(model).__name__} gives a map of features (B, C, h, w); name one with layer="
+            f"no layer of {type(model).__name__} gives a feature map (B, C, h, w); name one with layer="
         )
     known[size] = spatial[-1]
     return model.get_submodule(spatial[-1])
@@ -172,20 +185,21 @@ def target_layer(model: nn.Module, layer: str | None, inputs: Tensor) -> nn.Modu
 
 @dataclass
 class _Pass:
-    """The record of one forward pass."""
+    """Results of one forward pass."""
 
     inputs: Tensor
-    """The images, held so that no others take their address."""
+    """The images. The reference keeps their memory address, which is part of the key, from being reused."""
     a: Tensor
+    """Feature maps of the layer."""
     output: Any
     linear: list[tuple[nn.Linear, Tensor, Tensor]]
-    """Layers with their inputs and outputs."""
+    """Linear layers with their inputs and outputs."""
     gradients: dict[Any, Tensor] = field(default_factory=dict)
-    """g by score and classes."""
+    """∂y/∂A by score and classes."""
 
 
 def _passed(explainer: Explainer, layer: str | None, inputs: Tensor, *, gradient: bool) -> _Pass:
-    """A forward pass up to the layer without a graph and, if a gradient is asked for, from there on with one."""
+    """Run a forward pass. With `gradient` the autograd graph starts at the layer."""
     model, module, shared = explainer.model, target_layer(explainer.model, layer, inputs), _shared.get()
     place = (inputs.data_ptr(), tuple(inputs.shape), inputs.stride(), inputs.dtype, inputs._version)
     key = (id(model), id(module), *place, torch.is_autocast_enabled(inputs.device.type))
@@ -211,7 +225,8 @@ def _passed(explainer: Explainer, layer: str | None, inputs: Tensor, *, gradient
 
 
 def activations(explainer: Explainer, layer: str | None, inputs: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-    """A of the target layer, float32 or better (B, C, h, w), and the classes of the images (B,), by one pass."""
+    """Feature maps A of the target layer, float32 or better (B, C, h, w), and the explained classes (B,), by one
+    pass."""
     made = _passed(explainer, layer, inputs, gradient=False)
     return _at_least_float32(made.a.detach()), resolve_target(target, logits_of(made.output).detach())
 
@@ -219,7 +234,8 @@ def activations(explainer: Explainer, layer: str | None, inputs: Tensor, target:
 def activations_and_gradients(
     explainer: Explainer, layer: str | None, inputs: Tensor, target: Target
 ) -> tuple[Tensor, Tensor]:
-    """A and g = ∂y/∂A of the target layer, float32 or better (B, C, h, w): one forward pass, and the tail's backward.
+    """A and g = ∂y/∂A of the target layer, float32 or better (B, C, h, w): one forward pass, and the backward pass of
+    the layers after it.
 
     Raises:
         NotApplicable: if the score does not depend on the layer through differentiable operations.
@@ -234,7 +250,7 @@ def activations_and_gradients(
         if score.requires_grad:
             (g,) = torch.autograd.grad(score, made.a, allow_unused=True, retain_graph=_shared.get() is not None)
         if g is not None and not g.any() and find_transformer(explainer.model) is not None:
-            g = None  # after the last attention only the class token counts
+            g = None  # zeros: after the last attention only the class token reaches the score
         if g is None:
             module = type(target_layer(explainer.model, layer, inputs)).__name__
             raise NotApplicable(f"no gradient path from the score back to layer {layer or module}")
@@ -249,14 +265,17 @@ def _at_least_float32(x: Tensor) -> Tensor:
 def linear_head(
     explainer: Explainer, layer: str | None, inputs: Tensor, target: Target
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """A (B, C, h, w), the weights w_c (B, C) of the targets and their logits (B,), of a network whose logits are
-    w · mean over cells of A + b; all float32, by one pass. None if the network does not end like that."""
+    """Read the head of a network whose logits are w · (mean over cells of A) + b, by one pass.
+
+    Returns:
+        A (B, C, h, w), the targets' weights w_c (B, C) and their logits (B,), all float32. None for other networks.
+    """
     made = _passed(explainer, layer, inputs, gradient=False)
     a, logits = made.a.detach().float(), logits_of(made.output).detach()
     targets, mean = resolve_target(target, logits), a.mean(dim=(2, 3))
     for head, pooled, output in reversed(made.linear):
         if output.shape == logits.shape and torch.equal(output, logits):
-            coarse = max(torch.finfo(x.dtype).eps for x in (made.a, pooled))  # under autocast
+            coarse = max(torch.finfo(x.dtype).eps for x in (made.a, pooled))  # autocast may have lowered the precision
             rtol, atol = max(1e-3, 2 * coarse), max(1e-5, coarse * float(mean.abs().max()))
             if pooled.shape == mean.shape and torch.allclose(pooled.float(), mean, rtol=rtol, atol=atol):
                 weights = head.weight.detach().float()[targets]
@@ -266,7 +285,7 @@ def linear_head(
 
 
 def last(outputs: list[Tensor]) -> Tensor:
-    """The last output of a layer; raises `InputError` if it was not used."""
+    """The last output of a layer. Raises `InputError` if the layer did not run."""
     if not outputs:
         raise InputError("the layer was not used in the forward pass")
     return outputs[-1]

@@ -1,4 +1,4 @@
-"""Derivatives of the score by the pixels."""
+"""Explainers by the derivative of the score with respect to the pixels."""
 
 from abc import ABC, abstractmethod
 from typing import Literal
@@ -12,11 +12,11 @@ from interp_models.explainers.base import EXPLAINERS, Explainer, target_scores
 from interp_models.explainers.rules import Rule, backward_rule
 
 Channels = Literal["sum", "abs_sum", "max_abs", "mean"]
-"""Reduction over a pixel's channels: sum, sum or maximum of absolute values, or mean."""
+"""Reduction of a pixel's colour channels: sum, sum of absolute values, maximum of absolute values, or mean."""
 
 
 def reduced(raw: Tensor, channels: Channels) -> Tensor:
-    """(B, c, h, w) -> (B, h, w); one channel stays as it is, but for its sign where sizes are asked for.
+    """Reduce the channels: (B, c, h, w) -> (B, h, w).
 
     >>> raw = torch.tensor([1.0, -3.0]).view(1, 2, 1, 1)
     >>> [reduced(raw, how).item() for how in ("sum", "abs_sum", "max_abs", "mean")]
@@ -30,12 +30,14 @@ def reduced(raw: Tensor, channels: Channels) -> Tensor:
 
 
 class PixelExplainer(Explainer, ABC):
-    """Abstract: an explainer with a value for every colour of every pixel, which are reduced to one at the end.
+    """Abstract: an explainer that gives one value per colour channel of each pixel, and reduces the channels last.
+
+    A subclass implements `raw`.
 
     Args:
         model: any module that returns logits.
-        channels: see `Channels`.
-        score: what is explained.
+        channels: reduction of the colour channels, see `Channels`.
+        score: explain the target's `logit` or its `probability`.
     """
 
     back_to_images = True
@@ -46,7 +48,7 @@ class PixelExplainer(Explainer, ABC):
 
     @property
     def coloured(self) -> bool:
-        """Whether there is a value for every colour of every pixel."""
+        """Whether `raw` has one value per colour channel of each pixel."""
         return True
 
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
@@ -54,11 +56,11 @@ class PixelExplainer(Explainer, ABC):
 
     @abstractmethod
     def raw(self, model: nn.Module, inputs: Tensor, target: Target) -> Tensor:
-        """(B, C, H, W), of the explained model or of a copy that passes images faster."""
+        """Values (B, C, H, W) before the reduction. `model` is the explained model or a faster copy of it."""
 
 
 def input_gradient(model: nn.Module, inputs: Tensor, target: Target, score: Score) -> Tensor:
-    """∂y/∂x (B, C, H, W) by one forward and backward pass.
+    """∂y/∂x (B, C, H, W), by one forward and one backward pass.
 
     Raises:
         NotApplicable: if the score does not depend on the images through differentiable operations.
@@ -76,12 +78,13 @@ def input_gradient(model: nn.Module, inputs: Tensor, target: Target, score: Scor
 
 @EXPLAINERS.register("gradient")
 class Gradient(PixelExplainer):
-    """∂y/∂x, of each pixel the largest size over its colours (Simonyan et al., ICLR Workshops 2014, section 3.1).
+    """Gradient: ∂y/∂x of the target's score y by the image x, reduced to the largest absolute value over each pixel's
+    colours (Simonyan et al., ICLR Workshops 2014, section 3.1).
 
     Args:
         model: any module that returns logits.
-        channels: how colours become one value; the paper's is `max_abs`.
-        score: what is explained.
+        channels: reduction of the colour channels; the paper uses `max_abs`.
+        score: explain the target's `logit` or its `probability`.
     """
 
     def __init__(self, model: nn.Module, *, channels: Channels = "max_abs", score: Score = "logit") -> None:
@@ -94,14 +97,15 @@ class Gradient(PixelExplainer):
 
 @EXPLAINERS.register("grad_x_input")
 class GradXInput(PixelExplainer):
-    """x ⊙ ∂y/∂x, which for a network of ReLUs without biases adds up to the score (Shrikumar et al. 2016).
+    """Gradient × input: x ⊙ ∂y/∂x of the target's score y by the image x (Shrikumar et al. 2016).
 
-    x are the pixels as the model takes them here, from 0 (black) to 1.
+    For a ReLU network without biases the map sums to the score. The pixels x are those in [0, 1], before the model
+    normalises them.
 
     Args:
         model: any module that returns logits.
-        channels: how colours become one value; signed values add up.
-        score: what is explained.
+        channels: reduction of the colour channels; `sum` keeps the sum over the image.
+        score: explain the target's `logit` or its `probability`.
     """
 
     def __init__(self, model: nn.Module, *, channels: Channels = "sum", score: Score = "logit") -> None:
@@ -113,14 +117,7 @@ class GradXInput(PixelExplainer):
 
 
 class _OfRule(PixelExplainer, ABC):
-    """Abstract: a gradient by another rule at activations.
-
-    Args:
-        model: any module that returns logits.
-        activations: classes of modules, beside ReLU and ReLU6, that follow the rule, such as `SELU`.
-        channels: how colours become one value.
-        score: what is explained.
-    """
+    """Abstract: the gradient with a modified backward rule at activations."""
 
     needs = ("relu",)
 
@@ -138,7 +135,7 @@ class _OfRule(PixelExplainer, ABC):
         self.activations = tuple(activations or ())
 
     def raw(self, model: nn.Module, inputs: Tensor, target: Target) -> Tensor:
-        """The gradient by the rule."""
+        """The modified gradient."""
         with backward_rule(model, self.rule, self.activations) as check:
             found = input_gradient(model, inputs, target, self.score)
             check()
@@ -147,13 +144,19 @@ class _OfRule(PixelExplainer, ABC):
 
 @EXPLAINERS.register("deconvnet")
 class Deconvnet(_OfRule):
-    """The gradient with R where R > 0 at every ReLU, whatever its input (Zeiler and Fergus, ECCV 2014, section 2.1).
+    """Deconvnet: the gradient, but every ReLU passes back ReLU(R) of the incoming gradient R (Zeiler and Fergus, ECCV
+    2014, section 2.1).
+
+    The sign of the ReLU's input does not matter, unlike for guided backpropagation.
 
     Args:
-        model: any module that returns logits, with ReLU or ReLU6 for activations.
-        activations: classes of modules, beside ReLU and ReLU6, that follow the rule, such as `SELU`.
-        channels: how colours become one value.
-        score: what is explained.
+        model: any module that returns logits, with ReLU or ReLU6 as activations.
+        activations: names of further activation classes that follow the rule, such as `SELU`.
+        channels: reduction of the colour channels.
+        score: explain the target's `logit` or its `probability`.
+
+    Raises:
+        NotApplicable: for a network with other activations, or without any.
     """
 
     rule = "deconvnet"
@@ -161,14 +164,18 @@ class Deconvnet(_OfRule):
 
 @EXPLAINERS.register("guided_backprop")
 class GuidedBackprop(_OfRule):
-    """The gradient with R where R > 0 and the ReLU lets its input through (Springenberg et al., ICLR Workshops 2015).
+    """Guided backpropagation: the gradient, but every ReLU passes back ReLU(R) of the incoming gradient R, and only
+    where its input is above 0 (Springenberg et al., ICLR Workshops 2015).
 
     Args:
-        model: any module that returns logits, with ReLU or ReLU6 for activations.
-        activations: classes of modules, beside ReLU and ReLU6, that follow the rule: R where R > 0 and their output is
-            above 0 (Nielsen et al., equation 4).
-        channels: how colours become one value.
-        score: what is explained.
+        model: any module that returns logits, with ReLU or ReLU6 as activations.
+        activations: names of further activation classes that follow the rule, such as `SELU`. They pass back ReLU(R)
+            where their output is above 0 (Nielsen et al., equation 4).
+        channels: reduction of the colour channels.
+        score: explain the target's `logit` or its `probability`.
+
+    Raises:
+        NotApplicable: for a network with other activations, or without any.
     """
 
     rule = "guided"

@@ -14,7 +14,7 @@ class Intrinsic(Explainer):
 
     Args:
         model: a model with `explain`, such as every architecture of this package.
-        kind: one of the model's `explanations`; None is its first.
+        kind: one of the model's `explanations`; None takes the first.
 
     Raises:
         NotApplicable: for a model that does not explain itself.

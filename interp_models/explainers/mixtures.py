@@ -1,4 +1,4 @@
-"""Gradients and guided backpropagation, smoothed, integrated and both (Nielsen et al., sections II-A to II-E)."""
+"""Gradients and guided backpropagation, smoothed and integrated (Nielsen et al., sections II-A to II-E)."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -15,16 +15,18 @@ from interp_models.explainers.gradients import Channels, Gradient, GuidedBackpro
 class IntegratedGradients(Integrate):
     """IG = (x - x') ⊙ ∫ ∂y/∂x at x' + α (x - x') dα (Sundararajan et al., ICML 2017, equations 1 and 3).
 
-    With `channels: sum` maps add up to y(x) - y(x'), within the error of the quadrature.
+    x is the image, x' the baseline, and y the target's score; α runs from 0 to 1. With `channels: sum`, a map sums to
+    y(x) - y(x') up to the quadrature error.
 
     Args:
         model: any module that returns logits.
-        steps: points of the path, of one forward and backward pass each (the paper: 20 to 300).
-        quadrature: `riemann` takes the points k / steps (the paper's); `gauss_legendre` errs less by as many.
-        baseline: x', the value of all its pixels; 0 is black.
-        channels: how colours become one value; signed values add up.
-        score: what is explained.
-        batch: images per pass; None chooses by the device.
+        steps: number of points on the path, with one forward and one backward pass each (paper: 20 to 300).
+        quadrature: `riemann` takes the points k / steps (as in the paper); `gauss_legendre` has a smaller error for
+            the same number of points.
+        baseline: value of every pixel of the baseline x'; 0 is black.
+        channels: reduction of the colour channels.
+        score: explain the target's `logit` or its `probability`.
+        batch: images per forward pass; None chooses it for the device.
     """
 
     passes = "steps"
@@ -48,7 +50,7 @@ class IntegratedGradients(Integrate):
 
 
 class _SmoothedGradient(Smooth):
-    """Abstract: an average of gradients of noisy copies."""
+    """Abstract: an average of the gradients at noisy copies."""
 
     kind: Average
 
@@ -78,17 +80,19 @@ class _SmoothedGradient(Smooth):
 
 @EXPLAINERS.register("smoothgrad")
 class SmoothGrad(_SmoothedGradient):
-    """The mean gradient of noisy copies, (1/n) Σ ∂y/∂x at x + ε_i with ε_i ~ N(0, σ²) (Smilkov et al. 2017).
+    """SmoothGrad = (1/n) Σ_i ∂y/∂x at x + ε_i with ε_i ~ N(0, σ²) (Smilkov et al. 2017).
+
+    x is the image, and y is the target's score.
 
     Args:
         model: any module that returns logits.
-        samples: n, of one forward and backward pass each.
-        noise: σ, in units of `noise_scale` (the paper: 0.1 to 0.2 of the range).
-        noise_scale: `range`, each image's highest less its lowest value (the paper's), or `absolute`.
-        channels: how colours become one value.
-        score: what is explained.
-        seed: of the noise.
-        batch: images per pass; None chooses by the device.
+        samples: number n of noisy copies, with one forward and one backward pass each.
+        noise: standard deviation σ of the noise, in units of `noise_scale` (paper: 0.1 to 0.2 of the range).
+        noise_scale: `range` (each image's maximum minus minimum, as in the paper) or `absolute`.
+        channels: reduction of the colour channels.
+        score: explain the target's `logit` or its `probability`.
+        seed: seed of the noise.
+        batch: images per forward pass; None chooses it for the device.
     """
 
     passes = "samples"
@@ -99,17 +103,19 @@ class SmoothGrad(_SmoothedGradient):
 
 @EXPLAINERS.register("smoothgrad_squared")
 class SmoothGradSquared(_SmoothedGradient):
-    """The mean of the squared gradients of noisy copies (Hooker et al., NeurIPS 2019, section 4.1).
+    """SmoothGrad² = (1/n) Σ_i (∂y/∂x)² at x + ε_i with ε_i ~ N(0, σ²) (Hooker et al., NeurIPS 2019, section 4.1).
+
+    x is the image, and y is the target's score.
 
     Args:
         model: any module that returns logits.
-        samples: n, of one forward and backward pass each.
-        noise: σ, in units of `noise_scale`.
-        noise_scale: `range`, each image's highest less its lowest value, or `absolute`.
-        channels: how colours become one value.
-        score: what is explained.
-        seed: of the noise.
-        batch: images per pass; None chooses by the device.
+        samples: number n of noisy copies, with one forward and one backward pass each.
+        noise: standard deviation σ of the noise, in units of `noise_scale`.
+        noise_scale: `range` (each image's maximum minus minimum) or `absolute`.
+        channels: reduction of the colour channels.
+        score: explain the target's `logit` or its `probability`.
+        seed: seed of the noise.
+        batch: images per forward pass; None chooses it for the device.
     """
 
     passes = "samples"
@@ -120,18 +126,19 @@ class SmoothGradSquared(_SmoothedGradient):
 
 @EXPLAINERS.register("vargrad")
 class VarGrad(Smooth):
-    """The variance of the maps of noisy copies, divided by their number (Adebayo et al., ICLR Workshops 2018).
+    """VarGrad: the variance, with divisor n, of the maps of n noisy copies x + ε_i, ε_i ~ N(0, σ²) (Adebayo et al.,
+    ICLR Workshops 2018).
 
     Args:
         model: any module that returns logits.
-        of: the maps, `gradient` (the paper's) or `integrated_gradients` of 50 steps (the tutorial's).
-        samples: n, of one forward and backward pass each; with integrated gradients, of 50.
-        noise: σ, in units of `noise_scale`.
-        noise_scale: `range`, each image's highest less its lowest value, or `absolute`.
-        channels: how colours become one value.
-        score: what is explained.
-        seed: of the noise.
-        batch: images per pass; None chooses by the device.
+        of: the maps: `gradient` (as in the paper) or `integrated_gradients` with 50 steps (as in the tutorial).
+        samples: number n of noisy copies. Each takes one forward and one backward pass; with integrated gradients, 50.
+        noise: standard deviation σ of the noise, in units of `noise_scale`.
+        noise_scale: `range` (each image's maximum minus minimum) or `absolute`.
+        channels: reduction of the colour channels.
+        score: explain the target's `logit` or its `probability`.
+        seed: seed of the noise.
+        batch: images per forward pass; None chooses it for the device.
     """
 
     passes = "samples"
@@ -165,19 +172,20 @@ class VarGrad(Smooth):
 
 @EXPLAINERS.register("smoothed_integrated_gradients")
 class SmoothedIntegratedGradients(Smooth):
-    """The mean of the integrated gradients of noisy copies, whose factor x - x' is noisy, too (Nielsen et al.,
-    equation 6).
+    """The mean of integrated gradients over n noisy copies x + ε_i of the image (Nielsen et al., equation 6).
+
+    The factor x - x' of integrated gradients contains the noise, too: it is x + ε_i - x'.
 
     Args:
         model: any module that returns logits.
-        steps: points of a path.
-        samples: n, of `steps` forward and backward passes each.
-        noise: σ, in units of `noise_scale`.
-        noise_scale: `range`, each image's highest less its lowest value, or `absolute`.
-        channels: how colours become one value; signed values add up.
-        score: what is explained.
-        seed: of the noise.
-        batch: images per pass; None chooses by the device.
+        steps: number of points on each path.
+        samples: number n of noisy copies, with `steps` forward and backward passes each.
+        noise: standard deviation σ of the noise, in units of `noise_scale`.
+        noise_scale: `range` (each image's maximum minus minimum) or `absolute`.
+        channels: reduction of the colour channels.
+        score: explain the target's `logit` or its `probability`.
+        seed: seed of the noise.
+        batch: images per forward pass; None chooses it for the device.
     """
 
     passes = "samples * steps"
@@ -204,18 +212,18 @@ class SmoothedIntegratedGradients(Smooth):
 
 @EXPLAINERS.register("smoothed_guided_backprop")
 class SmoothedGuidedBackprop(Smooth):
-    """The mean of guided backpropagation of noisy copies (Nielsen et al., equation 7).
+    """The mean of guided backpropagation over n noisy copies x + ε_i of the image (Nielsen et al., equation 7).
 
     Args:
-        model: any module that returns logits, with ReLU or ReLU6 for activations.
-        activations: classes of modules, beside ReLU and ReLU6, that follow the rule, such as `SELU`.
-        samples: n, of one forward and backward pass each.
-        noise: σ, in units of `noise_scale`.
-        noise_scale: `range`, each image's highest less its lowest value, or `absolute`.
-        channels: how colours become one value.
-        score: what is explained.
-        seed: of the noise.
-        batch: images per pass; None chooses by the device.
+        model: any module that returns logits, with ReLU or ReLU6 as activations.
+        activations: names of further activation classes that follow the rule, such as `SELU`.
+        samples: number n of noisy copies, with one forward and one backward pass each.
+        noise: standard deviation σ of the noise, in units of `noise_scale`.
+        noise_scale: `range` (each image's maximum minus minimum) or `absolute`.
+        channels: reduction of the colour channels.
+        score: explain the target's `logit` or its `probability`.
+        seed: seed of the noise.
+        batch: images per forward pass; None chooses it for the device.
     """
 
     needs = ("relu",)
@@ -243,18 +251,20 @@ class SmoothedGuidedBackprop(Smooth):
 
 @EXPLAINERS.register("integrated_smoothgrad")
 class IntegratedSmoothGrad(Integrate):
-    """(x - x') ⊙ the mean along the path of SmoothGrad's signed gradients (Nielsen et al., equation 8).
+    """(x - x') ⊙ the mean of SmoothGrad's signed gradients along the path from x' to x (Nielsen et al., equation 8).
+
+    x is the image, and the baseline x' is black.
 
     Args:
         model: any module that returns logits.
-        steps: points of the path, of `samples` forward and backward passes each.
-        samples: noisy copies of a point.
-        noise: σ, in units of `noise_scale`.
-        noise_scale: `range`, each point's highest less its lowest value, or `absolute`.
-        channels: how colours become one value; signed values add up.
-        score: what is explained.
-        seed: of the noise.
-        batch: images per pass; None chooses by the device.
+        steps: number of points on the path, with `samples` forward and backward passes each.
+        samples: number of noisy copies per point.
+        noise: standard deviation σ of the noise, in units of `noise_scale`.
+        noise_scale: `range` (maximum minus minimum of each image on the path) or `absolute`.
+        channels: reduction of the colour channels.
+        score: explain the target's `logit` or its `probability`.
+        seed: seed of the noise.
+        batch: images per forward pass; None chooses it for the device.
     """
 
     passes = "samples * steps"
@@ -281,15 +291,17 @@ class IntegratedSmoothGrad(Integrate):
 
 @EXPLAINERS.register("integrated_guided_backprop")
 class IntegratedGuidedBackprop(Integrate):
-    """(x - x') ⊙ the mean of guided backpropagation along the path (Nielsen et al., equation 9).
+    """(x - x') ⊙ the mean of guided backpropagation along the path from x' to x (Nielsen et al., equation 9).
+
+    x is the image, and the baseline x' is black.
 
     Args:
-        model: any module that returns logits, with ReLU or ReLU6 for activations.
-        activations: classes of modules, beside ReLU and ReLU6, that follow the rule, such as `SELU`.
-        steps: points of the path, of one forward and backward pass each.
-        channels: how colours become one value; signed values add up.
-        score: what is explained.
-        batch: images per pass; None chooses by the device.
+        model: any module that returns logits, with ReLU or ReLU6 as activations.
+        activations: names of further activation classes that follow the rule, such as `SELU`.
+        steps: number of points on the path, with one forward and one backward pass each.
+        channels: reduction of the colour channels.
+        score: explain the target's `logit` or its `probability`.
+        batch: images per forward pass; None chooses it for the device.
     """
 
     needs = ("relu",)

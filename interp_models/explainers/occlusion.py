@@ -1,4 +1,4 @@
-"""Occlusion: the drop of the score when a square hides part of the image."""
+"""Occlusion: the drop of the score when a square covers a part of the image."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -14,19 +14,23 @@ from interp_models.explainers.base import EXPLAINERS, Explainer
 
 @EXPLAINERS.register("occlusion")
 class Occlusion(Explainer):
-    """S(p) = the mean of y(x) - y(x with a square hidden) over the squares that hide p (Zeiler and Fergus, ECCV 2014,
+    """Occlusion: S(p) = mean drop of the score over all squares that cover the pixel p (Zeiler and Fergus, ECCV 2014,
     section 4.2).
 
-    Squares begin every `stride` pixels from the upper left corner on, until they reach the other borders, which cut
-    them. One pass per square; hidden images are made a few at a time. The map has the resolution of the input.
+    The drop is y(x) - y(x with the square filled). Squares start every `stride` pixels from the upper left corner;
+    those at the right and lower borders are cut off there. Each square takes one pass. Occluded images are made a few
+    at a time. The map has the resolution of the input.
 
     Args:
         model: any module that returns logits.
         window: side of the square in pixels.
-        stride: distance of squares in pixels.
-        fill: value of its pixels; 0.5 is grey, as in the paper.
-        score: what is lost; the paper's is the probability.
-        batch: images per pass; None chooses by the device.
+        stride: distance between squares in pixels, at most `window`.
+        fill: value of the covered pixels; 0.5 is grey, as in the paper.
+        score: `probability` as in the paper, or `logit`.
+        batch: images per forward pass; None chooses it for the device.
+
+    Raises:
+        NotApplicable: if the window covers the whole image.
     """
 
     passes = "windows + 1"
@@ -46,8 +50,8 @@ class Occlusion(Explainer):
         super().__init__(model, score=score)
         if not 1 <= stride <= window or (batch is not None and batch < 1):
             raise InputError(
-                f"occlusion needs 1 <= stride <= window, for squares to hide all, and batch >= 1; got stride {stride}, "
-                f"window {window}, batch {batch}"
+                f"occlusion needs 1 <= stride <= window, so that squares cover every pixel, and batch >= 1; got stride "
+                f"{stride}, window {window}, batch {batch}"
             )
         self.window, self.stride, self.fill, self.batch = window, stride, fill, batch
 
@@ -72,7 +76,7 @@ class Occlusion(Explainer):
             return (up.T @ lost @ across) / (up.sum(dim=0)[:, None] * across.sum(dim=0))
 
     def _bands(self, side: int, device: torch.device) -> Tensor:
-        """(n, side) bool, the pixels along one axis of each of n squares."""
+        """The pixels that each of n squares covers along one axis, (n, side) bool."""
         starts = torch.arange(0, max(1, side - self.window + self.stride), self.stride, device=device)[:, None]
         pixels = torch.arange(side, device=device)
         return (pixels >= starts) & (pixels < starts + self.window)

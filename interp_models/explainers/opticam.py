@@ -1,4 +1,4 @@
-"""Opti-CAM: the mixture of feature maps that, laid over the image, keeps the score highest."""
+"""Opti-CAM: the weighted sum of feature maps that, as a mask of the image, maximises the score."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -15,20 +15,20 @@ from interp_models.explainers.features import activations
 
 @EXPLAINERS.register("opticam")
 class OptiCAM(Explainer):
-    """S = Σ_k softmax(u)_k A_k with u = argmax of the score of x ⊙ n(up(S)) (Zhang et al., CVIU 2024).
+    """Opti-CAM: S = Σ_k softmax(u)_k A_k, where u maximises the score of x ⊙ n(up(S)) (Zhang et al., CVIU 2024).
 
-    A are the layer's activations above 0, up is bilinear, n stretches to [0, 1]. Adam finds u from a constant start.
-    Each image keeps its own best u, and stops when that has not been bettered for `patience` steps; images of a batch
-    do not influence each other. One forward and backward pass per step. Where gradients are as small as rounding Adam
-    still makes whole steps, so that in float32 such maps are not the same to the last digits in another batch.
+    A is the ReLU of the layer's feature maps, up is bilinear upsampling, and n is min-max normalisation to [0, 1]. Adam
+    optimises u from a constant start, and the best u of each image is kept. Images of a batch do not influence each
+    other. Each step takes one forward and one backward pass. Adam makes steps of full size even where gradients are
+    as small as rounding errors, so such maps may differ slightly between batches in float32.
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None takes the last that gives a spatial map.
-        steps: of Adam, at most.
-        lr: of Adam.
-        patience: see above; None makes all steps.
-        score: what is maximised.
+        layer: dotted name of the layer; None takes the last one that outputs a spatial map.
+        steps: maximal number of Adam steps.
+        lr: learning rate of Adam.
+        patience: stop an image after so many steps without a better score; None makes all steps.
+        score: maximise the target's `logit` or its `probability`.
     """
 
     passes = "steps + 1"

@@ -1,4 +1,4 @@
-"""RISE: the score of randomly masked images, averaged over the masks that keep a pixel."""
+"""RISE: random masks, averaged with the score of the masked image as weight."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -17,23 +17,24 @@ from interp_models.explainers.base import EXPLAINERS, Explainer
 
 @EXPLAINERS.register("rise")
 class RISE(Explainer):
-    """S(p) = 1 / (N · p1) Σ_i f_c(x ⊙ M_i) M_i(p) (Petsiuk et al., BMVC 2018, equation 6 and section 3.2).
+    """RISE: S(p) = 1 / (N · p1) Σ_i f_c(x ⊙ M_i) M_i(p) at pixel p (Petsiuk et al., BMVC 2018, equation 6 and section
+    3.2).
 
-    Masks: an s × s grid of ones with probability p1, upsampled bilinearly to (s+1) cells of ceil(H/s) × ceil(W/s)
-    pixels, and cropped to H × W at a shift drawn within one cell. Mask i is a function of the seed and i, so the
-    result does not depend on the batch; masks are made a few at a time, so memory does not grow with their number.
-    The map has the resolution of the input.
+    f_c is the score of class c. Mask M_i is an s × s grid of ones (with probability p1) and zeros, upsampled bilinearly
+    to (s+1) cells of ceil(H/s) × ceil(W/s) pixels, and cropped to H × W at a random shift within one cell. It depends
+    on the seed and i only, so the result does not depend on the batch. Masks are made a few at a time, so memory does
+    not grow with their number. The map has the resolution of the input.
 
     Args:
         model: any module that returns logits.
         masks: number of masks N (paper: 4000 for VGG16, 8000 for ResNet-50).
         cells: side s of the grid.
         p1: probability that a cell is kept.
-        upsampling: `bilinear`, with shifts, as above; `nearest` cells have hard borders and lie still (with 14 cells
-            the masks of BenchmarkReliability, the code of Gomez et al. 2023).
-        seed: of the masks.
-        score: the paper weights masks by the class probability.
-        batch: masked images per pass; None chooses by the device.
+        upsampling: `bilinear` with random shifts, as above. `nearest` has cells with hard borders and no shifts (with
+            cells=14: the masks of BenchmarkReliability, the code of Gomez et al. 2023).
+        seed: seed of the masks.
+        score: `probability` as in the paper, or `logit`.
+        batch: masked images per forward pass; None chooses it for the device.
     """
 
     passes = "masks + 1"
@@ -67,7 +68,7 @@ class RISE(Explainer):
             flat = masks.flatten(1)
             for image, c, sum_ in zip(inputs, targets, total, strict=True):
                 scores = score(image * masks[:, None].to(image.dtype)).gather(1, c.expand(len(masks), 1))  # (m, 1)
-                with torch.autocast(inputs.device.type, enabled=False):  # thousands of terms are added up
+                with torch.autocast(inputs.device.type, enabled=False):  # the sum has thousands of terms
                     sum_ += (scores.T @ flat).view_as(sum_)
         return total / (self.masks * self.p1)
 
@@ -78,7 +79,7 @@ class RISE(Explainer):
         size = ((self.cells + 1) * cell[0], (self.cells + 1) * cell[1])
         for first in range(0, self.masks, chunk):
             numbers = np.arange(first, min(first + chunk, self.masks))[:, None]
-            draws = uniform(self.seed, numbers, np.arange(self.cells**2 + 2))  # grid, then the two shifts
+            draws = uniform(self.seed, numbers, np.arange(self.cells**2 + 2))  # the grid, then two shifts
             grids = torch.as_tensor(draws[:, :-2] < self.p1, dtype=torch.float32, device=inputs.device)
             grids = grids.view(-1, 1, self.cells, self.cells)
             if self.upsampling == "nearest":

@@ -1,4 +1,4 @@
-"""Rules for the way back through activations: deconvolution and guided backpropagation."""
+"""Modified backward rules at activations: deconvnet and guided backpropagation."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -20,22 +20,22 @@ HARDTANH = (F.hardtanh, F.hardtanh_)
 """Functions that compute ReLU6."""
 IN_PLACE = (F.relu_, torch.relu_, Tensor.relu_, F.hardtanh_, torch.clamp_, Tensor.clamp_)
 CLAMP = (torch.clamp, torch.clamp_, Tensor.clamp, Tensor.clamp_, torch.clamp_min, Tensor.clamp_min)
-"""Functions that some networks use as a ReLU."""
+"""Functions that some networks use as ReLU or ReLU6."""
 OTHERS = (
     nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid,
     nn.LeakyReLU, nn.PReLU, nn.LogSigmoid, nn.Softsign, nn.RReLU, nn.Threshold,
 )  # fmt: skip
-"""Activations that no paper has a rule for."""
+"""Activation modules that the papers have no rule for."""
 OTHER_FUNCTIONS = (
     F.elu, F.elu_, F.celu, F.selu, F.gelu, F.silu, F.mish, F.softplus, F.sigmoid, F.tanh, F.hardswish, F.hardsigmoid,
     F.leaky_relu, F.leaky_relu_, F.prelu, F.logsigmoid, F.softsign, F.rrelu, F.threshold, torch.sigmoid, torch.tanh,
     torch.selu, torch.celu, torch.prelu, Tensor.sigmoid, Tensor.sigmoid_, Tensor.tanh, Tensor.tanh_,
 )  # fmt: skip
-"""Likewise."""
+"""Activation functions that the papers have no rule for."""
 
 
 class _Ruled(torch.autograd.Function):
-    """An activation's output; backwards by the rule: R where R > 0 and, if guided, where its input passes."""
+    """An activation with the modified backward: ReLU(R) of the incoming gradient R; guided, only where `passes`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, passes: Tensor | None) -> Tensor:
@@ -49,7 +49,7 @@ class _Ruled(torch.autograd.Function):
 
 
 class _Clamped(torch.autograd.Function):
-    """A ReLU or ReLU6; backwards by the rule."""
+    """A ReLU or ReLU6 with the modified backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, high: float, rule: Rule, in_place: bool) -> Tensor:
@@ -70,13 +70,13 @@ class _Clamped(torch.autograd.Function):
 
 
 class _Rules(TorchFunctionMode):
-    """Applies a rule to every ReLU and ReLU6, of modules and of functions alike, and counts them."""
+    """Applies a rule to every ReLU and ReLU6, module or function, and counts them."""
 
     def __init__(self, rule: Rule) -> None:
         super().__init__()
         self.rule, self.count = rule, 0
         self.named = 0
-        """Activations that were named, and are being passed."""
+        """Number of running modules that were named as activations. Functions inside them are left alone."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -86,8 +86,8 @@ class _Rules(TorchFunctionMode):
             high = float(args[2] if len(args) > 2 else kwargs.get("max_val", 1.0))
         if not self.named and (func in OTHER_FUNCTIONS or (func in HARDTANH and low != 0.0)):
             raise NotApplicable(
-                f"the function {func.__name__} is an activation, which {self.rule} has no rule for; as a module it can "
-                "be named"
+                f"the function {func.__name__} is an activation that {self.rule} has no rule for; use its module "
+                "instead, and name that in activations="
             )
         if func in CLAMP:
             low, high = (_number(args, kwargs, at, name) for at, name in ((1, "min"), (2, "max")))
@@ -97,19 +97,19 @@ class _Rules(TorchFunctionMode):
         self.count += 1
         x = args[0] if args else kwargs["input"]
         in_place = bool(func in IN_PLACE or kwargs.get("inplace") or any(value is True for value in args[1:]))
-        if in_place and x._is_view():  # of which torch lets no function of ours change a part
+        if in_place and x._is_view():  # torch does not let a custom function modify a view
             return x.copy_(_Clamped.apply(x.clone(), high, self.rule, False))  # type: ignore[no-untyped-call]
         return _Clamped.apply(x, high, self.rule, in_place)  # type: ignore[no-untyped-call]
 
 
 def _number(args: Any, kwargs: Any, at: int, name: str) -> float:
-    """An argument that is a number; NaN if it is not given, and -inf if it is a tensor."""
+    """A numeric argument. NaN if it is not given, -inf if it is a tensor."""
     value = args[at] if len(args) > at else kwargs.get(name)
     return math.nan if value is None else float(value) if isinstance(value, int | float) else -math.inf
 
 
 def ruled(x: Tensor, y: Tensor, rule: Rule, passes: Tensor) -> Tensor:
-    """y, which is not differentiated but by the rule."""
+    """y = activation(x), whose backward follows the rule; `passes` marks where the input passes."""
     made: Tensor = _Ruled.apply(x, y, passes.to(y.dtype) if rule == "guided" else None)  # type: ignore[no-untyped-call]
     return made
 
@@ -120,15 +120,22 @@ def _unruled(part: nn.Module) -> bool:
 
 @contextmanager
 def backward_rule(model: nn.Module, rule: Rule, activations: Sequence[str] = ()) -> Iterator[Callable[[], None]]:
-    """While open, a forward pass of the model is differentiated by a rule; yields a check to call after the pass.
+    """While open, the backward of a forward pass follows a rule at activations.
 
-    ReLU and ReLU6 follow it, whether modules or functions; other activations where they are named, by the class of
-    their module: those are let through where their output is above 0 (Nielsen et al., equation 4).
+    ReLU and ReLU6 follow it, as modules and as functions. Further activation modules follow it if their class is named;
+    guided backpropagation passes the gradient where their output is above 0 (Nielsen et al., equation 4).
+
+    Args:
+        model: the network.
+        rule: `deconvnet` or `guided`.
+        activations: names of further activation classes.
+
+    Yields:
+        A check to call after the pass. It raises `NotApplicable` if the pass had no activation to apply the rule to.
 
     Raises:
-        InputError: for a class that no module of the model has.
-        NotApplicable: for activations that are neither ReLU nor named, and, by the check, where the pass met none to
-            apply the rule to.
+        InputError: if no module of the model has a named class.
+        NotApplicable: if the model has other activations that are not named.
     """
     kinds = {type(part).__name__ for part in model.modules()}
     for name in activations:
@@ -138,7 +145,7 @@ def backward_rule(model: nn.Module, rule: Rule, activations: Sequence[str] = ())
     if left:
         raise NotApplicable(
             f"{class_name(model)} has activations {', '.join(left)}, which {rule} has no rule for; "
-            f"name them with activations=[{', '.join(left)}] to let through what is above 0"
+            f"name them with activations=[{', '.join(left)}] to treat them like ReLU"
         )
     mode = _Rules(rule)
     given: dict[nn.Module, Tensor] = {}
@@ -146,7 +153,7 @@ def backward_rule(model: nn.Module, rule: Rule, activations: Sequence[str] = ())
     def before(module: nn.Module, args: Any) -> Any:
         mode.named += 1
         given[module] = args[0]
-        return (args[0].clone(), *args[1:])  # it may work in place
+        return (args[0].clone(), *args[1:])  # the activation may work in place
 
     def after(module: nn.Module, args: Any, output: Tensor) -> Tensor:
         mode.named -= 1
@@ -155,9 +162,11 @@ def backward_rule(model: nn.Module, rule: Rule, activations: Sequence[str] = ())
 
     def check() -> None:
         if not mode.count:
-            raise NotApplicable(f"{class_name(model)} has no ReLU, which {rule} is about; name its activations")
+            raise NotApplicable(
+                f"{class_name(model)} has no ReLU to apply {rule} to; name its activations with activations="
+            )
 
-    kept = (nn.ReLU, nn.ReLU6)  # these have their rule, named or not
+    kept = (nn.ReLU, nn.ReLU6)  # `_Rules` handles these, named or not
     named = [part for part in model.modules() if type(part).__name__ in activations and not isinstance(part, kept)]
     handles = [part.register_forward_pre_hook(before) for part in named]
     handles += [part.register_forward_hook(after) for part in named]

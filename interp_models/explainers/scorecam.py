@@ -1,4 +1,4 @@
-"""Score-CAM: feature maps weighted by the score of the image that they let through."""
+"""Score-CAM: feature maps weighted by the score of the image that they mask."""
 
 from typing import Literal
 
@@ -14,19 +14,21 @@ from interp_models.explainers.features import activations
 
 @EXPLAINERS.register("scorecam")
 class ScoreCAM(Explainer):
-    """Score-CAM = ReLU(Σ_k w_k A_k), with u_k the score of x ⊙ H_k and H_k = A_k, upsampled bilinearly, stretched to
-    [0, 1] (Wang et al., CVPR Workshops 2020, algorithm 1).
+    """Score-CAM = ReLU(Σ_k w_k A_k), with w_k from the score u_k of the image masked by A_k (Wang et al., CVPR
+    Workshops 2020, algorithm 1).
 
-    Channels that are constant let nothing through and weigh 0. One pass per channel; masked images are made a few at
-    a time, so memory does not grow with the channels. The map has the layer's own resolution.
+    A are the layer's feature maps. The mask H_k is A_k, upsampled bilinearly and min-max normalised to [0, 1]; u_k is
+    the score of x ⊙ H_k. Constant channels have the weight 0. Each channel takes one pass. Masked images are made a few
+    at a time, so memory does not grow with the number of channels. The map has the layer's resolution.
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None takes the last that gives a spatial map.
-        weights: `softmax` is w = softmax over the channels of u (the paper's algorithm, of logits); `increase` is u_k
-            less the score of a black image (with `score: probability` nearly the authors' code, which subtracts none).
-        score: what u is.
-        batch: masked images per pass; None chooses by the device.
+        layer: dotted name of the layer; None takes the last one that outputs a spatial map.
+        weights: `softmax` is w = softmax over channels of u (the paper's algorithm, with logits). `increase` is w_k =
+            u_k minus the score of a black image (with `score: probability` close to the authors' code, which subtracts
+            nothing).
+        score: u is the target's `logit` or its `probability`.
+        batch: masked images per forward pass; None chooses it for the device.
     """
 
     passes = "channels + 1"
@@ -57,7 +59,7 @@ class ScoreCAM(Explainer):
         constant = a.amin(dim=(2, 3)) == a.amax(dim=(2, 3))
         if self.weights == "softmax":
             u = u.masked_fill(constant, -torch.inf)
-            weights = u.softmax(dim=1).nan_to_num(nan=0.0)  # NaN if all are constant
+            weights = u.softmax(dim=1).nan_to_num(nan=0.0)  # NaN if all channels are constant
         else:
             black = score(torch.zeros_like(inputs[:1])).expand(len(a), -1)
             weights = (u - black.gather(1, targets[:, None]).to(u.dtype)).masked_fill(constant, 0.0)

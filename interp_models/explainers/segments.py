@@ -1,4 +1,4 @@
-"""Segments of images, which methods that perturb images switch on and off."""
+"""Segmentation of images, for explainers that hide segments."""
 
 from typing import Literal
 
@@ -6,18 +6,18 @@ import torch
 from torch import Tensor
 
 Segments = Literal["superpixels", "grid"]
-"""Segments that are switched: superpixels, or cells of a grid."""
+"""Kind of segments: superpixels, or cells of a grid."""
 Fill = Literal["mean", "black"]
-"""Fill of a segment that is off: its mean colour, or black."""
+"""Colour of a hidden segment: its mean colour, or black."""
 
 
 def segmented(images: Tensor, cells: int, how: Segments) -> Tensor:
-    """Numbers of the segments of pixels, int64 (B, H, W), in [0, cells²)."""
+    """The segment number of every pixel, int64 (B, H, W), in [0, cells²)."""
     return superpixels(images, cells) if how == "superpixels" else grid(images, cells)
 
 
 def grid(images: Tensor, cells: int) -> Tensor:
-    """Cells of nearly equal size, row by row.
+    """Segments that are the cells of a grid, of nearly equal size and numbered row by row.
 
     >>> grid(torch.zeros(1, 3, 2, 4), 2).tolist()
     [[[0, 0, 1, 1], [2, 2, 3, 3]]]
@@ -27,17 +27,20 @@ def grid(images: Tensor, cells: int) -> Tensor:
 
 
 def superpixels(images: Tensor, cells: int, *, compactness: float = 10.0, iterations: int = 10) -> Tensor:
-    """SLIC: k-means of pixels by colour (CIELAB) and place, from the cells of a grid, each pixel among the nine cells
-    around it (Achanta et al., TPAMI 2012).
+    """SLIC superpixels (Achanta et al., TPAMI 2012): k-means of pixels by colour (CIELAB) and position.
 
-    Images of a batch together, without a loop over pixels. Left out are the paper's first step, which moves centres off
-    edges, and its last, which gives islands of a segment to a neighbour: a segment need not be connected.
+    The clusters start as the cells of a grid. A pixel may join one of the nine cells around it. Two steps of the paper
+    are left out: moving the start centres away from edges, and giving isolated pixels to a neighbour segment. So a
+    segment need not be connected.
 
     Args:
-        images: (B, C, H, W) in [0, 1]; where they are not of three channels colours are taken as they are.
-        cells: segments along each side; one may end up empty.
-        compactness: weight m of a cell's side against colours.
-        iterations: of k-means.
+        images: (B, C, H, W) in [0, 1]. Only three channels are converted to CIELAB.
+        cells: segments along each side; a segment may end up empty.
+        compactness: weight m of the distance in space, in units of a cell's side, against the distance in colour.
+        iterations: number of k-means iterations.
+
+    Returns:
+        The segment number of every pixel, int64 (B, H, W), in [0, cells²).
     """
     (height, width), device = images.shape[-2:], images.device
     start = grid(images, cells)
@@ -68,7 +71,7 @@ def superpixels(images: Tensor, cells: int, *, compactness: float = 10.0, iterat
 
 
 def means(values: Tensor, segments: Tensor, count: int) -> Tensor:
-    """Means (B, D, count) of values (B, D, n) over segments (B, n); 0 of those that are empty."""
+    """Means (B, D, count) of values (B, D, n) over segments (B, n); 0 for empty segments."""
     index = segments[:, None].expand(-1, values.shape[1], -1)
     total = values.new_zeros(*values.shape[:2], count).scatter_add_(2, index, values)
     size = torch.zeros_like(total).scatter_add_(2, index, torch.ones_like(values))
@@ -76,9 +79,9 @@ def means(values: Tensor, segments: Tensor, count: int) -> Tensor:
 
 
 def _lab(images: Tensor) -> Tensor:
-    """CIELAB (D65) of sRGB in [0, 1]."""
+    """Convert sRGB in [0, 1] to CIELAB (D65)."""
     if images.shape[1] != 3:
-        return images * 100  # as bright as CIELAB's L
+        return images * 100  # the range of CIELAB's L
     rgb = images.clamp(0, 1)
     linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     to_xyz = torch.tensor(

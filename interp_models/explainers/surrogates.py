@@ -1,4 +1,4 @@
-"""Linear models of the score of images whose segments are switched on and off: LIME and KernelSHAP."""
+"""Linear surrogate models of the score as a function of the visible segments: LIME and KernelSHAP."""
 
 import math
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ from interp_models.explainers.segments import Fill, Segments, means, segmented
 
 
 class _Surrogate(Explainer, ABC):
-    """Abstract: a regression of scores on the segments that are on, which are drawn alike for all images."""
+    """Abstract: a linear regression of the score on the visible segments. All images share the same samples."""
 
     amplifies_rounding = True
     stands_bfloat16 = False
@@ -45,7 +45,8 @@ class _Surrogate(Explainer, ABC):
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
         if self.cells > min(inputs.shape[-2:]):
             raise InputError(
-                f"{self.cells} cells a side are more than images of {tuple(inputs.shape[-2:])} pixels have"
+                f"cells must be at most the side of the images; got {self.cells} for images of "
+                f"{tuple(inputs.shape[-2:])} pixels"
             )
         score = self.score_fn(inputs)
         targets = resolve_target(target, score(inputs))
@@ -63,7 +64,7 @@ class _Surrogate(Explainer, ABC):
             return torch.where(shown, inputs[b], off[b])
 
         scores = scores_of_variants(score, inputs, len(on), sample, targets, self.batch)
-        # Small, and by float64: not every device has it.
+        # The regression is small and needs float64, which not every device has: it runs on the CPU.
         values = self._fit(switched, scores.cpu().double().numpy())
         weights = torch.as_tensor(values, dtype=torch.float32, device=inputs.device)
         if self.segments == "grid":
@@ -72,33 +73,34 @@ class _Surrogate(Explainer, ABC):
 
     @abstractmethod
     def _switched(self) -> NDArray[np.bool_]:
-        """(n, P), the segments that are on in each sample."""
+        """The visible segments of each sample, (n, P) bool."""
 
     @abstractmethod
     def _fit(self, on: NDArray[np.bool_], scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Values of the segments (B, P), of scores (B, n)."""
+        """Fit the scores (B, n); return the values of the segments (B, P)."""
 
 
 @EXPLAINERS.register("lime")
 class LIME(_Surrogate):
-    """w of min Σ_i π(z_i) (y(z_i) - w·z_i - w0)² + λ |w|², with z_i the segments that are on, each by a half chance,
-    and π(z) = exp(-D² / σ²), D the cosine distance of z and all segments (Ribeiro et al., KDD 2016, equations 1, 2).
+    """LIME: the weights w that minimise Σ_i π(z_i) (y(z_i) - w·z_i - w0)² + λ |w|² (Ribeiro et al., KDD 2016, equations
+    1 and 2).
 
-    Ridge regression on all segments, as in the authors' code, in place of the paper's choice of a few by LASSO. All
-    images have the same z_i, of which the first has all segments on; the regression is solved for all at once. One pass
-    per sample.
+    z_i says which segments are visible, each with probability 1/2, and y(z_i) is the score of that image. The kernel is
+    π(z) = exp(-D² / σ²) with D the cosine distance between z and the image with all segments. As in the authors' code,
+    all segments enter the ridge regression; the paper first selects a few by LASSO. All images share the z_i, and all
+    segments are visible in the first. Each sample takes one forward pass.
 
     Args:
         model: any module that returns logits.
         samples: number of z_i.
-        segments: `superpixels` (by SLIC) as in the paper, or the cells of a `grid`, whose map has its resolution.
+        segments: `superpixels` (SLIC), as in the paper, or the cells of a `grid`. The map of a grid has its resolution.
         cells: segments along each side.
-        fill: what shows where a segment is off, its `mean` colour (the authors' code) or `black`.
-        kernel_width: σ.
-        ridge: λ.
-        seed: of the samples.
-        score: what is fitted.
-        batch: images per pass; None chooses by the device.
+        fill: colour of hidden segments: their `mean` colour (as in the authors' code) or `black`.
+        kernel_width: σ of the kernel.
+        ridge: λ, the weight of the penalty.
+        seed: seed of the samples.
+        score: fit the target's `probability` or its `logit`.
+        batch: images per forward pass; None chooses it for the device.
     """
 
     passes = "samples + 1"
@@ -131,9 +133,9 @@ class LIME(_Surrogate):
         return on
 
     def _fit(self, on: NDArray[np.bool_], scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        near = np.sqrt(on.mean(axis=1))  # cosine of z and a vector of ones
+        near = np.sqrt(on.mean(axis=1))  # cosine similarity of z and a vector of ones
         weights = np.exp(-((1 - near) ** 2) / self.kernel_width**2)
-        z: NDArray[np.float64] = on - np.average(on, axis=0, weights=weights)  # centred, so that w0 drops out
+        z: NDArray[np.float64] = on - np.average(on, axis=0, weights=weights)  # centring removes w0
         y = scores - np.average(scores, axis=1, weights=weights)[:, None]
         normal = z.T @ (weights[:, None] * z) + self.ridge * np.eye(on.shape[1])
         return np.linalg.solve(normal, (weights[:, None] * z).T @ y.T).T
@@ -141,22 +143,23 @@ class LIME(_Surrogate):
 
 @EXPLAINERS.register("kernelshap")
 class KernelSHAP(_Surrogate):
-    """Shapley values of the segments: φ of min Σ_z π(z) (v(z) - v(0) - φ·z)² with φ adding up to v(1) - v(0) and
-    π(z) = (P - 1) / (C(P, |z|) |z| (P - |z|)) (Lundberg and Lee, NeurIPS 2017, theorem 2).
+    """KernelSHAP: Shapley values φ of the P segments, which minimise Σ_z π(z) (v(z) - v(0) - φ·z)² (Lundberg and Lee,
+    NeurIPS 2017, theorem 2).
 
-    All z are taken, so that φ are exact, if they are no more than the samples. Else they are drawn by π, each followed
-    by what it lacks (so an odd sample is left out); all images share them, and the regression is solved for all at
-    once. One pass per sample.
+    z says which segments are visible, and v(z) is the score of that image. The sum of φ is constrained to v(1) - v(0).
+    The kernel is π(z) = (P - 1) / (C(P, |z|) |z| (P - |z|)). If `samples` suffice for all z, all are used and φ is
+    exact. Otherwise pairs of a z and its complement are drawn in proportion to π; an odd sample is left out. All images
+    share the z. Each sample takes one forward pass.
 
     Args:
         model: any module that returns logits.
-        samples: number of z, beside none and all segments (the authors' code: 2 P + 2048).
-        segments: `superpixels` (by SLIC), or the cells of a `grid`, whose map has its resolution.
-        cells: segments along each side.
-        fill: what shows where a segment is off, its `mean` colour or `black`.
-        seed: of the samples.
-        score: v.
-        batch: images per pass; None chooses by the device.
+        samples: number of z, in addition to no segments and all segments (authors' code: 2 P + 2048).
+        segments: `superpixels` (SLIC) or the cells of a `grid`. The map of a grid has its resolution.
+        cells: segments along each side; P = cells².
+        fill: colour of hidden segments: their `mean` colour or `black`.
+        seed: seed of the samples.
+        score: v is the target's `probability` or its `logit`.
+        batch: images per forward pass; None chooses it for the device.
     """
 
     passes = "samples + 3"
@@ -187,7 +190,7 @@ class KernelSHAP(_Surrogate):
             every = np.arange(1, 2**count - 1)[:, None] >> np.arange(count) & 1 == 1
             return np.concatenate([ends, every])
         sizes = np.arange(1, count)
-        cumulative = np.cumsum(1 / (sizes * (count - sizes)))  # of all z of a size together
+        cumulative = np.cumsum(1 / (sizes * (count - sizes)))  # π summed over all z of each size, up to a factor
         draws = uniform(self.seed, np.arange(self.samples // 2)[:, None], np.arange(count + 1))
         size = sizes[np.searchsorted(cumulative / cumulative[-1], draws[:, 0], side="right").clip(max=count - 2)]
         on = draws[:, 1:].argsort(axis=1).argsort(axis=1) < size[:, None]
@@ -201,7 +204,7 @@ class KernelSHAP(_Surrogate):
             size = z.sum(axis=1)
             choose = np.asarray([math.comb(count, int(n)) for n in size], dtype=float)
             weights = (count - 1) / (choose * size * (count - size))
-        # Without the last segment, whose value the sum of all gives.
+        # The constraint on the sum gives the last segment's value, so it is eliminated from the regression.
         last, others = z[:, -1:], z[:, :-1] - z[:, -1:]
         y = (scores[:, 2:] - none).T - last * change.T  # (n, B)
         root = np.sqrt(weights)[:, None]

@@ -1,4 +1,4 @@
-"""Maps from the attention of vision transformers of timm."""
+"""Explainers that read the attention of timm's vision transformers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,19 +13,22 @@ from interp_models.explainers.base import EXPLAINERS, Explainer, target_scores
 from interp_models.nn.attention import attentions, class_rows, on_grid, patch_size, transformer, weights
 
 MOST = 2**30
-"""Bytes of attention and its gradients that are held at once, but for a single image's."""
+"""Most bytes of attention and its gradients in memory at once; a single image may exceed it."""
 
 
 @EXPLAINERS.register("cls_attention")
 class CLSAttention(Explainer):
-    """mean_h softmax(q_cls Kᵀ / √d) of the last block, at the patches (tutorial, equation 10): it knows of no class.
+    """Attention of the class token to the patches in the last block, mean_h softmax(q_cls Kᵀ / √d) over heads h
+    (tutorial, equation 10).
 
-    With `head` and `mass` it is the display of DINO (Caron et al., ICCV 2021, figure 3: heads apart, 0.6).
+    The map is the same for every class. `head` and `mass: 0.6` give the pictures of DINO (Caron et al., ICCV 2021,
+    figure 3).
 
     Args:
-        model: a vision transformer of timm with a class token, or a module that holds one.
-        head: this head alone, counted from 0.
-        mass: the highest values that together are this share of the map's sum stay, the others become 0.
+        model: a timm vision transformer with a class token, or a module that contains one.
+        head: use this head only, counted from 0; None takes the mean of all heads.
+        mass: keep the largest values that make up this fraction of the map's sum, and set the others to 0; None keeps
+            all.
     """
 
     needs = ("attention",)
@@ -41,41 +44,44 @@ class CLSAttention(Explainer):
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
         vit = transformer(self.model)
         with class_rows(attentions(vit)[-1]) as rows:
-            resolve_target(target, logits_of(self.model(inputs)))  # which refuses a class that does not exist
+            resolve_target(target, logits_of(self.model(inputs)))  # raises for a class that does not exist
         _once(rows, 1)
         heads = on_grid(vit, rows[0].float(), (inputs.shape[2], inputs.shape[3]))
         if self.head is not None and not 0 <= self.head < heads.shape[1]:
-            raise InputError(f"cls_attention: there is no head {self.head}; there are heads 0 to {heads.shape[1] - 1}")
+            raise InputError(f"cls_attention: head must be from 0 to {heads.shape[1] - 1}; got {self.head}")
         maps = heads.mean(dim=1) if self.head is None else heads[:, self.head]
         return maps if self.mass is None else highest(maps, self.mass)
 
 
 def _once(found: list[Tensor], layers: int) -> None:
-    """Refuse a model that passes its transformer twice, as for an image and its mirror image."""
+    """Refuse a model that runs its transformer more than once per image, for example also on the mirrored image."""
     if len(found) != layers:
-        raise NotApplicable(f"the transformer was passed {len(found) / layers:g} times for one decision, not once")
+        raise NotApplicable(f"the transformer ran {len(found) / layers:g} times for one prediction; expected once")
 
 
 def highest(maps: Tensor, mass: float) -> Tensor:
-    """Maps (B, h, w), not below 0, of which only the highest values stay that together are this share of the sum.
+    """Keep the largest values of each map (B, h, w) that make up the fraction `mass` of its sum; set the others to 0.
+
+    Values must not be negative.
 
     >>> highest(torch.tensor([[[0.1, 0.4], [0.3, 0.2]]]), 0.6).tolist()
     [[[0.0, 0.4000000059604645], [0.30000001192092896, 0.0]]]
     """
     flat, order = maps.flatten(1).sort(dim=1, descending=True, stable=True)
-    before = flat.cumsum(dim=1) - flat  # what is higher
+    before = flat.cumsum(dim=1) - flat  # sum of the larger values
     kept = torch.where(before < mass * flat.sum(dim=1, keepdim=True), flat, 0.0)
     return torch.zeros_like(kept).scatter(1, order, kept).view_as(maps)
 
 
 class _OfAttention(Explainer, ABC):
-    """Abstract: a value of each token, from the attention of blocks."""
+    """Abstract: one value per token, computed from the attention of transformer blocks."""
 
     needs = ("attention",)
 
     gradients = True
+    """Whether the method reads ∂y/∂A."""
     blocks = slice(None)
-    """The blocks that are read."""
+    """The blocks that it reads."""
 
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
         vit, size = transformer(self.model), (inputs.shape[2], inputs.shape[3])
@@ -83,7 +89,7 @@ class _OfAttention(Explainer, ABC):
         tokens = vit.num_prefix_tokens + -(-size[0] // side[0]) * -(-size[1] // side[1])
         layers = attentions(vit)[self.blocks]
         heads = sum(layer.num_heads for layer in layers)
-        few = max(1, MOST // (4 * (1 + self.gradients) * heads * tokens**2))  # all of it is held, and grows with T²
+        few = max(1, MOST // (4 * (1 + self.gradients) * heads * tokens**2))  # memory grows with T²
         if len(inputs) > few:
             targets = None if target is None else per_image(target, len(inputs))
             parts = [slice(first, first + few) for first in range(0, len(inputs), few)]
@@ -104,16 +110,19 @@ class _OfAttention(Explainer, ABC):
 
     @abstractmethod
     def _combine(self, a: list[Tensor], g: list[Tensor]) -> Tensor:
-        """A and ∂y/∂A (B, heads, T, T) of the blocks -> (B, T)."""
+        """Attention A and g = ∂y/∂A of each block (B, heads, T, T) -> one value per token (B, T)."""
 
 
 @EXPLAINERS.register("rollout")
 class Rollout(_OfAttention):
-    """Row of the class token in Â_L ... Â_1 with Â = (mean_h A + I), its rows divided by their sums (Abnar and Zuidema,
-    ACL 2020, section 3): it knows of no class.
+    """Attention rollout: the class token's row of Â_L ... Â_1, where Â is mean_h A + I with rows normalised to sum to 1
+    (Abnar and Zuidema, ACL 2020, section 3).
+
+    A is the attention of a block, h runs over its heads, and L is the number of blocks. The map is the same for every
+    class.
 
     Args:
-        model: a vision transformer of timm with a class token, or a module that holds one.
+        model: a timm vision transformer with a class token, or a module that contains one.
     """
 
     uses_class = False
@@ -135,12 +144,14 @@ class Rollout(_OfAttention):
 
 @EXPLAINERS.register("attention_gradcam")
 class AttentionGradCAM(_OfAttention):
-    """ReLU(mean_h w_h A_h[cls]) of the last block, with w_h the mean over tokens but the class token's of ∂y/∂A_h[cls]
-    (Chefer et al., CVPR 2021, the baseline of section 4).
+    """Grad-CAM on the last block's attention: ReLU(mean_h w_h A_h[cls]), with w_h the mean of ∂y/∂A_h[cls] over all
+    tokens except the class token (Chefer et al., CVPR 2021, the baseline of section 4).
+
+    A_h[cls] is the class token's row of head h, and y is the target's score.
 
     Args:
-        model: a vision transformer of timm with a class token, or a module that holds one.
-        score: what is explained.
+        model: a timm vision transformer with a class token, or a module that contains one.
+        score: explain the target's `logit` or its `probability`.
     """
 
     blocks = slice(-1, None)
@@ -152,11 +163,13 @@ class AttentionGradCAM(_OfAttention):
 
 @EXPLAINERS.register("gradsam")
 class GradSAM(_OfAttention):
-    """mean over blocks, heads and rows of A ⊙ ReLU(∂y/∂A) (Barkan et al., CIKM 2021, section 3).
+    """Grad-SAM: the mean over blocks, heads and rows of A ⊙ ReLU(∂y/∂A) (Barkan et al., CIKM 2021, section 3).
+
+    A is the attention of a block, and y is the target's score.
 
     Args:
-        model: a vision transformer of timm with a class token, or a module that holds one.
-        score: what is explained.
+        model: a timm vision transformer with a class token, or a module that contains one.
+        score: explain the target's `logit` or its `probability`.
     """
 
     def _combine(self, a: list[Tensor], g: list[Tensor]) -> Tensor:
@@ -165,19 +178,20 @@ class GradSAM(_OfAttention):
 
 @EXPLAINERS.register("chefer")
 class Chefer(_OfAttention):
-    """Row of the class token in R, with R = I and, from the first block to the last, R ← R + Ā R, where
-    Ā = mean_h ReLU(∂y/∂A ⊙ A): relevance by gradients alone (Chefer et al., ICCV 2021, equations 5 and 6).
+    """Relevance by gradients: the class token's row of R, with R = I at first and R ← R + Ā R for each block, where
+    Ā = mean_h ReLU(∂y/∂A ⊙ A) (Chefer et al., ICCV 2021, equations 5 and 6).
 
-    Not the tutorial's reference 27, which is the same authors' propagation of relevance through every layer (CVPR
-    2021); they recommend this one in its place.
+    A is the attention of a block, h runs over its heads, and y is the target's score. The tutorial's reference 27 is an
+    older method of the same authors, which propagates relevance through every layer (CVPR 2021); they recommend this
+    one instead.
 
     Args:
-        model: a vision transformer of timm with a class token, or a module that holds one.
-        score: what is explained.
+        model: a timm vision transformer with a class token, or a module that contains one.
+        score: explain the target's `logit` or its `probability`.
     """
 
     def _combine(self, a: list[Tensor], g: list[Tensor]) -> Tensor:
-        # The row e of the class token from the left: e (I + Ā_L) ... (I + Ā_1), without any product of matrices.
+        # R = (I + Ā_L) ... (I + Ā_1). Its row e R is computed from the left, without products of two matrices.
         row = torch.zeros(len(a[0]), 1, a[0].shape[-1], device=a[0].device)
         row[:, :, 0] = 1.0
         for x, y in zip(reversed(a), reversed(g), strict=True):

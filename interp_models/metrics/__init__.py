@@ -1,6 +1,6 @@
-"""Values of maps and of prototypes.
+"""Metrics of saliency maps and of prototypes.
 
-Every registered class is here under its own name; its file is imported when the class is asked for.
+Every registered class can be imported from here. Its file is loaded on first use.
 """
 
 from typing import Any

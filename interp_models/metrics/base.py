@@ -1,4 +1,4 @@
-"""The base of faithfulness metrics: per image inside, reduced over ranks; and their protocols."""
+"""The base class of faithfulness metrics, their protocols and their registry."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -20,24 +20,29 @@ from interp_models.metrics import perturbation
 
 Grid = tuple[int, int]
 WRAP = "0 is black; wrap a model that wants others: nn.Sequential(Normalize(mean, std), model)"
+"""Ending of the message about images outside [0, 1]."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A protocol: what the sources leave open or do differently."""
+    """A protocol of the metrics: choices that publications make differently, or do not state.
+
+    `PRESETS` lists them. `gomez2023` is the protocol of the tutorial. `saliency-maps-metrics` gives the values of the
+    PyPI package of this name.
+    """
 
     mask: Callable[[Tensor, tuple[int, int]], Tensor]
-    """Map (B, h, w) and image size -> soft mask (B, H, W)."""
+    """Function of maps (B, h, w) and the image size: soft masks (B, H, W)."""
     blur: Callable[[Tensor], Tensor]
-    """Start image of insertion."""
+    """Function of images: the blurred images that insertion starts from."""
     blur_name: str
-    """Its name in result rows."""
+    """Name of the blur in result rows."""
     counts: Callable[[int, int], list[int]]
-    """Cells and most steps -> cells removed at each point of a curve."""
+    """Function of the number of cells and the most steps: number of removed cells at each point of a curve."""
     divide_by_max: bool
-    """The areas under curves are of scores divided by the curve's maximum."""
+    """Whether scores are divided by the curve's maximum before the area under it is computed."""
     clip_add: bool
-    """ADD counts drops alone, like AD."""
+    """Whether ADD counts only drops, like AD; otherwise a rise counts as a negative drop."""
 
 
 def _upsample_then_normalise(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -60,12 +65,12 @@ def _whole_counts(cells: int, max_steps: int) -> list[int]:
 
 
 PRESETS: dict[str, Preset] = {
-    # Gomez et al. 2023, section 3.1, equations 23 to 26. Our choices where it gives none: black is 0 in pixel space,
-    # the blur is RISE's, ADD is clipped like AD, curves begin with the clean image (deletion) or the blurred one.
+    # Gomez et al. 2023, section 3.1, equations 23 to 26. Where it states nothing we chose: black is 0 in pixel space,
+    # the blur is that of RISE, ADD is clipped like AD, and curves include the clean (deletion) or blurred start image.
     "gomez2023": Preset(
         _upsample_then_normalise, perturbation.gaussian, "gaussian blur 11 px σ 5", _even_counts, True, True
     ),
-    # The PyPI package saliency-maps-metrics 0.0.26, called one image at a time with targets given.
+    # Reproduces the PyPI package saliency-maps-metrics 0.0.26, called one image at a time with given targets.
     "saliency-maps-metrics": Preset(
         _normalise_then_upsample, perturbation.box_blur, "box blur", _whole_counts, False, False
     ),
@@ -73,34 +78,40 @@ PRESETS: dict[str, Preset] = {
 
 
 class Measure(Metric, ABC):
-    """The base of registered metrics: named values, with their descriptions for tables."""
+    """Abstract: the base of all registered metrics. A metric gives one or several named values, its keys."""
 
     is_differentiable = False
     full_state_update = False
 
     keys: ClassVar[tuple[str, ...]]
-    """Names of the values, in the literature's spelling."""
+    """Names of the values, as in the literature, in lower case."""
     higher_is_better_by_key: ClassVar[dict[str, bool]]
-    """Whether a higher value is better, by key."""
+    """For each key, whether a higher value is better."""
     percent: ClassVar[bool]
-    """Whether tables show values as percent, or as decimals."""
+    """Whether tables show values in percent; otherwise as decimals."""
     legend: ClassVar[dict[str, str]]
-    """One sentence per key that explains it under a table."""
+    """For each key, one sentence that explains it under a table."""
     aliases: ClassVar[Mapping[str, str]] = {}
-    """Aliases of keys in the literature -> keys."""
+    """Other names of keys in the literature, each with its key."""
 
 
 class FaithfulnessMetric(Measure, ABC):
-    """Scores maps by what happens to a class probability when the image is perturbed as they say.
+    """Abstract: judges saliency maps by the change of a class probability when the regions they mark are perturbed.
 
-    A value that is undefined by nature (of a constant map, of a score of 0, of a score that cannot rise) is NaN for
-    its image, counted, and left out of the mean. States are per-image values, concatenated over ranks.
+    It is a torchmetrics `Metric`: `update` scores a batch, `compute` gives means over all images and ranks. A subclass
+    implements `_score` and `protocol`, and sets `keys` and the other class attributes of `Measure`.
+
+    Some values are undefined: those of a constant map, of a score of 0, or of a score that cannot rise. They are NaN,
+    and left out of the mean.
 
     Args:
         preset: protocol, one of `PRESETS`.
-        grid: cells (rows, columns) that every map is brought to; None leaves maps on their own grid.
-        max_steps: most steps of a curve.
-        batch: images per pass; None chooses by the device.
+        grid: rows and columns of cells that every map is resampled to; None keeps each map's own grid.
+        max_steps: largest number of steps of a curve.
+        batch: images per forward pass; None chooses it for the device.
+
+    Raises:
+        InputError: for an unknown preset, and for numbers below 1.
     """
 
     def __init__(
@@ -119,19 +130,19 @@ class FaithfulnessMetric(Measure, ABC):
         self.preset = PRESETS[preset]
         self.grid, self.max_steps, self.batch = grid, max_steps, batch
         self._kept: Grid | None = None
-        """The grid of maps whose values are kept."""
+        """Grid of the maps whose values were kept."""
         self._seen: Grid | None = None
-        """The grid of the last maps."""
+        """Grid of the maps that were scored last."""
         for key in self.keys:
             self.add_state(f"values_{key}", default=[], dist_reduce_fx="cat")
 
     def update(
         self, score_fn: ScoreFn, images: Tensor, maps: Tensor, target: Tensor | int, clean: Tensor | None = None
     ) -> None:
-        """Score a batch and keep its values; see `score`.
+        """Score a batch and keep its values. See `score` for the arguments.
 
         Raises:
-            InputError: as `score`, and without `grid` for maps of another grid than those before.
+            InputError: as `score`; without `grid`, also if maps have another grid than earlier ones.
         """
         self._check_kept(maps)
         values = self.score(score_fn, images, maps, target, clean)
@@ -141,29 +152,31 @@ class FaithfulnessMetric(Measure, ABC):
     def forward(
         self, score_fn: ScoreFn, images: Tensor, maps: Tensor, target: Tensor | int, clean: Tensor | None = None
     ) -> Any:
-        """`update`, and the means of this batch alone."""
-        self._check_kept(maps)  # the batch alone knows nothing of those before
+        """Do `update`, and return the means over this batch only."""
+        self._check_kept(maps)  # torchmetrics resets the state before it calls `update`
         return super().forward(score_fn, images, maps, target, clean)
 
     def score(
         self, score_fn: ScoreFn, images: Tensor, maps: Tensor, target: Tensor | int, clean: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The value of every image (B,) by key, NaN where it is undefined; keeps nothing.
+        """Score a batch without keeping the values.
 
-        Without `grid`, maps that have a cell for each pixel, and maps of another grid than those before, are scored
-        with a warning: the number of cells is that of the steps, so their values do not compare with those of other
-        grids.
+        The number of steps depends on the grid, so values on different grids are not comparable. Without `grid`, a
+        warning says so for maps with one cell per pixel, and for maps with another grid than earlier ones.
 
         Args:
-            score_fn: images (B, 3, H, W) -> class probabilities (B, K), as from `scoring.probabilities(model)`.
+            score_fn: images (B, 3, H, W) -> class probabilities (B, K), such as `probabilities(model)`.
             images: (B, 3, H, W) in [0, 1]; 0 is black.
-            maps: (B, h, w), larger is more important.
+            maps: (B, h, w), larger values mean more important.
             target: class of each image (B,), or one class for all.
-            clean: the target's probability of each image (B,), if it is known; saves a pass.
+            clean: probability of the target for each image (B,), if it is known; saves one pass.
+
+        Returns:
+            For each key the value of every image (B,), NaN where it is undefined.
 
         Raises:
-            InputError: for images that are no float tensor or not in [0, 1], maps of the wrong shape, with NaN or
-                finer than the image, a class that does not exist, and a function that does not return probabilities.
+            InputError: if images are not a float tensor in [0, 1], if maps have a wrong shape, contain NaN or are finer
+                than the images, if a class does not exist, or if the function does not return probabilities.
         """
         check_images(images, "images")
         check_unit(pixel_range(images, "images"), WRAP, "images")
@@ -180,33 +193,33 @@ class FaithfulnessMetric(Measure, ABC):
                 clean = perturbation.score_all(score_fn, images, target, self.batch)
             check_clean(clean, len(images))
             values = self._score(score_fn, images, maps, target, clean)
-        # Also of the map as given: what resampling makes of a constant is rounding noise, which looks like a map
+        # Check the original map, too: resampling turns a constant map into rounding noise, which looks like a map.
         constant = perturbation.is_constant(own) | perturbation.is_constant(maps)
         return {
             key: torch.where(constant, torch.nan, value.float().to(constant.device)) for key, value in values.items()
         }
 
     def _check_kept(self, maps: Tensor) -> None:
-        """Raise `InputError` where the values of these maps would be averaged with those of another grid."""
+        """Raise `InputError` if the values of these maps would be averaged with those of another grid."""
         own = tuple(getattr(maps, "shape", ())[1:])
         if self.grid is None and self._kept is not None and len(own) == 2 and own != self._kept:
             raise InputError(
-                f"maps are of the grid {own}, those before of {self._kept}: values on different grids do not compare; "
-                f"give the metric one for all, such as grid={self._kept}"
+                f"maps have the grid {own}, earlier ones {self._kept}: values on different grids are not comparable; "
+                f"give the metric one grid for all, such as grid={self._kept}"
             )
 
     def _tell_grid(self, own: Grid, size: Grid) -> None:
-        """Warn of maps whose values do not compare with others'."""
+        """Warn of maps whose values are not comparable with others'."""
         seen, self._seen = self._seen, own
         if seen not in (None, own):
-            why = f"those before were of {seen}"
+            why = f"earlier ones {seen}"
         elif own == size:
-            why = "a cell for each pixel; a map that was enlarged has lost its own grid"
+            why = "one cell per pixel; an upsampled map has lost its own grid"
         else:
             return
         warnings.warn(
-            f"maps are of the grid {own}, {why}: values on different grids do not compare; give the metric one for "
-            "all, such as grid=(7, 7)",
+            f"maps have the grid {own}, {why}: values on different grids are not comparable; give the metric one grid "
+            "for all, such as grid=(7, 7)",
             stacklevel=3,
         )
 
@@ -219,21 +232,22 @@ class FaithfulnessMetric(Measure, ABC):
     def _score(
         self, score_fn: ScoreFn, images: Tensor, maps: Tensor, target: Tensor, clean: Tensor
     ) -> dict[str, Tensor]:
-        """Compute `score` for maps on the grid. The values of constant maps are discarded."""
+        """Return what `score` returns, for checked arguments and maps on the grid. Values of constant maps are
+        discarded, so they need no care here."""
 
     def add(self, values: dict[str, Tensor]) -> None:
-        """Keep values that `score` gave."""
+        """Keep values that `score` returned."""
         self._update_count += 1
         self._computed = None
         for key in self.keys:
             getattr(self, f"values_{key}").append(values[key])
 
     def compute(self) -> dict[str, Tensor]:
-        """The mean of every key over the images where it is defined; NaN if it is defined nowhere."""
+        """For each key the mean over all images with a defined value; NaN if there is none."""
         return {key: self._values(key).nanmean() for key in self.keys}
 
     def per_image(self) -> dict[str, Tensor]:
-        """Every value (n,) of all ranks by key, rank by rank; NaN where it is undefined."""
+        """For each key the values (n,) of all images, rank by rank; NaN where they are undefined."""
         with self.sync_context(should_sync=self._to_sync):
             return {key: self._values(key).clone() for key in self.keys}
 
@@ -243,14 +257,23 @@ class FaithfulnessMetric(Measure, ABC):
 
     @abstractmethod
     def protocol(self, key: str, grid: Grid) -> tuple[int | None, str]:
-        """The number of steps (None for a metric without) on a grid, and the name of the fill."""
+        """The protocol in words, for result rows.
+
+        Args:
+            key: one of `keys`.
+            grid: rows and columns of the maps.
+
+        Returns:
+            The number of steps (None for a metric without steps), and the name of the fill of removed cells.
+        """
 
 
 class MetricRegistry(Registry[FaithfulnessMetric]):
-    """Metrics are also found by the keys that they give, so that `METRICS.build("dauc")` is `deletion_insertion`."""
+    """The registry of faithfulness metrics. Their keys are names, too: `METRICS.build("dauc")` builds
+    `deletion_insertion`."""
 
     def aliases(self) -> dict[str, str]:
-        """The registered metric of every key, and of other names of keys."""
+        """Every key, and every other name of a key, with the name of its registered metric."""
         return {
             key: name
             for name, cls in self._classes().items()
@@ -262,12 +285,12 @@ METRICS = MetricRegistry("metric", "interp_models.metrics.METRICS")
 
 
 def owner_of(key: str) -> type[FaithfulnessMetric] | None:
-    """The registered metric that gives a key, None if there is none."""
+    """The registered metric class that gives a key; None if there is none."""
     return METRICS.get(key) if key in METRICS.aliases() else None
 
 
 def metrics_of(keys: Iterable[str]) -> dict[str, str]:
-    """The registered metric that gives each key, aliases resolved; an unknown key raises `InputError`.
+    """Map each key to the name of its registered metric. Aliases are resolved; an unknown key raises `InputError`.
 
     >>> metrics_of(["ai"])
     {'iic': 'masked_confidence'}

@@ -1,4 +1,4 @@
-"""Whether a prototype points at the same part of the object in all images of its class."""
+"""Consistency: whether a prototype finds the same part of the object in all images of its class."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -16,23 +16,24 @@ from interp_models.metrics.prototype_base import (
 )
 
 ALWAYS = 0.8
-"""A part is pointed at if it is near the peak in so large a share of the images that show it."""
+"""Fraction of the images showing a part in which a consistent prototype must find it."""
 
 
 @PROTOTYPE_METRICS.register("consistency")
 class Consistency(PrototypeMetric):
-    """1 for a prototype that finds one and the same part in at least 80 % of the images of its class that show it.
+    """Consistency: 1 if there is a part that the prototype finds in at least 80 % of the images of its class that show
+    the part, else 0.
 
-    A part is found if its key point lies in a square of 72 / 224 of the image's side around the peak of the
-    prototype's map, upsampled bicubically. Source: Huang et al., "Evaluation and Improvement of Interpretability for
-    Self-Explainable Part-Prototype Networks", ICCV 2023, section 3.2.
+    A prototype finds a part if the part's key point lies in a square around the peak of its similarity map. The map is
+    upsampled bicubically, and the side of the square is 72 / 224 of the image's side. Source: Huang et al., "Evaluation
+    and Improvement of Interpretability for Self-Explainable Part-Prototype Networks", ICCV 2023, section 3.2.
     """
 
     keys = ("consistency",)
     higher_is_better_by_key: ClassVar[dict[str, bool]] = {"consistency": True}
     percent = True
     legend: ClassVar[dict[str, str]] = {
-        "consistency": "The share of prototypes that find one and the same part in 80 % of their class's images.",
+        "consistency": "The fraction of prototypes that find the same part in at least 80 % of their class's images.",
     }
     hits: Tensor
     shown: Tensor
@@ -44,7 +45,7 @@ class Consistency(PrototypeMetric):
         self.add_state("shown", zeros.clone(), dist_reduce_fx="sum")
 
     def update(self, model: PrototypeModel, found: Found) -> None:
-        """Look at the images of a batch that a prototype is to be found in."""
+        """Count the parts that each prototype finds in the images of its class."""
         assert found.parts is not None
         assert found.visible is not None
         image, prototype = self.pairs(found.label)
@@ -54,7 +55,7 @@ class Consistency(PrototypeMetric):
         self.shown.index_add_(0, prototype, visible.float())
 
     def per_prototype(self) -> dict[str, Tensor]:
-        """1 or 0 for every prototype whose class has an image; see `compute`."""
+        """1 or 0 for every prototype; undefined if no image of its class shows a part."""
         always = (undefined_without(self.hits, self.shown) >= ALWAYS).any(dim=1)
         looked = (self.shown > 0).any(dim=1)
         return {"consistency": self.in_use(torch.where(looked, always.float(), torch.nan))}

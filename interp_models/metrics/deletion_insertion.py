@@ -1,4 +1,4 @@
-"""Curves of the score while cells are deleted or inserted in the map's order: DAUC, DC, IAUC and IC."""
+"""Deletion and insertion curves: DAUC, DC, IAUC and IC."""
 
 from typing import ClassVar
 
@@ -10,32 +10,36 @@ from interp_models.metrics.base import METRICS, FaithfulnessMetric, Grid
 from interp_models.metrics.perturbation import curve, exact, mean_of_groups, pearson, ranks, trapezoid
 
 FLAT = 1e-6
-"""A curve that spans less than this varies by float32 noise alone."""
+"""A curve with a smaller range than this only shows float32 noise."""
 
 
 @METRICS.register("deletion_insertion")
 class DeletionInsertion(FaithfulnessMetric):
-    """Cells of the grid are removed in the order of the map, the most important first; c_k is the score after step k.
+    """Deletion and insertion: the score c_k after step k, while cells are replaced in the order of their saliency.
 
-    - `dauc`, deletion: the clean image goes black; area under c_k / max c over the fraction removed, lower is better
-      (Petsiuk et al. 2018; tutorial equations 25 and 26);
-    - `dc`, deletion correlation: Pearson of c_{k-1} - c_k and the mean saliency of the cells removed at step k,
-      higher is better (Gomez et al. 2022);
-    - `iauc`, insertion: the blurred image turns into the clean one; higher is better;
-    - `ic`, insertion correlation: Pearson of c_k - c_{k-1} and the saliency of the cells shown; higher is better.
+    The most salient cells come first.
 
-    Areas are undefined where the curve is 0 throughout, correlations where scores or saliency do not vary.
-    With T steps, 2 T + 1 passes per image, the clean one included: both curves share it.
+    - `dauc`, area under the deletion curve: cells of the clean image turn black. The area is that under c_k / max c
+      over the fraction of removed cells. Lower is better (Petsiuk et al. 2018; tutorial, equations 25 and 26).
+    - `dc`, deletion correlation: Pearson correlation of c_{k-1} - c_k and the mean saliency of the cells that are
+      removed at step k. Higher is better (Gomez et al. 2022).
+    - `iauc`, area under the insertion curve: cells of the blurred image turn clean. Higher is better.
+    - `ic`, insertion correlation: Pearson correlation of c_k - c_{k-1} and the mean saliency of the cells that are
+      shown at step k. Higher is better.
+
+    Areas are in [0, 1], correlations in [-1, 1]. An area is undefined if its curve is 0 everywhere; a correlation is
+    undefined if scores or saliency do not vary. T steps take 2 T + 1 passes per image; both curves share the clean one.
+    See `FaithfulnessMetric` for the arguments.
     """
 
     keys = ("dauc", "dc", "iauc", "ic")
     higher_is_better_by_key: ClassVar[dict[str, bool]] = {"dauc": False, "dc": True, "iauc": True, "ic": True}
     percent = False
     legend: ClassVar[dict[str, str]] = {
-        "dauc": "Area under the deletion curve: the mean score while places are removed, most salient first.",
-        "dc": "Deletion correlation: of a place's saliency with the fall of the score when it is removed.",
-        "iauc": "Area under the insertion curve: the mean score while places are put back, most salient first.",
-        "ic": "Insertion correlation: of a place's saliency with the rise of the score when it is put back.",
+        "dauc": "Area under the deletion curve: the mean score while cells are removed, the most salient first.",
+        "dc": "Deletion correlation: between a cell's saliency and the drop of the score when it is removed.",
+        "iauc": "Area under the insertion curve: the mean score while cells are shown again, the most salient first.",
+        "ic": "Insertion correlation: between a cell's saliency and the rise of the score when it is shown again.",
     }
 
     def _score(
@@ -64,7 +68,7 @@ class DeletionInsertion(FaithfulnessMetric):
         return area.where(highest > 0, torch.nan)
 
     def protocol(self, key: str, grid: Grid) -> tuple[int | None, str]:
-        """Steps of the curve; deletion fills with black, insertion starts from the blurred image."""
+        """The number of steps of the curve; the fill is black for deletion, and the blur for insertion."""
         steps = len(self.preset.counts(grid[0] * grid[1], self.max_steps)) - 1
         return steps, "black" if key in ("dauc", "dc") else self.preset.blur_name
 

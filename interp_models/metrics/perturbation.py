@@ -1,4 +1,4 @@
-"""Pure functions on maps and images that faithfulness metrics are made of."""
+"""Pure functions of maps and images, the building blocks of faithfulness metrics."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from interp_models.core.scoring import ScoreFn, all_scores, resolve_target, scor
 
 
 def check_maps(images: Tensor, maps: object) -> None:
-    """Raise `InputError` unless maps are a tensor (B, h, w) with the batch of the images, and finite."""
+    """Raise `InputError` unless maps are a finite tensor (B, h, w) with as many maps as images."""
     if not isinstance(maps, Tensor) or maps.dim() != 3 or len(maps) != len(images):
         found, hint = type(maps).__name__, "; torch.from_numpy makes a tensor of an array"
         if isinstance(maps, Tensor):
@@ -28,16 +28,16 @@ def check_maps(images: Tensor, maps: object) -> None:
 
 
 def check_grid(images: Tensor, maps: Tensor) -> None:
-    """Raise `InputError` if maps have cells that no pixel of the images belongs to."""
+    """Raise `InputError` if maps have more rows or columns than the images have pixels."""
     (rows, columns), (height, width) = maps.shape[-2:], images.shape[-2:]
     if rows > height or columns > width:
         raise InputError(f"a grid of {rows} x {columns} cells is finer than images of {height} x {width} pixels")
 
 
 def to_grid(maps: Tensor, grid: tuple[int, int] | None) -> Tensor:
-    """Bring maps (B, h, w) to a grid: mean over areas along axes where it is coarser, bilinear where it is finer.
+    """Resample maps (B, h, w) to a grid: area mean along an axis that gets coarser, bilinear along one that gets finer.
 
-    None leaves them.
+    None returns the maps unchanged.
 
     >>> to_grid(torch.tensor([[[1.0, 3.0]]]), (1, 1)).tolist()
     [[[2.0]]]
@@ -50,25 +50,25 @@ def to_grid(maps: Tensor, grid: tuple[int, int] | None) -> Tensor:
 
 
 def min_max(maps: Tensor) -> Tensor:
-    """Each map (B, h, w) to [0, 1] on its own; a constant map becomes 0."""
+    """Min-max normalise each map (B, h, w) to [0, 1]; a constant map becomes 0."""
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
     return (maps - low) / torch.where(high > low, high - low, 1.0)
 
 
 def is_constant(maps: Tensor) -> Tensor:
-    """(B,) bool: the cells of the map differ by no more than float32 noise, 1e-6 of the largest."""
+    """Whether each map is constant up to float32 noise: values differ by at most 1e-6 of the largest. (B,) bool."""
     low, high = torch.aminmax(maps.flatten(1), dim=1)
     return high - low <= 1e-6 * torch.maximum(high.abs(), low.abs())
 
 
 def ranks(maps: Tensor) -> Tensor:
-    """Rank of every cell, int64 (B, h, w): 0 is the most important; ties go by position, the first cell first."""
+    """Rank of every cell, int64 (B, h, w). 0 is the most important; of equal cells the first comes first."""
     order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
     return order.argsort(dim=1).view(maps.shape)
 
 
 def gaussian(images: Tensor) -> Tensor:
-    """Gaussian blur of 11 pixels and σ 5 (as in RISE), the border mirrored."""
+    """Gaussian blur with an 11 × 11 kernel and σ = 5 (as in RISE), with mirrored border."""
     from torchvision.transforms.v2.functional import gaussian_blur  # only insertion needs it
 
     blurred: Tensor = gaussian_blur(images, kernel_size=[11, 11], sigma=[5.0, 5.0])
@@ -76,15 +76,15 @@ def gaussian(images: Tensor) -> Tensor:
 
 
 def box_blur(images: Tensor) -> Tensor:
-    """Mean over a square of side max(H // 5, 9) made odd, zeros beyond the border (as in saliency-maps-metrics)."""
+    """Box blur with the side max(H // 5, 9), made odd, and zeros beyond the border (as in saliency-maps-metrics)."""
     side = max(images.shape[-2] // 5, 9) // 2 * 2 + 1
-    # A box is separable, and so costs 2 · side instead of side² operations per pixel.
+    # The box is separable: 2 · side instead of side² operations per pixel.
     rows = F.avg_pool2d(images, (side, 1), stride=1, padding=(side // 2, 0))
     return F.avg_pool2d(rows, (1, side), stride=1, padding=(0, side // 2))
 
 
 def score_all(score_fn: ScoreFn, images: Tensor, target: Tensor, batch: int | None = None) -> Tensor:
-    """The target's score of each image (B,), a few images at a time."""
+    """The target's score of each image (B,), computed a few images at a time."""
     scores = all_scores(score_fn, images, batch)
     return scores.gather(1, resolve_target(target, scores)[:, None])[:, 0]
 
@@ -98,16 +98,16 @@ def curve(
     target: Tensor,
     batch: int | None = None,
 ) -> Tensor:
-    """Scores (B, T) of images that turn from `start` into `end`: at point t the counts[t] first cells show `end`.
+    """Scores (B, T) of images that turn from `start` into `end`, cell by cell.
 
     Args:
         score_fn: images -> class probabilities.
         start: images (B, 3, H, W).
         end: images (B, 3, H, W).
         cell_ranks: rank of each cell (B, h, w), as from `ranks`.
-        counts: cells that have turned at each of the T points.
+        counts: at each of the T points, the number of cells that show `end`; those of the lowest ranks.
         target: class of each image (B,).
-        batch: images per pass; None chooses by the device.
+        batch: images per forward pass; None chooses it for the device.
     """
     (rows, columns), (height, width) = cell_ranks.shape[-2:], start.shape[-2:]
     device = start.device
@@ -124,20 +124,17 @@ def curve(
 
 
 def exact(values: Tensor) -> Tensor:
-    """Move to the CPU as float64: not every device has float64."""
+    """Move values to the CPU as float64, which not every device has."""
     return values.cpu().double()
 
 
 def trapezoid(scores: Tensor, fractions: Sequence[float]) -> Tensor:
-    """Area (B,) under curves (B, T) over fractions (T,), by the trapezoid rule; float64, on the CPU."""
+    """Area (B,) under curves (B, T) over fractions (T,) by the trapezoidal rule; float64 on the CPU."""
     return torch.trapezoid(exact(scores), torch.as_tensor(fractions, dtype=torch.float64), dim=1)
 
 
 def pearson(a: Tensor, b: Tensor) -> Tensor:
-    """Linear correlation (B,) of rows (B, T); NaN where a row is constant or has fewer than two values.
-
-    float64, on the CPU.
-    """
+    """Pearson correlation (B,) of rows (B, T); float64 on the CPU. NaN if a row is constant or has one value only."""
     a, b = exact(a), exact(b)
     constant = (a.amin(dim=1) == a.amax(dim=1)) | (b.amin(dim=1) == b.amax(dim=1))
     a, b = a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True)
@@ -146,7 +143,7 @@ def pearson(a: Tensor, b: Tensor) -> Tensor:
 
 
 def mean_of_groups(sorted_values: Tensor, counts: Sequence[int]) -> Tensor:
-    """Means (B, T-1) of the values (B, cells) between consecutive counts; float64, on the CPU."""
+    """Means (B, T-1) of the values (B, cells) between consecutive counts; float64 on the CPU."""
     total = F.pad(exact(sorted_values).cumsum(dim=1), (1, 0))
     ends = torch.as_tensor(counts)
     return total[:, ends].diff(dim=1) / ends.diff()

@@ -1,4 +1,4 @@
-"""The base of metrics of prototypes, with one value per prototype."""
+"""The base class of prototype metrics, with one value per prototype."""
 
 import math
 from abc import ABC, abstractmethod
@@ -15,36 +15,39 @@ from interp_models.metrics.base import Measure
 
 
 class Found(NamedTuple):
-    """A batch of images with the prototypes' similarity maps."""
+    """A batch of images with the similarity maps of the prototypes."""
 
     images: Tensor
     """(B, 3, H, W)."""
     maps: Tensor
-    """(B, P, h, w), similarities."""
+    """Similarity maps (B, P, h, w)."""
     label: Tensor
-    """(B,) int64."""
+    """Class of each image, (B,) int64."""
     number: Tensor
-    """(B,) int64, position in the data."""
+    """Position of each image in the data set, (B,) int64."""
     parts: Tensor | None
-    """(B, J, 2), x and y of key points in pixels."""
+    """Key points of parts, x and y in pixels (B, J, 2)."""
     visible: Tensor | None
-    """(B, J) bool."""
+    """Whether each part is visible, (B, J) bool."""
 
 
 class PrototypeMetric(Measure, ABC):
-    """Judges the prototypes of a model, each by itself; values are means over those where they are defined.
+    """Abstract: a metric with one value per prototype of a model.
+
+    It is a torchmetrics `Metric`: `update` adds a batch, `compute` gives the mean over prototypes with a defined value.
+    A subclass implements `update` and `per_prototype`, and sets `keys` and the other class attributes of `Measure`.
 
     Args:
-        model: whose prototypes.
-        part_names: of the key points, J of them.
+        model: the model whose prototypes are judged.
+        part_names: names of the J key points.
     """
 
     split: ClassVar[Literal["train", "test"] | None] = "test"
-    """Split whose images the metric uses; None for no images."""
+    """Split whose images the metric uses; None if it uses no images."""
     needs_parts: ClassVar[bool] = True
     """Whether the metric needs key points of parts."""
     zero_if_removed: ClassVar[tuple[str, ...]] = ()
-    """Keys that are 0 for a removed prototype; all others are undefined for it."""
+    """Keys that are 0 for a removed prototype. The other keys are undefined for it."""
 
     def __init__(self, model: PrototypeModel, part_names: Sequence[str] = ()) -> None:
         super().__init__()
@@ -52,27 +55,32 @@ class PrototypeMetric(Measure, ABC):
 
     @abstractmethod
     def update(self, model: PrototypeModel, found: Found) -> None:
-        """Add a batch."""
+        """Add a batch.
+
+        Args:
+            model: the model whose prototypes are judged.
+            found: the images with their similarity maps and ground truth.
+        """
 
     @abstractmethod
     def per_prototype(self) -> dict[str, Tensor]:
-        """The value of every prototype (P,) by key, NaN where it is undefined, such as of removed prototypes."""
+        """For each key the values (P,) of all prototypes. NaN where a value is undefined, as for removed prototypes."""
 
     def compute(self) -> dict[str, Tensor]:
-        """The mean of every key; NaN if it is defined for no prototype."""
+        """For each key the mean over prototypes with a defined value; NaN if there is none."""
         return {key: value.nanmean() for key, value in self.per_prototype().items()}
 
     def of_all_ranks(self) -> dict[str, Tensor]:
-        """`per_prototype` over the images of all ranks."""
+        """`per_prototype`, computed from the images of all ranks."""
         with self.sync_context(should_sync=self._to_sync):
             return {key: value.clone() for key, value in self.per_prototype().items()}
 
     def in_use(self, values: Tensor) -> Tensor:
-        """The values (P,) with NaN for prototypes that are removed."""
+        """Set the values (P,) of removed prototypes to NaN."""
         return torch.where(self.classes.any(dim=1), values, torch.nan)
 
     def pairs(self, label: Tensor) -> tuple[Tensor, Tensor]:
-        """The images of a batch, by position, and the prototypes that are to be found in each, int64 (n,) each."""
+        """All pairs of an image of the batch and a prototype of its class, as two index tensors, int64 (n,) each."""
         image, prototype = self.classes[:, label].T.nonzero(as_tuple=True)
         return image, prototype
 
@@ -81,19 +89,25 @@ PROTOTYPE_METRICS: Registry[PrototypeMetric] = Registry("prototype metric", "int
 
 
 def peaks(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Peaks (n, 2) of maps (n, h, w) upsampled bicubically to the image, x and y in pixels.
+    """Peaks of maps (n, h, w), upsampled bicubically to the image: x and y in pixels, (n, 2).
 
-    One of equal pixels, as rounding has it.
+    Of several equal pixels any may be taken.
     """
     pixel = torch.cat([large.flatten(1).argmax(dim=1) for large in upsampled(maps, size)]).to(maps.device)
     return torch.stack([pixel % size[1], pixel // size[1]], dim=1)
 
 
 def near_parts(maps: Tensor, size: tuple[int, int], parts: Tensor, visible: Tensor) -> Tensor:
-    """Which visible parts (n, J) lie in the square around the peak of each map (n, h, w), bool (n, J).
+    """Whether each visible part lies in the square around the peak of its map, (n, J) bool.
 
-    The square reaches 36 / 224 of the image's side to each side of the peak, its border included (Huang et al. 2023:
-    72 pixels of 224).
+    The square is centred at the peak, and its side is 72 / 224 of the image's side, borders included (Huang et al.
+    2023: 72 pixels of 224).
+
+    Args:
+        maps: (n, h, w).
+        size: height and width of the images.
+        parts: key points, x and y in pixels (n, J, 2).
+        visible: (n, J) bool.
     """
     reach = torch.tensor([size[1], size[0]], device=maps.device) * 36 / 224
     away = (parts - peaks(maps, size)[:, None]).abs()
@@ -101,5 +115,5 @@ def near_parts(maps: Tensor, size: tuple[int, int], parts: Tensor, visible: Tens
 
 
 def undefined_without(count: Tensor, total: Tensor) -> Tensor:
-    """count / total, NaN where there is none."""
+    """count / total, NaN where total is 0."""
     return torch.where(total > 0, count / total.clamp(min=1), math.nan)

@@ -10,26 +10,26 @@ from interp_models.core.scoring import PrototypeModel
 from interp_models.metrics.prototype_base import PROTOTYPE_METRICS, Found, PrototypeMetric
 
 ZERO = 1e-3
-"""Weights up to this size count as 0."""
+"""Weights up to this absolute value count as 0."""
 
 
 @PROTOTYPE_METRICS.register("prototype_usage")
 class PrototypeUsage(PrototypeMetric):
-    """Statistics of the prototypes and the last layer, without images:
+    """Statistics of the prototypes and the last layer, without images.
 
-    - `used`: the share of prototypes that are not removed and count for a class, with a weight above 1e-3 if there are
-      weights (Nauta et al., PIP-Net, CVPR 2023);
-    - `duplicates`: the share of those used that equal one before them, as pushes make them;
-    - `sparsity`: the share of the last layer's weights of prototypes that are not removed with |w| <= 1e-3.
+    - `used`: the fraction of all prototypes that are not removed and, if the model has weights, have a weight above
+      1e-3 for some class (Nauta et al., PIP-Net, CVPR 2023).
+    - `duplicates`: the fraction of used prototypes that equal an earlier one. A push can make such copies.
+    - `sparsity`: the fraction of weights with |w| <= 1e-3 in the last layer, over prototypes that are not removed.
     """
 
     keys = ("used", "duplicates", "sparsity")
     higher_is_better_by_key: ClassVar[dict[str, bool]] = {"used": False, "duplicates": False, "sparsity": True}
     percent = True
     legend: ClassVar[dict[str, str]] = {
-        "used": "The share of prototypes that count for any class.",
-        "duplicates": "The share of used prototypes that equal one before them.",
-        "sparsity": "The share of the last layer's weights that are 0.",
+        "used": "The fraction of prototypes that are not removed and count for some class.",
+        "duplicates": "The fraction of used prototypes that equal an earlier one.",
+        "sparsity": "The fraction of the last layer's weights that are 0.",
     }
     split, needs_parts, zero_if_removed = None, False, ("used",)
 
@@ -49,16 +49,16 @@ class PrototypeUsage(PrototypeMetric):
         self.repeats[self.used] = (first[group] < numbers).float()
 
     def update(self, model: PrototypeModel, found: Found) -> None:
-        """Nothing: images do not matter."""
+        """Do nothing: the metric uses no images."""
 
     def per_prototype(self) -> dict[str, Tensor]:
-        """1 or 0, of weights a share."""
+        """`used` and `duplicates` are 1 or 0; `sparsity` is a fraction of the prototype's weights."""
         return {"used": self.used.float(), "duplicates": self.repeats, "sparsity": self.sparsity}
 
 
 @PROTOTYPE_METRICS.register("prototype_spread")
 class PrototypeSpread(PrototypeMetric):
-    """`spread`: the mean squared distance between a prototype and the others, of those that are not removed."""
+    """`spread`: the mean squared L2 distance between a prototype and the others. Removed prototypes do not count."""
 
     keys = ("spread",)
     higher_is_better_by_key: ClassVar[dict[str, bool]] = {"spread": True}
@@ -70,7 +70,7 @@ class PrototypeSpread(PrototypeMetric):
         super().__init__(model, part_names)
         used = self.classes.any(dim=1)
         vectors = model.prototypes.detach()[used].flatten(1)
-        # Σ_j ‖p_i - p_j‖² = n ‖p_i‖² - 2 <p_i, Σ_j p_j> + Σ_j ‖p_j‖², of vectors about their mean: no matrix of pairs
+        # Σ_j ‖p_i - p_j‖² = n ‖p_i‖² + Σ_j ‖p_j‖² for centred vectors (Σ_j p_j = 0). It needs no matrix of pairs.
         centred = vectors - vectors.mean(dim=0)
         energy = centred.square().sum(dim=1)
         others = max(len(vectors) - 1, 1)
@@ -78,8 +78,8 @@ class PrototypeSpread(PrototypeMetric):
         self.distance[used] = (len(vectors) * energy + energy.sum()) / others if len(vectors) > 1 else torch.nan
 
     def update(self, model: PrototypeModel, found: Found) -> None:
-        """Nothing: images do not matter."""
+        """Do nothing: the metric uses no images."""
 
     def per_prototype(self) -> dict[str, Tensor]:
-        """Squared L2 distances."""
+        """Mean squared L2 distance of each prototype to the others."""
         return {"spread": self.distance}

@@ -1,4 +1,4 @@
-"""Whether the nearest images of a prototype show the same part there."""
+"""Purity: whether the patches most similar to a prototype show the same part."""
 
 from abc import ABC
 from collections.abc import Sequence
@@ -15,11 +15,13 @@ NEAREST = 10
 
 
 class _Purity(PrototypeMetric, ABC):
-    """The largest share, over parts, of the 10 most similar images that show the part in the patch.
+    """Purity of a prototype: of its 10 most similar images, the fraction whose patch shows the part that it shows most
+    often.
 
-    A patch is 1 / 7 of the image's side (32 pixels of 224), at its cell's place between the image's edges, borders
-    included. Only images in which a part is visible count for it; left and right parts are one. Source: Nauta et al.,
-    "PIP-Net: Patch-Based Intuitive Prototypes for Interpretable Image Classification", CVPR 2023, section 5.2.
+    The patch lies at the cell of the highest similarity. Its side is 1 / 7 of the image's side (32 pixels of 224), and
+    its borders count. For each part, only images in which it is visible count. Left and right parts are one part.
+    Source: Nauta et al., "PIP-Net: Patch-Based Intuitive Prototypes for Interpretable Image Classification", CVPR 2023,
+    section 5.2.
     """
 
     similarity: Tensor
@@ -32,14 +34,14 @@ class _Purity(PrototypeMetric, ABC):
         self.sides = sides(part_names)
         shape, device = (len(self.classes), NEAREST), self.classes.device
         flags = torch.zeros(*shape, len(self.sides), dtype=torch.bool, device=device)
-        # Ranks are stacked, and merged in `nearest`.
+        # With dist_reduce_fx=None, ranks are stacked; `nearest` merges them.
         self.add_state("similarity", torch.full(shape, -torch.inf, device=device), dist_reduce_fx=None)
         self.add_state("index", torch.full(shape, -1, device=device), dist_reduce_fx=None)
         self.add_state("shown", flags, dist_reduce_fx=None)
         self.add_state("inside", flags.clone(), dist_reduce_fx=None)
 
     def update(self, model: PrototypeModel, found: Found) -> None:
-        """Keep those of a batch's images that are among the nearest."""
+        """Keep the images of the batch that are among the nearest so far."""
         assert found.parts is not None
         assert found.visible is not None
         rows, columns = found.maps.shape[-2:]
@@ -57,7 +59,7 @@ class _Purity(PrototypeMetric, ABC):
         self.similarity, self.index, self.shown, self.inside = nearest(*joined)
 
     def per_prototype(self) -> dict[str, Tensor]:
-        """The purity of every prototype; undefined if no part is visible in its nearest images."""
+        """The purity of every prototype in [0, 1]; undefined if no part is visible in its nearest images."""
         states = (self.similarity, self.index, self.shown, self.inside)
         if self.similarity.dim() == 3:  # (ranks, P, 10)
             states = nearest(*(torch.cat(list(state), dim=1) for state in states))
@@ -71,30 +73,30 @@ class _Purity(PrototypeMetric, ABC):
 class Purity(_Purity):
     """Purity on test images; see `_Purity`."""
 
-    __doc__ = _Purity.__doc__
+    __doc__ = _Purity.__doc__  # `--help` and the tables show it
     keys = ("purity",)
     higher_is_better_by_key: ClassVar[dict[str, bool]] = {"purity": True}
     percent = True
     legend: ClassVar[dict[str, str]] = {
-        "purity": "The share of the 10 test images nearest to a prototype whose patch shows its most frequent part.",
+        "purity": "The fraction of a prototype's 10 most similar test images whose patch shows its most frequent part.",
     }
 
 
 @PROTOTYPE_METRICS.register("purity_train")
 class PurityTrain(_Purity):
-    """Purity on training images; see `_Purity`."""
+    """Purity on training images without augmentation, as `purity`."""
 
     split = "train"
     keys = ("purity_train",)
     higher_is_better_by_key: ClassVar[dict[str, bool]] = {"purity_train": True}
     percent = True
     legend: ClassVar[dict[str, str]] = {
-        "purity_train": "The same of the 10 nearest training images, un-augmented.",
+        "purity_train": "Purity on training images without augmentation.",
     }
 
 
 def nearest(similarity: Tensor, index: Tensor, shown: Tensor, inside: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The nearest of each prototype's images, the first in the data where similarities are equal."""
+    """Keep the nearest images of each prototype. Of equal similarities, the first image in the data is nearer."""
     by_index = index.argsort(dim=1, stable=True)
     by_similarity = similarity.gather(1, by_index).argsort(dim=1, descending=True, stable=True)
     order = by_index.gather(1, by_similarity)[:, :NEAREST]
@@ -103,7 +105,9 @@ def nearest(similarity: Tensor, index: Tensor, shown: Tensor, inside: Tensor) ->
 
 
 def patch(cell: Tensor, cells: int, size: int) -> tuple[Tensor, Tensor]:
-    """The first and the last coordinate of the patch of a cell along an axis of `cells` cells and `size` pixels.
+    """First and last coordinate of a cell's patch along an axis of `cells` cells and `size` pixels.
+
+    The first patch begins at the image's edge, and the last one ends at the other edge.
 
     >>> patch(torch.tensor([0, 6]), 7, 224)
     (tensor([  0., 192.]), tensor([ 32., 224.]))
@@ -114,7 +118,7 @@ def patch(cell: Tensor, cells: int, size: int) -> tuple[Tensor, Tensor]:
 
 
 def sides(part_names: Sequence[str]) -> list[tuple[int, ...]]:
-    """The numbers of parts that are one but for left and right.
+    """Group the numbers of parts whose names differ only in left and right.
 
     >>> sides(["beak", "left eye", "right eye"])
     [(0,), (1, 2)]

@@ -1,6 +1,6 @@
-"""Image classifiers that explain themselves: one architecture, one file.
+"""Models: image classifiers that explain themselves, one architecture per file.
 
-Every registered class is here under its own name; its file is imported when the class is asked for.
+Every registered class can be imported from here. Its file is loaded on first use.
 """
 
 from typing import Any

@@ -1,8 +1,8 @@
 """B-CNN: bilinear attention pooling with N maps.
 
-Gomez and Mouchère, "Computing and evaluating saliency maps for image classification: a tutorial", Journal of
-Electronic Imaging 32(2), 020801, 2023, section 2.2.2, equations 11 and 12 and figure 6.
-Differs from the tutorial's code in: see docs/quirks.md, `bcnn`.
+Source: Gomez and Mouchère, "Computing and evaluating saliency maps for image classification: a tutorial", Journal of
+Electronic Imaging 32(2), 020801, 2023, section 2.2.2, equations 11 and 12, and figure 6. docs/quirks.md (`bcnn`) lists
+the differences from the tutorial's code.
 """
 
 from typing import ClassVar
@@ -21,23 +21,26 @@ from interp_models.training.module import MODELS, InterpModule, check_fraction
 
 @MODELS.register("bcnn")
 class BCNN(InterpModule):
-    """Features F = CNN(x), maps A = ReLU(conv1x1(F)), f_n = mean over cells of A_n · F, logits = W · [f_1 ... f_N] + b.
+    """B-CNN: features F = CNN(x), maps A = ReLU(conv1x1(F)), pooled features f_n = mean over cells of A_n · F,
+    logits = W · [f_1 ... f_N] + b.
 
-    The head is linear in the pooled features, so a logit is exactly a sum over cells and maps:
-    logit_k = b_k + Σ_hw (1/hw) Σ_n A_n(hw) <W_k,n, F(hw)>. `explain(kind="class")` gives that sum's terms per cell.
-    The loss is the cross-entropy.
+    The head is linear in the pooled features f_n, so a logit is exactly a sum over cells and maps:
+    logit_k = b_k + Σ_i (1 / h·w) Σ_n A_n(i) <W_k,n, F(i)> over the h · w cells i. The loss is the cross-entropy.
+
+    Explanations: `mean` is the mean of the maps, the same for every class. `class` is the contribution of each cell to
+    the target's logit.
 
     Args:
-        num_classes: classes K.
+        num_classes: number of classes K.
         backbone: timm model, see `Backbone`.
         weights: see `Backbone`.
         output_stride: see `Backbone`.
-        n_maps: attention maps N.
-        relu: maps are not below 0. Without it (equation 12 as printed) the function is unchanged when a map and its
-            part of W change sign together, so that the sign of a map means nothing.
-        block: a residual block of two 3×3 convolutions comes before the maps' convolution (the tutorial's code).
-        dropout: on the pooled features.
-        label_smoothing: of the cross-entropy.
+        n_maps: number of attention maps N.
+        relu: apply a ReLU to the maps. Without it (equation 12 as printed) the sign of a map is arbitrary: the logits
+            do not change if a map and its part of W both change sign.
+        block: put a residual block of two 3×3 convolutions before the convolution of the maps (the tutorial's code).
+        dropout: dropout rate on the pooled features.
+        label_smoothing: label smoothing of the cross-entropy.
     """
 
     additive = True
@@ -71,7 +74,7 @@ class BCNN(InterpModule):
         self.label_smoothing = label_smoothing
 
     def forward(self, images: Tensor) -> InterpOutput:
-        """Images (B, 3, H, W) -> logits (B, K), maps (B, N, h, w); aux holds features and what is pooled of them."""
+        """Images (B, 3, H, W) -> logits (B, K) and maps (B, N, h, w); aux has `features` and `pooled` features."""
         features = self.backbone(images)
         maps = self.attention(self.block(features))
         maps = F.relu(maps) if self.relu else maps
@@ -80,8 +83,8 @@ class BCNN(InterpModule):
         return InterpOutput(logits, maps, {"features": features, "pooled": pooled})
 
     @property
-    def weight_by_part(self) -> Tensor:
-        """The head's weight as (K, N, C)."""
+    def head_weights(self) -> Tensor:
+        """The head's weights W, (K, N, C)."""
         return self.head.weight.view(self.num_classes, -1, self.backbone.channels)
 
     def loss(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
@@ -102,14 +105,18 @@ class BCNN(InterpModule):
         return self.backbone
 
     def evidence(self, output: InterpOutput, targets: Tensor) -> Tensor:
-        """<W_k,n, f_n> of the target k for each map n, (B, N)."""
-        return (output.aux["pooled"] * self.weight_by_part[targets]).sum(dim=2)
+        """The contribution <W_k,n, f_n> of each map n to the logit of the target k, (B, N)."""
+        return (output.aux["pooled"] * self.head_weights[targets]).sum(dim=2)
 
     def explain(self, output: InterpOutput, targets: Tensor, kind: str | None = None) -> Tensor:
-        """(B, h, w): `mean` of the maps, or `class`, the terms of the target's logit, which sum to it less its bias."""
+        """`mean`: the mean of the maps. `class`: the contribution of each cell to the target's logit without its bias.
+
+        Returns:
+            Maps (B, h, w).
+        """
         if self.check_kind(kind) == "mean":
             return output.maps.mean(dim=1)
         features, maps = output.aux["features"].float(), output.maps.float()
-        weights = self.weight_by_part[targets].float()  # (B, N, C)
+        weights = self.head_weights[targets].float()  # (B, N, C)
         per_map = torch.einsum("bnc,bchw->bnhw", weights, features)
         return (maps * per_map).sum(dim=1) / maps[0, 0].numel()

@@ -1,9 +1,9 @@
 """BR-NPA: bilinear representative non-parametric attention.
 
-Paper: Gomez, Ling, Fréour and Mouchère, "BR-NPA: a non-parametric high-resolution attention model to improve the
+Source: Gomez, Ling, Fréour and Mouchère, "BR-NPA: a non-parametric high-resolution attention model to improve the
 interpretability of attention", Pattern Recognition 131, 2022. Tutorial: Gomez and Mouchère 2023, section 2.2.4.
-High resolution is `output_stride`, and its training `distillation` from a run of low resolution.
-Differs from the authors' code in: see docs/quirks.md, `br_npa`.
+`output_stride` sets the resolution; the paper trains a model of high resolution by `distillation` from one of low
+resolution. docs/quirks.md (`br_npa`) lists the differences from the authors' code.
 """
 
 from typing import ClassVar
@@ -18,28 +18,35 @@ from interp_models.nn.backbone import BUNDLED, Backbone, Weights
 from interp_models.training.module import MODELS, InterpModule, check_fraction
 
 EPSILON = 1e-5
-"""Added to norms."""
+"""Added to norms, against division by 0."""
 
 
 @MODELS.register("br_npa")
 class BRNPA(InterpModule):
-    """Features v_i = CNN(x) at cell i, of norm |v_i|. For n = 1 ... N: the representative i* is the cell of the highest
-    score, at first the norm; s_i = max(0, cos(v_i, v_i*)); the map is a_n(i) = s_i / Σ_j s_j and the part vector
-    r_n = Σ_i a_n(i) v_i; then every score is multiplied by 1 - s_i. logits = W · [r_1 ... r_N] + b.
+    """BR-NPA: attention maps from similarities between feature vectors, without parameters; logits = W · [r_1 ... r_N]
+    + b of the part vectors r_n.
 
-    There is nothing to be learnt between backbone and W. Parts come in the order of their salience. As the head is
-    linear, a logit is exactly a sum over cells and parts: logit_k = b_k + Σ_i Σ_n a_n(i) <W_k,n, v_i>;
-    `explain(kind="class")` gives its terms per cell, `salience` the mean over parts of a_n(i) |v_i|, for every class
-    the same.
+    v_i = CNN(x) is the feature vector at cell i. At first, the score of a cell is the norm |v_i|. For n = 1 ... N:
+
+    1. The representative i* is the cell with the highest score.
+    2. The similarity of each cell is s_i = max(0, cos(v_i, v_i*)).
+    3. The map is a_n(i) = s_i / Σ_j s_j, and the part vector is r_n = Σ_i a_n(i) v_i.
+    4. Every score is multiplied by 1 - s_i.
+
+    So parts come in the order of their salience. The head is linear, so a logit is exactly a sum over cells and parts:
+    logit_k = b_k + Σ_i Σ_n a_n(i) <W_k,n, v_i>. The loss is the cross-entropy.
+
+    Explanations: `salience` is the mean over parts of a_n(i) |v_i|, the same for every class. `class` is the
+    contribution of each cell to the target's logit.
 
     Args:
-        num_classes: classes K.
+        num_classes: number of classes K.
         backbone: timm model, see `Backbone`.
         weights: see `Backbone`.
         output_stride: see `Backbone`; 8 is the paper's high resolution.
-        n_parts: N.
-        dropout: on the part vectors.
-        label_smoothing: of the cross-entropy.
+        n_parts: number of parts N.
+        dropout: dropout rate on the part vectors.
+        label_smoothing: label smoothing of the cross-entropy.
     """
 
     additive = True
@@ -68,15 +75,16 @@ class BRNPA(InterpModule):
         self.label_smoothing = label_smoothing
 
     def forward(self, images: Tensor) -> InterpOutput:
-        """Images (B, 3, H, W) -> logits (B, K), maps (B, N, h, w) of sum 1; aux holds features and vectors."""
+        """Images (B, 3, H, W) -> logits (B, K) and maps (B, N, h, w), which sum to 1; aux has `features` and part
+        `vectors`."""
         features = self.backbone(images)
         vectors, maps = parts(features, self.n_parts)
         vectors = self.dropout(vectors)
         return InterpOutput(self.head(vectors.flatten(1)), maps, {"features": features, "vectors": vectors})
 
     @property
-    def weight_by_part(self) -> Tensor:
-        """The head's weight as (K, N, C)."""
+    def head_weights(self) -> Tensor:
+        """The head's weights W, (K, N, C)."""
         return self.head.weight.view(self.num_classes, self.n_parts, -1)
 
     def loss(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
@@ -93,32 +101,37 @@ class BRNPA(InterpModule):
         return self.backbone
 
     def evidence(self, output: InterpOutput, targets: Tensor) -> Tensor:
-        """<W_k,n, r_n> of the target k for each part n, (B, N)."""
-        return (output.aux["vectors"] * self.weight_by_part[targets]).sum(dim=2)
+        """The contribution <W_k,n, r_n> of each part n to the logit of the target k, (B, N)."""
+        return (output.aux["vectors"] * self.head_weights[targets]).sum(dim=2)
 
     def display(self, output: InterpOutput, targets: Tensor) -> Tensor:
-        """a_n(i) |v_i| of the first three parts: red, green and blue in the order of salience."""
+        """a_n(i) |v_i| of the first three parts, for red, green and blue."""
         return (output.maps * norms(output.aux["features"]))[:, :3]
 
     def explain(self, output: InterpOutput, targets: Tensor, kind: str | None = None) -> Tensor:
-        """(B, h, w): `salience`, or `class`, the terms of the target's logit, which sum to it less its bias."""
+        """`salience`: the mean over parts of a_n(i) |v_i|. `class`: the contribution of each cell to the target's logit
+        without its bias.
+
+        Returns:
+            Maps (B, h, w).
+        """
         features, maps = output.aux["features"].float(), output.maps.float()
         if self.check_kind(kind) == "salience":
             return (maps * norms(features)).mean(dim=1)
-        weights = self.weight_by_part[targets].float()  # (B, N, C)
+        weights = self.head_weights[targets].float()  # (B, N, C)
         return (maps * torch.einsum("bnc,bchw->bnhw", weights, features)).sum(dim=1)
 
 
 def norms(features: Tensor) -> Tensor:
-    """|v_i| of features (B, C, h, w): (B, 1, h, w)."""
+    """Norms |v_i| of features (B, C, h, w): (B, 1, h, w)."""
     length: Tensor = torch.linalg.vector_norm(features, dim=1, keepdim=True)
     return length
 
 
 def parts(features: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Part vectors (B, n, C) and their maps (B, n, h, w), which sum to 1, of features (B, C, h, w).
+    """Part vectors (B, n, C), and their maps (B, n, h, w), which sum to 1, for features (B, C, h, w).
 
-    Scores choose the representatives and are not differentiated; vectors and similarities are.
+    Scores only choose the representatives, and have no gradient. Vectors and similarities have one.
     """
     vectors = features.flatten(2).transpose(1, 2)  # (B, cells, C)
     length = torch.linalg.vector_norm(vectors, dim=2) + EPSILON

@@ -1,8 +1,8 @@
 """CAL: counterfactual attention learning.
 
-Rao et al., "Counterfactual attention learning for fine-grained visual categorization and re-identification",
-ICCV 2021, on the network and the recipe of WS-DAN.
-Differs from the authors' code in: see docs/quirks.md, `cal`.
+Source: Rao et al., "Counterfactual attention learning for fine-grained visual categorization and re-identification",
+ICCV 2021. It uses the network and the recipe of WS-DAN. docs/quirks.md (`cal`) lists the differences from the authors'
+code.
 """
 
 from typing import ClassVar
@@ -20,27 +20,32 @@ from interp_models.training.module import MODELS, InterpModule, check_fraction, 
 
 @MODELS.register("cal")
 class CAL(InterpModule):
-    """WS-DAN's network, whose maps learn to decide otherwise than maps drawn at random.
+    """CAL: WS-DAN's network, trained so that its attention maps give better predictions than random maps.
 
-    Maps A = ReLU(conv1x1(F)) of features F, f_n = mean over cells of A_n · F, v = sign(f) √|f|, P = v / |v|,
-    logits = W · 100 P + b. A logit is a sum over maps, but not over cells.
+    Features F = CNN(x), maps A = ReLU(conv1x1(F)), f_n = mean over cells of A_n · F, v = sign(f) √|f|, P = v / |v|,
+    logits = W · 100 P + b. The square root makes a logit a sum over maps, but not over cells.
 
-    Loss: cross-entropy + centre · mean_i ‖P_i - c_yi / |c_yi|‖² + counterfactual · cross-entropy of the logits less
-    those of maps drawn from U(0, 2). With `crop_drop` each image is passed again, cropped around one of its maps and
-    with another one's place blacked out; cross-entropies of the three are averaged, and all three have an effect.
+    Loss: cross-entropy + centre · mean_i ‖P_i - c_yi / |c_yi|‖² + counterfactual · cross-entropy of the effect. Here
+    c_k is the centre of class k, and y_i is the label of image i. The effect is the difference between the logits with
+    the maps A and the logits with maps drawn from U(0, 2). With `crop_drop` each image is also passed cropped around a
+    region of one map, and with a region of another map set to black. Both cross-entropies then are means over the
+    three.
+
+    The explanation `mean` is the mean of the maps, the same for every class.
 
     Args:
-        num_classes: classes K.
+        num_classes: number of classes K.
         backbone: timm model, see `Backbone`.
         weights: see `Backbone`.
         output_stride: see `Backbone`.
-        n_maps: attention maps N.
+        n_maps: number of attention maps N.
         normalise: the head reads 100 P; otherwise it reads f.
-        centre: weight of this term; needs `normalise`. Centres c move by 0.05 of every image's distance from them.
-        crop_drop: crops and drops are part of the loss.
-        counterfactual: weight of this term.
-        dropout: on the pooled features.
-        label_smoothing: of the cross-entropy.
+        centre: weight of the centre term; needs `normalise`. Each image moves its class centre by 0.05 of their
+            difference.
+        crop_drop: add cropped and masked images to the loss.
+        counterfactual: weight of the counterfactual term.
+        dropout: dropout rate on the pooled features.
+        label_smoothing: label smoothing of the cross-entropy.
     """
 
     additive = True
@@ -68,7 +73,7 @@ class CAL(InterpModule):
             raise InputError(f"model.n_maps must be at least 1; got {n_maps}")
         check_not_negative(centre=centre, counterfactual=counterfactual)
         if centre and not normalise:
-            raise InputError("model.centre needs model.normalise=true: its distances are of vectors of length 1")
+            raise InputError("model.centre needs model.normalise=true: its loss compares vectors of length 1")
         self.backbone = Backbone(backbone, weights=weights, output_stride=output_stride)
         channels = self.backbone.channels
         self.attention = attention_filters(channels, n_maps)
@@ -79,7 +84,8 @@ class CAL(InterpModule):
         self.label_smoothing = label_smoothing
 
     def forward(self, images: Tensor) -> InterpOutput:
-        """Images (B, 3, H, W) -> logits (B, K), maps (B, N, h, w); aux holds images, features and what is pooled."""
+        """Images (B, 3, H, W) -> logits (B, K) and maps (B, N, h, w); aux has `images`, `features` and the `pooled`
+        input of the head (B, N, C)."""
         features = self.backbone(images)
         maps = F.relu(self.attention(features))
         pooled = pooled_vectors(features, maps, normalise=self.normalise)  # (B, N, C)
@@ -91,7 +97,7 @@ class CAL(InterpModule):
         return logits
 
     def loss(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy, and in training the terms that are asked for."""
+        """Cross-entropy `ce`; in training also `crop_drop`, `counterfactual` and `centre` if they are switched on."""
         terms = {"ce": self._cross_entropy(output.logits, targets)}
         passed, labels = [output], targets
         if self.training and self.crop_drop:
@@ -110,17 +116,17 @@ class CAL(InterpModule):
         return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
 
     def _without_attention(self, output: InterpOutput) -> Tensor:
-        """Logits of the same features by maps of U(0, 2)."""
+        """Logits of the same features with random maps, drawn from U(0, 2)."""
         chance = 2 * torch.rand_like(output.maps)
         return self._logits(pooled_vectors(output.aux["features"], chance, normalise=self.normalise))
 
     def _vectors(self, output: InterpOutput) -> Tensor:
-        """P, (B, N C)."""
+        """P, (B, N · C)."""
         vectors: Tensor = output.aux["pooled"].flatten(1) / 100
         return vectors
 
     def observe(self, output: InterpOutput, targets: Tensor) -> None:
-        """Move the centres."""
+        """Move the class centres."""
         if self.centre:
             self.centres.move(self._vectors(output), targets)
 
@@ -138,11 +144,11 @@ class CAL(InterpModule):
         return self.backbone
 
     def evidence(self, output: InterpOutput, targets: Tensor) -> Tensor:
-        """<W_k,n, P_n> · 100 of the target k for each map n, (B, N)."""
+        """The contribution of each map n to the logit of the target k, 100 <W_k,n, P_n>, (B, N)."""
         weights = self.head.weight.view(self.num_classes, -1, self.backbone.channels)[targets]
         return (output.aux["pooled"] * weights).sum(dim=2)
 
     def explain(self, output: InterpOutput, targets: Tensor, kind: str | None = None) -> Tensor:
-        """(B, h, w): the mean of the maps, alike for every target."""
+        """The mean of the maps (B, h, w), the same for every class."""
         self.check_kind(kind)
         return output.maps.mean(dim=1)

@@ -1,7 +1,4 @@
-"""The black box of the comparison: backbone, average pool, linear classifier.
-
-Its own map is the activation map of the tutorial (Gomez et al., JEI 2023, section 3.1.3): the mean of the feature maps.
-"""
+"""The plain CNN, as a baseline: backbone, mean pooling and a linear classifier."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,30 +18,33 @@ from interp_models.training.module import MODELS, InterpModule, check_fraction
 
 
 class Source(NamedTuple):
-    """Where a head's weights came from."""
+    """The file that a head's weights came from."""
 
     file: Path
     classes: list[str] | None
-    """Names of its classes in their order, if the file holds them."""
+    """Names of its classes in order; None if the file does not contain them."""
 
 
 @MODELS.register("cnn")
 class CNN(InterpModule):
-    """Plain fine-tuning: logits = W · mean over cells of F + b.
+    """Plain CNN: logits = W · (mean over cells of F) + b, with the features F = CNN(x).
+
+    The loss is the cross-entropy. The model's own map is the activation map, the mean of F over channels (Gomez and
+    Mouchère 2023, section 3.1.3).
 
     Args:
-        num_classes: classes K.
+        num_classes: number of classes K.
         backbone: timm model, see `Backbone`.
-        weights: see `Backbone`. The classifier of a file is loaded, too, if it has as many classes and the model's
-            logits are then the file's; class k of the file is taken for class k.
+        weights: see `Backbone`. The classifier of a file is loaded, too, if it has K classes and this model then gives
+            the file's logits. Class k of the file becomes class k.
         output_stride: see `Backbone`.
-        dropout: on the pooled features.
-        label_smoothing: of the cross-entropy.
+        dropout: dropout rate on the pooled features.
+        label_smoothing: label smoothing of the cross-entropy.
     """
 
     explanations: ClassVar[tuple[str, ...]] = ("activation",)
     offers = ("explain", "mean_and_linear", "rescale_tail")
-    signed_maps = True  # not every timm trunk ends in a ReLU
+    signed_maps = True  # not every timm backbone ends in a ReLU
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class CNN(InterpModule):
         self.label_smoothing = label_smoothing
         path = weights_path(backbone, weights)
         self.head_source = None if path is None else load_head(self.head, self.backbone, backbone, path)
-        """Where the head's weights came from, unless it starts at random."""
+        """The file that the head's weights came from; None if they are random."""
 
     def forward(self, images: Tensor) -> InterpOutput:
         """Images (B, 3, H, W) -> logits (B, K) and the activation map (B, 1, h, w)."""
@@ -73,18 +73,25 @@ class CNN(InterpModule):
         return InterpOutput(logits, features.mean(dim=1, keepdim=True))
 
     def keep_head(self, classes: list[str]) -> str | None:
-        """What to say of a head that came from a file; one of other classes than these starts at random again."""
+        """Reset a head that was loaded from a file if its classes are not those of the data.
+
+        Args:
+            classes: class names of the data, in order.
+
+        Returns:
+            A message about the head; None if it did not come from a file.
+        """
         if self.head_source is None:
             return None
         file, own = self.head_source
         if own is None:
-            return f"head from {file}, whose order of classes is taken for that of the data"
+            return f"head from {file}; its classes are assumed to be in the order of the data's"
         if own == classes:
-            return f"head from {file}, of the same classes"
+            return f"head from {file}, with the same classes"
         self.head_source = None
         self.head.reset_parameters()
         a, b = next((a, b) for a, b in zip(own, classes, strict=True) if a != b)
-        return f"head not taken from {file}: of other classes, {a!r} in place of {b!r}"
+        return f"head not taken from {file}: it has other classes, {a!r} in place of {b!r}"
 
     def loss(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
         """Cross-entropy."""
@@ -106,16 +113,18 @@ class CNN(InterpModule):
 
 
 def load_head(head: nn.Linear, backbone: Backbone, name: str, path: Path) -> Source | None:
-    """Load a file's classifier into a head, if it has as many classes and mean pool and head give the file's logits.
+    """Load a file's classifier into a head.
+
+    It is only loaded if it has as many classes, and if mean pooling and this head give the logits of the file's model.
 
     Args:
-        head: of as many classes as the data have.
-        backbone: with the file's weights.
-        name: timm's name of it.
-        path: of the file.
+        head: linear layer with as many outputs as the data have classes.
+        backbone: backbone with the file's weights.
+        name: timm name of the backbone.
+        path: path of the file.
 
     Returns:
-        Where it came from; None leaves the head as it was.
+        The source; None if the head was left unchanged.
     """
     content = read(path)
     written = content.get("interp_models")
@@ -140,7 +149,7 @@ def load_head(head: nn.Linear, backbone: Backbone, name: str, path: Path) -> Sou
 
 @torch.no_grad()
 def _same_logits(backbone: Backbone, head: dict[str, Tensor], name: str, whole: dict[str, Tensor]) -> bool:
-    """Whether mean pool and head give the logits of timm's whole model: no layer stands between them."""
+    """Whether mean pooling and the head give the logits of timm's whole model, so that no layer lies between them."""
     try:
         model: Any = timm.create_model(name, num_classes=len(head["bias"]))
         own = model.state_dict()
@@ -149,6 +158,6 @@ def _same_logits(backbone: Backbone, head: dict[str, Tensor], name: str, whole: 
         expected = model.eval()(images)
         with evaluating(backbone):
             found = F.linear(backbone.features(images).mean(dim=(2, 3)), head["weight"], head["bias"])
-    except Exception:  # timm's model has another form, then the head does, too
+    except Exception:  # timm's model has another form of head
         return False
     return expected.shape == found.shape and torch.allclose(expected, found, rtol=1e-3, atol=1e-3 * float(found.std()))

@@ -1,8 +1,8 @@
 """DP-Net: classification by discriminative parts.
 
-Paper: Sicre, Zhang, Dejasmin, Daaloul, Ayache and Artières, "DP-Net: Learning Discriminative Parts for Image
-Recognition", ICIP 2023 (arXiv:2404.15037), and its slides, whose formulas these are. There is no public code; what the
-slides leave open is decided in docs/quirks.md, `dpnet`.
+Source: Sicre, Zhang, Dejasmin, Daaloul, Ayache and Artières, "DP-Net: Learning Discriminative Parts for Image
+Recognition", ICIP 2023 (arXiv:2404.15037), and the formulas of its slides. There is no public code. docs/quirks.md
+(`dpnet`) lists our choices where the slides state nothing.
 """
 
 import math
@@ -21,31 +21,35 @@ from interp_models.training.module import MODELS, InterpModule, check_fraction, 
 
 @MODELS.register("dpnet")
 class DPNet(InterpModule, PartModel):
-    """Regions x_r: the cells of CNN(x), and means of windows of cells; parts u_p of norm 1; s_pr = <u_p, x_r>,
-    b_p = max_r s_pr, logits = V b.
+    """DP-Net: parts u_p of norm 1, scores s_pr = <u_p, x_r> in regions x_r of CNN(x), b_p = max_r s_pr, logits = V b.
 
-    There are q parts per class. Each constraint is a term of the loss, 0 at best but for the covering:
+    The regions are the cells of CNN(x), and the means over windows of cells. A logit is exactly the sum of the
+    contributions V_kp b_p of the P parts. Each class has q parts of its own.
 
-    - complementary: (1 / P²) Σ_{i≠j} (u_i · u_j)², parts differ;
-    - covering: (1 / (R ln P)) Σ_r H(softmax_p(s_pr / τ)), the mean entropy of the parts a region goes to, in [0, 1];
-    - class-specific: (1 / (P (K - 1))) Σ |V_kp| over parts p of other classes than k.
+    The loss is the cross-entropy and three constraints on the parts, each with a weight:
 
-    A logit is exactly the sum of the contributions V_kp b_p of the parts.
+    - complementary: (1 / P²) Σ_{i≠j} (u_i · u_j)². It makes parts different from each other.
+    - covering: (1 / (R ln P)) Σ_r H(softmax_p(s_pr / τ)), in [0, 1]. It is the mean entropy over the R regions, and
+      makes each region belong to few parts.
+    - specific: (1 / (P (K - 1))) Σ |V_kp| over classes k and parts p of other classes. It makes a class depend on its
+      own parts.
+
+    Explanations: `class` is Σ_p V_kp s_pr at cell r for the target k. `mean` is the mean of the scores over parts.
 
     Args:
-        num_classes: classes K.
+        num_classes: number of classes K.
         backbone: timm model, see `Backbone`.
         weights: see `Backbone`.
         output_stride: see `Backbone`.
         parts_per_class: q = P / K.
-        windows: sides, in cells, of the windows that are regions; 1 is a cell. Windows larger than the map are none;
-            if all are, the largest square that fits is one.
-        complementary: weight of this term.
-        covering: weight of this term.
-        specific: weight of this term.
-        temperature: τ.
-        dropout: on b.
-        label_smoothing: of the cross-entropy.
+        windows: sides of the windows in cells; 1 is a single cell. Windows larger than the map are left out. If all
+            are, the largest square that fits is used.
+        complementary: weight of the complementary term.
+        covering: weight of the covering term.
+        specific: weight of the class-specific term.
+        temperature: τ of the covering term.
+        dropout: dropout rate on b.
+        label_smoothing: label smoothing of the cross-entropy.
     """
 
     additive = True
@@ -87,25 +91,28 @@ class DPNet(InterpModule, PartModel):
         self.temperature, self.label_smoothing = temperature, label_smoothing
         own = torch.arange(num_classes)[:, None] == torch.arange(len(self.parts)) // parts_per_class
         self.register_buffer("own", own, persistent=False)
-        """(K, P), the parts of each class."""
+        """Whether a part belongs to a class, (K, P) bool."""
 
     own: Tensor
 
     def forward(self, images: Tensor) -> InterpOutput:
-        """Images (B, 3, H, W) -> logits (B, K), scores of the cells (B, P, h, w); aux holds the scores of all regions
-        (B, P, R) and b (B, P)."""
+        """Images (B, 3, H, W) -> logits (B, K), and as maps the scores of the cells (B, P, h, w); aux has the scores of
+        all `regions` (B, P, R), and b as `best` (B, P)."""
         maps = F.conv2d(self.backbone(images), F.normalize(self.parts, dim=1)[:, :, None, None])
         regions = torch.cat([scores.flatten(2) for _, scores in self.pooled(maps)], dim=2)
         best = regions.amax(dim=2)
         return InterpOutput(self.head(self.dropout(best)), maps, {"regions": regions, "best": best})
 
     def pooled(self, maps: Tensor) -> list[tuple[int, Tensor]]:
-        """Side of the windows, and scores (B, P, h', w') of these regions: <u, mean of x> is the mean of <u, x>."""
+        """For each side of windows, the side and the scores (B, P, h', w') of its regions.
+
+        <u, mean of x> is the mean of <u, x>, so they are means of the scores of the cells.
+        """
         sides = [side for side in self.windows if side <= min(maps.shape[2:])] or [min(maps.shape[2:])]
         return [(side, maps if side == 1 else F.avg_pool2d(maps, side, stride=1)) for side in sides]
 
     def loss(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy and the constraints whose weight is not 0."""
+        """Cross-entropy `ce`, and the constraints whose weight is not 0."""
         terms = {"ce": F.cross_entropy(output.logits, targets, label_smoothing=self.label_smoothing)}
         if self.complementary:
             terms["complementary"] = self.complementary * complementary(self.parts)
@@ -139,16 +146,20 @@ class DPNet(InterpModule, PartModel):
         return best
 
     def evidence(self, output: InterpOutput, targets: Tensor) -> Tensor:
-        """V_kp b_p of the target k for each part p, (B, P)."""
+        """The contribution V_kp b_p of each part p to the logit of the target k, (B, P)."""
         return output.aux["best"] * self.head.weight[targets]
 
     def display(self, output: InterpOutput, targets: Tensor) -> Tensor:
-        """The scores of the three parts that add most to the target's logit, where they are above 0."""
+        """The positive scores of the three parts that contribute most to the target's logit."""
         most = self.evidence(output, targets).topk(min(3, output.maps.shape[1]), dim=1).indices
         return output.maps.gather(1, most[:, :, None, None].expand(-1, -1, *output.maps.shape[2:])).relu()
 
     def explain(self, output: InterpOutput, targets: Tensor, kind: str | None = None) -> Tensor:
-        """(B, h, w): `class`, Σ_p V_kp s_pr of the target k at cell r, or `mean` of the scores."""
+        """`class`: Σ_p V_kp s_pr at cell r for the target k. `mean`: the mean of the scores over parts.
+
+        Returns:
+            Maps (B, h, w).
+        """
         if self.check_kind(kind) == "mean":
             return output.maps.mean(dim=1)
         return torch.einsum("bp,bphw->bhw", self.head.weight[targets].float(), output.maps.float())
@@ -166,18 +177,18 @@ class DPNet(InterpModule, PartModel):
 
 
 def complementary(parts: Tensor) -> Tensor:
-    """(1 / P²) Σ_{i≠j} (u_i · u_j)² of the rows of parts (P, C), each divided by its norm; in [0, 1)."""
+    """(1 / P²) Σ_{i≠j} (u_i · u_j)², where u_i are the rows of parts (P, C) divided by their norms; in [0, 1)."""
     unit = F.normalize(parts, dim=1)
-    gram = unit.T @ unit if len(unit) > unit.shape[1] else unit @ unit.T  # of one norm; the smaller one
+    gram = unit.T @ unit if len(unit) > unit.shape[1] else unit @ unit.T  # both have the same norm: take the smaller
     return (gram.square().sum() - unit.square().sum(dim=1).square().sum()) / len(parts) ** 2
 
 
 def covering(scores: Tensor) -> Tensor:
-    """Mean entropy over regions of softmax_p of scores (B, P, R), divided by ln P: in [0, 1]; 0 for one part."""
+    """Mean over regions of the entropy of softmax_p of scores (B, P, R), divided by ln P; in [0, 1], 0 for one part."""
     log = scores.float().log_softmax(dim=1)
     return -(log.exp() * log).sum(dim=1).mean() / math.log(max(2, scores.shape[1]))
 
 
 def specific(weights: Tensor, own: Tensor) -> Tensor:
-    """Mean |V_kp| over the pairs of a class and a part of another class; weights (K, P), own (K, P) bool."""
+    """Mean |V_kp| over all pairs of a class and a part of another class, for weights V (K, P) and own (K, P) bool."""
     return (weights.abs() * ~own).sum() / (~own).sum()

@@ -1,10 +1,10 @@
 """ProtoPNet: this looks like that.
 
-Paper: Chen et al., "This Looks Like That: Deep Learning for Interpretable Image Recognition", NeurIPS 2019. Tutorial:
-Gomez and Mouchère 2023, section 2.2.3, equations 13 to 18. Options: prototypes of several cells (Singh and Yow,
-"An interpretable deep learning model for covid-19 detection with chest x-ray images", 2021, Gen-ProtoPNet), last layer
-+1 / -1 (Singh and Yow, "These do not look like those", 2021, NP-ProtoPNet).
-Differs from the authors' code in: see docs/quirks.md, `protopnet`.
+Source: Chen et al., "This Looks Like That: Deep Learning for Interpretable Image Recognition", NeurIPS 2019. Tutorial:
+Gomez and Mouchère 2023, section 2.2.3, equations 13 to 18. Options give two variants: prototypes of several cells
+(Singh and Yow, "An interpretable deep learning model for covid-19 detection with chest x-ray images", 2021,
+Gen-ProtoPNet), and a last layer of +1 and -1 (Singh and Yow, "These do not look like those", 2021, NP-ProtoPNet).
+docs/quirks.md (`protopnet`) lists the differences from the authors' code.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,42 +29,51 @@ from interp_models.training.last_layer import fit_on_cached
 from interp_models.training.module import MODELS, InterpModule
 
 EPSILON = 1e-4
-"""Of the log activation, whose largest value is ln(1 / EPSILON) = 9.21."""
+"""ε of the log activation. It limits the activation to ln(1 / ε) = 9.21."""
 
 
 @MODELS.register("protopnet")
 class ProtoPNet(InterpModule, Prototypical):
-    """Features z = add_on(CNN(x)), similarity s_p = max over patches of act(‖z_hw - p‖²), logits = W · s.
+    """ProtoPNet: features z = add_on(CNN(x)), similarities s_p = max over patches of act(‖z_hw - p‖²) to prototypes p,
+    logits = W · s.
 
-    Prototypes belong to classes in blocks. W starts at 1 for prototypes of the class and `wrong_weight` for others,
-    and has no bias, so a logit is exactly the sum of similarity × weight over prototypes.
+    Each prototype belongs to one class. W starts at 1 for prototypes of the class, and at `wrong_weight` for others. It
+    has no bias, so a logit is exactly the sum of similarity × weight over prototypes.
 
     Loss: cross-entropy + cluster · mean_i min_{p of y_i} d_ip - separation · mean_i min_{p not of y_i} d_ip
-    + l1 · Σ |W_kp| over prototypes of other classes than k; d is the squared distance to the nearest patch.
+    + l1 · Σ |W_kp| over classes k and prototypes p of other classes. d_ip is the squared distance between prototype p
+    and the nearest patch of image i, and y_i is the image's label.
 
-    Actions for `phases[].on_end`: `push` replaces each prototype by the nearest patch of a training image of its class,
-    `fit_last_layer` trains W on the similarities of un-augmented images, `prune` removes prototypes of the background.
+    Actions for `phases[].on_end`: `push` replaces each prototype by the nearest patch of a training image of its class.
+    `fit_last_layer` trains W on the similarities of un-augmented images. `prune` removes prototypes whose nearest
+    training patches belong to other classes, as those of the background do.
+
+    Explanations, all from the prototypes' similarity maps: `class` is their sum, weighted by the target's row of W.
+    `best` is the map of the target's own prototype with the highest similarity × weight. `mean` is their mean, the same
+    for every class.
 
     Args:
-        num_classes: classes K.
+        num_classes: number of classes K.
         backbone: timm model, see `Backbone`.
         weights: see `Backbone`.
         output_stride: see `Backbone`.
-        prototypes_per_class: P / K.
-        channels: D, of features after the add-on layers and of prototypes.
+        prototypes_per_class: P / K, with P the number of prototypes.
+        channels: number of channels D of prototypes, and of features after the add-on layers.
         prototype_size: rows and columns of cells of a prototype.
         add_on: `regular` has two layers, `bottleneck` halves the channels step by step; both end in a sigmoid.
-        activation: `log` is ln((d + 1) / (d + 1e-4)), `linear` is -d.
-        class_specific: without it, patches of any class attract a prototype, and nothing repels it.
-        wrong_weight: of W at the start, for prototypes of other classes (NP-ProtoPNet: -1, `last_layer` in no `lrs`).
-        cluster: see the loss.
-        separation: see the loss.
-        l1: see the loss.
+        activation: act(d) of the squared distance d: `log` is ln((d + 1) / (d + 1e-4)), `linear` is -d.
+        class_specific: prototypes belong to classes. Otherwise patches of all classes attract every prototype, there is
+            no separation term, and l1 covers all weights.
+        wrong_weight: initial weight of prototypes of other classes (NP-ProtoPNet: -1, with `last_layer` in no `lrs`).
+        cluster: weight of the cluster term.
+        separation: weight of the separation term.
+        l1: weight of the l1 term.
         unique: `push` gives no patch to two prototypes.
-        last_layer_steps: of `fit_last_layer`, each a batch; 5000 bring a weight from -0.5 to 0 (paper: 45,000 on CUB).
-        last_layer_lr: of `fit_last_layer`, by Adam.
-        prune_neighbours: `prune` looks at so many nearest training patches (paper: 6) ...
-        prune_least: ... and removes prototypes with fewer than so many of their class among them (paper: 3).
+        last_layer_steps: steps of `fit_last_layer`, one batch each (paper: 45,000 on CUB). 5000 steps can move a weight
+            from -0.5 to 0.
+        last_layer_lr: learning rate of `fit_last_layer`, which uses Adam.
+        prune_neighbours: number of nearest training patches that `prune` looks at (paper: 6).
+        prune_least: `prune` removes prototypes with fewer patches of their own class among these (paper: 3).
     """
 
     additive = True
@@ -124,20 +133,21 @@ class ProtoPNet(InterpModule, Prototypical):
         self.prune_neighbours, self.prune_least = prune_neighbours, prune_least
 
     def features(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> features (B, D, h, w) in [0, 1], which prototypes are compared with."""
+        """Images (B, 3, H, W) -> features (B, D, h, w) in [0, 1] that prototypes are compared with."""
         features: Tensor = self.add_on(self.backbone(images))
         return features
 
     def similarity(self, distances: Tensor) -> Tensor:
-        """What the squared distance counts: ln((d + 1) / (d + ε)) or -d."""
+        """Activation of squared distances d: ln((d + 1) / (d + ε)) or -d."""
         return ((distances + 1) / (distances + EPSILON)).log() if self.log_activation else -distances
 
     def forward(self, images: Tensor) -> InterpOutput:
-        """Images (B, 3, H, W) -> logits (B, K), similarity maps (B, P, h, w), `distances` and `similarities` (B, P)."""
+        """Images (B, 3, H, W) -> logits (B, K) and similarity maps (B, P, h, w); aux has `distances` and
+        `similarities` of the nearest patches, (B, P) each."""
         distances = squared_distances(self.features(images), self.prototypes)
         nearest = distances.flatten(2).min(dim=2).values
         similarities = self.similarity(nearest)
-        logits = product(similarities * self.kept, self.last_layer.weight.T)  # the sum of its evidence in any precision
+        logits = product(similarities * self.kept, self.last_layer.weight.T)  # the sum of evidence also under autocast
         maps = self.similarity(over_cells(distances, self.prototypes.shape))
         return InterpOutput(logits, maps, {"distances": nearest, "similarities": similarities})
 
@@ -150,13 +160,13 @@ class ProtoPNet(InterpModule, Prototypical):
         else:
             to_own = distances.masked_fill(~own, torch.inf).min(dim=1).values
             to_other = distances.masked_fill(own, torch.inf).min(dim=1).values
-            # Infinite if all of them are pruned
+            # The distance is infinite if all of these prototypes are pruned.
             to_own, to_other = (x.masked_fill(x.isinf(), 0.0) for x in (to_own, to_other))
             terms = {"cluster": self.cluster * to_own.mean(), "separation": -self.separation * to_other.mean()}
         return self._classification(output.logits, self.last_layer.weight, targets) | terms
 
     def _classification(self, logits: Tensor, weights: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """The terms that the last layer's weights (K, P) have a part in."""
+        """The terms that depend on the last layer's weights (K, P)."""
         penalised = weights * (self.kept & ~self.class_identity if self.class_specific else self.kept)
         return {"ce": F.cross_entropy(logits, targets), "l1": self.l1 * penalised.abs().sum()}
 
@@ -175,12 +185,16 @@ class ProtoPNet(InterpModule, Prototypical):
         return self.backbone
 
     def evidence(self, output: InterpOutput, targets: Tensor) -> Tensor:
-        """Similarity × weight of the target for each prototype, (B, P)."""
+        """The contribution of each prototype to the target's logit, similarity × weight, (B, P)."""
         return output.aux["similarities"] * self.kept * self.last_layer.weight[targets]
 
     def explain(self, output: InterpOutput, targets: Tensor, kind: str | None = None) -> Tensor:
-        """(B, h, w): `class`, the target's weights times the similarity maps; `best`, the map of the target's own
-        prototype with the most evidence; `mean` of all maps."""
+        """`class`: the sum of similarity maps, weighted by the target's row of W. `best`: the map of the target's own
+        prototype with the most evidence. `mean`: the mean of all maps.
+
+        Returns:
+            Maps (B, h, w).
+        """
         maps = output.maps.float()
         kind = self.check_kind(kind)
         if kind == "class":
@@ -198,15 +212,16 @@ class ProtoPNet(InterpModule, Prototypical):
         return output.maps[torch.arange(len(best), device=best.device)[:, None], best]
 
     def _strongest(self, output: InterpOutput, targets: Tensor, n: int) -> Tensor:
-        """The n prototypes with the most evidence for the target, fewer if there are not so many left, (B, n)."""
+        """Numbers of the n prototypes with the most evidence for the target, (B, n); fewer if fewer are left."""
         evidence = self.evidence(output, targets).masked_fill(~self.kept, -torch.inf)
         return evidence.topk(min(n, int(self.kept.sum())), dim=1).indices
 
     @torch.no_grad()
     def readings(self, output: InterpOutput, targets: Tensor, image_size: Size, n: int | None = None) -> list[Reading]:
-        """The n (5) prototypes with the most evidence for the target, each as similarity × weight = evidence, in order.
+        """The n prototypes (by default 5) with the most evidence for the target.
 
-        The boxes are around the upper 5 % of the image's pixels by activation. All prototypes' evidence is the logit.
+        Each has the text similarity × weight = evidence, and a box around the 5 % of the image's pixels with the
+        highest activation. The evidence of all prototypes sums to the logit.
         """
         everything, best = self.evidence(output, targets), self._strongest(output, targets, n or 5)
         evidence = everything.gather(1, best)
@@ -224,7 +239,7 @@ class ProtoPNet(InterpModule, Prototypical):
 
     @property
     def prototype_classes(self) -> Tensor:
-        """Each prototype's class (P, K): its own or, without `class_specific`, that of its largest weight."""
+        """The class of each prototype, (P, K) bool: its own; without `class_specific`, that of its largest weight."""
         heaviest = F.one_hot(self.last_layer.weight.argmax(dim=0), self.num_classes).bool()
         return (self.class_identity.T if self.class_specific else heaviest) & self.kept[:, None]
 
@@ -240,19 +255,21 @@ class ProtoPNet(InterpModule, Prototypical):
 
     @torch.no_grad()
     def push(self, data: DataModule) -> None:
-        """Replace each prototype by the nearest patch of an un-augmented training image of its class, see `sources`.
+        """Replace each prototype by the nearest patch of an un-augmented training image of its class.
+
+        `sources` records the image and the patch. Without `class_specific`, images of all classes are searched.
 
         Raises:
-            InputError: if a class has no training image, or with `unique` too few.
+            InputError: if a class has no training image or, with `unique`, too few of them.
         """
         allowed = self.class_identity.T if self.class_specific else None
         project(self.prototypes, self.sources, self.features, self.similarity, data, allowed, unique=self.unique)
 
     def fit_last_layer(self, data: DataModule) -> None:
-        """Train W on the similarities of un-augmented training images, computed once.
+        """Train W on the similarities of un-augmented training images, which are computed once.
 
-        The steps are those of a phase without augmentation in which W alone is trained and everything is in eval
-        mode, from a new Adam: the same batches in the same order.
+        The steps equal those of a training phase without augmentation that only trains W, with everything in eval mode
+        and a new Adam: they use the same batches in the same order.
         """
         found = []
         with torch.no_grad():
@@ -272,23 +289,29 @@ class ProtoPNet(InterpModule, Prototypical):
 
     @torch.no_grad()
     def prune(self, data: DataModule) -> None:
-        """Remove prototypes that fewer than `prune_least` of their `prune_neighbours` nearest training patches share
-        the class with; their similarities count no more.
+        """Remove prototypes with fewer than `prune_least` patches of their own class among the `prune_neighbours`
+        nearest training patches. Removed prototypes no longer contribute to logits.
 
         Raises:
-            InputError: if none would be left.
+            InputError: if no prototype would be left.
         """
         images = data.loader("train", augment=False)
         patches = nearest_patches(self.features, images, self.prototypes, k=self.prune_neighbours)
         own = self.class_identity.int().argmax(dim=0)  # (P,)
         kept = self.kept & ((patches.label == own[:, None]).sum(dim=1) >= self.prune_least)
         if not bool(kept.any()):
-            raise InputError("prune: every prototype would go; train longer, or lower model.prune_least")
+            raise InputError("prune: no prototype would be left; train longer, or lower model.prune_least")
         self.kept.copy_(kept)
 
 
 def add_on_layers(features: int, channels: int, kind: Literal["regular", "bottleneck"]) -> nn.Sequential:
-    """1×1 convolutions from the backbone's features to the prototypes' channels, with a sigmoid at the end."""
+    """1×1 convolutions from the backbone's features to the prototypes' channels, ending in a sigmoid.
+
+    Args:
+        features: channels of the backbone.
+        channels: channels of the prototypes.
+        kind: `regular` or `bottleneck`, see `ProtoPNet`.
+    """
     if kind == "regular":
         widths = [features, channels, channels]
     else:

@@ -1,9 +1,9 @@
-"""ProtoTree: a soft decision tree whose nodes ask for prototypes.
+"""ProtoTree: a soft decision tree whose nodes look for prototypes.
 
-Paper: Nauta, van Bree and Seifert, "Neural Prototype Trees for Interpretable Fine-grained Image Recognition", CVPR
-2021, sections 3 and 4. Leaf update without derivatives: section 4.2, algorithm 1; after Kontschieder et al., "Deep
-Neural Decision Forests", ICCV 2015.
-Differs from the authors' code in: see docs/quirks.md, `prototree`.
+Source: Nauta, van Bree and Seifert, "Neural Prototype Trees for Interpretable Fine-grained Image Recognition", CVPR
+2021, sections 3 and 4. The leaf update without gradients is that of section 4.2, algorithm 1, after Kontschieder et
+al., "Deep Neural Decision Forests", ICCV 2015. docs/quirks.md (`prototree`) lists the differences from the authors'
+code.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,28 +30,37 @@ Decision = Literal["soft", "sample_max", "greedy"]
 
 @MODELS.register("prototree")
 class ProtoTree(InterpModule, Prototypical):
-    """Node n sends an image to the right with probability p_n = exp(-min over patches of ‖z_hw - p_n‖).
+    """ProtoTree: a soft decision tree, whose node n sends an image to the right with probability
+    g_n = exp(-min over patches of ‖z_hw - p_n‖).
 
-    The probability π_l of leaf l is the product over the nodes on its path of p_n (right) or 1 - p_n (left), and the
-    class probabilities are Σ_l π_l softmax(c_l); logits are their logarithms. Nodes are numbered as in a heap: the
-    children of n are 2n + 1 (left) and 2n + 2 (right).
+    z = add_on(CNN(x)) are the features, and p_n is the prototype of node n. The probability π_l of leaf l is the
+    product over the nodes on its path of g_n (right) or 1 - g_n (left). The class probabilities are
+    ŷ = Σ_l π_l softmax(c_l), and the logits are their logarithms. Nodes are numbered as in a heap: node n has the
+    children 2n + 1 (left) and 2n + 2 (right).
 
-    Loss: the negative log likelihood. Leaves c are no parameters; after every batch of the epoch's N
-    c_l <- ReLU(c_l - c_l(at the epoch's start) / N) + Σ_b π_l(b) softmax(c_l)[y_b] onehot(y_b) / ŷ(b)[y_b].
+    The loss is the negative log likelihood. The leaves c are not parameters. After each of the N batches of an epoch
+    they become c_l <- ReLU(c_l - c_l(start of the epoch) / N) + Σ_b π_l(b) softmax(c_l)[y_b] onehot(y_b) / ŷ(b)[y_b],
+    with the sum over the images b of the batch and their labels y_b.
 
-    Actions for `phases[].on_end`: `prune` removes leaves that know no class, and nodes with a child left; `project`
-    replaces each prototype by the nearest patch of an image of a class that a leaf below its node says.
+    Actions for `phases[].on_end`: `prune` removes leaves whose class probabilities are nearly uniform, and nodes that
+    then have one child. `project` replaces each prototype by the nearest patch of a training image. The image's class
+    must be the most probable class of a leaf below the node.
+
+    Explanations, all sums of the nodes' similarity maps: `posterior` weights each by the probability that the image
+    went right at the node, given the target class. `path` takes the nodes of the greedy path where it goes right, the
+    same for every class. `mean` is the mean over all nodes that decide, the same for every class.
 
     Args:
-        num_classes: classes K.
+        num_classes: number of classes K.
         backbone: timm model, see `Backbone`.
         weights: see `Backbone`.
         output_stride: see `Backbone`.
-        depth: of the tree, which has 2^depth leaves (paper: 9 for CUB, 11 for Stanford Cars).
-        channels: D, of features after the add-on layer and of prototypes.
+        depth: depth of the tree, which has 2^depth leaves (paper: 9 for CUB, 11 for Stanford Cars).
+        channels: number of channels D of prototypes, and of features after the add-on layer.
         prototype_size: rows and columns of cells of a prototype.
-        block: submodule of the timm model that is a group `block` of its own (paper: the last one).
-        prune_factor: f; leaves go that know no class better than (1 + (f - 1)(1 - 1/K)) / K (paper: 0.01, K = 200).
+        block: name of a submodule of the timm model that becomes the parameter group `block` (paper: the last one).
+        prune_factor: f. `prune` removes leaves whose largest class probability is at most
+            (1 + (f - 1)(1 - 1/K)) / K (paper: 0.01 for K = 200).
     """
 
     actions: ClassVar[tuple[str, ...]] = ("reset_optimizer", "prune", "project")
@@ -59,7 +68,7 @@ class ProtoTree(InterpModule, Prototypical):
     explanations: ClassVar[tuple[str, ...]] = ("posterior", "path", "mean")
     class_maps = True
     small: ClassVar[Mapping[str, Any]] = {**InterpModule.small, "depth": 3, "channels": 4}
-    untrained: ClassVar[Mapping[str, Any]] = {"prune_factor": 0.5}  # leaves have learnt little
+    untrained: ClassVar[Mapping[str, Any]] = {"prune_factor": 0.5}  # the leaves are still nearly uniform
     statistics: ClassVar[tuple[str, ...]] = (
         "acc_sample_max",
         "acc_greedy",
@@ -106,32 +115,32 @@ class ProtoTree(InterpModule, Prototypical):
         self._leaving = torch.zeros(())
 
     def features(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> features (B, D, h, w) in [0, 1], which prototypes are compared with."""
+        """Images (B, 3, H, W) -> features (B, D, h, w) in [0, 1] that prototypes are compared with."""
         features: Tensor = self.add_on(self.backbone(images))
         return features
 
     def similarity(self, distances: Tensor) -> Tensor:
-        """exp(-d) of squared distances d²."""
+        """exp(-d), for squared distances d²."""
         return (-root(distances)).exp()
 
     def forward(self, images: Tensor) -> InterpOutput:
-        """Images (B, 3, H, W) -> logits (B, K), similarity maps (B, 2^depth - 1, h, w).
+        """Images (B, 3, H, W) -> logits (B, K) and similarity maps (B, 2^depth - 1, h, w).
 
-        aux: `distances` to the nearest patch, not squared, (B, 2^depth - 1), and `paths`, the probabilities π of the
-        leaves, (B, 2^depth).
+        aux has `distances` to the nearest patch (L2, not squared), (B, 2^depth - 1), and as `paths` the probabilities π
+        of the leaves, (B, 2^depth).
         """
         squared = squared_distances(self.features(images), self.prototypes)
         distances = root(squared.flatten(2).min(dim=2).values)
         paths = route(-distances, log1mexp(distances), self.leaf_kept).exp()
         probabilities = product(paths, self.leaves.softmax(dim=1))
-        # A class that no likely leaf knows underflows; its logarithm must stay finite.
+        # The probability of a class may underflow to 0. Its logarithm must stay finite.
         logits = probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()
         maps = self.similarity(over_cells(squared, self.prototypes.shape))
         return InterpOutput(logits, maps, {"distances": distances, "paths": paths})
 
     @property
     def nodes_kept(self) -> Tensor:
-        """Nodes that decide anything, (2^depth - 1,) bool: something is left below both of their children."""
+        """The nodes that decide, (2^depth - 1,) bool: they have kept leaves below both children."""
         right, left = children_kept(self.leaf_kept)
         return right & left
 
@@ -140,13 +149,13 @@ class ProtoTree(InterpModule, Prototypical):
         return {"nll": F.nll_loss(output.logits, targets)}
 
     def on_train_epoch_start(self) -> None:
-        """Each batch of the epoch will take an equal share away of what the leaves are now."""
+        """Compute the share of the leaves that each batch of the epoch will subtract."""
         self._leaving = self.leaves / self.trainer.num_training_batches
 
     def observe(self, output: InterpOutput, targets: Tensor) -> None:
-        """Update the leaves by a batch, those of all ranks together."""
+        """Update the leaves by the batches of all ranks."""
         paths, probabilities = (x.to(self.leaves.dtype) for x in (output.aux["paths"], output.logits.exp()))
-        # Of each leaf in the chance of the image's class, (B, leaves), at most 1: nothing overflows.
+        # Each leaf's share of the probability of the image's class, (B, leaves). It is at most 1, so nothing overflows.
         shares = paths * self.leaves.softmax(dim=1)[:, targets].T / probabilities.gather(1, targets[:, None])
         update = product(shares.T, F.one_hot(targets, self.num_classes))
         self.leaves.copy_((self.leaves - self._leaving).relu() + summed(update))
@@ -166,10 +175,14 @@ class ProtoTree(InterpModule, Prototypical):
         return self.backbone
 
     def decide(self, output: InterpOutput, decision: Decision = "greedy") -> Tensor:
-        """The leaf that an image ends in, (B,) int64: `sample_max` the likeliest; `greedy` goes right where p > 1/2.
+        """The leaf that each image ends in, (B,) int64.
+
+        Args:
+            output: return value of `forward`.
+            decision: `sample_max` takes the most probable leaf. `greedy` goes right at every node with g_n > 1/2.
 
         Raises:
-            InputError: for `soft`, which ends in all of them.
+            InputError: for `soft`, which uses all leaves.
         """
         if decision == "sample_max":
             return output.aux["paths"].argmax(dim=1)
@@ -180,14 +193,17 @@ class ProtoTree(InterpModule, Prototypical):
         return route(never, torch.where(right, -torch.inf, 0.0), self.leaf_kept).argmax(dim=1)
 
     def predict(self, output: InterpOutput, decision: Decision = "soft") -> Tensor:
-        """Class probabilities (B, K): of all leaves, or of the one that is decided for."""
+        """Class probabilities (B, K): the weighted mean of all leaves (`soft`), or those of one leaf, see `decide`."""
         if decision == "soft":
             return output.logits.exp()
         return self.leaves.softmax(dim=1)[self.decide(output, decision)]
 
     def measure(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
-        """Accuracy of both ways to decide for one leaf, fidelity (they agree with the soft decision), decisions on
-        their paths; and of the tree: leaves that are left, and the decisions that lead to them."""
+        """Statistics of the decisions for one leaf, and of the tree; one value per image (B,) each.
+
+        For `sample_max` and `greedy`: the accuracy, the fidelity (agreement with the soft decision), and the number of
+        decisions on the path. For the tree: the number of kept leaves, and the mean and largest depth of them.
+        """
         soft = output.logits.argmax(dim=1)
         depths, says = self.leaf_depths(), self.leaves.argmax(dim=1)
         values = {}
@@ -205,11 +221,14 @@ class ProtoTree(InterpModule, Prototypical):
         return values | {name: value.to(targets.device).expand(len(targets)) for name, value in of_tree.items()}
 
     def explain(self, output: InterpOutput, targets: Tensor, kind: str | None = None) -> Tensor:
-        """(B, h, w), a sum of the nodes' similarity maps.
+        """A weighted sum of the nodes' similarity maps.
 
-        `posterior`: each weighted by the probability that the image went right at the node, given the target class.
-        `path`: those of the greedy path where it goes right, as a person reads it; 0 if it never does.
-        `mean`: the mean over all nodes that decide anything.
+        `posterior`: the weight is the probability that the image went right at the node, given the target class.
+        `path`: the sum over the nodes of the greedy path where it goes right; 0 if it never does.
+        `mean`: the mean over all nodes that decide.
+
+        Returns:
+            Maps (B, h, w).
         """
         kind, maps = self.check_kind(kind), output.maps.float()
         if kind == "mean":
@@ -225,7 +244,8 @@ class ProtoTree(InterpModule, Prototypical):
 
     @torch.no_grad()
     def readings(self, output: InterpOutput, targets: Tensor, image_size: Size, n: int | None = None) -> list[Reading]:
-        """The greedy path from the root, or its first n decisions; a box where the prototype is present (p > 1/2)."""
+        """The greedy path from the root, or its first n decisions. Prototypes that are present (g_n > 1/2) have a
+        box."""
         leaves, probabilities = self.decide(output), (-output.aux["distances"]).exp()
         of_target = self.leaves.softmax(dim=1)[leaves, targets].tolist()
         decides = self.nodes_kept.tolist()
@@ -246,59 +266,63 @@ class ProtoTree(InterpModule, Prototypical):
 
     @property
     def prototype_classes(self) -> Tensor:
-        """(P, K): a node's prototype is to be found in the classes that leaves below its right child say."""
+        """The classes of each node's prototype, (P, K) bool: those of the leaves below its right child."""
         says = self._says
         right = [says.view(2**level, 2, -1, self.num_classes)[:, 1].any(dim=1) for level in range(self.depth)]
         return torch.cat(right) & self.nodes_kept[:, None]
 
     @property
     def prototype_weights(self) -> None:
-        """None: prototypes decide, and weigh nothing."""
+        """None: the prototypes of a tree have no weights."""
 
     @property
     def _says(self) -> Tensor:
-        """The class that each leaf that is left says, (2^depth, K) bool."""
+        """The most probable class of each kept leaf, (2^depth, K) bool."""
         return F.one_hot(self.leaves.argmax(dim=1), self.num_classes).bool() & self.leaf_kept[:, None]
 
     def prototype_sheets(self, classes: Sequence[str]) -> dict[str, list[int]]:
-        """The prototypes of each level's nodes that decide anything."""
+        """For each level of the tree, the prototypes of its nodes that decide."""
         kept = set(self.nodes_kept.nonzero()[:, 0].tolist())
         levels = {f"level-{n}": range(2**n - 1, 2 ** (n + 1) - 1) for n in range(self.depth)}
         return {name: [number for number in nodes if number in kept] for name, nodes in levels.items()}
 
     def leaf_depths(self) -> Tensor:
-        """How many decisions lead to each leaf, (2^depth,) int64; nodes with one child left decide nothing."""
+        """Number of decisions on the path to each leaf, (2^depth,) int64. Nodes with one child left do not count."""
         return leaf_depths(self.leaf_kept)
 
     def tree(self, classes: Sequence[str]) -> TreeNode:
-        """The tree as it is after pruning: nodes that decide, and leaves with their likeliest class."""
+        """The tree for drawing: nodes that decide, and kept leaves with their most probable class.
+
+        Args:
+            classes: class names by label.
+        """
         probabilities, labels = self.leaves.softmax(dim=1).max(dim=1)
         pairs = zip(probabilities.tolist(), labels.tolist(), strict=True)
         return grown(self.leaf_kept, [f"{classes[label]} {100 * chance:.0f} %" for chance, label in pairs])
 
     def prune(self, data: DataModule) -> None:
-        """Remove leaves whose largest class probability is hardly above 1 / K, see `prune_factor`.
+        """Remove leaves whose largest class probability is close to 1 / K, see `prune_factor`.
 
         Raises:
-            InputError: if none would be left, as before any training.
+            InputError: if no leaf would be left, as in an untrained model.
         """
         threshold = (1 + (self.prune_factor - 1) * (1 - 1 / self.num_classes)) / self.num_classes
         kept = self.leaf_kept & (self.leaves.softmax(dim=1).amax(dim=1) > threshold)
         if not bool(kept.any()):
-            raise InputError("prune: no leaf knows a class yet; train first, or lower model.prune_factor")
+            raise InputError("prune: no leaf prefers a class yet; train first, or lower model.prune_factor")
         self.leaf_kept.copy_(kept)
 
     def project(self, data: DataModule) -> None:
-        """Replace each node's prototype by the nearest patch of a training image of a class that a leaf below says.
+        """Replace each node's prototype by the nearest patch of a training image of a class of a leaf below the node.
 
-        Where it comes from is in `sources`.
+        The class of a leaf is its most probable one. `sources` records the image and the patch.
 
         Raises:
-            InputError: before any training, when leaves say nothing.
+            InputError: if all leaves are uniform, as in an untrained model.
         """
         if bool((self.leaves == self.leaves[:, :1]).all()):
-            raise InputError("project: no leaf knows a class yet; train first")
+            raise InputError("project: no leaf prefers a class yet; train first")
         below = [self._says.view(2**level, -1, self.num_classes).any(dim=1) for level in range(self.depth)]
         which = self.nodes_kept.nonzero()[:, 0]
-        if len(which):  # else one leaf is left, which nothing leads to
+        if len(which):  # no node decides if one leaf is left
             project(self.prototypes, self.sources, self.features, self.similarity, data, torch.cat(below), which)

@@ -1,8 +1,8 @@
 """A vision transformer, explained by the attention of its class token.
 
-Dosovitskiy et al., "An image is worth 16×16 words", ICLR 2021; attention maps as in Caron et al., "Emerging properties
-in self-supervised vision transformers" (DINO), ICCV 2021. Tutorial: Gomez and Mouchère 2023, section 2.2.1, equation
-10. Differs in: see docs/quirks.md, `vit_cls`.
+Sources: Dosovitskiy et al., "An image is worth 16×16 words", ICLR 2021; attention maps as in Caron et al., "Emerging
+properties in self-supervised vision transformers" (DINO), ICCV 2021. Tutorial: Gomez and Mouchère 2023, section 2.2.1,
+equation 10. docs/quirks.md (`vit_cls`) lists the differences.
 """
 
 from collections.abc import Mapping
@@ -23,22 +23,26 @@ from interp_models.training.module import MODELS, InterpModule, check_fraction
 
 @MODELS.register("vit_cls")
 class ViTCLS(InterpModule):
-    """Logits = W · (class token after the last block) + b; maps A_h = softmax(q_cls Kᵀ / √d) of the last block's heads,
-    without the columns of class, register and distillation tokens, so that they sum to less than 1.
+    """Vision transformer: logits = W · (class token after the last block) + b, with the attention of the class token in
+    the last block as maps, A_h = softmax(q_cls Kᵀ / √d).
 
-    A distilled transformer decides by the mean of its class and its distillation token; maps are of the class token.
-    Fused attention stays on, but in the last block where its q and k are rotated. Images may have any size of whole
-    patches; position embeddings are interpolated.
+    The columns of class, register and distillation tokens are left out of the maps, so a map sums to less than 1. A
+    distilled transformer classifies by the mean of its class token and its distillation token; the maps are those of
+    the class token. Images may have any size that is a multiple of the patch size: position embeddings are
+    interpolated. Attention stays fused, except in a last block with rotary position embedding. The loss is the
+    cross-entropy.
+
+    Explanations: `mean` or `max` over the heads h, the same for every class.
 
     Args:
-        num_classes: classes K.
+        num_classes: number of classes K.
         backbone: a timm vision transformer with a class token.
-        weights: `timm` (timm's hub), the path of a state dict, or None for a random start.
-        drop_path: of the last block, growing linearly from 0 (stochastic depth).
-        layer_decay: learning rates of the backbone begin at this factor in the last block, and fall by it from block
-            to block towards the images.
-        dropout: on the class token.
-        label_smoothing: of the cross-entropy.
+        weights: `timm` (timm's hub), the path of a file of weights, or None for random weights.
+        drop_path: stochastic depth: the drop rate of the last block. Rates grow linearly from 0 at the first block.
+        layer_decay: factor d of layer-wise learning-rate decay. The last block's learning rate is multiplied by d, the
+            block before it by d², and so on down to the patch embedding.
+        dropout: dropout rate on the class token.
+        label_smoothing: label smoothing of the cross-entropy.
     """
 
     mean: Tensor
@@ -73,11 +77,16 @@ class ViTCLS(InterpModule):
         self.layer_decay, self.label_smoothing = layer_decay, label_smoothing
 
     def forward(self, images: Tensor) -> InterpOutput:
-        """Images (B, 3, H, W) -> logits (B, K), maps (B, heads, h, w)."""
+        """Images (B, 3, H, W) -> logits (B, K) and maps (B, heads, h, w).
+
+        Raises:
+            InputError: if the images are not a whole number of patches.
+        """
         side = patch_size(self.backbone)
         if images.shape[2] % side[0] or images.shape[3] % side[1]:
             raise InputError(
-                f"images of {images.shape[2]} × {images.shape[3]} pixels are not whole patches of {side[0]} × {side[1]}"
+                f"images of {images.shape[2]} × {images.shape[3]} pixels are not a whole number of patches of "
+                f"{side[0]} × {side[1]}"
             )
         with class_rows(attentions(self.backbone)[-1]) as rows:
             tokens = self.backbone.forward_features((images - self.mean) / self.std)
@@ -94,7 +103,8 @@ class ViTCLS(InterpModule):
         return {"backbone": list(self.backbone.parameters()), "head": list(self.head.parameters())}
 
     def optimizer_hints(self) -> dict[nn.Parameter, tuple[float, bool]]:
-        """Learning rates fall from block to block; biases, norms, position embedding and tokens do not decay."""
+        """Layer-wise learning-rate decay. Biases, norms, position embeddings and special tokens have no weight
+        decay."""
         groups = param_groups_layer_decay(
             self.backbone,
             weight_decay=1.0,
@@ -102,24 +112,24 @@ class ViTCLS(InterpModule):
             layer_decay=self.layer_decay,
         )
         of = {p: (group["lr_scale"], group["weight_decay"] > 0) for group in groups for p in group["params"]}
-        # timm counts from its head, or from parameters that it takes for later than the blocks, as those of rotations
+        # timm's scale of 1 is at its head, or at other parameters after the blocks: divide by the last block's scale
         last, _ = of[next(self.backbone.blocks[-1].parameters())]
         hints = {p: (min(scale / last, 1.0) * self.layer_decay, decays) for p, (scale, decays) in of.items()}
         return {**hints, self.head.bias: (1.0, False)}
 
     @property
     def feature_layer(self) -> nn.Module:
-        """The tokens that go into the last block's attention, (B, T, C)."""
+        """The module whose output are the tokens that enter the last block's attention, (B, T, C)."""
         layer: nn.Module = self.backbone.blocks[-1].norm1
         return layer
 
     def explain(self, output: InterpOutput, targets: Tensor, kind: str | None = None) -> Tensor:
-        """(B, h, w), the same for every class: `mean` or `max` of the heads."""
+        """`mean` or `max` of the maps over heads, (B, h, w), the same for every class."""
         return output.maps.mean(dim=1) if self.check_kind(kind) == "mean" else output.maps.amax(dim=1)
 
 
 def _trunk(name: str, weights: str | None, drop_path: float) -> Any:
-    """A timm vision transformer without its classifier, that takes its class token for the image."""
+    """Create a timm vision transformer without its classifier, whose class token represents the image."""
     if not timm.is_model(name):
         raise unknown("timm model", name, timm.list_models())
     options: dict[str, Any] = {"num_classes": 0, "drop_path_rate": drop_path, "dynamic_img_size": True}
@@ -129,7 +139,8 @@ def _trunk(name: str, weights: str | None, drop_path: float) -> Any:
         transformer(trunk)
     except TypeError:
         raise InputError(
-            f"timm model {name!r} cannot be the backbone of vit_cls: it is no vision transformer for images of any size"
+            f"timm model {name!r} cannot be the backbone of vit_cls: it is not a vision transformer for images of any "
+            "size"
         ) from None
     except NotApplicable as error:
         raise InputError(f"timm model {name!r} cannot be the backbone of vit_cls: {error}") from None

@@ -1,8 +1,7 @@
-"""WS-DAN: bilinear attention pooling trained with centres, attention cropping and attention dropping.
+"""WS-DAN: bilinear attention pooling, trained with class centres, attention cropping and attention dropping.
 
-Hu and Qi, "See better before looking closer: weakly supervised data augmentation network for fine-grained visual
-classification", 2019, arXiv:1901.09891.
-Differs from the unofficial code in: see docs/quirks.md, `wsdan`.
+Source: Hu and Qi, "See better before looking closer: weakly supervised data augmentation network for fine-grained
+visual classification", 2019, arXiv:1901.09891. docs/quirks.md (`wsdan`) lists the differences from the unofficial code.
 """
 
 from typing import ClassVar
@@ -20,25 +19,29 @@ from interp_models.training.module import MODELS, InterpModule, check_fraction, 
 
 @MODELS.register("wsdan")
 class WSDAN(InterpModule):
-    """Normalised bilinear attention pooling, whose maps also choose what is cropped and what is blacked out.
+    """WS-DAN: normalised bilinear attention pooling. In training, the attention maps also crop and mask the images.
 
-    Maps A = ReLU(conv1x1(F)) of features F, f_n = mean over cells of A_n · F, v = sign(f) √|f|, P = v / |v|,
-    logits = W · 100 P + b. A logit is a sum over maps, but not over cells.
+    Features F = CNN(x), maps A = ReLU(conv1x1(F)), f_n = mean over cells of A_n · F, v = sign(f) √|f|, P = v / |v|,
+    logits = W · 100 P + b. The square root makes a logit a sum over maps, but not over cells.
 
-    Loss: cross-entropy + centre · mean_i ‖P_i - c_yi / |c_yi|‖². With `crop_drop` each image is passed again, cropped
-    around one of its maps and with another one's place blacked out; cross-entropies of the three are averaged.
+    Loss: cross-entropy + centre · mean_i ‖P_i - c_yi / |c_yi|‖², where c_k is the centre of class k and y_i is the
+    label of image i. With `crop_drop` each image is also passed cropped around a region of one map, and with a region
+    of another map set to black. The cross-entropies of the three are averaged.
+
+    The explanation `mean` is the mean of the maps, the same for every class.
 
     Args:
-        num_classes: classes K.
+        num_classes: number of classes K.
         backbone: timm model, see `Backbone`.
         weights: see `Backbone`.
         output_stride: see `Backbone`.
-        n_maps: attention maps N.
+        n_maps: number of attention maps N.
         normalise: the head reads 100 P; otherwise it reads f.
-        centre: weight of this term; needs `normalise`. Centres c move by 0.05 of every image's distance from them.
-        crop_drop: crops and drops are part of the loss.
-        dropout: on the pooled features.
-        label_smoothing: of the cross-entropy.
+        centre: weight of the centre term; needs `normalise`. Each image moves its class centre by 0.05 of their
+            difference.
+        crop_drop: add cropped and masked images to the loss.
+        dropout: dropout rate on the pooled features.
+        label_smoothing: label smoothing of the cross-entropy.
     """
 
     additive = True
@@ -65,7 +68,7 @@ class WSDAN(InterpModule):
             raise InputError(f"model.n_maps must be at least 1; got {n_maps}")
         check_not_negative(centre=centre)
         if centre and not normalise:
-            raise InputError("model.centre needs model.normalise=true: its distances are of vectors of length 1")
+            raise InputError("model.centre needs model.normalise=true: its loss compares vectors of length 1")
         self.backbone = Backbone(backbone, weights=weights, output_stride=output_stride)
         channels = self.backbone.channels
         self.attention = attention_filters(channels, n_maps)
@@ -76,7 +79,8 @@ class WSDAN(InterpModule):
         self.label_smoothing = label_smoothing
 
     def forward(self, images: Tensor) -> InterpOutput:
-        """Images (B, 3, H, W) -> logits (B, K), maps (B, N, h, w); aux holds images, features and what is pooled."""
+        """Images (B, 3, H, W) -> logits (B, K) and maps (B, N, h, w); aux has `images`, `features` and the `pooled`
+        input of the head (B, N, C)."""
         features = self.backbone(images)
         maps = F.relu(self.attention(features))
         pooled = pooled_vectors(features, maps, normalise=self.normalise)  # (B, N, C)
@@ -84,7 +88,7 @@ class WSDAN(InterpModule):
         return InterpOutput(self.head(self.dropout(pooled.flatten(1))), maps, aux)
 
     def loss(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy, and in training the terms that are asked for."""
+        """Cross-entropy `ce`; in training also `crop_drop` and `centre` if they are switched on."""
         terms = {"ce": self._cross_entropy(output.logits, targets)}
         if self.training and self.crop_drop:
             guided = self(torch.cat(crop_and_drop(output.aux["images"], output.maps.detach())))
@@ -98,12 +102,12 @@ class WSDAN(InterpModule):
         return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
 
     def _vectors(self, output: InterpOutput) -> Tensor:
-        """P, (B, N C)."""
+        """P, (B, N · C)."""
         vectors: Tensor = output.aux["pooled"].flatten(1) / 100
         return vectors
 
     def observe(self, output: InterpOutput, targets: Tensor) -> None:
-        """Move the centres."""
+        """Move the class centres."""
         if self.centre:
             self.centres.move(self._vectors(output), targets)
 
@@ -121,11 +125,11 @@ class WSDAN(InterpModule):
         return self.backbone
 
     def evidence(self, output: InterpOutput, targets: Tensor) -> Tensor:
-        """<W_k,n, P_n> · 100 of the target k for each map n, (B, N)."""
+        """The contribution of each map n to the logit of the target k, 100 <W_k,n, P_n>, (B, N)."""
         weights = self.head.weight.view(self.num_classes, -1, self.backbone.channels)[targets]
         return (output.aux["pooled"] * weights).sum(dim=2)
 
     def explain(self, output: InterpOutput, targets: Tensor, kind: str | None = None) -> Tensor:
-        """(B, h, w): the mean of the maps, alike for every target."""
+        """The mean of the maps (B, h, w), the same for every class."""
         self.check_kind(kind)
         return output.maps.mean(dim=1)

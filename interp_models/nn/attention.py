@@ -1,4 +1,4 @@
-"""Attention maps of timm's vision transformers, as they are computed, or computed again beside fused attention."""
+"""Attention maps of timm's vision transformers, read during a forward pass, also if attention is fused."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,7 +11,10 @@ from interp_models.core.errors import NotApplicable
 
 
 def find_transformer(model: nn.Module) -> Any:
-    """The vision transformer of timm within a model, with blocks of attention over its patches' tokens; or None."""
+    """The timm vision transformer within a model; None if there is none.
+
+    It has blocks of attention over the tokens of image patches.
+    """
     for part in model.modules():
         blocks, embedding = getattr(part, "blocks", None), getattr(part, "patch_embed", None)
         if not isinstance(blocks, nn.Module) or not hasattr(embedding, "feat_ratio"):
@@ -23,73 +26,79 @@ def find_transformer(model: nn.Module) -> Any:
 
 
 def transformer(model: nn.Module) -> Any:
-    """The vision transformer within a model, whose class token decides.
+    """The timm vision transformer within a model, if its class token feeds the classifier.
 
     Raises:
-        NotApplicable: if there is none.
+        NotApplicable: if there is none, or if it pools its tokens instead.
     """
     found, name = find_transformer(model), type(model).__name__
     if found is None or getattr(found, "cls_token", None) is None:
         raise NotApplicable(f"{name} holds no vision transformer of timm with a class token")
-    if (pool := getattr(found, "global_pool", None)) not in ("token", ""):  # "" leaves it to who reads the tokens
-        raise NotApplicable(f"{name} decides by its tokens' {pool!r} pool, not by the class token")
+    if (pool := getattr(found, "global_pool", None)) not in ("token", ""):  # "": the caller pools the tokens
+        raise NotApplicable(f"{name} classifies by its tokens' {pool!r} pool, not by the class token")
     return found
 
 
 def attentions(vit: Any) -> list[Any]:
-    """The attention of every block, the first one first."""
+    """The attention modules of all blocks, in order."""
     return [block.attn for block in vit.blocks]
 
 
 def patch_size(vit: Any) -> tuple[int, int]:
-    """Pixels of a token, down and across; a network before the patches counts."""
+    """Height and width of a patch in pixels, including the stride of a network before the patches."""
     side: tuple[int, int] = vit.patch_embed.feat_ratio(as_scalar=False)
     return side
 
 
 def on_grid(vit: Any, tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """Values of tokens (..., T) on the grid of patches (..., h, w), without class, register and distillation tokens.
+    """Arrange values of tokens (..., T) on the grid of patches (..., h, w).
+
+    Class, register and distillation tokens are dropped.
 
     Args:
         vit: the transformer.
-        tokens: a value per token.
-        size: of the images in pixels.
+        tokens: one value per token.
+        size: height and width of the images in pixels.
 
     Raises:
-        NotApplicable: if the tokens are not those of the patches of such images.
+        NotApplicable: if the number of tokens does not fit images of this size.
     """
     values = tokens[..., vit.num_prefix_tokens :]
     side = patch_size(vit)
     for rows, columns in ((size[0] // side[0], size[1] // side[1]), (-(-size[0] // side[0]), -(-size[1] // side[1]))):
-        if rows * columns == values.shape[-1]:  # images that patches do not fill are cut or padded
+        if rows * columns == values.shape[-1]:  # timm crops or pads an image of broken patches
             return values.reshape(*values.shape[:-1], rows, columns)
     raise NotApplicable(
-        f"{values.shape[-1]} tokens of {type(vit).__name__} are no grid of patches of images of {size[0]} × {size[1]}"
+        f"the {values.shape[-1]} tokens of {type(vit).__name__} do not form the grid of patches of images of "
+        f"{size[0]} × {size[1]}"
     )
 
 
 def to_map(vit: Any, tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """Tokens (B, T, C) as a map of features (B, C, h, w); see `on_grid`."""
+    """Tokens (B, T, C) as a feature map (B, C, h, w); see `on_grid`."""
     return on_grid(vit, tokens.transpose(1, 2), size)
 
 
 def to_tokens(vit: Any, features: Tensor, tokens: Tensor) -> Tensor:
-    """A map (B, C, h, w) as tokens (B, T, C) again, with the other tokens of `tokens`, of as many images or of one."""
+    """A feature map (B, C, h, w) as tokens (B, T, C). The class and other prefix tokens come from `tokens`, which may
+    be of one image."""
     others = tokens[:, : vit.num_prefix_tokens].expand(len(features), -1, -1)
     return torch.cat([others, features.flatten(2).transpose(1, 2)], dim=1)
 
 
 def is_plain(attention: Any) -> bool:
-    """Whether it is softmax(q kᵀ / √d) of what its norms of q and k give: no rotation, no bias."""
+    """Whether the attention is softmax(q kᵀ / √d) of the outputs of `q_norm` and `k_norm`: without rotary position
+    embedding and bias."""
     kind = type(attention)
-    homes = ("timm.layers.attention", "timm.models.vision_transformer")  # by timm's version
+    homes = ("timm.layers.attention", "timm.models.vision_transformer")  # depends on timm's version
     return kind.__name__ == "Attention" and kind.__module__ in homes
 
 
 @contextmanager
 def class_rows(attention: Any) -> Iterator[list[Tensor]]:
-    """While open, the rows of the class token (B, heads, T) of every pass, softmax(q_cls Kᵀ / √d) (tutorial, equation
-    10), are appended to the list. Attention stays fused where q and k can be read; the rows have their gradients."""
+    """While open, append the class token's attention of every pass to the list: softmax(q_cls Kᵀ / √d), (B, heads, T)
+    (tutorial, equation 10). The attention stays fused if q and k can be read. The rows are part of the autograd
+    graph."""
     rows: list[Tensor] = []
     if not is_plain(attention):
         with weights([attention]) as whole:
@@ -114,8 +123,8 @@ def class_rows(attention: Any) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def weights(layers: list[Any]) -> Iterator[list[Tensor]]:
-    """While open, attention (B, heads, T, T) of these layers, in the order of the pass, is appended to the list; it is
-    not fused, and part of the graph, which begins at the first one if it has not before."""
+    """While open, append the attention (B, heads, T, T) of these layers to the list, in the order of the pass. The
+    layers do not use fused attention. The attention is part of the autograd graph, which starts there if need be."""
     found: list[Tensor] = []
 
     def note(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

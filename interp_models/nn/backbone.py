@@ -1,4 +1,4 @@
-"""Any timm model with a map of features as a trunk: images in [0, 1] to its last map."""
+"""timm models as backbones: images in [0, 1] -> the last feature map."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,39 +14,39 @@ from interp_models.core.written import PathText
 from interp_models.nn.weights import classifiers, load_file
 
 Weights = PathText | None
-"""Type of an option that names weights: `timm`, `bundled`, a file, or none."""
+"""Type of an option that names weights: `timm`, `bundled`, the path of a file, or None."""
 BUNDLED = "tf_efficientnet_lite0"
 """The model whose ImageNet weights come as a Python package, in the extra `demo`."""
 
 
 class Form(NamedTuple):
-    """How a timm model gives its map of features."""
+    """How to get the feature map of a timm model."""
 
     headless: bool
-    """True if a call gives the map once pooling and classifier are removed; False if it takes `forward_features`."""
+    """True if calling the model without pooling and classifier returns the map; False if `forward_features` does."""
     channels_last: bool
-    """As (B, h, w, C)."""
+    """Whether the map is (B, h, w, C)."""
     channels: int
-    """C."""
+    """Number of channels C."""
     stride: int
     """Pixels per cell."""
 
 
 class Backbone(nn.Module):
-    """A timm model without its classifier, that normalises its input itself.
+    """A timm model without its classifier, which normalises its input itself.
 
-    Images go in as (B, 3, H, W) in [0, 1], so that masking, blurring and drawing happen in pixel space for every
-    model; the mean and standard deviation its weights were trained with are part of the trunk.
+    Its input are images (B, 3, H, W) in [0, 1], so masking, blurring and drawing happen in pixel space for every model.
+    The mean and standard deviation that its weights were trained with are buffers.
 
     Args:
-        name: a timm model that gives maps of features.
+        name: a timm model with feature maps.
         weights: `timm` (timm's hub), `bundled` (EfficientNet-Lite0 from the extra `demo`), the path of a file of
-            weights, see `weights.find`, or None for a random start.
+            weights (see `weights.find`), or None for random weights.
         output_stride: pixels per cell of the last map; None keeps the model's own.
 
     Raises:
-        InputError: for an unknown name, a model without maps, a stride the model does not offer, or weights that
-            cannot be had or do not fit.
+        InputError: for an unknown name, a model without feature maps, a stride that the model does not offer, or
+            weights that cannot be fetched or do not fit.
     """
 
     mean: Tensor
@@ -61,55 +61,55 @@ class Backbone(nn.Module):
             load_file(trunk, path)
         self.trunk = trunk
         for tensor in (*trunk.parameters(), *trunk.buffers()):
-            if tensor.dim() == 4:  # a training step of EfficientNet-Lite0 takes 0.7 of the time on a CPU
+            if tensor.dim() == 4:  # channels last: a CPU training step of EfficientNet-Lite0 takes 0.7 of the time
                 tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
         mean, std = pixel_statistics(self.trunk)
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
         self.channels: int = self.form.channels
-        """Channels C of the features."""
+        """Number of channels C of the features."""
         self.stride: int = self.form.stride
         """Pixels per cell of the features."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> features (B, C, H / stride, W / stride)."""
+        """Images (B, 3, H, W) in [0, 1] -> features (B, C, H / stride, W / stride)."""
         images = images.contiguous(memory_format=torch.channels_last)
         return self.features((images - self.mean) / self.std)
 
     def features(self, images: Tensor) -> Tensor:
-        """Images that are normalised -> features, as `forward`."""
+        """Normalised images -> features, as `forward`."""
         trunk: Any = self.trunk
         given: Tensor = trunk(images) if self.form.headless else trunk.forward_features(images)
         return given.permute(0, 3, 1, 2) if self.form.channels_last else given
 
 
 def pixel_statistics(network: nn.Module) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation that images (B, 3, H, W) of a timm model are normalised with, (1, 3, 1, 1) each."""
+    """Mean and standard deviation of a timm model's input normalisation, (1, 3, 1, 1) each."""
     config = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
     return torch.tensor(config["mean"]).view(1, 3, 1, 1), torch.tensor(config["std"]).view(1, 3, 1, 1)
 
 
 def weights_path(name: str, weights: str | None) -> Path | None:
-    """The file that an option `weights` names, if it names one."""
+    """The file that the option `weights` of a model names; None if it names no file."""
     if weights in ("timm", None):
         return None
     return bundled_weights(name) if weights == "bundled" else Path(str(weights))
 
 
 def without_weights(name: str, error: Exception) -> InputError:
-    """What to raise where timm cannot fetch weights."""
+    """The error for weights that timm cannot fetch."""
     return InputError(
-        f"timm's weights of {name!r} cannot be had ({first_line(error)}); "
-        "give a file with model.weights=PATH, or null for a random start"
+        f"timm's weights of {name!r} cannot be fetched ({first_line(error)}); "
+        "give a file with model.weights=PATH, or null for random weights"
     )
 
 
 def create(name: str, options: dict[str, Any], *, pretrained: bool) -> Any:
-    """A timm model.
+    """Create a timm model.
 
     Raises:
         InputError: if timm cannot fetch its weights.
-        Exception: whatever timm raises where it cannot build it.
+        Exception: if timm cannot build it; the error is timm's own.
     """
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
@@ -120,7 +120,7 @@ def create(name: str, options: dict[str, Any], *, pretrained: bool) -> Any:
 
 
 def _builds(name: str, options: dict[str, Any]) -> bool:
-    """Whether timm can build a model, but for its weights."""
+    """Whether timm can build a model without pretrained weights."""
     try:
         timm.create_model(name, **options)
     except Exception:
@@ -129,10 +129,10 @@ def _builds(name: str, options: dict[str, Any]) -> bool:
 
 
 def bundled_weights(name: str) -> Path:
-    """The file of the packaged ImageNet weights.
+    """The file of ImageNet weights in the extra `demo`.
 
     Raises:
-        InputError: for another model, or when the package is not installed.
+        InputError: for another model, or if the extra is not installed.
     """
     if name != BUNDLED:
         raise InputError(f"bundled weights exist for {BUNDLED!r} only, not for {name!r}")
@@ -144,11 +144,11 @@ def bundled_weights(name: str) -> Path:
 
 
 class _NoTrunkError(InputError):
-    """A timm model that gives no map of features."""
+    """The error for a timm model that has no feature map."""
 
 
 def _trunk(name: str, output_stride: int | None, *, pretrained: bool) -> tuple[nn.Module, Form]:
-    """A timm model without pooling and classifier, and how it gives its map."""
+    """Create a timm model without pooling and classifier, and find out how to get its map."""
     try:
         return _built(name, output_stride, pretrained=pretrained)
     except _NoTrunkError as error:
@@ -176,14 +176,14 @@ def _built(name: str, output_stride: int | None, *, pretrained: bool) -> tuple[n
             model = create(name, {"num_classes": 0, "global_pool": "", **stride}, pretrained=pretrained)
         except InputError:
             raise
-        except Exception:  # of some the pooling is part of the head
+        except Exception:  # some models have no option `global_pool`: the pooling is part of the head
             model = create(name, {"num_classes": 0, **stride}, pretrained=pretrained)
     except InputError:
         raise
     except Exception as error:
         raise _NoTrunkError(first_line(error)) from None
     if hasattr(model, "pre_logits"):
-        model.pre_logits = nn.Identity()  # of VGG: it turns the last map into a vector
+        model.pre_logits = nn.Identity()  # in VGG it turns the last map into a vector
     with evaluating(model), torch.no_grad():
         try:
             form = _form(model, headless=True)
@@ -193,7 +193,7 @@ def _built(name: str, output_stride: int | None, *, pretrained: bool) -> tuple[n
             except _NoTrunkError:
                 raise error from None
     if not form.headless:
-        for classifier in classifiers(model):  # with what comes before it in the head, which would never learn
+        for classifier in classifiers(model):  # remove the whole head: its other layers would never learn
             setattr(model, classifier.split(".")[0], nn.Identity())
     if output_stride not in (None, form.stride):
         raise _NoTrunkError(f"its map has {form.stride} pixels per cell")
@@ -201,7 +201,8 @@ def _built(name: str, output_stride: int | None, *, pretrained: bool) -> tuple[n
 
 
 def _form(model: Any, *, headless: bool) -> Form:
-    """How a model gives its map, by the maps of two images: the axes of cells are those that follow the sides."""
+    """Find out how to get a model's map, from the maps of two images of different size: the axes whose lengths change
+    are rows and columns."""
 
     def features(height: int, width: int) -> Any:
         images = torch.zeros(1, 3, height, width)
@@ -211,14 +212,14 @@ def _form(model: Any, *, headless: bool) -> Form:
     try:
         small = features(side, side)
     except Exception:
-        side = model.default_cfg["input_size"][-1]  # a model of one size
+        side = model.default_cfg["input_size"][-1]  # the model takes images of one size only
         try:
             small = features(side, side)
         except Exception as error:
             raise _NoTrunkError(first_line(error)) from None
     found = tuple(small.shape) if isinstance(small, Tensor) else f"a {type(small).__name__}"
     if not isinstance(small, Tensor) or small.dim() != 4:
-        raise _NoTrunkError(f"it gives no map of features (B, C, h, w) but {found}")
+        raise _NoTrunkError(f"it gives no feature map (B, C, h, w) but {found}")
     try:
         large = features(2 * side, 3 * side).shape
     except Exception:
@@ -227,17 +228,19 @@ def _form(model: Any, *, headless: bool) -> Form:
     else:
         cells = tuple(axis for axis in (1, 2, 3) if large[axis] != small.shape[axis])
         if cells not in ((1, 2), (2, 3)) or not small.shape[cells[0]] < large[cells[0]] < large[cells[1]]:
-            raise _NoTrunkError(f"its map {found} is no grid that follows the image's sides: {tuple(large)} of 2 × 3")
+            raise _NoTrunkError(
+                f"its map {found} does not grow with the image: it is {tuple(large)} for an image 2 × 3 times as large"
+            )
         span = 2 * side / (large[cells[1]] - small.shape[cells[1]])
     if small.shape[cells[0]] != small.shape[cells[1]]:
-        raise _NoTrunkError(f"its map {found} of a square image is not square")
+        raise _NoTrunkError(f"its map {found} is not square for a square image")
     return Form(headless, cells == (1, 2), small.shape[3 if cells == (1, 2) else 1], round(span))
 
 
 def _declared(model: Any, features: Tensor) -> tuple[int, ...]:
-    """The axes of the cells of a map, by what timm says of a model that takes images of one size alone."""
+    """The axes of rows and columns of a map, as timm declares them, for a model that takes images of one size only."""
     cells = (1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else (2, 3)
     channels = features.shape[3 if cells == (1, 2) else 1]
     if channels not in (model.num_features, getattr(model, "head_hidden_size", None)):
-        raise _NoTrunkError(f"its map {tuple(features.shape)} has not the {model.num_features} channels it declares")
+        raise _NoTrunkError(f"its map {tuple(features.shape)} does not have the declared {model.num_features} channels")
     return cells

@@ -1,4 +1,4 @@
-"""Weights for timm's models from files that others wrote: found in their containers, and loaded only if they fit."""
+"""Loads weights for timm models from files of any origin: finds the tensors in the file, and checks that they fit."""
 
 import itertools
 import re
@@ -18,24 +18,24 @@ from interp_models.nn.weights_file import read
 WRAPPERS = frozenset(
     ("module", "_orig_mod", "model", "backbone", "trunk", "encoder", "net", "network", "student", "teacher", "ema")
 )
-"""First parts of tensors' names that a wrapper added."""
+"""First parts of tensor names that wrappers add."""
 AVERAGED = frozenset(("teacher", "ema"))
-"""Words in the place of a network that is the running mean of another one in the same file."""
+"""Words in the keys of a network that is the running mean of another one in the same file."""
 BOOKKEEPING = ("num_batches_tracked", "total_ops", "total_params")
-"""Buffers that a network's output does not depend on: a counter of batch norm, and what profilers leave."""
+"""Endings of buffers that do not influence the output: counters of batch norm and of profilers."""
 
 
 class Found(NamedTuple):
-    """A network within a file."""
+    """A network within a file of weights."""
 
     place: str
-    """Keys that lead to it, and the prefix of its names."""
+    """Keys that lead to it, with the prefix of its tensor names."""
     state: dict[str, Tensor]
-    """Its tensors, by the model's names."""
+    """Its tensors, under the model's names."""
 
 
 def load_file(model: Any, path: Path) -> None:
-    """Load a file's weights into a timm model; its classifier is left out.
+    """Load a file's weights into a timm model without classifier.
 
     Raises:
         InputError: as `read` and `find` do.
@@ -52,7 +52,7 @@ def load_file(model: Any, path: Path) -> None:
 
 
 def with_classifier(name: str, path: Path) -> nn.Module:
-    """A timm model with all of a file's weights, of as many classes as the file's classifier has.
+    """Create a timm model with a file's weights and its classifier, for as many classes as the file has.
 
     Raises:
         InputError: as `read` and `find` do, and if the file has no classifier.
@@ -62,7 +62,7 @@ def with_classifier(name: str, path: Path) -> nn.Module:
     heads = classifiers(whole)
     biases = [state.get(f"{head}.weight") for head in heads]
     if not heads or any(weight is None for weight in biases):
-        raise InputError(f"weights file {path} holds no classifier of {name} ({', '.join(heads) or 'it has none'})")
+        raise InputError(f"weights file {path} has no classifier for {name} ({', '.join(heads) or 'it has none'})")
     made: Any = timm.create_model(name, num_classes=len(biases[0]))  # type: ignore[arg-type]
     own = made.state_dict()
     missing = [key for key, value in own.items() if value.is_floating_point() and key not in state]
@@ -74,18 +74,19 @@ def with_classifier(name: str, path: Path) -> nn.Module:
 
 
 def find(model: Any, content: Mapping[Any, Any], path: Path) -> Found:
-    """The network within a file's content that is a timm model's, whatever container and prefix it has.
+    """Find the weights of a timm model in a file, in any container and under any prefix.
 
-    Names and shapes must be those of the model, of the architecture's original that timm converts, or of a port whose
-    names alone differ. Of a network and its running mean (`teacher`, `ema`) the mean is taken.
+    Names and shapes must be those of the model, or those of the original authors' files if timm can convert them. A
+    port with other names fits if its tensors match in order. If the file has a network and its running mean
+    (`teacher`, `ema`), the mean is taken.
 
     Args:
         model: a timm model without classifier.
-        content: what `read` gave.
-        path: of the file, for messages.
+        content: result of `read`.
+        path: path of the file, for messages.
 
     Raises:
-        InputError: if there is no such network, or there are several.
+        InputError: if no network in the file fits, or several different ones do.
     """
     name = model.default_cfg["architecture"]
     written = content.get("interp_models")
@@ -98,7 +99,7 @@ def find(model: Any, content: Mapping[Any, Any], path: Path) -> Found:
     plain: list[dict[str, Tensor]] = []
     groups = list(_groups(content))
     for place, group in groups:
-        if 2 * len(group) >= len(needed):  # else statistics of an optimizer
+        if 2 * len(group) >= len(needed):  # smaller groups are statistics of an optimizer
             for prefix in _prefixes(group, next(iter(needed))):
                 raw = {k[len(prefix) :]: v for k, v in group.items() if k.startswith(prefix)}
                 tried.append((place + prefix, raw))
@@ -114,13 +115,13 @@ def find(model: Any, content: Mapping[Any, Any], path: Path) -> Found:
         if not all(torch.equal(other.state[key], chosen.state[key]) for key in needed):
             raise InputError(
                 f"weights file {path} holds several networks that fit {name}, {chosen.place!r} and {other.place!r}; "
-                "save one of them to a file of its own"
+                "save one of them to its own file"
             )
     return chosen
 
 
 def _groups(content: Mapping[Any, Any], place: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Every mapping that holds tensors by name, with the keys that lead to it."""
+    """Yield every mapping that contains tensors, with the keys that lead to it."""
     arrays = {str(key): value for key, value in content.items() if isinstance(value, (Tensor, np.ndarray))}
     group = {key: torch.as_tensor(value).detach() for key, value in arrays.items()}
     if group:
@@ -131,7 +132,7 @@ def _groups(content: Mapping[Any, Any], place: str = "") -> Iterator[tuple[str, 
 
 
 def _prefixes(names: Mapping[str, Any], first: str) -> list[str]:
-    """Prefixes of names that a wrapper may have added: known ones, and what stands before the model's first name."""
+    """Prefixes that a wrapper may have added: known ones, and any text before the model's first tensor name."""
     found = {""}
     for name in names:
         parts = name.split(".")
@@ -145,20 +146,20 @@ def _prefixes(names: Mapping[str, Any], first: str) -> list[str]:
 
 
 def _needed(model: nn.Module) -> dict[str, Tensor]:
-    """What a file must hold of a model: not counters, nor indices that the architecture says."""
+    """The tensors that a file must have for a model: parameters and float buffers, but no counters or indices."""
     learnt = {name for name, _ in model.named_parameters()}
     state: dict[str, Tensor] = model.state_dict()
     return {key: value for key, value in state.items() if key in learnt or value.is_floating_point()}
 
 
 def classifiers(model: Any) -> tuple[str, ...]:
-    """Names of a timm model's classifiers."""
+    """Names of a timm model's classifier layers."""
     names = model.default_cfg.get("classifier") or ()
     return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _fitted(model: Any, raw: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """A file's tensors by a model's names, if all it needs is there."""
+    """A file's tensors under the model's names; None if they do not fit."""
     if _fits(model, raw):
         return raw
     converted = _converted(model, raw)
@@ -172,7 +173,7 @@ def _fits(model: Any, state: Mapping[str, Tensor]) -> bool:
 
 
 def _wrong(needed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """Names that are missing, or of another shape or kind of number."""
+    """Names of needed tensors that are missing, or have another shape or kind of number."""
     return [key for key, value in needed.items() if key not in state or not _alike(value, state[key])]
 
 
@@ -181,7 +182,7 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 
 
 def _surplus(model: Any, state: Mapping[str, Tensor]) -> list[str]:
-    """Names of what a larger network has in the model's own parts: more blocks in a stage, a scale in each block."""
+    """Names of tensors that only a larger network has in the parts of this one, such as further blocks of a stage."""
     own = model.state_dict()
     parts = {key.split(".")[0] for key in own} - {key.split(".")[0] for key in classifiers(model)}
     return [
@@ -192,7 +193,8 @@ def _surplus(model: Any, state: Mapping[str, Tensor]) -> list[str]:
 
 
 def _converted(model: Any, raw: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """The tensors as timm itself converts files of an architecture's authors, position embeddings interpolated."""
+    """The tensors after timm's own conversion of the original authors' files, which also interpolates position
+    embeddings; None if timm has no conversion, or if it fails."""
     home = sys.modules[timm.model_entrypoint(model.default_cfg["architecture"]).__module__]
     convert = getattr(home, "checkpoint_filter_fn", getattr(home, "_filter_fn", None))
     if convert is None:
@@ -200,21 +202,21 @@ def _converted(model: Any, raw: dict[str, Tensor]) -> dict[str, Tensor] | None:
     try:
         try:
             state = convert(dict(raw), model)
-        except TypeError:  # timm has some that take no model
+        except TypeError:  # some of timm's conversions take no model
             state = convert(dict(raw))
-    except Exception:  # whatever it meets in a file of something else
+    except Exception:  # a conversion may fail in any way on a file of another network
         return None
     filters = "patch_embed.proj.weight"
     if filters in raw and filters in state and state[filters].numel() != raw[filters].numel():
-        return None  # timm would interpolate them, too, so that another patch size passed
+        return None  # timm would interpolate the filters, so another patch size would pass as a fit
     return dict(state)
 
 
 def _by_order(model: Any, raw: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """The tensors of a port with other names, matched to the model's by position.
+    """The tensors of a port with other names, matched to the model's by their order; None if the match is not certain.
 
-    Only if no name is shared, every shape and last name part agrees, layers begin at the same places, block numbers
-    never fall, and no two layers of one shape could be exchanged.
+    It is certain if no name is shared, all shapes and last parts of names agree, layers begin at the same positions,
+    block numbers never decrease, and no two layers of the same shape could be exchanged.
     """
     own = [key for key in model.state_dict() if not key.endswith(BOOKKEEPING)]
     theirs = [key for key in raw if not key.endswith(BOOKKEEPING)]
@@ -238,7 +240,7 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _counts_up(names: Sequence[str]) -> bool:
-    """Whether numbers after the same beginning never fall: in files sorted by name, block 10 comes before block 2."""
+    """Whether numbers after the same text never decrease. In files sorted by name, block 10 comes before block 2."""
     last: dict[str, int] = {}
     for name in names:
         for number in re.finditer(r"\d+", name):
@@ -251,8 +253,9 @@ def _counts_up(names: Sequence[str]) -> bool:
 
 @torch.no_grad()
 def _exchangeable(model: Any) -> bool:
-    """Whether two layers of the same shape read the same tensor, as query and key: their order is the author's."""
-    inputs: list[Any] = []  # held, so that ids stay theirs
+    """Whether two layers of the same shape read the same tensor, such as query and key. Their order in a file is
+    arbitrary."""
+    inputs: list[Any] = []  # references keep ids unique
     seen: set[tuple[Any, ...]] = set()
     twice: list[nn.Module] = []
 
@@ -269,7 +272,7 @@ def _exchangeable(model: Any) -> bool:
     training = model.training
     try:
         model.eval()(torch.zeros(1, *model.default_cfg["input_size"]))
-    except Exception:  # then nothing is known
+    except Exception:  # unknown: assume they are
         return True
     finally:
         model.train(training)
@@ -279,14 +282,14 @@ def _exchangeable(model: Any) -> bool:
 
 
 def _misfit(model: Any, tried: Sequence[Mapping[str, Tensor]]) -> str:
-    """Why nothing in a file is a model's: of the most similar network in it."""
+    """The reason why a file does not fit a model, from the most similar network in it."""
     needed = _needed(model)
     if not tried:
-        return "it holds no tensors by name"
+        return "it holds no named tensors"
     best = min(tried, key=lambda raw: len(_wrong(needed, raw)))
     wrong = _wrong(needed, best)
     if not wrong:
-        return f"it is of a larger network, with {_surplus(model, best)[0]!r}"
+        return f"it belongs to a larger network, with {_surplus(model, best)[0]!r}"
     first = wrong[0]
     shapes = f" {tuple(best[first].shape)} instead of {tuple(needed[first].shape)}" if first in best else ""
     kind = f", of {best[first].dtype}" if shapes and best[first].shape == needed[first].shape else ""

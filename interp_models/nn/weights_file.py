@@ -1,4 +1,4 @@
-"""Files of weights, read as tensors and nothing that could run code."""
+"""Reads files of weights without running code from them."""
 
 import argparse
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import torch
 from interp_models.core.errors import InputError, first_line
 
 _MADE: tuple[Any, ...] = (np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0])
-"""What NumPy's numbers and arrays are read by; its module has had two names."""
+"""Functions that rebuild NumPy's numbers and arrays."""
 HARMLESS: list[Any] = [
     argparse.Namespace,
     np.ndarray,
@@ -19,14 +19,15 @@ HARMLESS: list[Any] = [
     *(type(np.dtype(name)) for name in ("bool", "int32", "int64", "float16", "float32", "float64")),
     *((made, f"numpy.{core}.multiarray.{made.__name__}") for made in _MADE for core in ("core", "_core")),
 ]
-"""What may stand beside tensors: options of a training, its losses and accuracies."""
+"""Types that may be in a file beside tensors, such as options of a training and its accuracies. NumPy's module has had
+two names."""
 
 
 def read(path: Path) -> Mapping[Any, Any]:
-    """What a file of weights holds (.safetensors, else as `torch.save` writes).
+    """Read a file of weights: `.safetensors`, or a file of `torch.save`.
 
     Raises:
-        InputError: if it does not exist, cannot be read without running its code, or holds no names.
+        InputError: if the file does not exist, cannot be read without running code, or holds no mapping.
     """
     path = path.expanduser()
     if path.is_dir():
@@ -44,11 +45,12 @@ def read(path: Path) -> Mapping[Any, Any]:
     except Exception as error:
         raise InputError(f"weights file {path} cannot be read as tensors ({_why(path, error)})") from None
     if not isinstance(content, Mapping):
-        raise InputError(f"weights file {path} must hold tensors by name; it holds a {type(content).__name__}")
+        raise InputError(f"weights file {path} must hold named tensors; it holds a {type(content).__name__}")
     return content
 
 
 def _why(path: Path, error: Exception) -> str:
+    """The reason why a file cannot be read."""
     try:
         with path.open("rb") as file:
             start = file.read(64).lstrip()
@@ -70,6 +72,6 @@ def _why(path: Path, error: Exception) -> str:
     if objects:
         return (
             f"it holds Python objects beside tensors, such as {objects[0]}, and reading them may run code; if you "
-            "trust it, save torch.load(FILE, weights_only=False)['state_dict'] to a file of its own"
+            "trust it, save torch.load(FILE, weights_only=False)['state_dict'] to its own file"
         )
     return first_line(error)

@@ -1,4 +1,4 @@
-"""Where in an image a prototype is found: boxes of activations, and the pixels of a cell."""
+"""Boxes in images: around high activations of a prototype, and around the receptive field of a cell."""
 
 from collections.abc import Callable
 
@@ -13,18 +13,18 @@ Size = tuple[int, int]
 
 
 def activation_boxes(activations: Tensor, size: Size, percentile: float = 95.0) -> Tensor:
-    """The smallest box around all pixels that activate as much as the upper `100 - percentile` % do.
+    """The smallest box around all pixels whose activation is at or above a percentile.
 
     Args:
-        activations: (P, h, w), upsampled bicubically to the image.
+        activations: maps (P, h, w), which are upsampled bicubically to the image.
         size: height and width of the image.
-        percentile: of the pixels of the image (paper: 95).
+        percentile: percentile of the activation over the pixels of the image (paper: 95).
 
     Returns:
-        (P, 4) int64, XYXY in pixels, the ends exclusive.
+        Boxes (P, 4) int64, XYXY in pixels, the ends exclusive.
     """
     boxes = []
-    # Pixels not below the interpolated percentile are those not below the next value above it.
+    # A pixel is at or above the interpolated percentile if it is at or above the next larger value in the map.
     count = size[0] * size[1]
     position = min(int(percentile / 100 * (count - 1) + 1 - 1e-9), count - 1)
     for large in upsampled(activations, size):
@@ -38,18 +38,18 @@ def activation_boxes(activations: Tensor, size: Size, percentile: float = 95.0) 
 
 
 def receptive_spans(features: Callable[[Tensor], Tensor], image: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows and columns of pixels that a cell of the features is made of.
+    """The receptive field of every cell of the features: the rows and columns of pixels that it depends on.
 
-    Found by the gradient, which is exact for any network whose activations do not all vanish: cells of one row share
-    their rows of pixels, and cells of one column their columns, so those on the diagonal tell all. A network that
-    pools over the whole image gives the whole image.
+    They are the pixels where the gradient of the cell is not 0. Cells of one row have the same pixel rows, and cells of
+    one column the same pixel columns, so only cells on the diagonal are differentiated. In a network with global
+    pooling every cell depends on the whole image.
 
     Args:
         features: images -> (B, D, h, w).
         image: (1, 3, H, W), such as noise.
 
     Returns:
-        rows (h, 2) and columns (w, 2), first and last + 1, int64.
+        Rows (h, 2) and columns (w, 2) of pixels: the first, and the last + 1, int64.
     """
     with torch.enable_grad():
         image = image.detach().requires_grad_(True)

@@ -1,4 +1,4 @@
-"""Distances of patches of features to prototypes."""
+"""Distances between patches of features and prototypes."""
 
 import torch
 import torch.nn.functional as F
@@ -8,10 +8,14 @@ from interp_models.core.errors import InputError
 
 
 def squared_distances(features: Tensor, prototypes: Tensor) -> Tensor:
-    """Squared L2 distances of every patch of features (B, D, h, w) to every prototype (P, D, a, b).
+    """Squared L2 distances between every patch of features and every prototype.
 
-    ‖z - p‖² = ‖z‖² - 2 <z, p> + ‖p‖² with one product for all prototypes and one sum of squares for all of them;
-    float32 or better also under autocast, as the three terms nearly cancel at a match. Never below 0.
+    They are computed as ‖z - p‖² = ‖z‖² - 2 <z, p> + ‖p‖², by one matrix product. At a match the terms nearly cancel,
+    so the precision is float32 or better, also under autocast. Distances are never negative.
+
+    Args:
+        features: (B, D, h, w).
+        prototypes: (P, D, a, b).
 
     Returns:
         (B, P, h - a + 1, w - b + 1).
@@ -34,22 +38,22 @@ def squared_distances(features: Tensor, prototypes: Tensor) -> Tensor:
         norms = prototypes.square().sum(dim=(1, 2, 3))  # (P,)
         energy = features.square().sum(dim=1, keepdim=True)  # (B, 1, h, w)
         energy = F.avg_pool2d(energy, size, stride=1, divisor_override=1)
-        # No convolution: on GPUs its products would be of TF32.
+        # A convolution would use TF32 on GPUs.
         products = torch.einsum("pd,bdn->bpn", prototypes.flatten(1), unfolded(features, size))
         products = products.view(len(features), len(prototypes), *energy.shape[-2:])
         return (energy - 2 * products + norms[:, None, None]).relu()
 
 
 def unfolded(features: Tensor, size: torch.Size) -> Tensor:
-    """The patches of a cells × b cells of features (B, D, h, w), row by row: (B, D·a·b, h'·w')."""
+    """Patches of size a × b cells of features (B, D, h, w), row by row: (B, D·a·b, h'·w')."""
     return features.flatten(2) if size == (1, 1) else F.unfold(features, size)
 
 
 def over_cells(distances: Tensor, prototypes: torch.Size) -> Tensor:
-    """For each cell the smallest of the distances (..., h', w') of the patches that it is part of, (..., h, w).
+    """Turn distances of patches (..., h', w') into a map over cells (..., h, w): the smallest of a cell's patches.
 
     Args:
-        distances: to all patches.
+        distances: distances of all patches, (..., h', w').
         prototypes: shape of the prototypes, (P, D, a, b).
     """
     high, wide = prototypes[2:]
@@ -61,11 +65,11 @@ def over_cells(distances: Tensor, prototypes: torch.Size) -> Tensor:
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in the precision of `a`, also under autocast."""
+    """a @ b in the precision of a, also under autocast."""
     with torch.autocast(a.device.type, enabled=False):
         return a @ b.to(a.dtype)
 
 
 def root(squared: Tensor) -> Tensor:
-    """√(d² + 1e-14), whose derivative is finite at 0."""
+    """√(d² + 1e-14). Its derivative is finite at 0."""
     return (squared + 1e-14).sqrt()

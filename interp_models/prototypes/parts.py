@@ -1,4 +1,4 @@
-"""What models that decide by parts offer, so that their parts can be shown."""
+"""The interface of models that classify by parts."""
 
 from abc import ABC, abstractmethod
 
@@ -8,21 +8,21 @@ from interp_models.core.outputs import InterpOutput
 
 
 class PartModel(nn.Module, ABC):
-    """A model whose logits are sums over parts, each found at its best region.
+    """Abstract: a model whose logits are weighted sums of part scores. A part's score is that of its best region.
 
-    An architecture names it as a second base: `class MyModel(InterpModule, PartModel)`. Its parts are then drawn on
-    the page and on part sheets.
+    An architecture has it as a second base: `class MyModel(InterpModule, PartModel)`. Its parts are then drawn on the
+    page and on part sheets.
     """
 
     @property
     @abstractmethod
     def part_weights(self) -> Tensor:
-        """(K, P), what a part counts for the classes."""
+        """The weight of each part for each class, (K, P)."""
 
     @abstractmethod
     def boxes(self, output: InterpOutput) -> Tensor:
-        """(B, P, 4), the best region of each part, XYXY in fractions of the image."""
+        """The best region of each part, (B, P, 4), XYXY in fractions of the image."""
 
     @abstractmethod
     def best(self, output: InterpOutput) -> Tensor:
-        """(B, P), its score."""
+        """The score of the best region of each part, (B, P)."""

@@ -1,4 +1,4 @@
-"""Prototypes become the nearest patches of training images."""
+"""The push: replaces prototypes by the nearest patches of training images."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from interp_models.prototypes.search import Patches, nearest_patches, without_du
 from interp_models.prototypes.sources import Sources
 
 FEW = 10
-"""Patches that are kept for each prototype at first, where no two may take the same one."""
+"""Candidates per prototype in the first search, if no two prototypes may take the same patch."""
 
 
 @torch.no_grad()
@@ -27,30 +27,30 @@ def project(
     which: Tensor | None = None,
     unique: bool = False,
 ) -> None:
-    """Replace prototypes by the nearest patches of un-augmented training images, and record where they come from.
+    """Replace prototypes by the nearest patches of un-augmented training images, and record their sources.
 
-    The same on all ranks: the images are shared out among them. Of equal distances the first in the data wins.
+    The ranks share the images, and get the same prototypes. Of equal distances, the first patch in the data is taken.
 
     Args:
         prototypes: (P, D, a, b), changed in place.
-        sources: of the prototypes, changed in place.
+        sources: sources of the prototypes, changed in place.
         features: images -> (B, D, h, w), in eval mode.
         similarity: squared distances -> activations, for the boxes.
-        data: gives the images.
-        allowed: (P, K) bool, the classes that a prototype's patches may come from; None allows all.
+        data: provides the training images.
+        allowed: (P, K) bool, the classes whose images a prototype may be taken from; None allows all.
         which: numbers of the prototypes to replace, int64; None replaces all.
-        unique: no patch goes to two prototypes.
+        unique: whether no two prototypes may take the same patch.
 
     Raises:
-        InputError: if there are too few images, naming a class; nothing is changed then.
+        InputError: if a class has too few images for its prototypes. Nothing is changed then.
     """
     which = torch.arange(len(prototypes), device=prototypes.device) if which is None else which
     allowed = None if allowed is None else allowed[which]
     most = 1
-    if unique:  # a prototype's patches may all be taken by others that may take them too
+    if unique:  # at worst, every prototype that shares a class takes the nearest patch of this one first
         most = len(which) if allowed is None else int((allowed.float() @ allowed.float().T).bool().sum(dim=1).max())
     k, searching = 0, True
-    while searching:  # the few that suffice nearly always, then more
+    while searching:  # a few candidates nearly always suffice; otherwise search again for more
         k = min(4 * k or FEW, most)
         loader = data.loader("train", augment=False)
         batches = tqdm(loader, desc="patches", unit="batch", leave=False, disable=not data.shows_progress)

@@ -1,4 +1,4 @@
-"""The patches of a data set's images that are nearest to prototypes."""
+"""Search for the patches in a data set that are nearest to prototypes."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -12,23 +12,23 @@ from interp_models.prototypes.distances import over_cells, squared_distances, un
 
 
 class Patches(NamedTuple):
-    """The k nearest patches of each of P prototypes, at most one per image, the nearest first.
+    """The k nearest patches of each of P prototypes, the nearest first, at most one per image.
 
-    Of equal distances the image that comes first in the data is nearer; within an image, the cell that does.
+    Of equal distances, the first image in the data is nearer; within an image, the first cell.
     """
 
     distance: Tensor
-    """(P, k) squared L2; infinite where there are fewer than k."""
+    """Squared L2 distance, (P, k); infinite where there are fewer than k patches."""
     image: Tensor
-    """(P, k) int64, position of the image in its data set's split; -1 where there is none."""
+    """Position of the image in the split of its data set, (P, k) int64; -1 where there is no patch."""
     label: Tensor
-    """(P, k) int64, class of the image; -1 where there is none."""
+    """Class of the image, (P, k) int64; -1 where there is no patch."""
     cell: Tensor
-    """(P, k) int64, number of the patch: of those in the image, row by row."""
+    """Number of the patch in its image, row by row, (P, k) int64."""
     vector: Tensor
-    """(P, k, D·a·b), the patch itself."""
+    """The patch itself, (P, k, D·a·b)."""
     distances: Tensor
-    """(P, k, h, w) squared L2, of each cell of the image, see `over_cells`."""
+    """Squared L2 distances of all cells of the image, (P, k, h, w), see `over_cells`."""
 
 
 @torch.no_grad()
@@ -39,17 +39,16 @@ def nearest_patches(
     allowed: Tensor | None = None,
     k: int = 1,
 ) -> Patches:
-    """The nearest patches of all ranks' images, the same on every rank.
+    """Search the images of all ranks for the nearest patches. Every rank gets the same result.
 
-    One pass over the images; only prototypes that a batch's classes allow are compared with it, and nothing of an
-    image is kept unless it is among the nearest.
+    It takes one pass over the images. Memory does not grow with their number.
 
     Args:
         features: images (B, 3, H, W) -> (B, D, h, w), in eval mode.
         batches: this rank's images, in the order of the data.
         prototypes: (P, D, a, b).
-        allowed: (P, K) bool, the classes that a prototype's patches may come from; None allows all.
-        k: patches per prototype.
+        allowed: (P, K) bool, the classes whose images a prototype may be taken from; None allows all.
+        k: number of patches per prototype.
     """
     device, size = prototypes.device, prototypes.shape[-2:]
     found: Patches | None = None
@@ -67,7 +66,7 @@ def nearest_patches(
         old = Patches(*(x[live] for x in found))
         both = torch.cat([old.distance, nearest], dim=1)  # (L, k + B)
         order = both.argsort(dim=1, stable=True)[:, :k]
-        new, b = order >= k, (order - k).clamp(min=0)  # b: image of the batch
+        new, b = order >= k, (order - k).clamp(min=0)  # b: position in the batch
         at = cell.gather(1, b)
         vectors = unfolded(z, size).transpose(1, 2)  # (B, h'·w', D·a·b)
         chosen = Patches(
@@ -89,7 +88,7 @@ def nearest_patches(
 
 
 def _none(prototypes: int, k: int, values: int, distances: Tensor) -> Patches:
-    """No patches yet."""
+    """The state before the first batch: no patches."""
     shape = (prototypes, k)
     image, label, cell = (distances.new_full(shape, -1, dtype=torch.int64) for _ in range(3))
     return Patches(
@@ -103,7 +102,7 @@ def _none(prototypes: int, k: int, values: int, distances: Tensor) -> Patches:
 
 
 def _over_ranks(found: Patches, k: int) -> Patches:
-    """The nearest of what the ranks have found; where distances are equal, the first in the data."""
+    """Merge the patches of all ranks. Of equal distances, the first image in the data is nearer."""
     everything = Patches(*(torch.cat(list(gathered(x)), dim=1) for x in found))
     by_index = everything.image.argsort(dim=1, stable=True)
     by_distance = everything.distance.gather(1, by_index).argsort(dim=1, stable=True)
@@ -115,9 +114,12 @@ def _over_ranks(found: Patches, k: int) -> Patches:
 
 
 def without_duplicates(patches: Patches) -> Tensor:
-    """Which of its k patches each prototype takes, (P,) int64, so that no two take one patch.
+    """Assign to each prototype one of its k patches, so that no two prototypes have the same one.
 
-    The nearest pair of prototype and patch is settled first. -1 where all of a prototype's patches are taken.
+    Pairs of a prototype and a patch are assigned in the order of their distance.
+
+    Returns:
+        For each prototype the number of its patch, (P,) int64; -1 if other prototypes took all of its patches.
     """
     taken: set[tuple[int, int]] = set()
     choice = [-1] * len(patches.distance)

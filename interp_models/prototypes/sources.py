@@ -1,4 +1,4 @@
-"""What is known of prototypes that are patches of training images, and what their models offer."""
+"""Sources of prototypes in the training images, and the interface of prototype models."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,21 +12,25 @@ from interp_models.prototypes.boxes import Size
 
 
 class Sources(nn.Module):
-    """Where prototypes that are patches of training images come from, in buffers; they lie in checkpoints.
+    """The source of each prototype: the training image and patch that it was replaced by.
 
-    Boxes are XYXY in pixels after the test transform, the ends exclusive.
+    The tensors are buffers, so checkpoints contain them. Boxes are XYXY in pixels after the test transform, the ends
+    exclusive.
+
+    Args:
+        prototypes: number of prototypes P.
     """
 
     image: Tensor
-    """(P,) int64, position of the image in the training split; -1 for a prototype that is no patch."""
+    """Position of the image in the training split, (P,) int64; -1 for a prototype that is not a patch."""
     cell: Tensor
-    """(P, 2) int64, row and column of the patch's first cell."""
+    """Row and column of the patch's first cell, (P, 2) int64."""
     receptive_box: Tensor
-    """(P, 4) int64, around the pixels that the patch is made of."""
+    """Box around the receptive field of the patch, (P, 4) int64."""
     activation_box: Tensor
-    """(P, 4) int64, around the upper 5 % of the image's pixels by activation."""
+    """Box around the 5 % of the image's pixels with the highest activation, (P, 4) int64."""
     images: Tensor
-    """The fingerprint of the training images, () int64; -1 before any prototype was a patch."""
+    """Fingerprint of the training images, () int64; -1 before the first push."""
 
     def __init__(self, prototypes: int) -> None:
         super().__init__()
@@ -38,51 +42,53 @@ class Sources(nn.Module):
 
 
 class Match(NamedTuple):
-    """What one prototype has to do with the prediction of one image."""
+    """The role of one prototype in the prediction for one image."""
 
     prototype: int
+    """Its number."""
     box: tuple[int, int, int, int] | None
-    """Where it was found, XYXY in pixels; None if it was not."""
+    """The place where it was found, XYXY in pixels; None if it was not found."""
     text: str
-    """What that counts for."""
+    """Its contribution, in words or as a formula."""
 
 
 class Reading(NamedTuple):
-    """Why one image is of its class."""
+    """The reasons for the prediction for one image, as text and boxes."""
 
     matches: list[Match]
-    """The first one first."""
+    """The prototypes, in the order in which to show them."""
     total: str
-    """What they come to."""
+    """A sentence that sums up their contributions."""
 
 
 class Prototypical(nn.Module, ABC):
-    """A model whose prototypes can be shown and judged, as a `core.scoring.PrototypeModel`.
+    """Abstract: a model with prototypes that are patches of training images.
 
-    An architecture names it as a second base: `class MyModel(InterpModule, Prototypical)`. Its prototypes are then
-    drawn after the training, judged by prototype metrics and shown on the page.
+    An architecture has it as a second base: `class MyModel(InterpModule, Prototypical)`. Its prototypes are then drawn
+    after the training, judged by prototype metrics, and shown on the page. It fulfils `core.scoring.PrototypeModel`.
     """
 
     prototypes: nn.Parameter
     """(P, D, a, b)."""
     sources: Sources
-    """Where they come from."""
+    """Sources of the prototypes."""
     class_specific: bool = True
-    """Whether prototypes belong to classes, so that a class without a training image leaves some without a patch."""
+    """Whether each prototype belongs to a class. Then every class needs a training image for the push."""
 
     @property
     @abstractmethod
     def prototype_classes(self) -> Tensor:
-        """(P, K) bool, the classes in whose images a prototype is to be found; none for one that is removed."""
+        """The classes of each prototype, (P, K) bool: those whose images should contain it. None for a removed
+        prototype: its row is all False."""
 
     @property
     @abstractmethod
     def prototype_weights(self) -> Tensor | None:
-        """(K, P), what a prototype counts for the classes; None if prototypes have no weights."""
+        """The weight of each prototype for each class, (K, P); None if the model has no such weights."""
 
     @abstractmethod
     def features(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> what prototypes are compared with, (B, D, h, w)."""
+        """Images (B, 3, H, W) -> features that prototypes are compared with, (B, D, h, w)."""
 
     @abstractmethod
     def similarity(self, distances: Tensor) -> Tensor:
@@ -90,8 +96,22 @@ class Prototypical(nn.Module, ABC):
 
     @abstractmethod
     def readings(self, output: InterpOutput, targets: Tensor, image_size: Size, n: int | None = None) -> list[Reading]:
-        """Why each image is of its target class, by at most n prototypes, or as many as the model thinks fit."""
+        """Explain the score of each image's target class by its prototypes.
+
+        Args:
+            output: return value of `forward` for the images.
+            targets: class to explain, int64 (B,).
+            image_size: height and width of the images.
+            n: at most so many prototypes per image; None leaves the number to the model.
+        """
 
     @abstractmethod
     def prototype_sheets(self, classes: Sequence[str]) -> dict[str, list[int]]:
-        """Numbers of the prototypes that are shown together, by a name for a file."""
+        """Group the prototypes into sheets that are drawn together.
+
+        Args:
+            classes: class names by label.
+
+        Returns:
+            For each sheet, its file name and the numbers of its prototypes.
+        """

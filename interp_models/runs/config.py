@@ -1,10 +1,10 @@
-"""The configs of the two commands: every key, its type, its default and its meaning, as `--help` prints them."""
+"""The configs of a training and of an ensemble; `--help` prints their keys, types, defaults and descriptions."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from interp_models.core.written import ListOfOptions, OptionsOf, PathText
-from interp_models.evaluation.config import ExplanationConfig, ValidationConfig
+from interp_models.core.written import OptionsOf, PathText
+from interp_models.evaluation.config import ValidationConfig
 from interp_models.training.config import AttentionConfig, DistillationConfig, LoggerConfig
 from interp_models.training.recipe import Optimizer, Phase
 
@@ -43,40 +43,6 @@ class TrainConfig:
     """Pictures of the model's own maps during training."""
     evaluation: ValidationConfig = field(default_factory=ValidationConfig)
     """Metrics of maps on validation images during training."""
-
-
-@dataclass
-class EvaluateConfig(ExplanationConfig):
-    """The keys of an evaluation's config (`evaluate.py`)."""
-
-    plugins: list[PathText] = field(default_factory=list)
-    """Files and packages to import first; they register your own methods. The plugins of the runs need not be given
-    again."""
-    ckpt: Literal["best", "last"] = "best"
-    """Checkpoint of each run: `best` validation epoch or `last` epoch."""
-    networks: ListOfOptions = field(default_factory=list)
-    """Networks that were not trained here, judged beside the runs: `timm:NAME`, `package.module:function`,
-    `FILE.py:function`, or keys and values (see `evaluation.networks.NetworkConfig`)."""
-    out: PathText | None = None
-    """Folder of the results. The default (null) is RUN/evaluation for one run, runs/networks/<name> for one other
-    network, and a new folder runs/comparisons/<n> for the comparison of several."""
-    seed: int = 0
-    """Seed that draws the images; random explainers have a `seed` of their own."""
-    prototype_metrics: list[str] = field(default_factory=list)
-    """Names of prototype metrics; they judge runs with prototypes on all test images."""
-    report_images: int = 60
-    """Number of images that the report shows, with all their maps."""
-    figure: list[str] = field(default_factory=list)
-    """Explainers, by label, for `figure.png`: their maps of the first run on at most eight images, beside the own maps
-    of every run (figure 8 of the tutorial); an empty list draws no figure."""
-    batch_size: int | None = None
-    """Images per test batch; null takes the run's own."""
-    dataset: OptionsOf = field(default_factory=dict)
-    """Options of the data set that differ from those of the training, such as `root`."""
-    trainer: dict[str, Any] = field(default_factory=dict)
-    """Options of pytorch_lightning.Trainer, passed on unchanged."""
-    logger: LoggerConfig = field(default_factory=LoggerConfig)
-    """Loggers."""
 
 
 @dataclass

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from interp_models.core.distributed import gathered_objects
 from interp_models.core.errors import InputError
-from interp_models.core.files import write_json
+from interp_models.core.files import folder_of_several, write_json
 from interp_models.core.outputs import InterpOutput
 from interp_models.data.base import Sample
+from interp_models.evaluation.evaluate import REFUSED, is_first_process
 from interp_models.runs.config import EnsembleConfig
-from interp_models.runs.evaluate import REFUSED, check_same_images, judging_of
-from interp_models.runs.folders import folder_of_several
+from interp_models.runs.evaluate import check_same_images, judging_of
 from interp_models.training.module import InterpModule
 from interp_models.training.trainer import check_trainer, make_trainer, quiet, seed_everything, tell_data
 
@@ -49,7 +49,7 @@ def ensemble(folders: Sequence[Path], config: EnsembleConfig) -> Path:
         one.data.memory = one.results
         one.data.check_files("test")
     check_same_images({str(one.folder): one.data for one in judged})
-    out = folder_of_several(config.out, "ensembles")
+    out = folder_of_several(config.out, "ensembles") if is_first_process() else None
     tell_data(*(one.data for one in judged))
     members = []
     for one in judged:

@@ -1,89 +1,30 @@
-"""Run an evaluation: judge the maps of runs and other networks, and write tables and report pages."""
+"""Run an evaluation: load runs, build other networks, and judge them on the same images."""
 
 import dataclasses
-import hashlib
-import json
-import math
 import re
-import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
-from torch import nn
+from pytorch_lightning.utilities import rank_zero_warn
 
-from interp_models.core.digests import weights_digest
 from interp_models.core.errors import InputError
-from interp_models.core.files import LOCK, locked, short
+from interp_models.core.files import LOCK, short
 from interp_models.core.scoring import logits_of
 from interp_models.core.written import text_of
 from interp_models.data.module import DataModule
 from interp_models.data.subsets import subsample
-from interp_models.evaluation.callback import ExplanationEvaluation, Judged
-from interp_models.evaluation.comparison import (
-    FIGURE_ROWS,
-    Compared,
-    write_comparison,
-    write_figure,
-    write_local,
-    write_page,
-)
-from interp_models.evaluation.networks import Network, build_network, network_config
-from interp_models.evaluation.part_sheets import write_part_sheets
-from interp_models.evaluation.plan import explainer_specs, resolve_grid
-from interp_models.evaluation.prototypes import PrototypeEvaluation
-from interp_models.evaluation.shown import Gallery, gallery_of, prototypes_shown, shown_by
-from interp_models.evaluation.tables import Provenance, read_prototypes, read_tables
-from interp_models.prototypes.parts import PartModel
+from interp_models.evaluation.config import EvaluateConfig
+from interp_models.evaluation.evaluate import Judging, check_evaluation, evaluate_models
 from interp_models.prototypes.sources import Prototypical
-from interp_models.report.text import text_table
-from interp_models.report.views import ImageView, RunSummary
 from interp_models.runs.building import build_data
-from interp_models.runs.config import EnsembleConfig, EvaluateConfig
-from interp_models.runs.folders import folder_of_several, run_name
+from interp_models.runs.config import EnsembleConfig
+from interp_models.runs.folders import run_name
 from interp_models.runs.loading import load, run_config, selection
-from interp_models.training.loggers import check_loggers, close, log_map_table, log_pictures, log_results, make_loggers
+from interp_models.runs.networks import Network, build_network, network_config
 from interp_models.training.module import InterpModule
-from interp_models.training.trainer import check_trainer, make_trainer, quiet, seed_everything, tell_data
-
-REFUSED = dict.fromkeys(("limit_test_batches", "fast_dev_run"), "n_images= says how many images are judged")
-ADVICE = "wait for its end, or evaluate one model to a folder of its own with out=FOLDER"
-
-
-@dataclass(frozen=True)
-class Judging:
-    """A model to judge, with its origin, its images and the folder of its results."""
-
-    name: str
-    """Name in the tables."""
-    model: nn.Module
-    num_classes: int
-    data: DataModule
-    """The images to judge it on."""
-    results: Path
-    """Folder of its results."""
-    selection: str
-    """How its weights were selected."""
-    seed: int | None
-    """Seed of its training; None if unknown."""
-    described: str
-    """Kind of model, for the page."""
-    transform: Mapping[str, Any]
-    """Options that say how its images are prepared."""
-    folder: Path | None = None
-    """Its run folder; None for a network that was not trained here."""
-    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Resolved config of its run; empty for a network that was not trained here."""
-
-    @property
-    def knows_labels(self) -> bool:
-        """Whether the model and the data have the same number of classes, so that labels have a meaning for it."""
-        return self.num_classes == len(self.data.classes) > 0
+from interp_models.training.trainer import quiet
 
 
 def evaluate(folders: Sequence[Path], config: EvaluateConfig, networks: Sequence[Any] = ()) -> Path:
@@ -96,7 +37,7 @@ def evaluate(folders: Sequence[Path], config: EvaluateConfig, networks: Sequence
     Args:
         folders: run folders.
         config: images, explainers, metrics and output folder.
-        networks: further networks beside those of the config, as `networks.network_config` takes them.
+        networks: further networks beside those of the config, as `network_config` takes them.
 
     Returns:
         The path of the report.
@@ -105,162 +46,9 @@ def evaluate(folders: Sequence[Path], config: EvaluateConfig, networks: Sequence
         InputError: if a model cannot be built, options do not fit, or the models have different test images.
     """
     quiet()
-    options, _ = check_trainer(config.trainer, REFUSED)
-    check_loggers(config.logger)
-    _check_page(config)
-    judged = _judged(folders, [build_network(network_config(item)) for item in (*config.networks, *networks)], config)
-    for one in judged:
-        if isinstance(config.target, int) and not 0 <= config.target < one.num_classes:
-            raise InputError(
-                f"target {config.target} is out of range: the model has classes 0 to {one.num_classes - 1}"
-            )
-        if config.target == "label" and not one.knows_labels:
-            raise InputError(f"target label: {one.name} has other classes than the data set; target=prediction works")
-    grids = [resolve_grid(config.grid, one.model, _example(one)) or (1, 1) for one in judged]
-    if config.grid is None:  # one grid per table: the coarsest of the models'
-        config = dataclasses.replace(config, grid=list(min(grids, key=math.prod)))
-    out = folder_of_several(config.out, "comparisons") if len(judged) > 1 else None
-    with ExitStack() as locks:
-        try:
-            for one in judged if is_first_process() else []:
-                one.results.mkdir(parents=True, exist_ok=True)
-                locks.enter_context(locked(one.results, "an evaluation", ADVICE))
-        except InputError:
-            if out is not None:
-                out.rmdir()
-            raise
-        return _evaluate(judged, config, options, out)
-
-
-def is_first_process() -> bool:
-    """Whether this process is rank 0, which writes the results; known before the process group exists."""
-    return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]  # Lightning sets it
-
-
-def _example(one: Judging) -> torch.Tensor:
-    return torch.zeros(1, 3, one.data.image_size, one.data.image_size)
-
-
-def _check_page(config: EvaluateConfig) -> None:
-    if config.report_images < 0:
-        raise InputError(f"report_images must be at least 0; got {config.report_images}")
-    labels = [label for label, _, _ in explainer_specs(config.explainers)]
-    if missing := [label for label in config.figure if label not in labels]:
-        raise InputError(f"figure: {missing[0]!r} is not among the explainers ({', '.join(labels)})")
-    if config.figure and "intrinsic" not in labels:
-        raise InputError("figure: shows every run's own map, so that explainers must have intrinsic")
-    if config.figure and not config.report_images:
-        raise InputError("figure: shows images of the page, so that report_images must be at least 1")
-
-
-def _evaluate(judged: Sequence[Judging], config: EvaluateConfig, options: dict[str, Any], out: Path | None) -> Path:
-    compared: list[Compared] = []
-    galleries: dict[str, Gallery] = {}
-    for one in judged:
-        trainer = _run(one, judged, config, options)
-        if trainer.is_global_zero:
-            galleries[one.name] = gallery_of(one.model, one.data)
-            compared.append(_compared(one, galleries[one.name]))
-            images = _write_page([one], compared[-1:], one.results, config, galleries)
-            shutil.rmtree(one.results / "local", ignore_errors=True)  # of other images or weights
-            write_local(images, one.results / "local")
-            log_results(trainer.loggers, compared[-1].tables.rows)
-            log_map_table(trainer.loggers, images)
-            for key in ("local", "parts"):
-                log_pictures(trainer.loggers, key, sorted((one.results / key).glob("*.jpg")))
-            print(text_table(compared[-1].tables.rows))
-        close(trainer.loggers)
-    report = (judged[0].results if out is None else out) / "report.html"
-    if compared:
-        if out is not None:
-            rows = [{"run": one.name, **row} for one in judged for row in read_prototypes(one.results).get("rows", [])]
-            write_comparison(compared, rows, out / "results.json")
-            _write_page(judged, compared, out, config, galleries)
-        print(f"report: {report}")
-    return report
-
-
-def _run(one: Judging, judged: Sequence[Judging], config: EvaluateConfig, options: Mapping[str, Any]) -> pl.Trainer:
-    """Judge one model in Lightning's test loop; returns the trainer."""
-    seed_everything(config.seed)
-    # The digest is of the weights in memory: if a training is running, the file may hold another epoch by now.
-    work = [weights_digest(one.model), getattr(one.model, "classes", ()), one.config.get("model"), one.transform]
-    digest = hashlib.sha256(json.dumps(work, sort_keys=True, default=str).encode()).hexdigest()
-    callback = ExplanationEvaluation(
-        config,
-        folder=one.results,
-        provenance=Provenance(one.name, one.selection, one.seed),
-        weights_and_transform=digest,
-    )
-    own = one.folder is not None and one.results == one.folder / "evaluation"
-    trainer = make_trainer(
-        default_root_dir=one.results,
-        logger=make_loggers(
-            config.logger,
-            (one.folder if own else one.results) if is_first_process() else None,
-            group=one.config.get("experiment", one.name),
-            job="evaluate",
-        ),
-        callbacks=[callback, PrototypeEvaluation(config.prototype_metrics, one.results, digest)],
-        use_distributed_sampler=False,
-        **{"enable_progress_bar": False, **options},
-    )
-    if one is judged[0]:  # all checks have passed
-        tell_data(*(other.data for other in judged))
-    module = one.model if isinstance(one.model, InterpModule) else Judged(one.model)
-    trainer.test(module, one.data, verbose=False)
-    return trainer
-
-
-def _compared(one: Judging, gallery: Gallery) -> Compared:
-    """The summary, tables and pictures of a judged model, for its page."""
-    path = None if one.folder is None else one.folder / "metrics.json"
-    metrics = json.loads(path.read_text()) if path is not None and path.is_file() else {}
-    tables, classes = read_tables(one.results), one.data.classes
-    images = tables.per_image.drop_duplicates("index")
-    right = float((images["prediction"] == images["label"]).mean()) if one.knows_labels else None
-    summary = RunSummary(
-        name=one.name,
-        model=one.described,
-        dataset=type(one.data.test_images).__name__ if not one.config else one.config["data"]["dataset"]["name"],
-        accuracy=metrics.get("test/acc"),
-        n=int(metrics.get("test/n", 0)),
-        accuracy_judged=right,
-        n_judged=len(images),
-        seed=one.seed,
-        selection=one.selection,
-    )
-    named = classes if one.knows_labels else ()
-
-    def class_name(label: int) -> str:
-        return "?" if label < 0 else named[label] if named else f"class {label}"
-
-    return Compared(summary, tables, class_name, shown_by(one.model, one.data, gallery))
-
-
-def _write_page(
-    judged: Sequence[Judging],
-    compared: Sequence[Compared],
-    folder: Path,
-    config: EvaluateConfig,
-    galleries: Mapping[str, Gallery],
-) -> list[ImageView]:
-    """Write the page of one or several models and the pictures beside it; returns the images that it shows."""
-
-    def prototypes(images: Sequence[ImageView]) -> list[Any]:
-        views = [prototypes_shown(o.name, o.model, o.data, o.results, images, galleries[o.name]) for o in judged]
-        return [view for view in views if view is not None]
-
-    images = write_page(compared, folder / "report.html", config.report_images, prototypes=prototypes)
-    of_parts = [(one.name, one.model, one.data) for one in judged if isinstance(one.model, PartModel)]
-    shutil.rmtree(folder / "parts", ignore_errors=True)
-    if of_parts:
-        names = list(dict.fromkeys(view.label for view in images))[:FIGURE_ROWS]
-        write_part_sheets(of_parts, [judged[0].data.classes.index(name) for name in names], folder / "parts")
-    (folder / "figure.png").unlink(missing_ok=True)
-    if config.figure and images:
-        write_figure(images, [one.summary for one in compared], config.figure, folder / "figure.png")
-    return images
+    options = check_evaluation(config)
+    others = [build_network(network_config(item)) for item in (*config.networks, *networks)]
+    return evaluate_models(_judged(folders, others, config), config, options)
 
 
 def _changes(config: EvaluateConfig | EnsembleConfig) -> dict[str, Any]:

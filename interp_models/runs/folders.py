@@ -33,25 +33,6 @@ def run_folder(config: TrainConfig, resume: Path | None = None) -> Path | None:
     return empty_folder(config.out, f"runs are never overwritten (resume={config.out} goes on with it)")
 
 
-@rank_zero_only
-def folder_of_several(out: str | None, kind: str) -> Path | None:
-    """Make and return the folder of a comparison or an ensemble: `out`, or runs/<kind>/<n>.
-
-    Args:
-        out: the folder to make.
-        kind: `comparisons` or `ensembles`.
-
-    Returns:
-        The folder on rank 0; None on other ranks.
-
-    Raises:
-        InputError: if `out` already holds files or cannot be made.
-    """
-    if out is None:
-        return new_folder(Path("runs") / kind)
-    return empty_folder(out, f"{kind} are never overwritten")
-
-
 def run_name(run: Path) -> str:
     """The name of a run in tables: the names of its parent folder and its own, usually `<experiment>/<seed>-<n>`."""
     path = run.resolve()

@@ -161,8 +161,8 @@ def test_one_run_folder(two_processes: Path) -> None:
 
 def test_evaluation(bcnn_run: Path, odd_cub: Path, tmp_path: Path) -> None:
     from interp_models.config.loading import check, override
+    from interp_models.evaluation.config import EvaluateConfig
     from interp_models.runs import evaluate
-    from interp_models.runs.config import EvaluateConfig
 
     alone, together = (copy_run(bcnn_run, tmp_path / name / "tiny" / "run") for name in ("alone", "together"))
     plan = [*PLAN, f"dataset.root={odd_cub}"]

@@ -111,6 +111,17 @@ def test_images_of_any_form(kind: str) -> None:
     np.testing.assert_allclose(values(found, "gradcam", "iauc"), values(expected, "gradcam", "iauc"), atol=1e-5)
 
 
+def test_labels_of_other_classes_than_the_models_are_refused() -> None:
+    pairs = TensorDataset(pictures(), torch.arange(7) % 2)
+    pairs.classes = list("abcd")  # type: ignore[attr-defined]
+    found = judge(network(), pairs, ["gradcam"], target="label", **QUICK)
+    assert found.classes == tuple("abcd")
+    pairs.classes = list("ab")  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="target 'label': the images have 2 classes, and the model has 4"):
+        judge(network(), pairs, ["gradcam"], target="label", **QUICK)
+    assert judge(network(), pairs, ["gradcam"], **QUICK).classes == ()
+
+
 def test_a_folder_of_files_is_prepared_as_timm_says(tmp_path: Path) -> None:
     pixels = (pictures(3, 48).permute(0, 2, 3, 1) * 255).byte().numpy()
     for number, picture in enumerate(pixels):
@@ -241,6 +252,7 @@ def test_images_are_drawn_by_seed() -> None:
         ({"preset": "gomez"}, "unknown preset 'gomez'"),
         ({"target": "label"}, "needs labels, and the images have none"),
         ({"target": 9}, "target 9 is out of range"),
+        ({"classes": ["a", "b"]}, "classes: 2 names are given, and the model has 4 classes"),
         ({"normalize": "imagnet"}, "normalize must be auto"),
         ({"grid": (7,)}, "grid must be"),
         ({"labels": torch.zeros(2, dtype=torch.long)}, "labels must be 7 whole numbers"),

@@ -13,7 +13,7 @@ from PIL import Image
 from interp_models import EXPLAINERS, probabilities
 from interp_models.core.classifier import Classifier
 from interp_models.core.errors import InputError
-from interp_models.evaluation.networks import build_network, network_config
+from interp_models.runs.networks import build_network, network_config
 from tests.conftest import Script, copy_run
 
 PLAN = [

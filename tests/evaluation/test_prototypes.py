@@ -18,13 +18,13 @@ from interp_models import PROTOTYPE_METRICS, load
 from interp_models.config.loading import check, override
 from interp_models.data.module import DataModule
 from interp_models.evaluation import prototypes as prototype_evaluation
+from interp_models.evaluation.config import EvaluateConfig
 from interp_models.metrics.prototype_base import Found
 from interp_models.prototypes.boxes import activation_boxes
 from interp_models.prototypes.search import nearest_patches
 from interp_models.report import gallery, visual
 from interp_models.runs import evaluate
 from interp_models.runs.building import build_data
-from interp_models.runs.config import EvaluateConfig
 from interp_models.runs.loading import run_config
 from tests.conftest import QUICK_EVALUATION, TINY, Cub, copy_run, fit, tiny_config
 from tests.data.make_cub import make_cub

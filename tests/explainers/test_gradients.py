@@ -205,7 +205,7 @@ def test_the_combination_papers_rule_at_any_named_activation(in_place):
 )
 def test_functions_without_a_rule_are_refused_beside_a_relu(other):
     net = ByHand(lambda x: other(x).relu()).double()
-    with pytest.raises(InputError, match="is an activation, which guided has no rule for"):
+    with pytest.raises(InputError, match="is an activation that guided has no rule for"):
         GuidedBackprop(net).attribute(images(), 1)
 
 
@@ -223,7 +223,7 @@ def test_refusals():
     with pytest.raises(InputError, match="unknown activation of Sequential: 'SELU'"):
         GuidedBackprop(smooth_net(), activations=["SELU"]).attribute(images())
     linear = nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).double()
-    with pytest.raises(InputError, match="Sequential has no ReLU, which deconvnet is about"):
+    with pytest.raises(InputError, match="Sequential has no ReLU to apply deconvnet to"):
         Deconvnet(linear).attribute(images())
 
     class Cut(nn.Module):

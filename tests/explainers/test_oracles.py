@@ -128,9 +128,9 @@ def test_layers_by_name():
     torch.testing.assert_close(maps, signed.detach().float())
     with pytest.raises(ValueError, match="unknown layer 'feature'; did you mean 'features'"):
         GradCAM(net, layer="feature").attribute(images)
-    with pytest.raises(ValueError, match="layer Linear gives no map of features"):
+    with pytest.raises(ValueError, match="layer Linear gives no feature map"):
         GradCAM(net, layer="head").attribute(images)
-    with pytest.raises(ValueError, match="no layer of Sequential gives a map of features"):
+    with pytest.raises(ValueError, match="no layer of Sequential gives a feature map"):
         GradCAM(nn.Sequential(nn.Flatten(), nn.Linear(192, 3))).attribute(images.float())
 
 

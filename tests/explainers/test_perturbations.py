@@ -366,7 +366,7 @@ def test_bad_options():
     ):
         with pytest.raises(InputError, match=message.replace("²", ".")):
             make()
-    with pytest.raises(InputError, match="13 cells a side are more than images of"):
+    with pytest.raises(InputError, match="cells must be at most the side of the images; got 13 for images of"):
         LIME(net(), cells=13).attribute(images())
 
 

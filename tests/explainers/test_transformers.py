@@ -164,7 +164,7 @@ def test_heads_apart_and_mass():
                 if sum(expected) < mass * sum(whole) - 1e-7:
                     expected[patch] = whole[patch]
             assert kept == pytest.approx(expected, abs=1e-7)
-    for options, why in (({"head": 3}, "there are heads 0 to 2"), ({"mass": 0.0}, "mass must be above 0")):
+    for options, why in (({"head": 3}, "head must be from 0 to 2; got 3"), ({"mass": 0.0}, "mass must be above 0")):
         with pytest.raises(ValueError, match=why):
             EXPLAINERS.build("cls_attention", options, model=net).attribute(x)
 
@@ -250,9 +250,9 @@ def test_class_activation_maps_read_tokens_as_a_grid(name):
 @pytest.mark.parametrize(
     ("name", "options", "why"),
     [
-        ("test_vit", {"global_pool": "avg"}, "decides by its tokens' 'avg' pool"),
-        ("beit_base_patch16_224", {}, "decides by its tokens' 'avg' pool"),
-        ("eva02_tiny_patch14_224", {}, "decides by its tokens' 'avg' pool"),
+        ("test_vit", {"global_pool": "avg"}, "classifies by its tokens' 'avg' pool"),
+        ("beit_base_patch16_224", {}, "classifies by its tokens' 'avg' pool"),
+        ("eva02_tiny_patch14_224", {}, "classifies by its tokens' 'avg' pool"),
         ("xcit_nano_12_p16_224", {}, "holds no vision transformer"),
         ("cait_xxs24_224", {}, "holds no vision transformer"),
         ("convit_tiny", {}, "holds no vision transformer"),
@@ -285,7 +285,7 @@ def test_channels_last_are_refused():
 
 def test_layers_that_give_no_cells_are_refused():
     net = vit().float()
-    with pytest.raises(ValueError, match=r"gives no map of features \(B, C, h, w\) of images of 64 × 96"):
+    with pytest.raises(ValueError, match=r"gives no feature map \(B, C, h, w\) for images of 64 × 96"):
         EXPLAINERS.build("gradcam", {"layer": "blocks.1.attn.q_norm"}, model=net).attribute(images().float(), 1)
 
 
@@ -309,7 +309,7 @@ class Mirrored(nn.Module):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_two_passes_for_one_decision_are_refused(name):
-    with pytest.raises(NotApplicable, match=r"passed 2 times for one decision"):
+    with pytest.raises(NotApplicable, match=r"ran 2 times for one prediction; expected once"):
         EXPLAINERS.build(name, model=Mirrored(vit().float())).attribute(images().float(), 1)
 
 

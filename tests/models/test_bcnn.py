@@ -45,7 +45,7 @@ def test_class_decomposition_sums_to_the_logit():
     features, maps = output.aux["features"].clone(), output.maps
     features[:, :, 1, 2] = 0
     pooled = bilinear_attention_pool(features, maps)
-    logit = torch.einsum("bnc,nc->b", pooled, net.weight_by_part[0]) + net.head.bias[0]
+    logit = torch.einsum("bnc,nc->b", pooled, net.head_weights[0]) + net.head.bias[0]
     torch.testing.assert_close(output.logits[:, 0] - logit, whole[:, 1, 2], rtol=1e-4, atol=1e-6)
 
 

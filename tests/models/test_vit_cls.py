@@ -145,8 +145,8 @@ def test_weights_of_another_size_of_images(tmp_path):
 
 
 BAD = {
-    "it is no vision transformer for images of any size": {"backbone": "resnet18"},
-    "decides by its tokens' 'avg' pool, not by the class token": {"backbone": "vit_small_patch16_dinov3"},
+    "it is not a vision transformer for images of any size": {"backbone": "resnet18"},
+    "classifies by its tokens' 'avg' pool, not by the class token": {"backbone": "vit_small_patch16_dinov3"},
     "holds no vision transformer of timm with a class token": {"backbone": "vit_wee_patch16_reg1_gap_256"},
     "unknown timm model 'vit_smal_patch16_224'": {"backbone": "vit_smal_patch16_224"},
     "model.layer_decay must be above 0 and at most 1": {"layer_decay": 1.5},
@@ -170,5 +170,5 @@ def test_images_that_are_no_whole_patches(script: Script, tiny_cub: Cub, tmp_pat
     config["data"]["image_size"] = 70
     outcome = script("train", write_config(tmp_path / "c.yaml", config))
     assert outcome.code == 2
-    assert "images of 70 × 70 pixels are not whole patches of 16 × 16" in outcome.err
+    assert "images of 70 × 70 pixels are not a whole number of patches of 16 × 16" in outcome.err
     assert not (tmp_path / "run").exists()

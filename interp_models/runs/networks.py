@@ -2,22 +2,20 @@
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from interp_models.core.classifier import Classifier
 from interp_models.core.errors import InputError, first_line
 from interp_models.core.plugins import import_plugins
 from interp_models.core.schema import parse
 from interp_models.core.written import PathText
+from interp_models.evaluation.normalisation import data_config, statistics
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Mean and standard deviation per channel of ImageNet; most ImageNet models and timm's default use them."""
 FORMS = "timm:NAME, package.module:function or FILE.py:function"
 
 
@@ -100,41 +98,6 @@ def build_network(config: NetworkConfig) -> Network:
     return Network(name, model, size, {**transform, **known}, described)
 
 
-def data_config(network: nn.Module) -> dict[str, Any]:
-    """timm's data config of a network; missing entries get timm's defaults."""
-    from timm.data.config import resolve_model_data_config
-
-    found = dict(resolve_model_data_config(network))  # type: ignore[no-untyped-call]
-    if found["crop_mode"] not in ("center", "squash"):
-        raise InputError(f"crop_mode {found['crop_mode']!r} of timm's data config is not supported")
-    return found
-
-
-def statistics(normalize: Any, about: Mapping[str, Any]) -> tuple[Sequence[float], Sequence[float]] | tuple[None, None]:
-    """Resolve `normalize` to mean and standard deviation per channel; (None, None) means no normalisation.
-
-    Args:
-        normalize: `auto`, `imagenet`, `none`, None, or a pair of sequences of numbers.
-        about: timm's data config, used for `auto`.
-
-    Raises:
-        InputError: for any other value.
-    """
-    if normalize in (None, "none"):
-        return None, None
-    if normalize == "auto":
-        return about["mean"], about["std"]
-    if normalize == "imagenet":
-        return IMAGENET
-    try:
-        mean, std = ([float(value) for value in part] for part in normalize)
-    except (TypeError, ValueError):
-        raise InputError(f"normalize must be auto, imagenet, none or [mean, std]; got {normalize!r}") from None
-    if len(mean) != len(std):
-        raise InputError(f"normalize: mean and std must be of the same length; got {normalize!r}")
-    return mean, std
-
-
 def _of_timm(name: str, weights: str | None) -> nn.Module:
     import timm
 
@@ -185,9 +148,3 @@ def imported(name: str) -> Callable[[], Any]:
             raise InputError(f"{name} failed: {type(error).__name__}: {first_line(error)}") from error
 
     return call
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """The device of a model's weights; the CPU if it has none."""
-    tensor: Tensor | None = next(iter([*model.parameters(), *model.buffers()]), None)
-    return torch.device("cpu") if tensor is None else tensor.device

@@ -1,0 +1,85 @@
+"""How images are normalised for a network from elsewhere."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interp_models.core.classifier import Classifier, Output
+from interp_models.core.errors import InputError
+from interp_models.core.prepared import class_name
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation per channel of ImageNet; most ImageNet models and timm's default use them."""
+
+
+def classifier_of(model: nn.Module, normalize: Any, output: Output, *, from_files: bool) -> nn.Module:
+    """Wrap the model so that it normalises its images and returns logits; see `judge` for the arguments.
+
+    Returns:
+        A `Classifier`, or the model itself if it needs neither.
+
+    Raises:
+        InputError: for a torchvision model with tensors and `normalize="auto"`: torchvision does not say how its models
+            expect images to be normalised.
+    """
+    if isinstance(model, Classifier):
+        return model
+    family = type(model).__module__.split(".")[0]
+    of_timm = hasattr(model, "pretrained_cfg") or hasattr(model, "default_cfg")
+    if normalize == "auto":
+        if getattr(model, "unit_images", False):
+            normalize = None
+        elif family == "torchvision" and not from_files:
+            raise InputError(
+                f"{class_name(model)} of torchvision does not say how its images are normalised; pass "
+                "normalize='imagenet', (mean, std), or None if images have been normalised"
+            )
+        elif not of_timm:
+            normalize = "imagenet" if from_files else None
+    mean, std = statistics(normalize, data_config(model) if normalize == "auto" else {})
+    if mean is None and output is None:
+        return model
+    return Classifier(model, mean=mean, std=std, output=output).train(model.training).to(device_of(model))
+
+
+def data_config(network: nn.Module) -> dict[str, Any]:
+    """timm's data config of a network; missing entries get timm's defaults."""
+    from timm.data.config import resolve_model_data_config
+
+    found = dict(resolve_model_data_config(network))  # type: ignore[no-untyped-call]
+    if found["crop_mode"] not in ("center", "squash"):
+        raise InputError(f"crop_mode {found['crop_mode']!r} of timm's data config is not supported")
+    return found
+
+
+def statistics(normalize: Any, about: Mapping[str, Any]) -> tuple[Sequence[float], Sequence[float]] | tuple[None, None]:
+    """Resolve `normalize` to mean and standard deviation per channel; (None, None) means no normalisation.
+
+    Args:
+        normalize: `auto`, `imagenet`, `none`, None, or a pair of sequences of numbers.
+        about: timm's data config, used for `auto`.
+
+    Raises:
+        InputError: for any other value.
+    """
+    if normalize in (None, "none"):
+        return None, None
+    if normalize == "auto":
+        return about["mean"], about["std"]
+    if normalize == "imagenet":
+        return IMAGENET
+    try:
+        mean, std = ([float(value) for value in part] for part in normalize)
+    except (TypeError, ValueError):
+        raise InputError(f"normalize must be auto, imagenet, none or [mean, std]; got {normalize!r}") from None
+    if len(mean) != len(std):
+        raise InputError(f"normalize: mean and std must be of the same length; got {normalize!r}")
+    return mean, std
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of a model's weights; the CPU if it has none."""
+    tensor: Tensor | None = next(iter([*model.parameters(), *model.buffers()]), None)
+    return torch.device("cpu") if tensor is None else tensor.device
