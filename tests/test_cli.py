@@ -33,6 +33,7 @@ from interp_models.data.module import DataModule
 from interp_models.evaluation.config import EvaluateConfig
 from interp_models.metrics.prototype_base import PROTOTYPE_METRICS
 from interp_models.runs.config import TrainConfig
+from interp_models.runs.networks import NetworkConfig
 from interp_models.training import loggers
 from interp_models.training.config import LoggerConfig
 from tests.conftest import (
@@ -902,6 +903,11 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "metrics": METRICS,
     "prototype_metrics": PROTOTYPE_METRICS,
 }
+
+
+def test_help_on_networks_lists_the_keys_of_one(script: Script) -> None:
+    shown = script("evaluate", "--help", "networks").out.partition("Keys of a network:\n")[2].splitlines()
+    assert [line.split(":")[0].strip() for line in shown] == keys_of(NetworkConfig)
 
 
 @pytest.mark.parametrize(

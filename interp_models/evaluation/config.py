@@ -52,7 +52,7 @@ class EvaluateConfig(ExplanationConfig):
     """Checkpoint of each run: `best` validation epoch or `last` epoch."""
     networks: ListOfOptions = field(default_factory=list)
     """Networks that were not trained here, judged beside the runs: `timm:NAME`, `package.module:function`,
-    `FILE.py:function`, or keys and values (see `runs.networks.NetworkConfig`)."""
+    `FILE.py:function`, or keys and values (`--help networks` lists them)."""
     out: PathText | None = None
     """Folder of the results. The default (null) is RUN/evaluation for one run, runs/networks/<name> for one other
     network, and a new folder runs/comparisons/<n> for the comparison of several."""
