@@ -1,8 +1,8 @@
-"""The heads of BR-NPA, DP-Net and B-CNN's forms, ÷ the backbone's training step, as in `bap`; the attention of ViT CLS
-beside its pass; and DP-Net's epochs on stored features, ÷ those on images.
+"""Time of heads of attention models, of the class token's attention, and of DP-Net's epochs on stored features.
 
-An epoch is its training steps and its validation, without what comes before and after it, by Lightning, as
-`train.py` has it. Epochs on images pass the frozen backbone without gradients.
+Heads of BR-NPA, DP-Net, WS-DAN and CAL ÷ the backbone's training step, as in `bap`. A ViT-S/16 with its class token's
+attention ÷ without. An epoch of DP-Net on stored features ÷ an epoch on images: the training steps and the validation
+of one epoch by Lightning, as `train.py` runs them. On images the frozen backbone runs without gradients.
 """
 
 import tempfile
@@ -33,7 +33,7 @@ EIGHT: dict[str, Any] = {"n_maps": 8, "crop_drop": False}
 
 
 def heads(images: Tensor, classes: int, args: Any) -> list[Row]:
-    """Every head at the network's own stride, BR-NPA at a stride of 8, too."""
+    """Every head at the network's own stride; BR-NPA also at a stride of 8."""
     rows: list[Row] = []
     for what, cls, options in (
         ("BR-NPA", BRNPA, {}),
@@ -48,7 +48,7 @@ def heads(images: Tensor, classes: int, args: Any) -> list[Row]:
 
 
 def capture(images: Tensor, args: Any) -> Timing:
-    """A ViT-S/16's pass with the rows of its class token, ÷ one without."""
+    """A pass of a ViT-S/16 that records the class token's attention ÷ a pass that does not."""
     size = (images.shape[2], images.shape[3])
     vit: Any = timm.create_model("vit_small_patch16_224", img_size=size).eval()
 
@@ -68,11 +68,11 @@ class EpochTimes(pl.Callback):
         self.seconds: list[float] = []
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Begin."""
+        """Start the clock."""
         self.start = time.perf_counter()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """End."""
+        """Stop the clock."""
         self.seconds.append(time.perf_counter() - self.start)
 
 
@@ -96,7 +96,7 @@ def epochs(dataset: dict[str, Any], size: int, workers: int, cache: Path | None,
 
 
 def of_features(dataset: dict[str, Any], args: Any) -> Timing:
-    """Epochs on features and on images, training by training; the first one of each is left out."""
+    """Epochs on features ÷ epochs on images, one pair of trainings after the other, without their first epochs."""
     pairs = []
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(args.epoch_pairs):
@@ -109,10 +109,10 @@ def of_features(dataset: dict[str, Any], args: Any) -> Timing:
 def main(argv: Sequence[str] | None = None) -> Path:
     """Measure and write the results."""
     p = parser(__doc__)
-    p.add_argument("--classes", type=int, default=200)
-    p.add_argument("--cub", help="folder of CUB-200-2011 for epochs; without it they are of drawn birds")
+    p.add_argument("--classes", type=int, default=200, help="classes of the heads")
+    p.add_argument("--cub", help="folder of CUB-200-2011 for the epochs; default: drawn birds")
     p.add_argument("--workers", type=int, default=0, help="processes that load images")
-    p.add_argument("--epoch-pairs", type=int, default=3, help="trainings on images and on features")
+    p.add_argument("--epoch-pairs", type=int, default=3, help="pairs of trainings, on images and on features")
     p.set_defaults(count=16)
     args = parse(p, "attention_models", argv)
     quiet()

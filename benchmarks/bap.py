@@ -1,7 +1,7 @@
-"""Bilinear attention pooling and its classifier alone, ÷ the backbone's training step.
+"""Time of a training step of B-CNN's head ÷ a training step of the backbone.
 
-The head gets the features: attention, pooling, classifier and loss, forward, and backward to its parameters and to the
-features. The floor is the forward pass of the backbone on the images, and its backward pass from a given gradient.
+The head starts from given features: attention, pooling, classifier and loss, then backward to its parameters and to the
+features. The floor is a forward pass of the backbone on the images and its backward pass from a given gradient.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ from interp_models.training.module import InterpModule
 
 
 class Given(nn.Module):
-    """Stands for a backbone; gives features that are there already."""
+    """Replaces a backbone: returns given features for any images."""
 
     def __init__(self, features: Tensor) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Given(nn.Module):
 
 
 def steps(model: InterpModule, images: Tensor) -> tuple[Work, Work]:
-    """The head's and the backbone's part of a training step; takes the backbone out of the model."""
+    """The head's part and the backbone's part of a training step. Replaces the model's backbone by `Given`."""
     model.train()
     backbone: nn.Module = model.get_submodule("backbone")
     targets = torch.arange(len(images)) % model.num_classes
@@ -70,9 +70,10 @@ def steps(model: InterpModule, images: Tensor) -> tuple[Work, Work]:
 def timing(
     name: str, model: InterpModule, images: Tensor, pairs: int, seconds: float, clock: str
 ) -> list[Timing | Value]:
-    """The ratio, and the milliseconds of both parts.
+    """The ratio of head and backbone, and the milliseconds of each.
 
-    The head is so much shorter that it runs several times per measurement, and its time is divided by that.
+    The head is much shorter than the backbone, so it runs several times per measurement; its time is divided by their
+    number.
     """
     head, trunk = steps(model, images)
     share = flops(head) / flops(trunk)
@@ -94,7 +95,7 @@ def timing(
 def main(argv: Sequence[str] | None = None) -> Path:
     """Measure and write the results."""
     p = parser(__doc__)
-    p.add_argument("--classes", type=int, default=200)
+    p.add_argument("--classes", type=int, default=200, help="classes of the classifier")
     p.set_defaults(count=16)
     args = parse(p, "bap", argv)
     images, described = load_images(args)

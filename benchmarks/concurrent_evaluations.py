@@ -1,11 +1,11 @@
-"""Whether two evaluations of one run that are started together leave whole and right tables.
+"""Whether two evaluations of one run at the same time leave complete and right tables.
 
 python -m benchmarks.concurrent_evaluations --root ../CUB --pairs 20
 
-A short training of B-CNN on CUB is evaluated by two commands, each alone. Then both are started on a fresh copy of the
-run, the second after a random delay; in a second series one of the two is killed (SIGKILL) at a random moment. Counted
-are the folders whose tables, values per image and maps equal, exactly, those of one of the commands alone, and those
-that do so after the first command is repeated.
+A short training of B-CNN on CUB is evaluated by two commands, each alone. Then both start on a fresh copy of the run,
+the second after a random delay. In a second series one of the two is killed (SIGKILL) at a random moment. Two kinds of
+folders are counted: those whose table, values per image and maps equal exactly those of one command alone, and those
+for which this holds after the first command is repeated.
 """
 
 import random
@@ -25,14 +25,14 @@ PLANS = (
     ["explainers=[intrinsic, {name: rise, masks: 24}]", *COMMON],
     ["explainers=[{name: rise, masks: 20}, fakecam]", *COMMON],
 )
-"""What the two commands judge."""
+"""Overrides of the two commands."""
 
 
 SERIES = ("both", "killed")
 
 
 def measure(root: str, pairs: int, seed: int, series: Sequence[str] = SERIES) -> list[Row]:
-    """All rows."""
+    """All rows of both series."""
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -88,9 +88,15 @@ def _succeeds(code: int | None, log: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> Path:
     """Measure and write `concurrent_evaluations.json`."""
     p = plain_parser(__doc__)
-    p.add_argument("--root", required=True, help="CUB-200-2011, or a part of it")
-    p.add_argument("--pairs", type=int, default=20)
-    p.add_argument("--series", nargs="+", choices=SERIES, default=SERIES, help="both go on, or one is killed")
+    p.add_argument("--root", required=True, help="folder of CUB-200-2011, or of a part of it")
+    p.add_argument("--pairs", type=int, default=20, help="pairs of evaluations in each series")
+    p.add_argument(
+        "--series",
+        nargs="+",
+        choices=SERIES,
+        default=SERIES,
+        help="`both`: neither is killed; `killed`: one of the two is",
+    )
     args = p.parse_args(argv)
     args.command = f"python -m benchmarks.concurrent_evaluations --root FOLDER --pairs {args.pairs}"
     return write("concurrent_evaluations", args, "CUB-200-2011", measure(args.root, args.pairs, args.seed, args.series))

@@ -1,4 +1,4 @@
-"""Explainers on EfficientNet-Lite0 with its ImageNet weights, ÷ the passes that their definition needs."""
+"""Time of explainers on EfficientNet-Lite0 with ImageNet weights ÷ the passes that their definitions need."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -28,7 +28,7 @@ from interp_models.models.cnn import CNN
 
 
 def timings(bench: Bench, masks: int, batch: int | None = None) -> list[Timing]:
-    """Every explainer on the model of the bench."""
+    """One row per explainer, on the model of the bench."""
     one = "1 pass"
     cases: list[tuple[str, str, dict[str, int | None], str, int | None]] = [
         ("Grad-CAM", "gradcam", {}, f"{one}; the backward pass through pool and classifier is on top", None),
@@ -40,13 +40,13 @@ def timings(bench: Bench, masks: int, batch: int | None = None) -> list[Timing]:
     rows = []
     for what, name, options, floor, passes in cases:
         explainer: Explainer = EXPLAINERS.build(name, options, model=bench.model)
-        explainer.preparation = "none"  # for copies see posthoc
+        explainer.preparation = "none"  # prepared copies are measured in `posthoc`
         rows.append(bench.compare(what, floor, partial(explainer.attribute, bench.images), passes))
     return rows
 
 
 def self_explaining(bench: Bench) -> list[Timing]:
-    """What a B-CNN itself explains, by kind."""
+    """One row per kind of B-CNN's own maps."""
     assert isinstance(bench.model, BCNN)
     rows = []
     for kind in bench.model.explanations:
@@ -57,7 +57,7 @@ def self_explaining(bench: Bench) -> list[Timing]:
 
 
 def rise_of_size(masks: int) -> Work:
-    """RISE of one image on a tiny model."""
+    """RISE with so many masks, of one image on a tiny model."""
     torch.manual_seed(0)
     explainer: Explainer = EXPLAINERS.build("rise", {"masks": masks}, model=tiny_model())
     return partial(explainer.attribute, torch.rand(1, 3, 224, 224))

@@ -1,6 +1,6 @@
-"""Faithfulness metrics on timm's EfficientNet-Lite0 with its ImageNet weights, ÷ the passes that they make.
+"""Time of faithfulness metrics on timm's EfficientNet-Lite0 with ImageNet weights ÷ the passes that they make.
 
-Curves and masked confidence are given the clean score, as an evaluation has it; `all metrics` computes it too.
+Curves and masked confidence are given the clean score, as in an evaluation. `all metrics` includes its computation.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ from interp_models.metrics.perturbation import curve, gaussian, ranks, score_all
 
 
 def timings(bench: Bench, grid: int, batch: int | None = None) -> list[Timing]:
-    """Every metric on random maps of grid × grid cells, and all of them by the model's prepared copy."""
+    """One row per metric on random maps of grid × grid cells, then the same with the model's prepared copy."""
     plain = works(bench.images, probabilities(bench.model), grid, batch)
     rows = [bench.compare(what, f"{floor}, T = {grid**2}", work) for what, (floor, work) in plain.items()]
     prepared = works(bench.images, probabilities(prepare(bench.model, bench.images)), grid, batch)
@@ -41,12 +41,12 @@ def timings(bench: Bench, grid: int, batch: int | None = None) -> list[Timing]:
         assert row.passes is not None
         passes = round(row.passes * len(bench.images))
         copy = bench.compare(f"{row.what}, prepared", f"{floor}, T = {grid**2}", work, passes)
-        rows.append(replace(copy, passes=row.passes, flops=None))  # of fused kernels torch counts none
+        rows.append(replace(copy, passes=row.passes, flops=None))  # torch counts no FLOPs of fused kernels
     return rows
 
 
 def works(images: Tensor, score_fn: ScoreFn, grid: int, batch: int | None) -> dict[str, tuple[str, Work]]:
-    """What the floor counts, and the work, by name."""
+    """By name: what the floor counts, and the work."""
     maps = torch.rand(len(images), grid, grid, device=images.device)
     target = score_fn(images).argmax(dim=1)
     clean = score_all(score_fn, images, target)
@@ -75,7 +75,7 @@ def works(images: Tensor, score_fn: ScoreFn, grid: int, batch: int | None) -> di
 
 
 def curves_of_size(grid: int) -> Work:
-    """Deletion and insertion of 4 images in grid² steps, on a tiny model."""
+    """Deletion and insertion curves of 4 images in grid² steps, on a tiny model."""
     torch.manual_seed(0)
     images, maps = torch.rand(4, 3, 224, 224), torch.rand(4, grid, grid)
     metric = METRICS.get("deletion_insertion")(max_steps=grid**2)

@@ -1,16 +1,16 @@
-"""Everything on a GPU: does it work, does it give the CPU's numbers, what does it cost in time and memory.
+"""Runs everything on a GPU: does it work, does it equal the CPU, what does it cost in time and memory.
 
-python -m benchmarks.gpu                                  all of it, at most --deadline seconds
+python -m benchmarks.gpu                                  all of it, for at most --deadline seconds
 python -m benchmarks.gpu --sections agreement training    parts of it
 python -m benchmarks.gpu --device cpu --tiny              a rehearsal without a GPU
 
-Sections, in this order: `agreement` (explainers, metrics, prepared copies: against the CPU, float32 without TF32),
-`training` (a run of every model against the CPU's, resumed, and in bfloat16), `evaluation` (`evaluate.py`),
+Sections, in this order: `agreement` (explainers, metrics and prepared copies equal the CPU's, in float32 without TF32),
+`training` (a training of every model equals the CPU's, also resumed, and in bfloat16), `evaluation` (`evaluate.py`),
 `training_costs` (images/s beside the bare backbone), `judging_costs` (time ÷ floor of explainers and metrics),
-`compiled` (both, by torch.compile), `more_agreement` (explainers of the models that the first section left out).
-`--sections` gives another order.
-Weights are random, images are drawn, nothing is downloaded. An item that fails is recorded, and the rest goes on; the
-results are written after every item. Exit code 1 says that something failed or differs from the CPU.
+`compiled` (both with torch.compile), `more_agreement` (explainers of the models that the first section left out).
+`--sections` chooses sections and their order. Weights are random, images are drawn, nothing is downloaded. A failure is
+recorded and the other items go on. Results are written after every item. The exit code is 1 if something failed or
+differs from the CPU.
 """
 
 import re
@@ -41,14 +41,14 @@ SECTIONS = {
     "more_agreement": gpu_agreement.more_agreement,
 }
 FRAMES = 4
-"""Of a traceback, the last ones."""
+"""Lines of a traceback that are kept, from its end."""
 
 Item = tuple[str, Callable[[], Iterable[Row | Check]]]
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An item that did not come to its end."""
+    """An item that failed or took too long."""
 
     what: str
     error: str
@@ -57,31 +57,31 @@ class Failure:
 
 @dataclass
 class Found:
-    """What all items gave."""
+    """The results of all items."""
 
     rows: list[Row] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
-    """Items that there was no time for."""
+    """Items that were not run: time was up."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Of every item."""
+    """Seconds by item."""
     warnings: dict[str, list[str]] = field(default_factory=dict)
-    """What items warned of."""
+    """Warnings by item."""
 
     @property
     def wrong(self) -> list[Check]:
-        """Checks that are apart by more than their tolerance."""
+        """Checks whose difference is larger than their tolerance."""
         return [check for check in self.checks if not check.right]
 
 
 class OutOfTime(BaseException):
-    """An item has taken too long; no `except Exception` on its way hides it."""
+    """An item has taken too long. Not an `Exception`, so that no `except Exception` hides it."""
 
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Raise `OutOfTime` in the body after so many seconds."""
+    """Raises `OutOfTime` in the body after so many seconds."""
 
     def stop(*_: object) -> None:
         raise OutOfTime
@@ -96,13 +96,13 @@ def within(seconds: float) -> Iterator[None]:
 
 
 def run(items: Iterable[Item], end: float, longest: float, keep: Callable[[Found], object]) -> Found:
-    """Do the items in turn, each by itself: one that fails or takes too long leaves the rest alone.
+    """Run the items in turn. An item that fails or takes too long does not affect the others.
 
     Args:
-        items: name and work, which yields its rows one by one; what a failed one has given is kept.
-        end: of all, by `time.monotonic`.
-        longest: seconds of one item.
-        keep: is called after every item.
+        items: name and work. The work yields rows one by one; rows of an item that fails later are kept.
+        end: time at which all items must have ended, by `time.monotonic`.
+        longest: seconds that one item may take.
+        keep: called with the results after every item.
     """
     found = Found()
     for what, work in items:
@@ -110,9 +110,9 @@ def run(items: Iterable[Item], end: float, longest: float, keep: Callable[[Found
         if begin >= end:
             found.left.append(what)
             continue
-        told: list[warnings.WarningMessage] = []
+        caught: list[warnings.WarningMessage] = []
         try:
-            with warnings.catch_warnings(record=True) as told, within(min(longest, end - begin)):
+            with warnings.catch_warnings(record=True) as caught, within(min(longest, end - begin)):
                 warnings.simplefilter("default")
                 for row in work():
                     (found.checks if isinstance(row, Check) else found.rows).append(row)  # type: ignore[arg-type]
@@ -126,7 +126,7 @@ def run(items: Iterable[Item], end: float, longest: float, keep: Callable[[Found
             failure = found.failures[-1]
             print(f"FAILED {what}: {failure.error}\n{''.join(failure.trace)}", flush=True)
         found.seconds[what] = time.monotonic() - begin
-        if messages := list(dict.fromkeys(str(warning.message)[:300] for warning in told)):
+        if messages := list(dict.fromkeys(str(warning.message)[:300] for warning in caught)):
             found.warnings[what] = messages[:5]
         keep(found)
     keep(found)
@@ -146,11 +146,18 @@ def _line(row: Row | Check) -> str:
 def main(argv: Sequence[str] | None = None) -> tuple[Path, Found]:
     """Measure and write the results."""
     p = plain_parser(__doc__)
-    p.add_argument("--device", default="cuda")
-    p.add_argument("--tiny", action="store_true", help="a few items of each section, of the smallest size")
-    p.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION")
-    p.add_argument("--only", default="", metavar="REGEX", help="items whose names it is found in")
-    p.add_argument("--deadline", type=float, default=420.0, help="seconds for everything, but for the imports")
+    p.add_argument("--device", default="cuda", help="device of torch")
+    p.add_argument("--tiny", action="store_true", help="a few items of each section, at the smallest size")
+    p.add_argument(
+        "--sections",
+        nargs="+",
+        choices=SECTIONS,
+        default=list(SECTIONS),
+        metavar="SECTION",
+        help="sections in this order; default: all",
+    )
+    p.add_argument("--only", default="", metavar="REGEX", help="only items whose names match")
+    p.add_argument("--deadline", type=float, default=420.0, help="seconds for everything except the imports")
     p.add_argument("--longest", type=float, default=90.0, help="seconds for one item")
     args = parse(p, "gpu", argv)
     end = time.monotonic() + args.deadline
@@ -172,8 +179,8 @@ def main(argv: Sequence[str] | None = None) -> tuple[Path, Found]:
     for failure in found.failures:
         print(f"FAILED {failure.what}: {failure.error}")
     print(
-        f"{len(found.checks)} checks, {len(found.wrong)} wrong, {len(found.failures)} failed, {len(found.left)} left "
-        f"for want of time, {sum(found.seconds.values()):.0f} s"
+        f"{len(found.checks)} checks, {len(found.wrong)} wrong, {len(found.failures)} failed, "
+        f"{len(found.left)} not run (time was up), {sum(found.seconds.values()):.0f} s"
     )
     return keep(found), found
 

@@ -1,8 +1,9 @@
-"""Whether a device gives the CPU's numbers, for `benchmarks.gpu`: explainers, metrics, prepared copies, trainings.
+"""Checks of `benchmarks.gpu` that a device equals the CPU: explainers, metrics, prepared copies, trainings.
 
-Maps are apart by ‖a - b‖ / ‖b‖ over all of them, values by their largest difference. What amplifies rounding is asked
-in float64, where rounding is small. Of a training the first epoch's loss must agree closely, the last one's roughly:
-rounding grows from step to step. Random numbers do not explain a difference: ours are functions of keys.
+The difference of two sets of maps is ‖a - b‖ / ‖b‖ over all maps, that of values the largest difference. Methods that
+amplify rounding are checked in float64, where rounding is small. The loss of a training's first epoch must agree
+closely, that of later epochs roughly: rounding grows from step to step. Random numbers are the same on all devices:
+they are functions of keys.
 """
 
 import copy
@@ -21,8 +22,8 @@ import torchvision
 from torch import Tensor, nn
 
 from benchmarks.harness import Row, Value
-from benchmarks.prototype_interruptions import BACKBONE, SHARED
 from benchmarks.prototype_interruptions import MODELS as RECIPES
+from benchmarks.prototype_interruptions import SHARED
 from interp_models.config.loading import check
 from interp_models.core.errors import NotApplicable
 from interp_models.core.prepared import Prepared, prepare
@@ -39,41 +40,25 @@ from interp_models.nn.attention import find_transformer
 from interp_models.runs.config import TrainConfig
 
 CLASSES = 4
-SMALL: Mapping[str, dict[str, Any]] = {
-    "rise": {"masks": 12},
-    "opticam": {"steps": 4},
-    "kernelshap": {"samples": 8, "cells": 2},
-    "lime": {"samples": 6, "cells": 2},
-    "occlusion": {"window": 40, "stride": 24},
-    "smoothgrad": {"samples": 3},
-    "smoothgrad_squared": {"samples": 3},
-    "vargrad": {"samples": 3},
-    "smoothed_guided_backprop": {"samples": 3},
-    "integrated_gradients": {"steps": 3},
-    "integrated_guided_backprop": {"steps": 3},
-    "smoothed_integrated_gradients": {"samples": 2, "steps": 3},
-    "integrated_smoothgrad": {"samples": 2, "steps": 3},
-    "scorecam": {"layer": "layer1"},  # of the ResNet: fewer channels
-}
-"""Options that make an explainer fast."""
 AMPLIFIES = {"kernelshap", "lime", "occlusion", "opticam", "xgradcam"}
-"""Small differences of scores, Adam's steps and quotients by what is nearly 0 drown in float32's rounding. Asked in
-float64, where all of it is: Adam makes a whole step where a gradient is rounding, above its epsilon of 1e-8 in float32
-and far below in float64."""
+"""Explainers that amplify rounding, by small differences of scores, Adam's steps or quotients by nearly 0.
+
+They are checked in float64. Where a gradient is nothing but rounding, Adam makes a whole step in float32, where this
+gradient is above its epsilon of 1e-8, and none in float64."""
 FULLY = ("vit", "cnn")
-"""Models that all explainers are asked of at once, beside the first; of the others at the end."""
+"""Models that all explainers are checked on in `agreement`, after the first; `more_agreement` has the others."""
 EXACT = {"random", "fakecam", "gt_box", "gt_background"}
 MAPS, MAPS_64 = 2e-3, 1e-5
 SUPERPIXELS = 0.05
-"""Of lime and kernelshap: a few pixels between two segments may go to the other one."""
+"""Tolerance of lime and kernelshap: a few pixels between two segments may fall into the other one."""
 VALUES, VALUES_64 = 1e-2, 1e-5
 FIRST, LAST, BFLOAT16 = 2e-3, 5e-2, 5e-2
-"""Of losses, relative."""
+"""Relative tolerances of losses: of the first epoch, of later ones, and of the first in bfloat16."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """A result of a device beside the CPU's."""
+    """The difference of a device's result from the CPU's, with its tolerance."""
 
     what: str
     apart: float
@@ -81,13 +66,13 @@ class Check:
 
     @property
     def right(self) -> bool:
-        """Whether they agree; NaN never does."""
+        """Whether the results agree; False for NaN."""
         return self.apart <= self.tolerance
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is done, and where."""
+    """The device, and the models, methods and sizes that are run on it."""
 
     device: str
     seed: int = 0
@@ -95,28 +80,28 @@ class Sizes:
     explainers: tuple[str, ...] = tuple(EXPLAINERS.names())
     trainings: tuple[str, ...] = tuple(MODELS.names())
     judged: str = "protopnet"
-    """The trained model that is evaluated."""
+    """The model that is trained and evaluated."""
     lite: str = "tf_efficientnet_lite0"
     resnet: str = "resnet50"
     vit: str = "vit_small_patch16_224"
     side: int = 224
     batch: int = 128
-    """Images of a training step."""
+    """Images per training step."""
     images: int = 64
-    """That are explained at once."""
+    """Images that are explained at once."""
     batches: tuple[int, ...] = (32, 64, 128, 256)
-    """Among which the floor's best is looked for."""
+    """Batch sizes of the floor that are tried."""
     scale: int = 4
-    """Of `posthoc.cases`."""
+    """The scale of `posthoc.cases`."""
     grid: int = 7
     pairs: int = 3
     seconds: float = 0.1
     few: bool = False
-    """A few cases stand for all."""
+    """Whether a few cases are run instead of all."""
 
     @classmethod
     def tiny(cls, device: str, seed: int) -> "Sizes":
-        """Sizes of a rehearsal on a CPU, of seconds."""
+        """Sizes of a rehearsal that takes seconds on a CPU."""
         return cls(
             device, seed, subjects=("test_resnet", "protopnet"), trainings=("protopnet",),
             explainers=("gradcam", "guided_backprop", "random", "cls_attention"),
@@ -126,7 +111,12 @@ class Sizes:
 
 
 def tiny_model(name: str, seed: int = 1) -> nn.Module:
-    """A small network with statistics as after some training: one of ours, `resnet18`, `test_resnet` or `vit`."""
+    """A small network with statistics like those of a trained one.
+
+    Args:
+        name: one of our models, `resnet18`, `test_resnet` or `vit`.
+        seed: seed of weights and statistics.
+    """
     torch.manual_seed(seed)
     if name == "resnet18":
         model: nn.Module = torchvision.models.resnet18(weights=None, num_classes=CLASSES)
@@ -136,9 +126,9 @@ def tiny_model(name: str, seed: int = 1) -> nn.Module:
         model = timm.create_model(name, num_classes=CLASSES)
     else:
         model = MODELS.build(name, tiny_options(name), num_classes=CLASSES)
-        if name == "vit_cls":  # else timm stretches the position embedding in every pass, in float32
+        if name == "vit_cls":  # else timm resizes the position embedding in every pass, in float32
             model.get_submodule("backbone").set_input_size((64, 64))  # type: ignore[operator]
-        with torch.no_grad():  # a tree without a batch behind it gives all classes the same
+        with torch.no_grad():  # a tree that has seen no batch scores all classes alike
             model.observe(model.eval()(torch.rand(4, 3, 64, 64)), torch.arange(4))
             if name == "prototree":
                 model.leaves.mul_(100)
@@ -154,10 +144,11 @@ def tiny_model(name: str, seed: int = 1) -> nn.Module:
 
 
 def as_trained(vit: nn.Module) -> None:
-    """Give a random vision transformer what training gives: norms that shift and scale, blocks that do something.
+    """Change a random vision transformer to be like a trained one: norms shift and scale, blocks have larger weights.
 
-    As timm makes it, the norms' output has the mean 0 over its channels, and tokens have hardly a common direction: an
-    activation map is rounding, and so is what Eigen-CAM projects on. On a CPU float32 and float64 differ as much.
+    As timm makes it, the norms' output has mean 0 over the channels, and the tokens have hardly a common direction. An
+    activation map and the projection of Eigen-CAM are then nothing but rounding, which also differs between float32 and
+    float64 on one CPU.
     """
     with torch.no_grad():
         for module in vit.modules():
@@ -171,21 +162,18 @@ def as_trained(vit: nn.Module) -> None:
 
 @cache
 def placed(name: str, device: str, dtype: torch.dtype = torch.float32) -> Any:
-    """A tiny model somewhere, made once; explainers and metrics leave it as it is."""
+    """A tiny model on a device, made once; explainers and metrics do not change it."""
     return tiny_model(name).to(device, dtype)
 
 
 def tiny_options(name: str) -> dict[str, Any]:
-    """Options of one of our models that make it tiny."""
-    if name == "vit_cls":
-        return {"backbone": "test_vit", "weights": None, "drop_path": 0.0}
-    small = {"prototree": {"depth": 3, "channels": 4}, "protopnet": {"prototypes_per_class": 3, "channels": 8}}
-    return {**BACKBONE, **small.get(name, {})}
+    """The options that make one of our models small, as its class says, without random numbers of the device."""
+    return {**MODELS.get(name).small, **({"drop_path": 0.0} if name == "vit_cls" else {})}
 
 
 @cache
 def birds(count: int, size: int, seed: int) -> Found:
-    """Drawn birds with their ground truth, without maps; drawn once."""
+    """Drawn birds with labels and parts, without maps; drawn once."""
     drawn = PartBirds(split="test", image_size=size, seed=seed)
     samples = [drawn.load(number * 7 % len(drawn)) for number in range(count)]
     images = torch.stack([sample.image.as_subclass(Tensor) for sample in samples]).float() / 255
@@ -196,7 +184,7 @@ def birds(count: int, size: int, seed: int) -> Found:
 
 
 def apart(found: Tensor, expected: Tensor) -> float:
-    """‖found - expected‖ / ‖expected‖; infinite for other shapes.
+    """‖found - expected‖ / ‖expected‖; infinite if the shapes differ.
 
     >>> apart(torch.tensor([3.0, 0.0]), torch.tensor([4.0, 0.0]))
     0.25
@@ -208,7 +196,7 @@ def apart(found: Tensor, expected: Tensor) -> float:
 
 
 def furthest(found: Tensor, expected: Tensor) -> float:
-    """The largest difference of values, of those above 1 relative; infinite where only one of two is defined."""
+    """The largest difference of values, relative where they are above 1; infinite if only one of two is defined."""
     a, b = found.cpu().double(), expected.cpu().double()
     if a.shape != b.shape or not torch.equal(a.isnan(), b.isnan()):
         return float("inf")
@@ -217,7 +205,7 @@ def furthest(found: Tensor, expected: Tensor) -> float:
 
 
 def agreement(sizes: Sizes) -> Iterator[tuple[str, Callable[[], Iterable[Row | Check]]]]:
-    """Items of prepared copies, metrics, and explainers of a few models."""
+    """Items: prepared copies, metrics, and explainers of a few models."""
     first, *rest = sizes.subjects
     yield f"passes of {first}", partial(passes, first, sizes)
     for name in METRICS.names():
@@ -239,7 +227,7 @@ def agreement(sizes: Sizes) -> Iterator[tuple[str, Callable[[], Iterable[Row | C
 
 
 def more_agreement(sizes: Sizes) -> Iterator[tuple[str, Callable[[], Iterable[Row | Check]]]]:
-    """Items of all explainers on the other models."""
+    """Items: all explainers on the other models."""
     for subject in sizes.subjects[1:]:
         if subject not in FULLY:
             for name in sizes.explainers:
@@ -247,7 +235,7 @@ def more_agreement(sizes: Sizes) -> Iterator[tuple[str, Callable[[], Iterable[Ro
 
 
 def passes(subject: str, sizes: Sizes) -> Iterator[Check]:
-    """Logits, and those of prepared copies."""
+    """Checks of a model's logits and of those of its prepared copies."""
     images = birds(8, 64, sizes.seed).images
     model = tiny_model(subject)
     with torch.no_grad(), full_float32():
@@ -262,7 +250,7 @@ def passes(subject: str, sizes: Sizes) -> Iterator[Check]:
 
 
 def explained(name: str, subject: str, sizes: Sizes) -> Iterator[Check | Value]:
-    """Maps of given classes; refused must be what the CPU refuses."""
+    """Check of an explainer's maps of given classes; the device must refuse exactly what the CPU refuses."""
     dtype = torch.float64 if name in AMPLIFIES else torch.float32
     expected, there = (_maps(name, subject, device, dtype, sizes) for device in ("cpu", sizes.device))
     what = f"{name} of {subject}"
@@ -278,12 +266,12 @@ def explained(name: str, subject: str, sizes: Sizes) -> Iterator[Check | Value]:
 
 
 def _maps(name: str, subject: str, device: str, dtype: torch.dtype, sizes: Sizes) -> list[Tensor] | str:
-    """The maps, of a GPU twice, or why there are none."""
+    """The maps, on a GPU of two calls; or the reason why the explainer does not apply."""
     given = birds(3, 64, sizes.seed)
     boxes = torch.tensor([[8.0, 16.0, 40.0, 30.0]] * 3)
-    options = SMALL.get(name, {})
-    if name == "scorecam" and "resnet" not in subject:
-        options = {}
+    options = EXPLAINERS.get(name).small
+    if name == "scorecam" and "resnet" in subject:
+        options = {"layer": "layer1"}  # fewer channels
     try:
         explainer = EXPLAINERS.build(name, options, model=placed(subject, device, dtype))
         images = given.images.to(device, dtype)
@@ -294,7 +282,7 @@ def _maps(name: str, subject: str, device: str, dtype: torch.dtype, sizes: Sizes
 
 
 def own_maps(subject: str, sizes: Sizes) -> Iterator[Check]:
-    """Every kind of explanation of one of our models, what it measures, and its pictures' maps."""
+    """Checks of one of our models: every kind of own map, its measures, and the maps of its pictures."""
     given, found = birds(4, 64, sizes.seed), []
     for device in ("cpu", sizes.device):
         model = placed(subject, device)
@@ -312,7 +300,7 @@ def own_maps(subject: str, sizes: Sizes) -> Iterator[Check]:
 
 
 def metric(name: str, sizes: Sizes) -> Iterator[Check]:
-    """Values of random maps under every protocol."""
+    """Checks of a metric's values of random maps, under every preset."""
     given = birds(4, 64, sizes.seed)
     maps = torch.rand(4, 7, 7, generator=torch.Generator().manual_seed(0))
     for preset in PRESETS:
@@ -321,7 +309,7 @@ def metric(name: str, sizes: Sizes) -> Iterator[Check]:
             for device in ("cpu", sizes.device):
                 model: Any = tiny_model("test_resnet")
                 with torch.no_grad():
-                    model.fc.weight.mul_(20)  # scores that differ
+                    model.fc.weight.mul_(20)  # so that scores differ
                     score = probabilities(model.to(device, dtype))
                     images = given.images.to(device, dtype)
                     judge = METRICS.get(name)(preset=preset, max_steps=8).to(device)
@@ -334,7 +322,7 @@ def metric(name: str, sizes: Sizes) -> Iterator[Check]:
 
 
 def prototypes(name: str, subject: str, sizes: Sizes) -> Iterator[Check]:
-    """Values of every prototype."""
+    """Checks of a prototype metric's values of every prototype."""
     found = []
     for device in ("cpu", sizes.device):
         model = placed(subject, device)
@@ -348,18 +336,18 @@ def prototypes(name: str, subject: str, sizes: Sizes) -> Iterator[Check]:
 
 
 def training(sizes: Sizes) -> Iterator[tuple[str, Callable[[], Iterable[Row | Check]]]]:
-    """Items of trainings."""
+    """Items: one training of each model."""
     for name in sizes.trainings:
         yield f"training of {name}", partial(trained, name, sizes)
 
 
 def evaluation(sizes: Sizes) -> Iterator[tuple[str, Callable[[], Iterable[Row | Check]]]]:
-    """The item of the evaluation of a run."""
+    """One item: the evaluation of a run."""
     yield f"evaluation of {sizes.judged}", partial(evaluated, sizes.judged, sizes)
 
 
 def recipe(name: str) -> dict[str, Any]:
-    """Model and phases of a training of a few steps, whose last phase a resumed one adds."""
+    """Model and phases of a training of a few steps; the last phase is trained after resuming."""
     if name in RECIPES:
         config = copy.deepcopy(RECIPES[name])
         for phase in config["phases"]:
@@ -371,7 +359,7 @@ def recipe(name: str) -> dict[str, Any]:
             config["phases"].append({**config["phases"][1], "name": "more", "on_end": ["project"]})
         return config
     model = MODELS.build(name, tiny_options(name), num_classes=CLASSES)
-    # At 1e-2 B-CNN, whose square roots are steep at 0, diverges: float32 and float64 are 4 % apart there, on one CPU.
+    # B-CNN diverges at 1e-2, because its square roots are steep at 0: float32 and float64 differ by 4 % on one CPU.
     lrs = dict.fromkeys(model.parameter_groups(), 1e-4 if name in ("bcnn", "wsdan", "cal") else 1e-2)
     options = {"dpnet": {"complementary": 1.0, "covering": 0.1}}
     phases = [{"name": "train", "epochs": 1, "lrs": lrs}, {"name": "more", "epochs": 1, "lrs": lrs}]
@@ -379,7 +367,7 @@ def recipe(name: str) -> dict[str, Any]:
 
 
 def fit(folder: str, name: str, trainer: Mapping[str, Any], phases: Any, resume: Path | None = None) -> Path:
-    """Train one of our models for the phases, the first of `recipe` or all, into a folder."""
+    """Train one of our models for these phases, into a folder; returns the run."""
     from interp_models.runs import train
     from interp_models.runs.building import resolve
 
@@ -389,7 +377,7 @@ def fit(folder: str, name: str, trainer: Mapping[str, Any], phases: Any, resume:
 
 
 def trained(name: str, sizes: Sizes) -> Iterator[Check]:
-    """A run on the device that is resumed for its last phase, beside one of the CPU, and one in bfloat16."""
+    """Checks of a training on the device, resumed for its last phase, and of one in bfloat16, beside the CPU's."""
     there = {"accelerator": accelerator(sizes.device)}
     phases = recipe(name)["phases"]
     with TemporaryDirectory() as folder:
@@ -407,18 +395,18 @@ def trained(name: str, sizes: Sizes) -> Iterator[Check]:
 
 
 def accelerator(device: str) -> str:
-    """Lightning's name of a device."""
+    """Lightning's name of a device's accelerator."""
     return "gpu" if torch.device(device).type == "cuda" else "cpu"
 
 
 def losses(run: Path) -> list[float]:
-    """The training loss of every epoch of a run."""
+    """The training losses of a run by epoch."""
     with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
         return [float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")]
 
 
 def evaluated(name: str, sizes: Sizes) -> Iterator[Check]:
-    """`evaluate.py` of a run, by all explainers, metrics and prototype metrics, on the CPU and on the device."""
+    """Checks of `evaluate.py`: a run with all explainers and all metrics, on the CPU and on the device."""
     with TemporaryDirectory() as folder:
         run = fit(f"{folder}/run", name, {}, recipe(name)["phases"])
         expected, there = (_means(run, where, sizes) for where in ("cpu", accelerator(sizes.device)))
@@ -431,11 +419,11 @@ def evaluated(name: str, sizes: Sizes) -> Iterator[Check]:
 
 
 def _means(run: Path, where: str, sizes: Sizes) -> dict[tuple[str, str], float | None]:
-    """The means of an evaluation by explainer and metric, and what it left out."""
+    """The means of an evaluation by explainer and metric, and 0 for each explainer that it left out."""
     from interp_models.runs import evaluate
 
     with TemporaryDirectory() as out:
-        explainers = [{"name": name, **SMALL.get(name, {})} for name in sizes.explainers if name != "scorecam"]
+        explainers = [{"name": name, **EXPLAINERS.get(name).small} for name in sizes.explainers if name != "scorecam"]
         own = {
             "explainers": explainers, "prototype_metrics": PROTOTYPE_METRICS.names(), "n_images": 6, "max_steps": 8,
             "report_images": 2, "batch_size": 4, "out": out, "logger": {"wandb": "disabled"},

@@ -1,8 +1,8 @@
 """What training and judging cost on a device, for `benchmarks.gpu`.
 
-Trainings are of torch's defaults, on GPUs with convolutions of TF32; judging is without it, as it always is, and so are
-its floors. Clocks are read when the device has done its work. A floor
-is of passes of the same model as it is, in float32, at its best batch size, measured in turn with the work.
+Training steps use torch's defaults, on GPUs with TF32 in convolutions. Judging and its floors never use TF32. Clocks
+are read after the device has finished its work. A floor counts passes of the same model as it is, in float32, at its
+best batch size, and is measured in turn with the work.
 """
 
 import gc
@@ -32,22 +32,22 @@ Items = Iterator[tuple[str, Callable[[], Iterable[Row | Check]]]]
 CLASSES = 200
 ATTENTION = ("cls_attention", "rollout", "attention_gradcam", "gradsam", "chefer")
 SOME = ("gradcam", "gradient", "rise", "smoothgrad")
-"""A method of each kind: one pass, with a gradient, many passes, many with gradients."""
+"""One method of each kind: one pass, one with a gradient, many passes, many with gradients."""
 JUDGED = 16
-"""Images of a batch of metrics."""
+"""Images that metrics are timed on."""
 STEPS = 5
-"""Of a training, in one measurement."""
+"""Training steps in one measurement."""
 
 
 def clock() -> float:
-    """Seconds, read when everything before is done."""
+    """Seconds, read after the GPU has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def peak(what: str, amount: str, work: Work, device: str) -> Iterator[Memory]:
-    """The most memory of a GPU that a work takes, beyond what is held before; of no other device."""
+    """Peak memory of a work on a GPU, beyond what is allocated before; nothing on other devices."""
     if torch.device(device).type != "cuda":
         return
     torch.cuda.reset_peak_memory_stats()
@@ -58,20 +58,20 @@ def peak(what: str, amount: str, work: Work, device: str) -> Iterator[Memory]:
 
 
 def freed() -> None:
-    """Let go of what earlier items held."""
+    """Free the memory of earlier items."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def autocast(device: str, precision: str) -> Any:
-    """As Lightning's `precision` has it."""
+    """The autocast of Lightning's `precision`."""
     low = precision == "bf16-mixed"
     return torch.autocast(torch.device(device).type, torch.bfloat16) if low else nullcontext()
 
 
 def step_of_ours(name: str, backbone: str, sizes: Sizes, precision: str, *, compiled: bool = False) -> Work:
-    """A training step of one of our models as `InterpModule` has it, without Lightning."""
+    """A training step of one of our models as in `InterpModule`, without Lightning."""
     model: Any = MODELS.build(name, {"backbone": backbone, "weights": None}, num_classes=CLASSES)
     model.recipe = Recipe([Phase(lrs=dict.fromkeys(model.parameter_groups(), 1e-3))])
     model.to(sizes.device).train()
@@ -120,14 +120,14 @@ def step_of_backbone(
 
 
 def batch(sizes: Sizes) -> tuple[Tensor, Tensor]:
-    """Images and labels of a step."""
+    """Images and labels of a training step."""
     some = birds(min(sizes.batch, 16), sizes.side, sizes.seed).images
     images = some.repeat(-(-sizes.batch // len(some)), 1, 1, 1)[: sizes.batch].to(sizes.device)
     return images, torch.arange(len(images), device=sizes.device) % CLASSES
 
 
 def training(sizes: Sizes) -> Items:
-    """Items of training steps: the bare backbones, then every model beside its own."""
+    """Items: training steps of the bare backbones, then of every model beside its backbone."""
     for backbone in (sizes.lite, sizes.resnet, sizes.vit):
         yield f"steps of {backbone}", partial(layouts, backbone, sizes)
     for name, backbone in models(sizes):
@@ -136,7 +136,7 @@ def training(sizes: Sizes) -> Items:
 
 
 def models(sizes: Sizes) -> list[tuple[str, str]]:
-    """Our models with the backbones that they are measured on."""
+    """Our models with their backbones here."""
     if sizes.few:
         return [("cnn", sizes.lite), ("vit_cls", sizes.vit)]
     on_lite = [(name, sizes.lite) for name in MODELS.names() if name != "vit_cls"]
@@ -144,7 +144,7 @@ def models(sizes: Sizes) -> list[tuple[str, str]]:
 
 
 def seconds(work: Work, sizes: Sizes, warm: int = 3) -> float:
-    """Of one call, the best of a few measurements of some calls."""
+    """Seconds of one call: the best of a few measurements of several calls each."""
     repeated(work, warm)()
     steps = 1 if sizes.few else STEPS
     return min(a for a, _ in interleaved(repeated(work, steps), lambda: None, sizes.pairs, clock)) / steps
@@ -165,7 +165,7 @@ def layouts(backbone: str, sizes: Sizes, *, compiled: bool = False) -> Iterator[
 
 
 def beside(name: str, backbone: str, precision: str, sizes: Sizes, *, compiled: bool = False) -> Iterator[Row]:
-    """A model's training step ÷ its bare backbone's, images per second, and memory."""
+    """A model's training step ÷ that of its bare backbone, images per second, and memory."""
     freed()
     bare = step_of_backbone(backbone, sizes, precision, channels_last="vit" not in backbone, compiled=compiled)
     step = step_of_ours(name, backbone, sizes, precision, compiled=compiled)
@@ -180,7 +180,7 @@ def beside(name: str, backbone: str, precision: str, sizes: Sizes, *, compiled: 
 
 
 def network(backbone: str, sizes: Sizes) -> nn.Module:
-    """A classifier of images in [0, 1] as anybody has it, with random weights."""
+    """A classifier of images in [0, 1]: timm's model with random weights, after a normalisation."""
     torch.manual_seed(sizes.seed)
     more = {"img_size": sizes.side} if "vit" in backbone else {}
     trunk = timm.create_model(backbone, num_classes=CLASSES, **more)
@@ -189,7 +189,7 @@ def network(backbone: str, sizes: Sizes) -> nn.Module:
 
 
 class Judging:
-    """A network with its floors, made when first asked for."""
+    """A network with its floors, each measured at its first use."""
 
     def __init__(self, backbone: str, sizes: Sizes) -> None:
         self.backbone, self.sizes = backbone, sizes
@@ -199,7 +199,7 @@ class Judging:
         self.made: dict[bool, Bench] = {}
 
     def bench(self, count: int | None = None, *, gradient: bool = False) -> Bench:
-        """The floor's best batch is found once for a kind of pass."""
+        """A bench of so many images; the best batch size of the floor is found once for each kind of pass."""
         sizes = self.sizes
         if gradient not in self.made:
             self.made[gradient] = Bench(
@@ -212,14 +212,14 @@ class Judging:
 
 
 PREPARATIONS: dict[Preparation, str] = {"none": "plain", "exact": "exact", "bfloat16": "bfloat16"}
-"""How metrics are timed, and what their rows call it."""
+"""Preparations that metrics are timed with, and their names in the rows."""
 
 
 def judging(sizes: Sizes) -> Items:
-    """Items of metrics and explainers, plain and by prepared copies; on the second backbone some stand for all."""
+    """Items: metrics and explainers, plain and with prepared copies; only some on the second backbone."""
     for backbone in (sizes.lite, sizes.resnet):
         some = sizes.few or backbone == sizes.resnet
-        subject = cache(partial(Judging, backbone, sizes))  # made within an item
+        subject = cache(partial(Judging, backbone, sizes))  # made by the first item that uses it
         yield f"plain passes of {backbone}", partial(plain_passes, subject)
         for how in PREPARATIONS:
             yield f"metrics of {backbone}, {PREPARATIONS[how]}", partial(metrics, subject, how)
@@ -236,7 +236,7 @@ def judging(sizes: Sizes) -> Items:
 
 
 def plain_passes(made: Callable[[], Judging]) -> Iterator[Row]:
-    """Milliseconds by batch size; and what TF32 does to them and to the scores."""
+    """Milliseconds of a plain pass by batch size; with TF32 its time, and the largest difference of probabilities."""
     subject = made()
     with full_float32():
         best = subject.bench().batch
@@ -254,7 +254,7 @@ def plain_passes(made: Callable[[], Judging]) -> Iterator[Row]:
 
 
 def metrics(made: Callable[[], Judging], how: Preparation) -> Iterator[Row | Check]:
-    """All metrics on random maps, by the model made ready in a way."""
+    """All metrics on random maps, with the model prepared in one way."""
     with full_float32():
         subject = made()
         sizes, bench = subject.sizes, subject.bench(JUDGED)
@@ -273,7 +273,7 @@ def metrics(made: Callable[[], Judging], how: Preparation) -> Iterator[Row | Che
 
 
 def method(made: Callable[[], Judging], case: posthoc.Case, hows: tuple[Preparation, ...] = ()) -> Iterator[Row]:
-    """An explainer; one of many passes by prepared copies, too."""
+    """Time and memory of an explainer, with prepared copies too if it makes many passes."""
     with full_float32():
         subject = made()
         sizes, bench = subject.sizes, subject.bench(case.count, gradient=case.gradient)
@@ -299,8 +299,8 @@ def method(made: Callable[[], Judging], case: posthoc.Case, hows: tuple[Preparat
 
 
 def compiled(sizes: Sizes) -> Items:
-    """Items by torch.compile, which takes its time."""
-    if sizes.few:  # a compiler is not among what every machine has
+    """Items: metrics, RISE and training steps with torch.compile."""
+    if sizes.few:  # not every machine has a compiler
         return
     subject = cache(partial(Judging, sizes.lite, sizes))
     yield f"metrics of {sizes.lite}, compiled", partial(metrics, subject, "compiled")

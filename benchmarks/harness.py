@@ -1,9 +1,9 @@
-"""How costs are measured.
+"""How time, FLOPs and memory are measured.
 
-Time is divided by a floor: the number of images that went through the model, counted by a hook, times the time of one
-plain eager float32 pass per image of the same model at its best batch size. Work and floor run in turn, pair by pair,
-so that slow minutes of the machine hit both; reported are the median and the quartiles of the pairs' ratios.
-FLOPs are counted, which is free of noise. Memory is the growth of the peak resident set in a fresh process.
+Time is divided by a floor: the number of images that passed the model, counted by a hook, times the time per image of a
+plain pass of the same model, eager, float32, at its best batch size. Work and floor run in turn, pair by pair, so that
+slow minutes of the machine affect both. The results are the median and the quartiles of the ratios of the pairs. FLOPs
+are counted. Memory is the growth of the peak resident set in a fresh process.
 """
 
 import argparse
@@ -40,9 +40,9 @@ from interp_models.nn.backbone import BUNDLED, bundled_weights
 
 RESULTS = Path(__file__).parent / "results"
 STUDIES = RESULTS.parents[1] / "studies" / "results"
-"""Results of the studies of trained models."""
+"""Folder of the results of `studies`."""
 BATCHES = (2, 4, 8, 16, 32)
-"""Batch sizes among which the best is looked for."""
+"""Batch sizes that are tried."""
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 Work = Callable[[], object]
@@ -59,18 +59,18 @@ class Summary:
 
 @dataclass(frozen=True)
 class Timing:
-    """One row of results: a work against its floor."""
+    """One row of results: the time of a work ÷ that of its floor."""
 
     what: str
     floor: str
     """What the floor counts, in words."""
     passes: float | None
-    """Passes per image that the work was seen to make."""
+    """Passes per image that the work made, as counted."""
     flops: float | None
     """FLOPs of the work ÷ FLOPs of the floor."""
     ratio: Summary
     repeats: int
-    """How often the work ran within one measurement."""
+    """Calls of the work within one measurement."""
     pairs: list[tuple[float, float]]
     """Seconds of (work, floor)."""
 
@@ -122,7 +122,7 @@ def summary(pairs: Sequence[tuple[float, float]]) -> Summary:
 
 @dataclass
 class Passes:
-    """Images and calls that a model has seen."""
+    """Number of images that passed a model, and of its calls."""
 
     images: int = 0
     calls: int = 0
@@ -130,7 +130,7 @@ class Passes:
 
 @contextmanager
 def count_passes(model: nn.Module) -> Iterator[Passes]:
-    """While open, counts the images that go through the model."""
+    """Counts the images that pass the model, while the context is open."""
     passes = Passes()
 
     def count(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -145,16 +145,19 @@ def count_passes(model: nn.Module) -> Iterator[Passes]:
 
 
 def flops(work: Work) -> int:
-    """FLOPs of the convolutions and matrix products that the work calls; torch counts no others."""
+    """FLOPs of the convolutions and matrix products of a work; torch counts no others."""
     with FlopCounterMode(display=False) as counter:
         work()
     return int(counter.get_total_flops())
 
 
 def chain(model: nn.Module, images: Tensor, passes: int, batch: int, *, gradient: bool = False) -> tuple[Work, float]:
-    """At least `passes` plain passes in whole batches; and passes ÷ those made, by which its time is multiplied.
+    """Plain passes in whole batches, at least `passes` of them.
 
-    With `gradient` a pass goes there and, from the first class's score, back to the images.
+    With `gradient` every pass also computes the gradient of the first class's score with respect to the images.
+
+    Returns:
+        The work; and `passes` ÷ the passes that it makes, by which its time is to be multiplied.
     """
     made = -(-passes // batch) * batch
     inputs = images[torch.arange(batch) % len(images)].contiguous()
@@ -179,7 +182,7 @@ def batch_times(
     *,
     gradient: bool = False,
 ) -> dict[int, float]:
-    """Seconds of one plain pass per image at each batch size, the median of rounds of equally many images each."""
+    """Seconds per image of a plain pass by batch size: the median over rounds of equally many images each."""
     chains = {size: chain(model, images, max(sizes), size, gradient=gradient) for size in sizes}
     seconds: dict[int, list[float]] = {size: [] for size in sizes}
     for number in range(rounds + 1):
@@ -193,16 +196,16 @@ def batch_times(
 
 @dataclass
 class Bench:
-    """A model, in eval mode, with images; compares work on it with its passes at its best batch size.
+    """Compares works on a model in eval mode with passes of the model at its best batch size.
 
     Args:
         model: the model.
         images: (B, 3, H, W).
-        pairs: measurements of work and floor.
-        seconds: work is repeated until a measurement takes about this long.
-        clock: wall clock or the process's own time.
-        sizes: batch sizes among which the best is looked for.
-        gradient: passes of the floor go back to the images, too.
+        pairs: number of measurements of work and floor.
+        seconds: the work is repeated until a measurement takes about this long.
+        clock: wall time or CPU time of the process.
+        sizes: batch sizes that are tried.
+        gradient: passes of the floor compute gradients of the images too.
     """
 
     model: nn.Module
@@ -230,13 +233,13 @@ class Bench:
 
         Args:
             what: name of the work.
-            floor: what the floor counts.
-            work: the work; is called once before, to count its passes and FLOPs, and warm.
+            floor: what the floor counts, in words.
+            work: the work. It is called once before, to count its passes and FLOPs and to warm up.
             scale_passes: passes of the floor, for a work that makes none.
         """
         work_flops = None
         with count_passes(self.model) as passes:
-            if self.gradient:  # torch's counter does not stand gradients of inputs alone
+            if self.gradient:  # torch's counter fails on gradients of inputs alone
                 work()
             else:
                 work_flops = flops(work)
@@ -260,7 +263,7 @@ class Bench:
         return flops(chain(self.model, self.images, 1, 1)[0])
 
     def values(self, label: str = "") -> list[Value]:
-        """The milliseconds of a plain pass by batch size, as rows."""
+        """One row per batch size: milliseconds per image of a plain pass."""
         return [
             Value(f"one plain pass{label}, batch {size}", 1e3 * time, "ms per image")
             for size, time in self.times.items()
@@ -268,7 +271,7 @@ class Bench:
 
 
 def repeated(work: Work, times: int) -> Work:
-    """The work, `times` times."""
+    """A work that calls the work `times` times."""
 
     def run() -> None:
         for _ in range(times):
@@ -278,11 +281,13 @@ def repeated(work: Work, times: int) -> Work:
 
 
 def peak_memory(setup: Callable[..., Work], *args: Any) -> float:
-    """MiB by which `setup(*args)()` raises the peak resident set of a fresh process in which `setup(*args)` has run.
+    """Memory of a work: growth of the peak resident set while `setup(*args)()` runs, in a fresh process, in MiB.
+
+    `setup(*args)` runs before the measurement starts.
 
     Args:
-        setup: a function of a module, that returns the work.
-        args: plain values.
+        setup: a function of a module that returns the work.
+        args: values that can be pickled.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_growth, setup, args, torch.get_num_threads()).result() / 2**20
@@ -295,8 +300,8 @@ def _growth(setup: Callable[..., Work], args: tuple[Any, ...], threads: int) -> 
     gc.collect()
     peak: Callable[[], int] = _peak_of_linux
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew, at what is held now
-    except OSError:  # not Linux, or not allowed: the peak since the start, which hides growth below an older peak
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present size
+    except OSError:  # not Linux, or not allowed: the peak since the start hides growth below it
         peak = _peak_since_start
     before = peak()
     work()
@@ -313,7 +318,7 @@ def _peak_since_start() -> int:
 
 
 def imagenet_network() -> nn.Module:
-    """EfficientNet-Lite0 for images in [0, 1], as anybody has it: timm's model behind a normalisation."""
+    """EfficientNet-Lite0 for images in [0, 1]: timm's model with ImageNet weights, after a normalisation."""
     network = timm.create_model(BUNDLED)
     state = torch.load(bundled_weights(BUNDLED), weights_only=True)
     network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=True)))
@@ -321,37 +326,39 @@ def imagenet_network() -> nn.Module:
 
 
 def tiny_model(classes: int = 10) -> nn.Module:
-    """A network so small that thousands of passes at 224 take seconds; for memory, where the network hardly counts."""
+    """A network so small that thousands of passes at 224 pixels take seconds, to measure the memory of methods."""
     return nn.Sequential(
         nn.Conv2d(3, 4, 8, stride=8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes)
     ).eval()
 
 
 def parser(description: str | None, *, model: bool = True, memory: Sequence[int] = ()) -> argparse.ArgumentParser:
-    """The options that benchmarks share.
+    """The command line options that benchmarks share.
 
     Args:
-        description: of the benchmark.
-        model: it passes images through a model.
-        memory: amounts at which it measures memory.
+        description: description of the benchmark.
+        model: whether it passes images through a model.
+        memory: amounts of work at which it measures memory.
     """
     p = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--count", type=int, default=8, help="number of images")
     p.add_argument("--size", type=int, default=224, help="side of the images")
     if model:
         p.add_argument("--images", default="part_birds", help="folder of jpg files, or 'part_birds', or 'noise'")
-        p.add_argument("--source", help="name of the images in the results, if they come from a folder")
-        p.add_argument("--pairs", type=int, default=7, help="measurements of work and floor")
-        p.add_argument("--seconds", type=float, default=1.0, help="short work is repeated for about so long")
-        p.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="'cpu' is the process's own time")
+        p.add_argument("--source", help="name of the images of a folder in the results")
+        p.add_argument("--pairs", type=int, default=7, help="number of measurements of work and floor")
+        p.add_argument("--seconds", type=float, default=1.0, help="short work is repeated for about this long")
+        p.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="wall time, or CPU time of the process")
     if memory:
-        p.add_argument("--memory", type=int, nargs="*", default=list(memory), help="amounts to measure memory at")
-        p.add_argument("--batch", type=int, help="images per pass of the work, instead of what the package chooses")
+        p.add_argument(
+            "--memory", type=int, nargs="*", default=list(memory), help="amounts of work at which memory is measured"
+        )
+        p.add_argument("--batch", type=int, help="images per pass of the work; default: the package's choice")
     return _with_common(p)
 
 
 def plain_parser(description: str | None, out: Path = RESULTS) -> argparse.ArgumentParser:
-    """The options that all benchmarks share, under a description that is printed as it is."""
+    """The options that all benchmarks share, with a description that keeps its line breaks."""
     formatter = argparse.RawDescriptionHelpFormatter
     p = _with_common(argparse.ArgumentParser(description=description, formatter_class=formatter))
     p.set_defaults(out=out)
@@ -360,13 +367,13 @@ def plain_parser(description: str | None, out: Path = RESULTS) -> argparse.Argum
 
 def _with_common(p: argparse.ArgumentParser) -> argparse.ArgumentParser:
     p.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
+    p.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
+    p.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     return p
 
 
 def parse(p: argparse.ArgumentParser, name: str, argv: Sequence[str] | None) -> argparse.Namespace:
-    """The options, and `command`, which gives them again without paths; sets the threads and the seed."""
+    """Parse the options and set threads and seed. Adds `command`, a command line that repeats them without paths."""
     args = p.parse_args(argv)
     words = [f"python -m benchmarks.{name}"]
     for key, value in vars(args).items():
@@ -382,7 +389,7 @@ def parse(p: argparse.ArgumentParser, name: str, argv: Sequence[str] | None) -> 
 
 
 def load_images(args: argparse.Namespace) -> tuple[Tensor, str]:
-    """The images (B, 3, size, size) in [0, 1], and what they are."""
+    """The images (B, 3, size, size) in [0, 1], and their description."""
     if args.images == "noise":
         return torch.rand(args.count, 3, args.size, args.size), f"{args.count} images of noise"
     if args.images == "part_birds":
@@ -400,13 +407,13 @@ def load_images(args: argparse.Namespace) -> tuple[Tensor, str]:
 
 
 def provenance(name: str, args: argparse.Namespace, images: str) -> dict[str, Any]:
-    """What results say of how they came about; no path of the machine."""
+    """How results were made: command, seed, commit, date, versions and machine, without paths of the machine."""
     return {
         "name": name,
         "command": args.command,
         "seed": args.seed,
         "commit": _git("rev-parse", "HEAD"),
-        # results and pages that are made of them do not change what is measured
+        # changed results and pages do not change what is measured
         "dirty": bool(_git("status", "--porcelain", "--", ".", ":(exclude)*/results", ":(exclude)docs")),
         "date": date.today().isoformat(),
         "torch": torch.__version__,
@@ -417,7 +424,7 @@ def provenance(name: str, args: argparse.Namespace, images: str) -> dict[str, An
 
 
 def _git(*args: str) -> str | None:
-    """What git says, None without a repository."""
+    """The output of git; None without a repository."""
     try:
         run = subprocess.run(["git", *args], cwd=RESULTS.parents[1], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
@@ -428,7 +435,7 @@ def _git(*args: str) -> str | None:
 def write(
     name: str, args: argparse.Namespace, images: str, rows: Sequence[Row], more: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write `<name>.json`, with more keys beside the rows, and return it."""
+    """Write `<name>.json`: the provenance, the keys of `more` and the rows. Returns its path."""
     kinds = {"timings": Timing, "memory": Memory, "values": Value}
     results = provenance(name, args, images) | dict(more or {})
     results |= {kind: [_rounded(asdict(row)) for row in rows if isinstance(row, cls)] for kind, cls in kinds.items()}
@@ -439,7 +446,7 @@ def write(
 
 
 def _rounded(value: Any) -> Any:
-    """Numbers to five digits, in containers too."""
+    """The value with numbers rounded to five digits, also in containers."""
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

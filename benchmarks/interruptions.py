@@ -1,9 +1,9 @@
-"""Whether work that is killed (SIGKILL) at random moments and resumed ends as work that is left alone.
+"""Whether work that is killed (SIGKILL) at random moments and resumed ends like work without interruption.
 
 python -m benchmarks.interruptions --root ../CUB --kills 3
 
-A short training of B-CNN on CUB, then an evaluation of it, each once whole and once killed again and again; compared
-are the weights, metrics.csv, results.json, per_image.parquet and the maps, exactly.
+A short training of B-CNN on CUB and an evaluation of it run once without interruption, and once killed several times.
+The weights, metrics.csv, results.json, per_image.parquet and the maps are compared, exactly.
 """
 
 import json
@@ -39,7 +39,17 @@ EVALUATION = [
 
 
 def kill_and_resume(first: list[str], again: list[str], ready: Path, moments: Sequence[float]) -> list[float]:
-    """Run a command that is killed after these seconds, then to its end; returns the seconds it lived each time."""
+    """Run a command, kill it after each of these numbers of seconds, then run it to its end.
+
+    Args:
+        first: the command.
+        again: the command that resumes.
+        ready: the file from which on the work can be resumed.
+        moments: seconds after which the process is killed.
+
+    Returns:
+        The seconds that each process lived.
+    """
     lived = []
     for moment in [*moments, None]:
         begin = time.monotonic()
@@ -57,7 +67,7 @@ def kill_and_resume(first: list[str], again: list[str], ready: Path, moments: Se
 
 
 def same_weights(a: Path, b: Path) -> bool:
-    """Equal weights and buffers in both checkpoints."""
+    """Whether the weights and buffers of both checkpoints are equal."""
     for name in ("best", "last"):
         one, two = (torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True)["state_dict"] for run in (a, b))
         if one.keys() != two.keys() or not all(torch.equal(one[key], two[key]) for key in one):
@@ -66,12 +76,12 @@ def same_weights(a: Path, b: Path) -> bool:
 
 
 def same_table(a: Path, b: Path) -> bool:
-    """Equal rows in metrics.csv."""
+    """Whether metrics.csv is equal."""
     return (a / "metrics.csv").read_text() == (b / "metrics.csv").read_text()
 
 
 def same_evaluation(a: Path, b: Path) -> bool:
-    """Equal tables, values per image and maps; the runs' names apart."""
+    """Whether tables, values per image and maps are equal, except for the names of the runs."""
     a, b = a / "evaluation", b / "evaluation"
     tables = [(pd.read_parquet(run / "per_image.parquet").drop(columns="run")) for run in (a, b)]
     rows = [json.loads((run / "results.json").read_text())["rows"] for run in (a, b)]
@@ -82,7 +92,7 @@ def same_evaluation(a: Path, b: Path) -> bool:
 
 
 def measure(root: str, kills: int, seed: int) -> list[Row]:
-    """All rows."""
+    """All rows: training, then evaluation."""
     draw = random.Random(seed)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -116,8 +126,8 @@ def _rows(what: str, left_alone: float, lived: Sequence[float], same: bool) -> l
 def main(argv: Sequence[str] | None = None) -> Path:
     """Measure and write `interruptions.json`."""
     p = plain_parser(__doc__)
-    p.add_argument("--root", required=True, help="CUB-200-2011, or a part of it")
-    p.add_argument("--kills", type=int, default=3)
+    p.add_argument("--root", required=True, help="folder of CUB-200-2011, or of a part of it")
+    p.add_argument("--kills", type=int, default=3, help="kills of the training, and of the evaluation")
     args = p.parse_args(argv)
     args.command = f"python -m benchmarks.interruptions --root FOLDER --kills {args.kills}"
     return write("interruptions", args, "CUB-200-2011", measure(args.root, args.kills, args.seed))

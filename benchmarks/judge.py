@@ -1,10 +1,10 @@
-"""`judge` beside the same work by captum, pytorch-grad-cam and saliency-maps-metrics: equal values, and time.
+"""Values and time of `judge` beside captum, pytorch-grad-cam and saliency-maps-metrics.
 
-Both explain and score the same images with EfficientNet-Lite0 and its ImageNet weights: Grad-CAM, HiResCAM, LayerCAM
-(pytorch-grad-cam), integrated gradients, occlusion (captum), under the preset `saliency-maps-metrics` on 7 × 7 cells.
-The peers' metrics take one image at a time, as they must to be right. Ours runs by `judge`, with all its checks, tables
-and intervals. Runs of both come in turn; reported are the median and the quartiles of the ratios ours ÷ theirs, and how
-far apart values are.
+Both explain and score the same images with EfficientNet-Lite0 and ImageNet weights: Grad-CAM, HiResCAM and LayerCAM
+(pytorch-grad-cam), integrated gradients and occlusion (captum), with the preset `saliency-maps-metrics` on 7 × 7 cells.
+The peers' metrics get one image at a time, because their values are wrong for batches. `judge` runs with all its
+checks, tables and intervals. Runs of both take turns. The results are the median and the quartiles of the ratios
+ours ÷ theirs, and the largest differences of values.
 """
 
 import argparse
@@ -32,13 +32,13 @@ EXPLAINERS: list[Any] = [
 ]
 METRICS = ("ad", "iic", "add", "dauc", "dc", "iauc", "ic")
 NAMES = {"hirescam": "HiResCAM", "gradcam": "GradCAM", "layercam": "LayerCAM"}
-"""Of pytorch-grad-cam."""
+"""Our names, and the names of the classes of pytorch-grad-cam."""
 Values = dict[tuple[str, str], list[float]]
-"""By explainer and metric, of every image."""
+"""Values of all images by explainer and metric."""
 
 
 def ours(model: nn.Module, images: Tensor) -> Judgement:
-    """The work by `judge`."""
+    """The work, done by `judge`."""
     return judge(
         model, images, EXPLAINERS, METRICS, preset="saliency-maps-metrics", grid=(GRID, GRID), batch_size=len(images),
         progress=False,
@@ -46,7 +46,7 @@ def ours(model: nn.Module, images: Tensor) -> Judgement:
 
 
 def theirs(model: nn.Module, layer: nn.Module, images: Tensor) -> Values:
-    """The same work by the peers."""
+    """The same work, done by the peers."""
     squashed = nn.Sequential(model, nn.Softmax(dim=1)).eval()
     with torch.no_grad():
         target = model(images).argmax(dim=1)
@@ -61,7 +61,7 @@ def theirs(model: nn.Module, layer: nn.Module, images: Tensor) -> Values:
 
 
 def explained(name: str, model: nn.Module, layer: nn.Module, images: Tensor, target: Tensor) -> Tensor:
-    """The peers' maps, on the layer's grid or averaged to it."""
+    """The peers' maps, on the layer's grid; maps of pixels are averaged to it."""
     from captum.attr import IntegratedGradients, Occlusion
 
     if name in NAMES:
@@ -77,7 +77,7 @@ def explained(name: str, model: nn.Module, layer: nn.Module, images: Tensor, tar
 
 
 def class_activation(name: str, model: nn.Module, layer: nn.Module, images: Tensor, target: Tensor) -> Tensor:
-    """pytorch-grad-cam's map before it is stretched to the image's size and to [0, 1]."""
+    """pytorch-grad-cam's map, before it is resized to the image and scaled to [0, 1]."""
     import pytorch_grad_cam
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
@@ -90,15 +90,15 @@ def class_activation(name: str, model: nn.Module, layer: nn.Module, images: Tens
         g = method.activations_and_grads.gradients[0].numpy()
         found = method.get_cam_image(images, layer, targets, a, g, False)
     signed = torch.as_tensor(np.asarray(found))
-    return signed if name == "HiResCAM" else signed.relu()  # as their papers; ours keeps HiResCAM's sign
+    return signed if name == "HiResCAM" else signed.relu()  # as in the papers: HiResCAM keeps its sign
 
 
 def scored(model: nn.Module, image: Tensor, saliency: Tensor, label: int) -> dict[str, float]:
-    """saliency-maps-metrics on one image."""
+    """The values of saliency-maps-metrics on one image."""
     from saliency_maps_metrics.multi_step_metrics import Deletion, Insertion
     from saliency_maps_metrics.single_step_metrics import ADD, IIC_AD
 
-    if not hasattr(np, "trapz"):  # gone from NumPy 2.4, which the package does not know
+    if not hasattr(np, "trapz"):  # the package uses a name that NumPy 2.4 has removed
         np.trapz = np.trapezoid  # type: ignore[attr-defined]  # noqa: NPY201
     values: dict[str, float] = {}
     with torch.no_grad():
@@ -109,7 +109,7 @@ def scored(model: nn.Module, image: Tensor, saliency: Tensor, label: int) -> dic
 
 
 def apart(judgement: Judgement, values: Values) -> dict[str, float]:
-    """The largest difference of values of one image, by metric, over all explainers."""
+    """By metric, the largest difference of two values of an image, over all explainers and images."""
     table = judgement.per_image.set_index(["explainer", "metric"]).sort_index()
     found: dict[str, float] = {}
     for (explainer, metric), expected in values.items():

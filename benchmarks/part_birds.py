@@ -1,4 +1,4 @@
-"""Drawing `part_birds`: milliseconds of the process's own time per image, the median over images."""
+"""Time of drawing an image of `part_birds`: CPU time of the process in milliseconds, median over images."""
 
 import time
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from interp_models.data.part_birds.dataset import PartBirds
 
 
 def milliseconds(size: int, count: int, seed: int) -> list[float]:
-    """Time of each of `count` train images, with masks and key points, after two that warm up."""
+    """Milliseconds of each of `count` training images with masks and key points, after two warm-up images."""
     birds = PartBirds(split="train", image_size=size, seed=seed, train_per_class=-(-(count + 2) // 12))
     times = []
     for index in range(count + 2):

@@ -1,9 +1,8 @@
-"""Post-hoc explainers on timm's EfficientNet-Lite0 with its ImageNet weights, ÷ the passes that they need.
+"""Time of post-hoc explainers on timm's EfficientNet-Lite0 with ImageNet weights ÷ the passes that they need.
 
-Methods of many passes are measured by the model as it is (`plain`) and by its prepared copy (`prepared`); both are
-divided by the same passes of the model as it is, in float32 and without any change. captum, grad-cam and torchcam,
-where they are installed, run beside them on the same images. Passes of gradients go back to the images, in floor and
-work.
+Methods of many passes are measured with the model as it is (`plain`) and with its prepared copy (`prepared`). Both are
+divided by passes of the model as it is, in float32. captum, grad-cam and torchcam run on the same images if they are
+installed. For methods that need gradients of the images, the passes of the floor compute these gradients too.
 """
 
 import importlib.util
@@ -41,25 +40,25 @@ FAMILY = (
     "activation_map", "cam", "gradcam", "gradcam_pp", "hirescam", "xgradcam", "layercam", "eigencam", "guidancecam",
     "ablationcam", "liftcam",
 )  # fmt: skip
-"""One pass serves them all on pool + linear."""
+"""Class activation maps that one pass serves together, on networks that end in a pool and a linear layer."""
 LAST, NARROW = "1.bn2", "1.blocks.6"
-"""Layers of the network: of 1280 channels, which is found by itself, and of 320."""
+"""Layers of the network: the default target layer with 1280 channels, and a layer with 320."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A method as it is measured."""
+    """A method with its options and the images that it is measured on."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     count: int | None = None
-    """Images; None takes all."""
+    """Number of images; None is all."""
     gradient: bool = False
     many: bool = False
 
 
 def cases(scale: int) -> list[Case]:
-    """All methods; those of many passes with about 100 · scale of them."""
+    """All methods; those of many passes make about 100 · scale passes."""
     n = 100 * scale
     few = max(2, n // 25)
     return [
@@ -81,14 +80,14 @@ def cases(scale: int) -> list[Case]:
 
 
 class Benches:
-    """A bench per number of images and kind of pass."""
+    """Benches by number of images and kind of pass."""
 
     def __init__(self, model: nn.Module, images: Tensor, pairs: int, seconds: float, clock: str) -> None:
         self.model, self.images, self.settings = model, images, (pairs, seconds, CLOCKS[clock])
         self.made: dict[bool, Bench] = {}
 
     def of(self, count: int | None, gradient: bool) -> Bench:
-        """The floor's best batch is found once for a kind of pass."""
+        """A bench; the best batch size of the floor is found once for each kind of pass."""
         if gradient not in self.made:
             self.made[gradient] = Bench(self.model, self.images, *self.settings, (2, 4, 8, 16), gradient)
         bench = replace(self.made[gradient], sizes=(self.made[gradient].batch,))
@@ -97,9 +96,11 @@ class Benches:
 
 
 def timings(benches: Benches, scale: int) -> list[Timing]:
-    """Every method."""
+    """One row per method, two for methods of many passes, and one for all class activation maps."""
     rows = []
-    assert target_layer(benches.model, None, benches.images) is benches.model.get_submodule(LAST)  # found once
+    assert target_layer(benches.model, None, benches.images) is benches.model.get_submodule(
+        LAST
+    )  # warm-up: it is found once
     for case in cases(scale):
         bench = benches.of(case.count, case.gradient)
         target = torch.zeros(len(bench.images), dtype=torch.long)
@@ -114,13 +115,13 @@ def timings(benches: Benches, scale: int) -> list[Timing]:
             explainer.preparation = "exact"
             assert isinstance(explainer.prepared(bench.images), Prepared)
             prepared = bench.compare(f"{what}, prepared", floor, work, round(row.passes * len(bench.images)))
-            rows.append(replace(prepared, passes=row.passes, flops=None))  # of fused kernels torch counts none
+            rows.append(replace(prepared, passes=row.passes, flops=None))  # torch counts no FLOPs of fused kernels
     rows.append(family(benches))
     return rows
 
 
 def family(benches: Benches) -> Timing:
-    """All class activation maps together, beside one pass."""
+    """All class activation maps together ÷ one pass."""
     bench = benches.of(None, False)
     methods = [EXPLAINERS.build(name, {}, model=bench.model) for name in FAMILY]
     target = torch.zeros(len(bench.images), dtype=torch.long)
@@ -134,7 +135,7 @@ def family(benches: Benches) -> Timing:
 
 
 def captums(benches: Benches, scale: int) -> list[Timing]:
-    """captum's methods, with the chunks that serve them best."""
+    """captum's methods, with the chunk sizes that are fastest."""
     from captum import attr
 
     n, model = 100 * scale, benches.model
@@ -188,7 +189,7 @@ def _detached(call: Any, images: Tensor, target: Tensor) -> None:
 
 
 def grad_cams(benches: Benches) -> list[Timing]:
-    """grad-cam's methods."""
+    """Methods of pytorch-grad-cam."""
     import pytorch_grad_cam as peer
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
@@ -200,7 +201,7 @@ def grad_cams(benches: Benches) -> list[Timing]:
         ("AblationCAM", 1, last),
     ):
         bench = benches.of(count, False)
-        if name == "AblationCAM":  # of a minute
+        if name == "AblationCAM":  # takes a minute
             bench.pairs = 1
         targets = [ClassifierOutputTarget(0)] * len(bench.images)
         with getattr(peer, name)(model, [layer]) as method:
@@ -210,7 +211,7 @@ def grad_cams(benches: Benches) -> list[Timing]:
 
 
 def torchcams(benches: Benches) -> list[Timing]:
-    """torchcam's methods."""
+    """Methods of torchcam."""
     from torchcam import methods as peer
 
     model, rows = benches.model, []
@@ -231,11 +232,11 @@ def _torchcam(model: nn.Module, method: Any, images: Tensor) -> None:
 
 
 def wide_model(channels: int) -> nn.Module:
-    """A network with so many channels on 7 × 7 cells, for memory."""
+    """A network with so many channels on 7 × 7 cells, to measure memory."""
     return nn.Sequential(
         nn.Conv2d(3, 8, 32, stride=32),
         nn.ReLU(),
-        nn.Conv2d(8, channels, 1),  # of few weights, which are copied
+        nn.Conv2d(8, channels, 1),  # few weights: a prepared copy copies them
         nn.ReLU(),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
@@ -244,7 +245,7 @@ def wide_model(channels: int) -> nn.Module:
 
 
 def work_of_size(name: str, amount: int) -> Work:
-    """A method of so many passes for each of two images."""
+    """A method with so many passes (Score-CAM: channels), of two images."""
     torch.manual_seed(0)
     key = {"rise": "masks", "integrated_gradients": "steps", "smoothgrad": "samples"}.get(name)
     options = {key: amount} if key else {}
@@ -255,13 +256,15 @@ def work_of_size(name: str, amount: int) -> Work:
 def main(argv: Sequence[str] | None = None) -> Path:
     """Measure and write the results."""
     p = parser(__doc__, memory=(100, 1000, 8000))
-    p.add_argument("--scale", type=int, default=1, help="methods of many passes make about 100 times so many")
+    p.add_argument(
+        "--scale", type=int, default=1, help="methods of many passes make about 100 times this number of passes"
+    )
     args = parse(p, "posthoc", argv)
-    warnings.filterwarnings("ignore", module="captum")  # which warns at every call
+    warnings.filterwarnings("ignore", module="captum")  # it warns at every call
     images, described = load_images(args)
     benches = Benches(imagenet_network(), images, args.pairs, args.seconds, args.clock)
     rows: list[Row] = [*timings(benches, args.scale)]
-    write("posthoc", args, described, rows)  # what is measured is kept if the rest does not come to its end
+    write("posthoc", args, described, rows)  # in case the peers fail
     peers = {"captum": partial(captums, benches, args.scale), "pytorch_grad_cam": partial(grad_cams, benches)}
     for module, measure in (peers | {"torchcam": partial(torchcams, benches)}).items():
         if importlib.util.find_spec(module):

@@ -1,10 +1,10 @@
-"""Whether prototype models whose training is killed (SIGKILL) and resumed end as ones that are left alone.
+"""Whether trainings of prototype models that are killed (SIGKILL) and resumed end like uninterrupted ones.
 
 python -m benchmarks.prototype_interruptions --kills 5
 
-Tiny trainings of ProtoPNet and ProtoTree are killed so often within every phase, within everything that a phase ends
-with, and while epochs are saved; compared are all weights and buffers of both checkpoints, and metrics.csv, exactly.
-What is killed is `train.py` in a process that notes what it is about to do; what goes on to the end is `train.py`.
+Tiny trainings of ProtoPNet and ProtoTree are killed --kills times in every phase, in every action at a phase's end,
+while epochs are saved, and while they resume. All weights and buffers of both checkpoints and metrics.csv are compared,
+exactly. The killed process runs `train.py` and notes what it does next. `train.py` itself finishes the training.
 """
 
 import multiprocessing
@@ -45,13 +45,18 @@ SHARED: dict[str, Any] = {
     "logger": {"wandb": "disabled"},
     "attention": {"every_n_epochs": 0},
 }
-BACKBONE = {"backbone": "test_efficientnet", "weights": None, "output_stride": 16}
 EPOCHS, STEPS = 3, 6
-"""Of every phase, and of every epoch."""
+"""Epochs of every phase, and steps of every epoch."""
 LR = 3e-3
 MODELS: dict[str, dict[str, Any]] = {
     "protopnet": {
-        "model": {"name": "protopnet", "prototypes_per_class": 2, "channels": 16, "last_layer_steps": 500, **BACKBONE},
+        "model": {
+            "name": "protopnet",
+            "prototypes_per_class": 2,
+            "channels": 16,
+            "last_layer_steps": 500,
+            **InterpModule.small,
+        },
         "phases": [
             {
                 "name": "warm",
@@ -71,7 +76,7 @@ MODELS: dict[str, dict[str, Any]] = {
         ],
     },
     "prototree": {
-        "model": {"name": "prototree", "depth": 4, "channels": 16, "prune_factor": 1.03, **BACKBONE},
+        "model": {"name": "prototree", "depth": 4, "channels": 16, "prune_factor": 1.03, **InterpModule.small},
         "phases": [
             {"name": "freeze", "epochs": EPOCHS, "lrs": {"add_on": LR, "prototypes": LR}, "select": "none"},
             {
@@ -99,7 +104,7 @@ Moment = tuple[int, str, float]
 
 
 def launch(notes: str, *arguments: str) -> int:
-    """`train.py`, adding lines `<epoch> <phase> <what>` to a file before, and where it matters after, what it does."""
+    """Run `train.py`. Writes lines `<epoch> <phase> <what>` to a file before each thing it does, and after some."""
     from interp_models.commands import train
 
     where = f"{START} start"
@@ -140,7 +145,7 @@ def launch(notes: str, *arguments: str) -> int:
 
 
 def moments(phases: Sequence[dict[str, Any]], kills: int, draw: random.Random) -> dict[str, list[Moment]]:
-    """When to kill, in order, by what is to be hit."""
+    """When to kill, in order, by the part of the training that is to be hit."""
     found: dict[str, list[Moment]] = {}
     for number, phase in enumerate(phases):
         last = (number + 1) * EPOCHS - 1
@@ -162,7 +167,11 @@ def moments(phases: Sequence[dict[str, Any]], kills: int, draw: random.Random) -
 
 
 def kill_at(moment: Moment, notes: Path, arguments: Sequence[str]) -> tuple[str, float]:
-    """Launch a training and kill it; returns phase, epoch and the last thing that it noted, and how long it lived."""
+    """Launch a training and kill it at a moment.
+
+    Returns:
+        Phase, epoch and the last thing that it noted; and the seconds that it lived.
+    """
     epoch, what, seconds = moment
     notes.unlink(missing_ok=True)
     begin = time.monotonic()
@@ -180,22 +189,22 @@ def kill_at(moment: Moment, notes: Path, arguments: Sequence[str]) -> tuple[str,
 
 
 def _reached(notes: Path, epoch: int, what: str) -> bool:
-    """Whether that, or anything of a later epoch, is noted."""
+    """Whether this, or anything of a later epoch, was noted."""
     return any(int(now) > epoch or (int(now) == epoch and did == what) for now, _, did in _lines(notes))
 
 
 def _lines(notes: Path) -> list[list[str]]:
-    """Epoch, phase and what was done, of every line."""
+    """Epoch, phase and what was done, by line."""
     return [line.split(" ", 2) for line in (notes.read_text() if notes.exists() else "").splitlines()]
 
 
 def run_to_end(arguments: list[str]) -> None:
-    """`train.py` as it is."""
+    """Run `train.py` to its end."""
     subprocess.run([sys.executable, "train.py", *arguments], stdout=subprocess.DEVNULL, check=True)
 
 
 def measure(kills: int, seed: int) -> list[Row]:
-    """All rows; says on the way what was hit."""
+    """All rows; prints what each kill has hit."""
     draw = random.Random(seed)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -225,7 +234,7 @@ def measure(kills: int, seed: int) -> list[Row]:
 def main(argv: Sequence[str] | None = None) -> Path:
     """Measure and write `prototype_interruptions.json`."""
     p = plain_parser(__doc__)
-    p.add_argument("--kills", type=int, default=5, help="at each kind of moment")
+    p.add_argument("--kills", type=int, default=5, help="kills in each part of a training")
     args = p.parse_args(argv)
     args.command = f"python -m benchmarks.prototype_interruptions --kills {args.kills}"
     return write("prototype_interruptions", args, "drawn images (part_birds)", measure(args.kills, args.seed))

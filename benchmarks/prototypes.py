@@ -1,9 +1,9 @@
-"""Prototype models: where their prototypes come from, ÷ one pass of the backbone; their heads; memory of statistics.
+"""Time of push and projection of prototype models ÷ a pass of the backbone, time of their heads, memory of statistics.
 
-`push` and `project` get a model in eval mode and training images, as many of every class, that are decoded and held in
-memory; the floor is one pass of the backbone over the same batches. With pictures, a sheet per class is drawn too, for
-which images are read again, from their files. The heads are measured like that of `bap`: forward, loss and backward to
-parameters and features, with the update of the tree's leaves.
+`push` and `project` run on a model in eval mode and on training images, equally many of every class, that are held in
+memory, decoded. The floor is one pass of the backbone over the same batches. With pictures, one sheet per class is
+drawn too, for which images are read again from their files. Heads are measured as in `bap`: forward, loss and backward
+to parameters and features, with the update of the tree's leaves.
 """
 
 import tempfile
@@ -41,13 +41,13 @@ from interp_models.report.gallery import draw_sheets
 
 
 class Held(DataModule):
-    """Training images, as many of every class, in batches that are held in memory.
+    """Training images, equally many of every class, in batches that are held in memory.
 
     Args:
         dataset: see `DataModule`.
         size: side of the images.
         batch: images per pass.
-        count: how many images; None takes all.
+        count: number of images; None is all.
     """
 
     def __init__(self, dataset: dict[str, Any], size: int, batch: int, count: int | None) -> None:
@@ -58,12 +58,12 @@ class Held(DataModule):
         self.held = list(super().loader("train", augment=False))
 
     def loader(self, split: str, *, shuffle: bool = False, augment: bool = True) -> DataLoader[Sample]:
-        """What is held."""
-        return self.held  # type: ignore[return-value]  # batches are all that anybody asks of it
+        """The batches in memory, whatever the arguments."""
+        return self.held  # type: ignore[return-value]  # callers only iterate over it
 
 
 def timed(what: str, model: ProtoPNet | ProtoTree, data: Held, work: Work, pairs: int, clock: str) -> Timing:
-    """Work on all images ÷ one pass of the backbone over them, in the same batches."""
+    """Time of a work on all images ÷ one pass of the backbone over them, in the same batches."""
 
     @torch.no_grad()
     def floor() -> None:
@@ -76,19 +76,19 @@ def timed(what: str, model: ProtoPNet | ProtoTree, data: Held, work: Work, pairs
     seconds = interleaved(work, floor, pairs, CLOCKS[clock])
     count = len(data.train_indices)
     floor_counts = f"a pass of the backbone, {count} images"
-    # No FLOPs: torch's counter cannot stand the derivatives by which receptive fields are found.
+    # No FLOPs: torch's counter fails on the derivatives that find receptive fields.
     return Timing(what, floor_counts, passes.images / count, None, summary(seconds), 1, seconds)
 
 
 def protopnet(data: Held, prototypes_of_all: int) -> ProtoPNet:
-    """A model with about so many prototypes, as many of every class."""
+    """A model with about so many prototypes, equally many of every class."""
     classes = len(data.classes)
     per_class = max(1, prototypes_of_all // classes)
     return ProtoPNet(classes, weights="bundled", prototypes_per_class=per_class).eval()
 
 
 def informed_tree(data: Held, depth: int) -> ProtoTree:
-    """A tree whose leaves each know a class, in turn."""
+    """A tree whose leaves predict one class each, in turn."""
     tree = ProtoTree(len(data.classes), weights="bundled", depth=depth).eval()
     leaves = torch.arange(2**depth)
     tree.leaves[leaves, leaves % tree.num_classes] = 5.0
@@ -96,13 +96,13 @@ def informed_tree(data: Held, depth: int) -> ProtoTree:
 
 
 def push_and_draw(model: ProtoPNet, data: Held, folder: Path) -> None:
-    """`push`, and a sheet of pictures for every class."""
+    """`push`, then draw a sheet of pictures for every class."""
     model.push(data)
     draw_sheets(model.sources, model.prototype_sheets(data.classes), data, folder)
 
 
 def sources(few: Held, whole: Held, numbers: Sequence[int], depth: int, pairs: int, clock: str) -> list[Row]:
-    """`push` and `project` on a few images; `push` with pictures on the others, with the fewest prototypes."""
+    """`push` and `project` on `few`; `push` with pictures on `whole`, with the smallest number of prototypes."""
     rows: list[Row] = []
     for number in numbers:
         model = protopnet(few, number)
@@ -134,7 +134,7 @@ def heads(data: Held, classes: int, depth: int, pairs: int, seconds: float, cloc
 
 
 def statistics(count: int) -> Work:
-    """What is said of so many prototypes by themselves: repeats, and distances between all pairs."""
+    """Usage and spread of so many prototypes: duplicates, and distances between all pairs."""
     model = ProtoPNet(200, backbone="test_efficientnet", weights=None, prototypes_per_class=count // 200)
     return lambda: [metric(model) for metric in (PrototypeUsage, PrototypeSpread)]
 
@@ -142,10 +142,12 @@ def statistics(count: int) -> Work:
 def main(argv: Sequence[str] | None = None) -> Path:
     """Measure and write the results."""
     p = parser(__doc__, memory=(2000,))
-    p.add_argument("--prototypes", type=int, nargs="+", default=[200, 1000, 2000], help="of ProtoPNet")
-    p.add_argument("--depth", type=int, default=9, help="of the tree")
-    p.add_argument("--classes", type=int, default=200, help="of the heads")
-    p.add_argument("--pictures", type=int, help="number of images where prototypes are drawn too; all by default")
+    p.add_argument(
+        "--prototypes", type=int, nargs="+", default=[200, 1000, 2000], help="numbers of prototypes of ProtoPNet"
+    )
+    p.add_argument("--depth", type=int, default=9, help="depth of the tree")
+    p.add_argument("--classes", type=int, default=200, help="classes of the heads")
+    p.add_argument("--pictures", type=int, help="number of images of the push with pictures; default: all")
     p.set_defaults(count=256)
     args = parse(p, "prototypes", argv)
     dataset = {"name": "part_birds"} if args.images == "part_birds" else {"name": "cub", "root": args.images}

@@ -1,10 +1,9 @@
-"""What fine-tuning does to the class token's attention: whether it points into the box, and its energy there, of every
-head and of their mean, before and after.
+"""Where the class token's attention looks before and after fine-tuning: pointing and energy, by head and of their mean.
 
 python -m studies.class_token --runs runs/cub_vit_cls_dinov2/0-0 [...]
 
-Before is the model as its config builds it. Pointing: the highest patch's centre lies in the box. Energy: the share of
-the map that lies in the box, a patch counted by the part of it that does.
+*Before* is the model as its config builds it. Pointing: share of images on which the centre of the highest patch lies
+in the box. Energy: share of the map in the box; a patch counts by the part of it that lies in the box.
 """
 
 from collections.abc import Sequence
@@ -22,7 +21,12 @@ from interp_models.runs.loading import run_config
 
 
 def covered(boxes: Tensor, size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """The part of each cell that lies in the box: (B, h, w), of boxes XYXY in pixels of images of a size.
+    """The part of each cell that lies in the box, (B, h, w).
+
+    Args:
+        boxes: (B, 4), XYXY in pixels.
+        size: height and width of the images.
+        grid: h and w.
 
     >>> covered(torch.tensor([[0.0, 0.0, 3.0, 4.0]]), (4, 4), (2, 2)).tolist()
     [[[1.0, 0.5], [1.0, 0.5]]]
@@ -36,7 +40,7 @@ def covered(boxes: Tensor, size: tuple[int, int], grid: tuple[int, int]) -> Tens
 
 
 def in_box(maps: Tensor, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Pointing hits and energy of maps (B, N, h, w), each (B, N)."""
+    """Pointing hits and energies of maps (B, N, h, w), each (B, N)."""
     height, width = maps.shape[2:]
     share = covered(boxes, size, (height, width))[:, None]
     energy = (maps * share).sum(dim=(2, 3)) / maps.sum(dim=(2, 3))
@@ -48,7 +52,7 @@ def in_box(maps: Tensor, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, 
 
 @torch.no_grad()
 def attention(model: InterpModule, data: DataModule, what: str) -> list[Row]:
-    """The mean over the test images, of the mean over heads, then head by head."""
+    """Means over the test images: of the mean over heads, then of each head."""
     model.eval()
     hits, energies = [], []
     for batch in tqdm(data.test_dataloader(), desc=what, leave=False):
@@ -70,7 +74,7 @@ def attention(model: InterpModule, data: DataModule, what: str) -> list[Row]:
 def main(argv: Sequence[str] | None = None) -> Path:
     """Measure and write the results."""
     p = plain_parser(__doc__, STUDIES)
-    p.add_argument("--runs", type=Path, nargs="+", required=True)
+    p.add_argument("--runs", type=Path, nargs="+", required=True, help="runs of `vit_cls`")
     args = p.parse_args(argv)
     torch.set_num_threads(args.threads)
     args.command = f"python -m studies.class_token --runs {' '.join(map(str, args.runs))}"

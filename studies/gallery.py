@@ -1,9 +1,9 @@
-"""All explainers on the same images, as a page and a picture.
+"""Draws the maps of all explainers on the same images, as a page and two pictures.
 
 python -m studies.gallery --images FOLDER --out OUT     # EfficientNet-Lite0 with its ImageNet weights
 python -m studies.gallery --run RUN --out OUT           # the model and the test images of a run
 
-FOLDER holds jpg files. Where a method does not apply, the page says why.
+FOLDER holds jpg files. If a method does not apply to the model, the page gives the reason.
 """
 
 import argparse
@@ -38,14 +38,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "smoothed_integrated_gradients": {"samples": 5, "steps": 20},
     "integrated_smoothgrad": {"samples": 5, "steps": 20},
 }
-"""Of methods whose defaults take thousands of passes."""
+"""Options of methods whose defaults take thousands of passes."""
 
 Drawn = tuple[str, str, list[Picture] | str, float]
-"""Name, options, pictures or why there are none, and seconds per image."""
+"""Name, options, pictures or the reason why there are none, and seconds per image."""
 
 
 def images_of_folder(folder: Path, count: int) -> tuple[Tensor, list[str], None]:
-    """Images (n, 3, 224, 224) spread over the folder, and their names."""
+    """Images (n, 3, 224, 224) at even distances in the sorted folder, and their names."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     if len(paths) < count:
         raise SystemExit(f"--images: {count} jpg files are needed, the folder holds {len(paths)}")
@@ -56,7 +56,7 @@ def images_of_folder(folder: Path, count: int) -> tuple[Tensor, list[str], None]
 
 
 def images_of_run(run: Path, count: int) -> tuple[Tensor, list[str], Tensor | None]:
-    """Test images (n, 3, H, W) spread over a run's data, their names, and their boxes if there are."""
+    """Test images (n, 3, H, W) at even distances in a run's data, their names, and their boxes if it has boxes."""
     data = build_data(run_config(run))
     dataset = data.dataset("test")
     samples = [dataset[0, i * len(data.test_indices) // count] for i in range(count)]
@@ -66,7 +66,7 @@ def images_of_run(run: Path, count: int) -> tuple[Tensor, list[str], Tensor | No
 
 
 def draw(model: nn.Module, images: Tensor, boxes: Tensor | None) -> list[Drawn]:
-    """Every registered explainer, for the predicted classes."""
+    """The maps of the predicted classes by every registered explainer."""
     with torch.no_grad():
         target = logits_of(model.eval()(images)).argmax(dim=1)
     pictures, drawn = [to_uint8(image) for image in images], list[Drawn]()
@@ -86,7 +86,7 @@ def draw(model: nn.Module, images: Tensor, boxes: Tensor | None) -> list[Drawn]:
 
 
 def page(title: str, images: Sequence[Picture], names: Sequence[str], drawn: Sequence[Drawn]) -> str:
-    """One HTML file with everything in it."""
+    """A self-contained HTML page."""
 
     def cell(name: str, picture: Picture) -> str:
         return f'<td><img loading="lazy" alt="{html.escape(name)}" src="{jpeg_uri(picture)}"></td>'
@@ -118,11 +118,11 @@ def main(argv: Sequence[str] | None = None) -> Path:
     """Write `gallery.html`, `gallery-0.png` and `gallery-1.png`."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = p.add_mutually_exclusive_group(required=True)
-    source.add_argument("--images", type=Path)
-    source.add_argument("--run", type=Path)
+    source.add_argument("--images", type=Path, help="folder of jpg files")
+    source.add_argument("--run", type=Path, help="run folder")
     p.add_argument("--count", type=int, default=4, help="number of images")
-    p.add_argument("--threads", type=int, default=torch.get_num_threads())
-    p.add_argument("--out", type=Path, required=True, help="folder")
+    p.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
+    p.add_argument("--out", type=Path, required=True, help="folder of the page and the pictures")
     args = p.parse_args(argv)
     torch.set_num_threads(args.threads)
     if args.run:

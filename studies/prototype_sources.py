@@ -1,10 +1,10 @@
-"""Whether the prototypes of trained models are what they are said to be: patches of training images, shown as such.
+"""Whether the prototypes of trained models equal the recorded patches of training images, and are drawn as such.
 
 python -m studies.prototype_sources --runs RUN [RUN ...]
 
-Each prototype that is left is looked for anew: its image is read and passed through the model, and compared is the
-patch at the cell that is recorded. Its picture is read back from the sheet, and compared with the image's pixels in the
-recorded box.
+For each prototype that is left, its image is read and passed through the model, and the prototype is compared with the
+patch at the recorded cell. Its picture is read back from the sheet and compared with the image's pixels in the recorded
+box.
 """
 
 import tempfile
@@ -29,7 +29,7 @@ from interp_models.runs.loading import run_config
 
 
 def classes_of(model: ProtoPNet | ProtoTree) -> Tensor:
-    """The classes whose images each prototype may come from, (P, K) bool; none for removed ones."""
+    """Classes whose images each prototype may come from, (P, K) bool; no class for removed prototypes."""
     if isinstance(model, ProtoPNet):
         return model.prototype_classes if model.class_specific else model.kept[:, None].expand(-1, model.num_classes)
     says = F.one_hot(model.leaves.argmax(dim=1), model.num_classes).bool() & model.leaf_kept[:, None]
@@ -86,7 +86,7 @@ def measure(run: Path) -> list[Row]:
 
 
 def read_back(folder: Path, name: str, numbers: Sequence[int]) -> list[tuple[int, Image.Image]]:
-    """The patches on a sheet, without their frames."""
+    """The patches on a sheet, without their frames, by number of the prototype."""
     sheet = Image.open(folder / f"{name}.jpg")
     side = gallery.SIDE
     wide, high = side + 4, 2 * side + 22
@@ -110,7 +110,7 @@ def alike(tile: Image.Image, image: Tensor, box: Sequence[int]) -> float:
 def main(argv: Sequence[str] | None = None) -> Path:
     """Measure and write `prototype_sources.json`."""
     p = plain_parser(__doc__, STUDIES)
-    p.add_argument("--runs", type=Path, nargs="+", required=True)
+    p.add_argument("--runs", type=Path, nargs="+", required=True, help="finished runs of prototype models")
     args = p.parse_args(argv)
     torch.set_num_threads(args.threads)
     args.command = f"python -m studies.prototype_sources --runs {' '.join(map(run_name, args.runs))}"

@@ -1,11 +1,11 @@
-"""What the ends of prototype models' trainings do to their accuracy: push, last layer, pruning, projection.
+"""What the last stages of prototype models do to their accuracy: push, last layer, pruning, projection.
 
 python -m studies.prototype_stages --name protopnet --runs RUN [RUN ...] --stages push fit_last_layer prune
     [--reference RUN ...] [--save]
 
-The runs are of one model under several seeds, trained with `on_end: []` in their last phase. After each stage all test
-images are classified; per-image results are averaged over seeds before the bootstrap, whose differences are paired.
-`--save` keeps the finished models beside the runs, as `<run>-finished`, to be evaluated.
+The runs are of one model with several seeds, trained with `on_end: []` in their last phase. After each stage all test
+images are classified. Results per image are averaged over the seeds before the bootstrap; differences are paired.
+`--save` keeps the finished models as `<run>-finished`, so that they can be evaluated.
 """
 
 import shutil
@@ -33,13 +33,13 @@ from interp_models.training.checkpoints import read_checkpoint
 from studies.trained import bootstrap
 
 CLOSE = 0.1
-"""A decision so close to 1/2 could have gone the other way."""
+"""A decision is close if its probability differs from 1/2 by less."""
 PerImage = dict[str, NDArray[np.float64]]
 
 
 @torch.no_grad()
 def classified(model: InterpModule, batches: Sequence[Sample]) -> PerImage:
-    """Per image: 1 where the prediction is right, and the model's own statistics."""
+    """Values per image: 1 where the prediction is right, and the model's own statistics."""
     found: dict[str, list[NDArray[np.float64]]] = {}
     for batch in batches:
         output = model(batch.image)
@@ -52,7 +52,7 @@ def classified(model: InterpModule, batches: Sequence[Sample]) -> PerImage:
 
 
 def margin(model: ProtoTree, output: InterpOutput) -> Tensor:
-    """How far the closest decision on each image's greedy path is from 1/2, (B,)."""
+    """Distance from 1/2 of the closest decision on each image's greedy path, (B,)."""
     away = ((-output.aux["distances"]).exp() - 0.5).abs().masked_fill(~model.nodes_kept, torch.inf)
     node = model.decide(output) + len(away[0])
     closest = torch.full_like(away[:, 0], torch.inf)
@@ -63,13 +63,13 @@ def margin(model: ProtoTree, output: InterpOutput) -> Tensor:
 
 
 def kept(model: InterpModule) -> int:
-    """Prototypes that are not removed."""
+    """Number of prototypes that are not removed."""
     assert isinstance(model, Prototypical)
     return int(model.prototype_classes.any(dim=1).sum())
 
 
 def stages_of(folder: Path, stages: Sequence[str], save: bool) -> tuple[list[PerImage], list[int]]:
-    """What each stage gives, the model as trained first, and how many prototypes are left."""
+    """Values per image after each stage, and the numbers of prototypes left; first those of the model as trained."""
     model, _ = load(folder, "last")
     config = run_config(folder)
     seed_everything(config["seed"])
@@ -96,7 +96,7 @@ def stages_of(folder: Path, stages: Sequence[str], save: bool) -> tuple[list[Per
 
 
 def measure(folders: Sequence[Path], stages: Sequence[str], reference: Sequence[Path], save: bool) -> list[Row]:
-    """All rows: each stage by seed, its mean, and paired differences to the stage before and to the reference."""
+    """All rows: each stage by seed, its mean, and paired differences from the stage before and from the reference."""
     per_seed = [stages_of(folder, stages, save) for folder in folders]
     rows: list[Row] = []
     others = []
@@ -138,7 +138,7 @@ def measure(folders: Sequence[Path], stages: Sequence[str], reference: Sequence[
 
 
 def interval(what: str, per_image: NDArray[np.float64], unit: str) -> list[Row]:
-    """Mean and 95 % interval."""
+    """Rows of a mean and the ends of its 95 % interval."""
     mean, low, high = bootstrap(per_image)
     ends = ((what, mean), (f"{what}, lower end of 95 %", low), (f"{what}, upper end of 95 %", high))
     return [Value(name, 100 * value, unit) for name, value in ends]
@@ -147,11 +147,11 @@ def interval(what: str, per_image: NDArray[np.float64], unit: str) -> list[Row]:
 def main(argv: Sequence[str] | None = None) -> Path:
     """Measure and write `<name>.json`."""
     p = plain_parser(__doc__, STUDIES)
-    p.add_argument("--runs", type=Path, nargs="+", required=True)
-    p.add_argument("--reference", type=Path, nargs="*", default=[])
-    p.add_argument("--stages", nargs="+", required=True)
-    p.add_argument("--save", action="store_true")
-    p.add_argument("--name", required=True, help="of the file of results")
+    p.add_argument("--runs", type=Path, nargs="+", required=True, help="runs of one model with several seeds")
+    p.add_argument("--reference", type=Path, nargs="*", default=[], help="runs of the model to compare with")
+    p.add_argument("--stages", nargs="+", required=True, help="methods of the model that are called in turn")
+    p.add_argument("--save", action="store_true", help="keep the finished models")
+    p.add_argument("--name", required=True, help="name of the file of results")
     args = p.parse_args(argv)
     torch.set_num_threads(args.threads)
     runs_, reference = (" ".join(map(run_name, folders)) for folders in (args.runs, args.reference))

@@ -1,11 +1,11 @@
-"""What trained runs reach: accuracy with paired bootstrap intervals, and what their attention maps look at.
+"""Accuracy of trained runs with paired bootstrap intervals, and where their attention maps point.
 
 python -m studies.trained --runs runs/cub_cnn_lite0/0-0 [...]                writes a record of each run
 python -m studies.trained --name cub --records cub_cnn_lite0-0 cub_bcnn_lite0-0 [...]     makes a table of them
 
-A record, `results/trained/<experiment>-<seed>.json`, holds what was measured and which images were classified rightly,
-so that runs of different days are compared image by image. The first record's model is the one that the others are
-compared with; records of one model under several seeds are averaged per image before the bootstrap.
+A record, `results/trained/<experiment>-<seed>.json`, holds what was measured and which images were classified rightly.
+So runs of different days can be compared image by image. All models are compared with the model of the first record.
+Records of one model with several seeds are averaged per image before the bootstrap.
 """
 
 import json
@@ -31,11 +31,11 @@ from interp_models.runs.loading import run_config
 
 RESAMPLES = 10_000
 FOLDER = "trained"
-"""Of the records, below that of the results."""
+"""Folder of the records, inside that of the results."""
 
 
 def bootstrap(values: NDArray[np.float64], seed: int = 0) -> tuple[float, float, float]:
-    """Mean of per-image values, and the 95 % interval of the mean under resampling of the images.
+    """Mean of values per image, and the ends of its 95 % interval by the percentile bootstrap over the images.
 
     >>> bootstrap(np.ones(10))
     (1.0, 1.0, 1.0)
@@ -47,7 +47,7 @@ def bootstrap(values: NDArray[np.float64], seed: int = 0) -> tuple[float, float,
 
 
 def hits(maps: Tensor, boxes: Tensor, size: tuple[int, int]) -> NDArray[np.float64]:
-    """Pointing game without tolerance, 1 where the highest pixel of the upsampled map lies in the box, (B,)."""
+    """Pointing game without tolerance: 1 if the highest pixel of the upsampled map lies in the box, (B,)."""
     large = F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
     position = large.flatten(1).argmax(dim=1)
     y, x = position // size[1], position % size[1]
@@ -56,7 +56,7 @@ def hits(maps: Tensor, boxes: Tensor, size: tuple[int, int]) -> NDArray[np.float
 
 
 def pairwise_cosine(maps: Tensor) -> Tensor:
-    """Mean cosine between pairs of an image's maps (B, N, h, w): (B,); 0 for a map that is 0."""
+    """Mean cosine between pairs of an image's maps (B, N, h, w), (B,); 0 for pairs with a map that is 0."""
     unit = F.normalize(maps.flatten(2), dim=2)
     gram = unit @ unit.transpose(1, 2)
     n = gram.shape[1]
@@ -66,7 +66,7 @@ def pairwise_cosine(maps: Tensor) -> Tensor:
 
 @torch.no_grad()
 def attention(model: InterpModule, batches: Sequence[Sample]) -> dict[str, NDArray[np.float64]]:
-    """Per image: correct, pointing hits of own map, Grad-CAM and centre, cosine between maps; per map: dead."""
+    """Per image: correct, pointing hits of own map, Grad-CAM and centre, cosine between maps. Per map: dead."""
     found: dict[str, list[NDArray[np.float64]]] = {}
     alive: Tensor | None = None
     for batch in batches:
@@ -92,14 +92,14 @@ def attention(model: InterpModule, batches: Sequence[Sample]) -> dict[str, NDArr
 
 
 def rise_stability(model: InterpModule, images: Tensor, few: int, many: int) -> NDArray[np.float64]:
-    """Pearson correlation of each image's RISE map with few masks and with many, the few being the first of them."""
+    """Pearson correlation of each image's RISE maps with few masks and with many, of which the few are the first."""
     a = RISE(model, masks=few).attribute(images).flatten(1)
     b = RISE(model, masks=many).attribute(images).flatten(1)
     return np.array([np.corrcoef(x, y)[0, 1] for x, y in zip(a.numpy(), b.numpy(), strict=True)])
 
 
 def record(folder: Path) -> tuple[str, list[Row], dict[str, Any]]:
-    """A run's name, its rows, and which of its test images it classified rightly, as digits."""
+    """A run's name, its rows, and more keys of its record: `correct` has a digit for each test image."""
     model, _ = load(folder)
     config = run_config(folder)
     data = build_data(config)
@@ -117,10 +117,10 @@ def record(folder: Path) -> tuple[str, list[Row], dict[str, Any]]:
 
 
 def compare(records: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """All rows: per run, per model over its seeds, and the differences to the first model.
+    """All rows: by run, by model over its seeds, and the differences from the first model.
 
     Raises:
-        SystemExit: if two records are of different test images.
+        SystemExit: if two records have different test images.
     """
     rows: list[Row] = []
     correct: dict[str, list[NDArray[np.float64]]] = {}
@@ -153,8 +153,10 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
     what = p.add_mutually_exclusive_group(required=True)
     what.add_argument("--runs", type=Path, nargs="+", help="folders of runs to measure")
     what.add_argument("--records", nargs="+", help="names of records to compare")
-    p.add_argument("--name", help="of the file of results, with --records")
-    p.add_argument("--stability", type=int, default=0, help="images on which RISE's stability is measured, first run")
+    p.add_argument("--name", help="name of the file of results, with --records")
+    p.add_argument(
+        "--stability", type=int, default=0, help="images on which the stability of RISE is measured, with the first run"
+    )
     args = p.parse_args(argv)
     torch.set_num_threads(args.threads)
     if args.records:
@@ -165,6 +167,8 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
         args.command = f"python -m studies.trained --name {args.name} --records {' '.join(args.records)}"
         found = [json.loads((args.out / FOLDER / f"{name}.json").read_text()) for name in args.records]
         return [write(args.name, args, "test images of the runs", compare(found))]
+    if args.name:
+        p.error("--name is of a comparison: give --records")
     paths = []
     if args.stability:
         args.command = f"python -m studies.trained --runs {args.runs[0]} --stability {args.stability}"
@@ -178,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
 
 
 def stable(folder: Path, n: int) -> list[Row]:
-    """How alike RISE's maps of n test images of a run are with 500 and with 1000 masks."""
+    """Stability of RISE on n test images of a run: correlation of maps with 500 and with 1000 masks."""
     model, _ = load(folder)
     data = build_data(run_config(folder)).dataset("test")
     images = torch.stack([data[0, position].image for position in spread(len(data), n)])

@@ -1,10 +1,10 @@
-"""Trains the runs that docs/results compares, those that have no record yet, and records them.
+"""Trains and records the runs that docs/results compares, if they have no record yet.
 
 python -m studies.trainings --root FOLDER                      everything, seeds 0 to 2
 python -m studies.trainings --root FOLDER --names cub_br_npa_lite0 bcnn_block --seeds 0
 python -m studies.trainings --list
 
-A training that was broken off goes on where it was. Several calls with other names or seeds may run at once.
+An interrupted training is resumed. Several calls may run at once if their names or seeds differ.
 """
 
 import subprocess
@@ -21,7 +21,7 @@ COMPLEMENTARY, COVERING, SPECIFIC = (f"model.{name}=0" for name in ("complementa
 WSDAN = "configs/cub/bcnn_wsdan_lite0.yaml"
 BCNN = "configs/cub/bcnn_lite0.yaml"
 ALONE = ["model.name=wsdan", "model.normalise=false", "model.centre=0", "model.crop_drop=false"]
-"""WS-DAN without its recipe, which is B-CNN."""
+"""Options of WS-DAN without its recipe: this is B-CNN."""
 
 TRAININGS: Mapping[str, Sequence[str]] = {
     "cub_cnn_lite0": ["configs/cub/cnn_lite0.yaml"],
@@ -48,19 +48,20 @@ TRAININGS: Mapping[str, Sequence[str]] = {
     "dpnet_all": [DPNET],
     "cub_vit_cls_dinov2": ["configs/cub/vit_cls_dinov2.yaml", "trainer.precision=bf16-mixed"],
 }
-"""Config and overrides by experiment. DP-Net's config has all constraints; others leave some out."""
+"""Config and overrides by experiment. DP-Net's config has all constraints; the overrides leave some out."""
 TEACHERS = {"cub_br_npa_lite0_high": "cub_br_npa_lite0"}
+"""Experiment of the teacher, of the same seed, by experiment of the student."""
 
 
 def overrides(name: str, seed: int, *, root: str, vit: str) -> list[str]:
-    """What a training's config is changed by, its teacher apart."""
+    """The overrides of a training's config, except for its teacher."""
     changes = [*TRAININGS[name][1:], f"experiment={name}", f"seed={seed}"]
     changes += [f"data.dataset.root={root}", "data.val_fraction=0", "logger.wandb=disabled"]
     return changes + ([f"model.weights={vit}"] if name == "cub_vit_cls_dinov2" else [])
 
 
 def run(name: str, seed: int, folder: Path, more: Sequence[str], *, root: str, vit: str) -> Path:
-    """The folder of a finished run, `<folder>/<name>/<seed>`; trained, or trained further, if it is not there.
+    """The folder of a finished run, `<folder>/<name>/<seed>`; it is trained or resumed if it is not finished.
 
     Raises:
         SystemExit: if the training fails.
@@ -82,13 +83,20 @@ def run(name: str, seed: int, folder: Path, more: Sequence[str], *, root: str, v
 def main(argv: Sequence[str] | None = None) -> list[Path]:
     """Train and record; returns the new records."""
     p = plain_parser(__doc__, STUDIES)
-    p.add_argument("--names", nargs="+", choices=TRAININGS, default=list(TRAININGS), metavar="NAME")
-    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    p.add_argument(
+        "--names",
+        nargs="+",
+        choices=TRAININGS,
+        default=list(TRAININGS),
+        metavar="NAME",
+        help="experiments; default: all",
+    )
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the trainings")
     p.add_argument("--root", default="data", help="folder of CUB-200-2011")
-    p.add_argument("--vit", default="timm", help="weights of the vision transformer")
-    p.add_argument("--folder", type=Path, default=Path("runs"), help="of the runs")
-    p.add_argument("--more", nargs="*", default=[], help="more overrides of all trainings, key=value")
-    p.add_argument("--list", action="store_true", help="say which runs have records, and end")
+    p.add_argument("--vit", default="timm", help="weights of the vision transformer: timm or a file")
+    p.add_argument("--folder", type=Path, default=Path("runs"), help="folder of the runs")
+    p.add_argument("--more", nargs="*", default=[], help="more overrides for all trainings, key=value")
+    p.add_argument("--list", action="store_true", help="print which runs have records, and train nothing")
     args = p.parse_args(argv)
     wanted = [(name, seed) for seed in args.seeds for name in args.names]
     missing = [pair for pair in wanted if not (args.out / trained.FOLDER / "{}-{}.json".format(*pair)).is_file()]

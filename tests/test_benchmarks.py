@@ -3,7 +3,7 @@
 import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -366,6 +366,9 @@ RESULTS = {
 }
 
 TABLE = """\
+`python -m benchmarks.demo --pairs 2`; 2026-01-02; 2 cores, x86_64, AVX2; threads 1; torch 2.9.0; 8 images of noise; \
+seed 3; commit 0123456789 with changes.
+
 | work | the floor counts | passes per image | time ÷ floor | quartiles | FLOPs ÷ floor |
 | --- | ---: | ---: | ---: | ---: | ---: |
 | masked confidence | 2 passes | 2 | 1.051 | 1.040 to 1.065 | 1.0000 |
@@ -377,10 +380,7 @@ TABLE = """\
 
 | what | value | unit |
 | --- | ---: | ---: |
-| one plain pass, batch 4 | 17.3 | ms per image |
-
-`python -m benchmarks.demo --pairs 2`; 2026-01-02; 2 cores, x86_64, AVX2; threads 1; torch 2.9.0; 8 images of noise; \
-seed 3; commit 0123456789 with changes."""
+| one plain pass, batch 4 | 17.3 | ms per image |"""
 
 PAGE = """\
 # Costs
@@ -451,6 +451,73 @@ def test_values_of_runs_are_pivoted_and_the_longer_list_goes_down() -> None:
     )
     with pytest.raises(ValueError, match="b: hits stands twice"):
         tables.render(results | {"values": [*values, values[1]]})
+
+
+def of(command: str, values: Mapping[str, float]) -> str:
+    """The tables of values that a command gave."""
+    rows = [{"what": what, "value": value, "unit": ""} for what, value in values.items()]
+    return tables.render(RESULTS | {"command": command, "timings": [], "memory": [], "values": rows})
+
+
+def ends(what: str, mean: float, low: float, high: float) -> dict[str, float]:
+    return {what: mean, f"{what}, lower end of 95 %": low, f"{what}, upper end of 95 %": high}
+
+
+def test_models_are_compared_in_one_table() -> None:
+    """One row per model, measures averaged over its seeds; the config is told where `studies.trainings` trained it."""
+    values = {
+        "cub_bcnn_lite0, seed 0: test accuracy": 80.0,
+        "cub_bcnn_lite0, seed 0: mean cosine between maps": 0.5,
+        "cub_bcnn_lite0, seed 1: test accuracy": 81.0,
+        "cub_bcnn_lite0, seed 1: mean cosine between maps": 0.6,
+        "bcnn_centre, seed 0: test accuracy": 79.96,
+        **ends("cub_bcnn_lite0, mean of 2 seed(s): accuracy", 80.5, 79, 82),
+        **ends("bcnn_centre, mean of 1 seed(s): accuracy", 79.96, 78, 81),
+        **ends("bcnn_centre, mean of 1 seed(s): accuracy minus that of cub_bcnn_lite0", -0.54, -1.26, -0.04),
+    }
+    changes = "`model.name=wsdan model.normalise=true model.centre=1.0 model.crop_drop=false`"
+    text = of("python -m benchmarks.trained --name cub --records a b c", values)
+    assert text.splitlines()[2:] == [
+        "| model | config and options | accuracy by seed, % | mean, % | interval "
+        "| minus cub_bcnn_lite0, points | interval | cosine between maps |",
+        "| --- |" + " ---: |" * 7,
+        "| cub_bcnn_lite0 | `cub/bcnn_lite0.yaml` | 80.0, 81.0 | 80.5 | 79.0 to 82.0 |  |  | 0.55 |",
+        f"| bcnn_centre | `cub/bcnn_lite0.yaml`, {changes} | 80.0 | 80.0 | 78.0 to 81.0 | −0.5 | −1.3 to 0.0 |  |",
+    ]
+    assert "yaml" not in of("python -m benchmarks.trained --name cub --runs a b c", values)
+
+
+def test_stages_of_prototype_models_are_rows() -> None:
+    values = {"ref/0: accuracy": 60.0}
+    for stage, accuracy, counts in (("as trained", 50.0, (3, 3)), ("1. after prune", 48.0, (2, 1))):
+        for run, count in zip(("tree/0", "tree/1"), counts, strict=True):
+            values |= {f"{stage}, {run}: prototypes": count, f"{stage}, {run}: acc": accuracy + count}
+            values |= {f"{stage}, {run}: acc_greedy": 40.0 + count, f"{stage}, {run}: fidelity_greedy": 90.0}
+        values |= ends(f"{stage}: accuracy", accuracy, accuracy - 1, accuracy + 1)
+    values |= ends("1. after prune: accuracy minus that before", -2, -3, -1)
+    values |= ends("at the end: accuracy minus the reference's", -12, -13, -11)
+    assert of("python -m studies.prototype_stages --name a", values).split("\n\n")[1:] == [
+        "| stage | accuracy, % | interval | minus the stage before, points | interval | by seed, % | prototypes |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        "| as trained | 50.0 | 49.0 to 51.0 |  |  | 53.0, 53.0 | 3 |\n"
+        "| 1. after prune | 48.0 | 47.0 to 49.0 | −2.0 | −3.0 to −1.0 | 50.0, 49.0 | 2, 1 |",
+        "| run, after prune | soft, % | greedy, % | greedy as soft, % |\n"
+        "| --- | ---: | ---: | ---: |\n"
+        "| tree/0 | 50.0 | 42.0 | 90.0 |\n"
+        "| tree/1 | 49.0 | 41.0 | 90.0 |",
+        "At the end minus `ref/0` (60.0 %): −12.0 points, interval −13.0 to −11.0.",
+    ]
+
+
+def test_kills_are_counted_and_a_difference_is_shown() -> None:
+    values = {
+        "protopnet, killed in phase warm, epoch 0, step 2": 1.5,
+        "protopnet, killed 5 times in phase warm: weights as left alone": 1.0,
+        "protopnet, killed 5 times in phase warm: metrics.csv as left alone": 0.0,
+        "protopnet, kills in phase warm": 5,
+    }
+    text = of("python -m benchmarks.prototype_interruptions --kills 5", values)
+    assert text.endswith("\n| --- | ---: | ---: | ---: | ---: |\n| protopnet | phase warm | 5 | equal | different |")
 
 
 def test_a_study_that_was_a_benchmark_is_shown_by_its_name_of_today() -> None:

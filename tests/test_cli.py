@@ -33,6 +33,7 @@ from interp_models.data.module import DataModule
 from interp_models.evaluation.config import EvaluateConfig
 from interp_models.metrics.prototype_base import PROTOTYPE_METRICS
 from interp_models.runs.config import TrainConfig
+from interp_models.runs.networks import NetworkConfig
 from interp_models.training import loggers
 from interp_models.training.config import LoggerConfig
 from tests.conftest import (
@@ -904,6 +905,11 @@ REGISTRIES: dict[str, Registry[Any]] = {
 }
 
 
+def test_help_on_networks_lists_the_keys_of_one(script: Script) -> None:
+    shown = script("evaluate", "--help", "networks").out.partition("Keys of a network:\n")[2].splitlines()
+    assert [line.split(":")[0].strip() for line in shown] == keys_of(NetworkConfig)
+
+
 @pytest.mark.parametrize(
     ("topic", "key", "given"),
     [
@@ -934,7 +940,7 @@ def test_help_on_all_of_a_kind_shows_their_options(
 def test_help_on_one_thing(script: Script) -> None:
     about = script("evaluate", "--help", "rise", "grid")
     assert about.code == 0
-    assert about.out.startswith("explainers: rise (interp_models.explainers.rise.RISE)\n  S(p) = ")
+    assert about.out.startswith("explainers: rise (interp_models.explainers.rise.RISE)\n  RISE: S(p) = ")
     assert "    masks: int = " in about.out
     assert "\n\n  grid: Any = None   Grid to which every map is brought:" in about.out
     metrics = script("evaluate", "--help", "metrics").out

@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -17,7 +19,7 @@ from interp_models.runs.building import build_data, build_model
 from interp_models.runs.config import TrainConfig
 from interp_models.runs.folders import run_name
 from interp_models.runs.loading import run_config
-from studies import class_token, prototype_sources, prototype_stages, trainings
+from studies import class_token, controls, prototype_sources, prototype_stages, trainings
 from studies import trained as trained_benchmark
 from tests.conftest import TINY, TINY_VIT, Cub, fit, tiny_config, tiny_options
 
@@ -163,6 +165,8 @@ def test_records_say_what_runs_reach_and_are_compared_image_by_image(tiny_cub: C
     difference = "three, mean of 1 seed(s): accuracy minus that of one"
     ends = [values[f"{difference}, {end} end of 95 %"] for end in ("lower", "upper")]
     assert ends == [-100, 100]  # differences are -1, -1, 1, 1: one resample of 16 has none above 0
+    with pytest.raises(SystemExit):  # a name is of a comparison; records are named by their runs
+        trained_benchmark.main(["--runs", str(run), "--name", "all", "--out", str(tmp_path)])
     other = save("four", 0, "1100", images=7)
     with pytest.raises(SystemExit, match="four has other test images than one"):
         trained_benchmark.main(["--records", names[0], other, "--name", "all", "--out", str(tmp_path)])
@@ -194,3 +198,48 @@ def test_trainings_are_done_once(tiny_cub: Cub, tmp_path: Path, monkeypatch: pyt
     assert trainings.main(["--names", "cub_br_npa_lite0_high", "--seeds", "3", *argv]) == []
     (of_teacher,) = trainings.main(["--names", "cub_br_npa_lite0", "--seeds", "3", *argv])
     assert of_teacher.stem == "cub_br_npa_lite0-3"
+
+
+def evaluated(folder: Path, values: dict[str, dict[str, list[float]]]) -> Path:
+    """A folder with the values per image of an evaluation: by explainer and metric."""
+    rows = [
+        {
+            "explainer": name, "options": json.dumps({"name": name}), "metric": metric,
+            "higher_is_better": metric != "ad", "index": index, "value": value,
+        }
+        for name, metrics in values.items()
+        for metric, images in metrics.items()
+        for index, value in enumerate(images)
+    ]  # fmt: skip
+    (folder / "evaluation").mkdir(parents=True)
+    pd.DataFrame(rows).to_parquet(folder / "evaluation/per_image.parquet")
+    return folder
+
+
+def test_explainers_are_counted_against_controls_and_metrics_ranked(tmp_path: Path) -> None:
+    noise = [0.5, 0.1, 0.3, 0.7]
+    shifted = {name: [x + shift for x in noise] for name, shift in (("gradcam", 0.1), ("rise", 0.2), ("cam", -0.1))}
+    values = {name: {"iauc": images, "ad": images} for name, images in shifted.items()}
+    undecided = [0.7, 0.0, 0.4, float("nan")]
+    values["hirescam"] = {"iauc": undecided, "ad": [x + 0.15 for x in noise]}
+    values["random"] = {"iauc": noise, "ad": noise}
+    path = controls.main(["--run", str(evaluated(tmp_path / "run", values)), "--out", str(tmp_path)])
+    found = {row["what"]: row["value"] for row in json.loads(path.read_text())["values"]}
+    assert found["explainers"] == 4
+    counts = {what.removeprefix("random: "): value for what, value in found.items() if ": " in what}
+    assert counts == {"iauc, better": 2, "iauc, worse": 1, "ad, better": 1, "ad, worse": 3}
+    # Ranks of cam, hirescam, gradcam, rise: 1, 2, 3, 4 by iauc and 4, 2, 3, 1 by ad
+    assert found["rank correlation of iauc and ad"] == pytest.approx(-0.8)
+    del values["random"]
+    with pytest.raises(SystemExit, match="evaluated without controls"):
+        controls.main(["--run", str(evaluated(tmp_path / "other", values)), "--out", str(tmp_path)])
+
+
+def test_intervals_are_those_of_the_bootstrap() -> None:
+    """Of rows with all values: the quantiles of means of the same resamples, one by one."""
+    values = np.random.default_rng(3).normal(size=(2, 9))
+    low, high = controls.intervals(values)
+    drawn = np.random.default_rng(0).integers(0, 9, (trained_benchmark.RESAMPLES, 9))
+    for row in range(2):
+        ends = np.percentile(values[row][drawn].mean(axis=1), [2.5, 97.5])
+        assert [low[row], high[row]] == pytest.approx(ends.tolist())

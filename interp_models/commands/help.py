@@ -78,6 +78,10 @@ def _about(name: str, schema: type) -> str:
         topic = TOPICS[name]
         parts = [f"data.\n{describe(schema_of(_data_module()))}"] if name == "data" else []
         return "\n\n".join(parts + [_about_class(topic, one, brief=True) for one in topic.registry.names()])
+    if name == "networks" and name in keys:
+        from interp_models.runs.networks import NetworkConfig
+
+        return f"{describe(schema, only=name)}\n\nKeys of a network:\n{describe(NetworkConfig)}"
     if name in keys:
         return describe(schema, only=name)
     for topic in TOPICS.values():

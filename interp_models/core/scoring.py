@@ -319,7 +319,7 @@ def scores_of_variants(
         variant: makes variants (m, C, H, W) from positions of images and numbers of variants, both (m,). If all
             variants are of one image, its position comes as (1,).
         target: class of each image, (B,).
-        batch: images per pass; None chooses by the device.
+        batch: images per pass; None chooses a size for the device.
 
     Returns:
         (B, count).

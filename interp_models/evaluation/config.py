@@ -26,7 +26,7 @@ class ExplanationConfig:
     target: Any = "prediction"
     """Class to explain: `prediction`, `label`, or a class number."""
     batch: int | None = None
-    """Images per forward pass of the metrics; null chooses by the device. Explainers have a `batch` of their own."""
+    """Images per forward pass of the metrics; null chooses a size for the device. Explainers have a `batch` of their own."""
     preparation: Preparation = "exact"
     """How the model is prepared for many passes: `exact`, `compiled`, `bfloat16` or `none`."""
     n_images: int | None = None
@@ -52,7 +52,7 @@ class EvaluateConfig(ExplanationConfig):
     """Checkpoint of each run: `best` validation epoch or `last` epoch."""
     networks: ListOfOptions = field(default_factory=list)
     """Networks that were not trained here, judged beside the runs: `timm:NAME`, `package.module:function`,
-    `FILE.py:function`, or keys and values (see `runs.networks.NetworkConfig`)."""
+    `FILE.py:function`, or keys and values (`--help networks` lists them)."""
     out: PathText | None = None
     """Folder of the results. The default (null) is RUN/evaluation for one run, runs/networks/<name> for one other
     network, and a new folder runs/comparisons/<n> for the comparison of several."""

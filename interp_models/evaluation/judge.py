@@ -88,7 +88,7 @@ def judge(
         grid: grid (rows, columns) to which every map is brought, `native` for each map's own grid, or None for the
             grid of the model's last feature map.
         max_steps: maximum number of steps of a deletion or insertion curve.
-        batch: images per forward pass of the metrics; None chooses by the device.
+        batch: images per forward pass of the metrics; None chooses a size for the device.
         preparation: how the model is prepared for many passes: `exact`, `compiled`, `bfloat16` or `none`.
         folder: folder of the results. An interrupted call with the same folder continues where it stopped. None keeps
             all in memory; a map as fine as the image (`random`, gradients) takes 200 kB at 224 pixels.
