@@ -26,7 +26,7 @@ class ExplanationConfig:
     target: Any = "prediction"
     """Class to explain: `prediction`, `label`, or a class number."""
     batch: int | None = None
-    """Images per forward pass of the metrics; null chooses a size for the device. Explainers have a `batch` of their own."""
+    """Images per forward pass of the metrics; null chooses a size for the device. Explainers have their own `batch`."""
     preparation: Preparation = "exact"
     """How the model is prepared for many passes: `exact`, `compiled`, `bfloat16` or `none`."""
     n_images: int | None = None
