@@ -51,6 +51,16 @@ def compared(old: Pairs, new: Pairs) -> list[Value]:
     return rows
 
 
+def shown(options: Sequence[str]) -> list[str]:
+    """The options without paths.
+
+    >>> shown(["--images", "/home/me/CUB", "--pairs", "3"])
+    ['--images', 'FOLDER', '--pairs', '3']
+    """
+    before = ["", *options[:-1]]
+    return ["FOLDER" if last in ("--images", "--cub") else word for last, word in zip(before, options, strict=True)]
+
+
 def main(argv: Sequence[str] | None = None) -> Path:
     """Measure and write the results."""
     p = plain_parser(__doc__)
@@ -60,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     words = list(sys.argv[1:] if argv is None else argv)
     own, options = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
     args = p.parse_args(own)
-    args.command = f"python -m benchmarks.against {' '.join([*own, '--', *options])}"
+    args.command = f"python -m benchmarks.against {args.commit} --rounds {args.rounds} -- {' '.join(shown(options))}"
     checkouts: dict[str, Path] = {"new": ROOT}
     found: dict[str, Pairs] = {"old": {}, "new": {}}
     with tempfile.TemporaryDirectory() as name:
