@@ -762,7 +762,8 @@ def test_without_a_login_nothing_is_made(
     def refuse(config: LoggerConfig) -> None:
         raise InputError(f"{config.wandb}: no login")
 
-    monkeypatch.setattr(f"interp_models.runs.{name}.check_loggers", refuse)
+    room = {"train": "runs", "evaluate": "evaluation"}[name]
+    monkeypatch.setattr(f"interp_models.{room}.{name}.check_loggers", refuse)
     config = write_config(tmp_path / "c.yaml", tiny_config(tiny_cub.root, out=str(tmp_path / "run")))
     run = copy_run(bcnn_run, tmp_path / "old")
     before = contents(tmp_path)

@@ -244,7 +244,9 @@ def test_other_images_are_refused(script: Script, place: Path) -> None:
 def test_a_run_without_its_last_epoch_is_refused(script: Script, place: Path) -> None:
     """It would begin anew, and write over the best epoch."""
     (place / "run/checkpoints/last.ckpt").unlink()
-    assert refused(script, place).startswith(f"error: {place}/run/checkpoints/last.ckpt is missing, without which")
+    assert refused(script, place).startswith(
+        f"error: {place}/run/checkpoints/last.ckpt is missing; without it the training would start again"
+    )
 
 
 def test_assignments() -> None:
