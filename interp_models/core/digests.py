@@ -20,31 +20,46 @@ def weights_digest(network: nn.Module) -> str:
 
 
 def network_digest(network: nn.Module) -> str:
-    """Digest of everything of a network that can be read and may change its outputs: `weights_digest`, and the public
-    attributes of its modules that are numbers, strings or tuples of them, such as a temperature."""
+    """Digest of everything of a network that can be read and may change its outputs.
+
+    That is `weights_digest`, buffers that are not saved, the code of its classes, and the public attributes of its
+    modules that are numbers, strings, or tuples, lists and dicts of them, such as a temperature.
+    """
     plain = {
         f"{name}.{key}": value
         for name, module in network.named_modules()
         for key, value in vars(module).items()
         if not key.startswith("_") and key != "training" and _is_plain(value)
     }
-    return hashlib.sha256(f"{weights_digest(network)} {sorted(plain.items())}".encode()).hexdigest()[:16]
+    code = sorted({code_digest(type(module)) for module in network.modules()})
+    found = hashlib.sha256(f"{weights_digest(network)} {sorted(plain.items())} {code}".encode())
+    for name, buffer in network.named_buffers():
+        found.update(name.encode() + _bytes(buffer))
+    return found.hexdigest()[:16]
 
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, tuple | list):
         return all(_is_plain(item) for item in value)
+    if isinstance(value, dict):
+        return all(isinstance(key, str | int) and _is_plain(item) for key, item in value.items())
     return value is None or isinstance(value, bool | int | float | str)
 
 
 def code_digest(cls: type) -> str:
-    """Digest of the file of a class that is not of this package, such as a plugin's; empty for a class of this package,
-    whose version `METHOD_VERSION` follows."""
+    """Digest of the file of a class, or of its source if it is of a notebook.
+
+    It is empty for a class of this package, whose changes `METHOD_VERSION` counts, and where there is no source.
+    """
     if cls.__module__.split(".")[0] == __name__.split(".")[0]:
         return ""
     try:
         return hashlib.sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()[:16]
-    except (OSError, TypeError):  # defined in a session of Python
+    except (OSError, TypeError):
+        pass
+    try:
+        return hashlib.sha256(inspect.getsource(cls).encode()).hexdigest()[:16]
+    except (OSError, TypeError):  # typed into Python
         return ""
 
 

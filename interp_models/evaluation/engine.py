@@ -114,6 +114,9 @@ class Engine:
             boxes = None if batch.box is None else batch.box.clone()
             score_fn = probabilities(prepare(self.model, images, self.plan.preparation))
             scores = all_scores(score_fn, images, self.plan.batch)
+            if not bool(scores.isfinite().all()):
+                bad = index[~scores.isfinite().all(dim=1)].tolist()
+                raise InputError(f"the model returns NaN or infinite values for image {bad[0]}")
             target = self._target(scores, label)
             clean = scores.gather(1, target[:, None])[:, 0]
             confidence, prediction = scores.max(dim=1)
@@ -129,8 +132,11 @@ class Engine:
                         self.bar.update()
                         continue
                     values: dict[str, Tensor] = {}
-                    for metric in self._metrics[name].values():
-                        values |= metric.score(score_fn, images, maps, target, clean)
+                    try:
+                        for metric in self._metrics[name].values():
+                            values |= metric.score(score_fn, images, maps, target, clean)
+                    except InputError as error:
+                        raise InputError(f"explainer {name}: {error}") from error
                     self.cache.keep(name, {"common": common, "maps": maps, "values": values, "costs": costs})
                 self.bar.update()
 

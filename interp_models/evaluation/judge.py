@@ -15,7 +15,7 @@ from interp_models.core.distributed import gathered_objects, is_first, rank_and_
 from interp_models.core.errors import InputError, first_line
 from interp_models.core.files import locked
 from interp_models.core.plugins import import_plugins
-from interp_models.core.prepared import class_name, release
+from interp_models.core.prepared import class_name, release, unwrapped
 from interp_models.core.schema import parse
 from interp_models.core.scoring import evaluating, logits_of
 from interp_models.data.base import of_each
@@ -110,7 +110,7 @@ def judge(
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     import_plugins(plugins)
-    explainers = list(explainers)
+    explainers = [dict(item) if isinstance(item, Mapping) else item for item in explainers]
     given = [item for item in explainers if isinstance(item, Explainer)]
     options = {
         "explainers": [item for item in explainers if not isinstance(item, Explainer)],
@@ -131,14 +131,16 @@ def judge(
     judged = classifier_of(model, normalize, output, from_files=source.from_files)
     source = source.drawn(n_images, seed)
     about = {"name": name or class_name(judged), "classes": list(classes)}
-    if folder is None:
-        return _judged(judged, source, plan, _labelled(given), about, None, progress)
-    where = Path(folder).expanduser()
-    with ExitStack() as locks:
+    with ExitStack() as stack:
+        stack.callback(release, judged)
+        stack.callback(release, unwrapped(judged))
+        if folder is None:
+            return _judged(judged, source, plan, _labelled(given), about, None, progress)
+        where = Path(folder).expanduser()
         refused = None
         if is_first():
             try:
-                locks.enter_context(_own(where))
+                stack.enter_context(_own(where))
             except InputError as error:
                 refused = str(error)
         if refused := gathered_objects(refused)[0]:  # on all ranks, which would wait for the first one
@@ -225,7 +227,6 @@ def _judged(
         if folder is not None:
             write_pictures(folder, pictures, classes, summary)
     wait_for_all()
-    release(model)
     if tables is None:
         assert folder is not None
         return Judgement.load(folder)
@@ -269,6 +270,7 @@ def _judge_all(engine: Engine, source: Images, progress: bool) -> tuple[list[int
     indices: list[int] = []
     pictures: dict[int, Picture] = {}
     shown = source.shown(PICTURES)
+    refused: str | None = None
     try:
         for sample in source.batches(rank, ranks):
             numbers = sample.index.tolist()
@@ -277,8 +279,14 @@ def _judge_all(engine: Engine, source: Images, progress: bool) -> tuple[list[int
                 if len(pictures) < PICTURES if shown is None else number in shown:
                     pictures[number] = _picture(sample.image[place])
             engine.judge(of_each(sample, lambda value: value.to(device)))
+    except InputError as error:
+        if ranks == 1:
+            raise
+        refused = str(error)
     finally:
         engine.bar.close()
+    for message in filter(None, gathered_objects(refused)):  # on all ranks, which would wait for the one that stopped
+        raise InputError(message)
     engine.agree()
     pictures = {index: picture for part in gathered_objects(pictures) for index, picture in part.items()}
     return sorted({index for part in gathered_objects(indices) for index in part}), dict(sorted(pictures.items()))

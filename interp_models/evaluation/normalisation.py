@@ -36,15 +36,15 @@ def classifier_of(model: nn.Module, normalize: Any, output: Output, *, from_file
             normalize = None
         elif family == "torchvision" and not from_files:
             raise InputError(
-                f"{class_name(bare)} of torchvision does not say how its images are normalised; pass "
-                "normalize='imagenet', (mean, std), or None if images have been normalised"
+                f"{class_name(bare)} of torchvision does not say how its images are normalised; pass images in [0, 1] "
+                "and normalize='imagenet' or (mean, std), or normalize=None if the model does it itself"
             )
         elif not of_timm:
             normalize = "imagenet" if from_files else None
     mean, std = statistics(normalize, data_config(model) if normalize == "auto" else {})
     if mean is None and output is None:
         return model
-    wrapped = Classifier(model, mean=mean, std=std, output=output).to(device_of(model))
+    wrapped = Classifier(bare, mean=mean, std=std, output=output).to(device_of(model))
     wrapped.training = model.training  # `train` would change the modes of the model's own modules
     return wrapped
 

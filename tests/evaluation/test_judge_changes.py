@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from interp_models import Classifier, InputError, judge
+from interp_models.core import prepared
 from interp_models.core.digests import code_digest, network_digest
 from interp_models.core.files import locked
 from interp_models.evaluation import judge as module
@@ -38,6 +39,21 @@ class Cooled(nn.Module):
         return y
 
 
+class Hidden(nn.Module):
+    """A network with a factor that is in no state_dict."""
+
+    def __init__(self, factor: float, *, buffer: bool) -> None:
+        super().__init__()
+        self.net, self.options = network(), {"scale": factor}
+        if buffer:
+            self.options["scale"] = 1.0
+        self.register_buffer("factor", torch.tensor(factor if buffer else 1.0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.net(x) * self.factor * self.options["scale"]
+        return y
+
+
 class Pair(nn.Module):
     """Two tensors of logits."""
 
@@ -57,8 +73,10 @@ class Pair(nn.Module):
         ({"output": "softmax"}, {"output": "sigmoid"}),
         ({"model": Pair(), "output": 0}, {"model": Pair(), "output": 1}),
         ({"model": Cooled(1.0)}, {"model": Cooled(0.1)}),
+        ({"model": Hidden(1.0, buffer=True)}, {"model": Hidden(9.0, buffer=True)}),
+        ({"model": Hidden(1.0, buffer=False)}, {"model": Hidden(9.0, buffer=False)}),
     ],
-    ids=["normalize", "kind of output", "place of output", "attribute"],
+    ids=["normalize", "kind of output", "place of output", "attribute", "buffer", "dict"],
 )
 def test_what_the_weights_do_not_show_is_seen(tmp_path: Path, first: dict[str, Any], second: dict[str, Any]) -> None:
     def judged(options: dict[str, Any], folder: Path | None = None) -> list[float]:
@@ -204,6 +222,8 @@ def test_a_wrapper_hides_no_statistics() -> None:
     expected = value(judge(model, pictures(3, 64), **ONE))
     assert value(judge(nn.DataParallel(model), pictures(3, 64), **ONE)) == expected
     assert value(judge(model, pictures(3, 64), normalize=None, **ONE)) != expected
+    compiled = torch.compile(model, backend="eager")
+    assert value(judge(compiled, pictures(3, 64), **ONE)) == expected
     resnet = nn.DataParallel(torchvision.models.resnet18(weights=None, num_classes=3))
     with pytest.raises(InputError, match="ResNet of torchvision does not say how its images are normalised"):
         judge(resnet, pictures(2, 64), **ONE)
@@ -258,6 +278,36 @@ def test_sigmoid_is_looked_for_in_eval_mode() -> None:
     torch.testing.assert_close(found.logits, model.net(pictures()), rtol=1e-4, atol=1e-5)
 
 
+class Broken(nn.Module):
+    """Logits are NaN for white images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.net(x).log_softmax(dim=1)
+        return torch.where(x.amin(dim=(1, 2, 3))[:, None] < 1, y, torch.nan)
+
+
+def test_logits_that_are_nan_name_the_image() -> None:
+    images = pictures()
+    judge(Broken(), images, **ONE)
+    images[5] = 1
+    with pytest.raises(InputError, match="the model returns NaN or infinite values for image 5"):
+        judge(Broken(), images, **ONE)
+
+
+def test_no_prepared_copy_is_kept() -> None:
+    before = len(prepared._prepared)
+    judge(network(), pictures(), normalize="imagenet", **ONE)
+    images = pictures()
+    images[5] = 1
+    with pytest.raises(InputError, match="the model returns NaN"):
+        judge(Broken(), images, **ONE)
+    assert len(prepared._prepared) == before
+
+
 def _refused_on_a_rank(rank: int, folder: Path) -> None:
     torch.manual_seed(rank)
     other = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4))
@@ -265,6 +315,12 @@ def _refused_on_a_rank(rank: int, folder: Path) -> None:
         judge(other, pictures(4, 8), ["random"], ["dauc"], grid=(4, 4), **QUICK)
     with pytest.raises(InputError, match="in use"):
         judge(network(), pictures(), folder=folder / "used", **ONE)
+    images = pictures(4)
+    images[3] = 1
+    with pytest.raises(InputError, match="the model returns NaN or infinite values for image 3"):
+        judge(Broken(), images, batch_size=1, **ONE)
+    found = judge(nn.parallel.DistributedDataParallel(network()), pictures(4), normalize="imagenet", **ONE)
+    assert len(found.per_image) == 4
     assert dist.get_world_size() == 2
 
 
