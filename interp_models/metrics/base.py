@@ -100,7 +100,7 @@ class Measure(Metric, ABC):
         for attribute in ("keys", "higher_is_better_by_key", "percent", "legend"):
             if not hasattr(cls, attribute):
                 raise InputError(f"metric {cls.__name__} must set {attribute}")
-        if isinstance(cls.keys, str) or not cls.keys:
+        if not cls.keys or not isinstance(cls.keys, tuple):  # ("dauc") is no tuple
             raise InputError(f"metric {cls.__name__}: keys must be a tuple of names; got {cls.keys!r}")
         for key in cls.keys:
             for attribute in ("higher_is_better_by_key", "legend"):
