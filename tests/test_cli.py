@@ -104,7 +104,7 @@ def contents(folder: Path) -> dict[str, str]:
         ("evaluation.grids=null", "unknown key in config.evaluation: 'grids'; did you mean 'grid'?"),
         # Names
         ("model.name=cnnn", "unknown model 'cnnn'; did you mean 'cnn' or 'bcnn'?"),
-        ("model={}", "model.name must be given: one of bcnn, "),
+        ("model={}", f"model.name must be given: one of {', '.join(MODELS)}"),
         ("data.dataset.name=cup", "unknown dataset 'cup'; did you mean 'cub'?"),
         (
             "data.dataset={}",

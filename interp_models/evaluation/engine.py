@@ -56,6 +56,8 @@ class Engine:
         self.model, self.plan, self.cache = model, plan, cache
         self.specs, self.keys = check_plan(plan, others=bool(given := dict(explainers)))
         self.labels = [*(label for label, _, _ in self.specs), *given]
+        if len(set(self.labels)) < len(self.labels):
+            raise InputError(f"two explainers have one label: {', '.join(self.labels)}")
         self.left_out: dict[str, str] = {}
         """Why explainers do not apply, by label."""
         self.bar = tqdm(disable=True)
@@ -69,9 +71,15 @@ class Engine:
                     self._explainers[label] = EXPLAINERS.build(name, options, model=model)
                 except NotApplicable as error:
                     self._leave_out(label, str(error))
-            self._explainers |= given
             for explainer in self._explainers.values():
                 explainer.preparation = plan.preparation
+            for label, explainer in given.items():
+                if explainer.model is not unwrapped(model):
+                    raise InputError(
+                        f"{label} was built for another model than the one that is judged, which may be wrapped to "
+                        "normalise images; give its name and options, or build it for an interp_models.Classifier"
+                    )
+            self._explainers |= given
             self.grid = resolve_grid(plan.grid, model, example)
             self._metrics = {label: self._make_metrics(example.device) for label in self.labels}
             """Metrics by label of the explainer: each explainer has its own, as a metric warns if the grid of its maps

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,10 +141,10 @@ class Judgement:
 def read_pictures(folder: Path) -> tuple[dict[int, NDArray[np.uint8]], tuple[str, ...], dict[str, Any]]:
     """Read pictures by index, names of classes and the summary of the model, as written by `write_pictures`."""
     try:
-        with np.load(folder / PICTURES) as file:
+        with (folder / PICTURES).open("rb") as raw, np.load(raw) as file:
             pictures = {int(key): file[key] for key in file.files if key.isdigit()}
             about = json.loads(str(file["about"]))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise InputError(f"{folder} holds no judgement of judge() ({error})") from None
     return pictures, tuple(about.pop("classes")), about
 

@@ -11,13 +11,14 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 
 from interp_models.core.errors import InputError
-from interp_models.core.files import LOCK, short
+from interp_models.core.files import short
 from interp_models.core.scoring import probabilities
 from interp_models.core.written import text_of
 from interp_models.data.module import DataModule
 from interp_models.data.subsets import subsample
 from interp_models.evaluation.config import EvaluateConfig
 from interp_models.evaluation.evaluate import Judging, check_evaluation, evaluate_models
+from interp_models.evaluation.tables import own_folder
 from interp_models.prototypes.sources import Prototypical
 from interp_models.runs.building import build_data
 from interp_models.runs.config import EnsembleConfig
@@ -73,7 +74,7 @@ def _judged(folders: Sequence[Path], networks: Sequence[Network], config: Evalua
     dataset = judged[0].config["data"]["dataset"] if judged else {}
     judged += [_of_network(network, dataset, config) for network in networks]
     if single:
-        judged = [dataclasses.replace(judged[0], results=own_folder(Path(str(config.out))))]
+        judged = [dataclasses.replace(judged[0], results=own_folder(Path(str(config.out)), "out"))]
     for one in judged:
         one.data.memory = one.results
         one.data.test_indices = subsample(one.data.test_indices, config.n_images, config.seed)
@@ -183,22 +184,3 @@ def check_drawn(folder: Path, model: InterpModule, data: DataModule, *, moved: b
     if not moved:
         raise InputError(f"{why}, so that some were trained on; give folders train/ and test/, or a list with a split")
     rank_zero_warn(f"{why}; if both folders have images in common, some may have been trained on")
-
-
-def own_folder(out: Path) -> Path:
-    """Check the folder `out` of one model's evaluation and return it.
-
-    Raises:
-        InputError: if it holds other files than those of an evaluation.
-    """
-    try:
-        full = out.exists() and any(out.iterdir())
-        own = any((out / name).exists() for name in (LOCK, ".partial", "results.json"))
-        other = full and ((out / "checkpoints").exists() or not own)
-    except OSError as error:
-        raise InputError(f"out={out} cannot be read: {error.strerror}") from None
-    if other:
-        raise InputError(
-            f"out={out} holds files that are not those of an evaluation; name a new folder, or one of an evaluation"
-        )
-    return out

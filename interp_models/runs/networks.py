@@ -12,7 +12,7 @@ from torch import nn
 from interp_models.core.classifier import Classifier
 from interp_models.core.errors import InputError, first_line
 from interp_models.core.plugins import import_plugins
-from interp_models.core.prepared import class_name
+from interp_models.core.prepared import class_name, unwrapped
 from interp_models.core.schema import parse
 from interp_models.core.written import PathText
 from interp_models.evaluation.normalisation import classifier_of, data_config
@@ -98,7 +98,8 @@ def build_network(config: NetworkConfig) -> Network:
     name = config.name or (config.timm if config.timm else str(config.factory).rpartition(":")[2])
     if not name.strip("."):
         raise InputError(f"networks: the name {name!r} cannot be that of a folder; give another with name=")
-    about = data_config(made.network if isinstance(made, Classifier) else made)
+    bare = unwrapped(made)
+    about = data_config(bare.network if isinstance(bare, Classifier) else bare)
     known = {key: value for key in ("crop_pct", "interpolation") if (value := getattr(config, key)) is not None}
     transform = {"name": "shorter_side", **{key: about[key] for key in ("crop_pct", "interpolation", "crop_mode")}}
     model = _classifier(made, name, config)
@@ -109,12 +110,14 @@ def build_network(config: NetworkConfig) -> Network:
 
 def _classifier(made: nn.Module, name: str, config: NetworkConfig) -> Classifier:
     """The network as a `Classifier` in eval mode, normalised by the rule of `judge`."""
-    normalises = isinstance(made, Classifier) or getattr(made, "unit_images", False)
-    if normalises and config.normalize not in ("auto", "none", None):
+    bare = unwrapped(made)
+    of_ours = not isinstance(bare, Classifier) and getattr(bare, "unit_images", False)
+    if of_ours and config.normalize not in ("auto", "none", None):
         raise InputError(f"networks: {name} normalises images itself; leave normalize out, got {config.normalize!r}")
-    if isinstance(made, Classifier) and config.output is not None:
-        raise InputError(f"networks: {name} is a Classifier, which has an output already; got {config.output!r}")
-    model = classifier_of(made, config.normalize, config.output, from_files=True)
+    try:
+        model = classifier_of(made, config.normalize, config.output, from_files=True)
+    except InputError as error:
+        raise InputError(f"networks: {name}: {error}") from None
     return (model if isinstance(model, Classifier) else Classifier(model)).eval()
 
 

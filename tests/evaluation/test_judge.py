@@ -48,7 +48,8 @@ def values(judgement: Judgement, explainer: str, metric: str) -> Any:
 
 def test_values_are_those_of_the_public_functions() -> None:
     model, images = network(), pictures()
-    found = judge(model, images, PLAN, batch_size=3, **QUICK)
+    every_key = [key for name in METRICS.names() for key in METRICS.get(name).keys]
+    found = judge(model, images, PLAN, every_key, batch_size=3, **QUICK)
     score_fn = probabilities(model)
     target = score_fn(images).argmax(dim=1)
     for label, options in (("gradcam", {}), ("rise", {"masks": 20}), ("random", {})):
