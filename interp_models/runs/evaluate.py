@@ -1,6 +1,7 @@
 """Run an evaluation: load runs, build other networks, and judge them on the same images."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 
 from interp_models.core.errors import InputError
 from interp_models.core.files import short
-from interp_models.core.scoring import logits_of
+from interp_models.core.scoring import probabilities
 from interp_models.core.written import text_of
 from interp_models.data.module import DataModule
 from interp_models.data.subsets import subsample
@@ -64,6 +65,10 @@ def _judged(folders: Sequence[Path], networks: Sequence[Network], config: Evalua
     names = [*(run_name(folder) for folder in folders), *(network.name for network in networks)]
     if len(set(names)) < len(names):
         raise InputError(f"two models have the same name, but results are listed by name: {', '.join(names)}")
+    for first, second in itertools.combinations(networks, 2):
+        if results_of(first) == results_of(second):
+            both = f"{first.name!r} and {second.name!r}"
+            raise InputError(f"networks {both} would both write to {results_of(first)}; give one another name")
     single = len(names) == 1 and config.out is not None
     judged = [judging_of(folder, config) for folder in folders]
     dataset = judged[0].config["data"]["dataset"] if judged else {}
@@ -121,19 +126,26 @@ def _of_network(network: Network, dataset: Mapping[str, Any], config: EvaluateCo
         "transforms": network.transform,
         "val_fraction": 0.0,
     }
-    with torch.no_grad():
-        logits = logits_of(network.model(torch.zeros(1, 3, network.image_size, network.image_size)))
+    try:  # before any model is judged; the scores refuse outputs that are not logits of at least two classes
+        scores = probabilities(network.model)(torch.zeros(1, 3, network.image_size, network.image_size))
+    except InputError as error:
+        raise InputError(f"networks: {network.name}: {error}") from None
     return Judging(
         name=network.name,
         model=network.model,
-        num_classes=logits.shape[1],
+        num_classes=scores.shape[1],
         data=build_data({"data": node}, **_changes(config)),
-        results=Path("runs") / "networks" / short(re.sub(r"[^\w.-]+", "_", network.name)),
+        results=results_of(network),
         selection="as given",
         seed=None,
         described=network.described,
         transform={key: node[key] for key in ("image_size", "transforms")},
     )
+
+
+def results_of(network: Network) -> Path:
+    """Folder of the results of a network that was not trained here."""
+    return Path("runs") / "networks" / short(re.sub(r"[^\w.-]+", "_", network.name))
 
 
 def check_same_images(modules: Mapping[str, DataModule]) -> None:
