@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 
-from interp_models.core.errors import InputError
+from interp_models.core.errors import InputError, first_line
 from interp_models.core.files import short
 from interp_models.core.scoring import probabilities
 from interp_models.core.written import text_of
@@ -130,6 +130,11 @@ def _of_network(network: Network, dataset: Mapping[str, Any], config: EvaluateCo
         scores = probabilities(network.model)(torch.zeros(1, 3, network.image_size, network.image_size))
     except InputError as error:
         raise InputError(f"networks: {network.name}: {error}") from None
+    except Exception as error:  # networks raise errors of many types
+        size = network.image_size
+        raise InputError(
+            f"networks: {network.name} cannot take RGB images of {size} × {size} pixels ({first_line(error)})"
+        ) from error
     return Judging(
         name=network.name,
         model=network.model,

@@ -316,6 +316,20 @@ def test_a_network_that_cannot_be_judged_is_refused_before_others_are(
     assert script("evaluate", f"{factory}:network", right, *PLAN, *data).code == 0
 
 
+def test_a_network_of_grey_images_is_refused_in_one_line(
+    script: Script, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    body = "nn.Sequential(nn.Conv2d({1}, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())"
+    lines = f"from torch import nn\n\n\ndef {{0}}():\n    return {body}\n"
+    Path("channels.py").write_text(lines.format("rgb", 3) + "\n\n" + lines.format("grey", 1))
+    data = ["dataset.name=image_files", f"dataset.root={files}", "n_images=1", "grid=[4, 4]", "explainers=[random]"]
+    assert script("evaluate", "channels.py:rgb", *PLAN, *data).code == 0
+    outcome = script("evaluate", "channels.py:grey", *PLAN, *data)
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: networks: grey cannot take RGB images of 224 × 224 pixels (")
+
+
 def test_auto_normalises_as_judge_does(factory: str) -> None:
     """Its statistics are ImageNet's unless the network says otherwise."""
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
