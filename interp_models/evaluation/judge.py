@@ -179,7 +179,7 @@ def _judged(
     folder: Path | None,
     progress: bool,
 ) -> Judgement:
-    first = next(iter(source.batches()), None)
+    first = source.first()
     if first is None:
         raise InputError("there are no images")
     example = first.image[:1].to(device_of(model))
