@@ -229,17 +229,12 @@ def test_a_wrapper_hides_no_statistics() -> None:
         judge(resnet, pictures(2, 64), **ONE)
 
 
-@pytest.mark.parametrize(
-    ("images", "message"),
-    [
-        (pictures()[:, :1], r"Sequential cannot take images \(1, 1, 32, 32\) of float32 \(.*channels"),
-        (pictures().double(), r"Sequential cannot take images \(1, 3, 32, 32\) of float64 "),
-    ],
-)
-def test_images_that_the_model_cannot_take_are_refused(images: Tensor, message: str) -> None:
+def test_images_that_the_model_cannot_take_are_refused() -> None:
     judge(network(), pictures(), **ONE)
-    with pytest.raises(InputError, match=message) as error:
-        judge(network(), images, **ONE)
+    with pytest.raises(
+        InputError, match=r"Sequential cannot take images \(1, 1, 32, 32\) of float32 \(.*chan"
+    ) as error:
+        judge(network(), pictures()[:, :1], **ONE)
     assert "\n" not in str(error.value)
 
 
