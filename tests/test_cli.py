@@ -22,7 +22,7 @@ import yaml
 from PIL import Image
 
 from interp_models import DATASETS, EXPLAINERS, METRICS, MODELS
-from interp_models.commands.cli import run_script
+from interp_models.commands.cli import run_script, separated
 from interp_models.config.loading import load_yaml
 from interp_models.core.errors import InputError
 from interp_models.core.registry import Registry
@@ -33,6 +33,7 @@ from interp_models.data.module import DataModule
 from interp_models.evaluation.config import EvaluateConfig
 from interp_models.metrics.prototype_base import PROTOTYPE_METRICS
 from interp_models.runs.config import TrainConfig
+from interp_models.runs.folders import run_folder
 from interp_models.runs.networks import NetworkConfig
 from interp_models.training import loggers
 from interp_models.training.config import LoggerConfig
@@ -103,7 +104,7 @@ def contents(folder: Path) -> dict[str, str]:
         ("evaluation.grids=null", "unknown key in config.evaluation: 'grids'; did you mean 'grid'?"),
         # Names
         ("model.name=cnnn", "unknown model 'cnnn'; did you mean 'cnn' or 'bcnn'?"),
-        ("model={}", "model.name must be given: one of bcnn, "),
+        ("model={}", f"model.name must be given: one of {', '.join(MODELS)}"),
         ("data.dataset.name=cup", "unknown dataset 'cup'; did you mean 'cub'?"),
         (
             "data.dataset={}",
@@ -789,6 +790,29 @@ def test_text_and_odd_paths_from_the_command_line_to_the_run(
     assert (saved["experiment"], saved["out"]) == ("007", str(run))
     assert saved["data"]["dataset"]["root"] == str(tmp_path / "data #1, [b]: é")
     assert config.is_file()
+
+
+@pytest.mark.parametrize("experiment", ["..", ".", "a/../../b", "/elsewhere"])
+def test_an_experiment_outside_runs_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experiment: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = run_folder(TrainConfig(experiment="group/mine", seed=3))
+    assert made == Path("runs/group/mine/3-0")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match="experiment must be the name of a folder below runs/; got '"):
+        run_folder(TrainConfig(experiment=experiment))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_arguments_longer_than_a_file_name(script: Script) -> None:
+    """The system refuses to look for such files; an option may be of any length."""
+    explainers = f"explainers=[{', '.join(['gradcam'] * 40)}]"
+    for command, option in (("evaluate", explainers), ("train", f"evaluation.{explainers}")):
+        assert separated([option]) == ([], [option])
+        refused(script(command, option, "sed=1"), "'sed'; did you mean 'seed'?")
+        refused(script(command, "x" * 300), f"{'x' * 60}'... is too long: ")
+    refused(script("evaluate", "timm:" + "x" * 300), "unknown timm model 'xxx")
 
 
 def test_a_default_folder_that_cannot_be_made(

@@ -4,6 +4,7 @@ The modules of this room import no slow library, so that the answer to a typo co
 """
 
 import contextlib
+import errno
 import os
 import re
 import select
@@ -61,11 +62,18 @@ def run_script(
             return stopped(stop)
         if isinstance(error, BrokenPipeError) and output_is_gone():
             return 128 + signal.SIGPIPE
-        if (line := unwritable(error)) is None:
+        if (line := unwritable(error) or too_long(error)) is None:
             raise
         print(f"error: {line}", file=sys.stderr)
         return 2
     return 0
+
+
+def too_long(error: BaseException) -> str | None:
+    """A one-line message for a file name that the system refuses because of its length; None for other errors."""
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"file name {str(error.filename)[:60]!r}... is too long: {len(str(error.filename))} characters"
+    return None
 
 
 def separated(arguments: Sequence[str], options: Sequence[str] = ()) -> tuple[list[str], list[str]]:
@@ -85,7 +93,8 @@ def separated(arguments: Sequence[str], options: Sequence[str] = ()) -> tuple[li
         if argument.startswith("-") and not sign and argument not in options:
             known = f" or {', '.join(options)}" if options else ""
             raise InputError(f"unknown option {argument}; options are written key=value, see --help{known}")
-    named = [argument for argument in arguments if "=" not in argument or Path(argument).exists()]
+    # Path.exists raises an error for a name that is too long, such as a long list of explainers
+    named = [argument for argument in arguments if "=" not in argument or os.path.exists(argument)]
     return named, [argument for argument in arguments if argument not in named]
 
 

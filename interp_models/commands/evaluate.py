@@ -9,6 +9,7 @@ Defaults come from eval/faithfulness, or from config=CONFIG, a yaml file or the 
 Results go to RUN/evaluation; with a single model, out=FOLDER names another folder.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,7 +60,7 @@ def _ensemble(runs: list[str], overrides: list[str]) -> Path:
 
 def is_network(name: str) -> bool:
     """Whether an argument names a network, not a run folder."""
-    return re.fullmatch(r"timm:.+|.+\.py:\w+|[\w.]+:\w+", name) is not None and not Path(name).exists()
+    return re.fullmatch(r"timm:.+|.+\.py:\w+|[\w.]+:\w+", name) is not None and not os.path.exists(name)
 
 
 def script(arguments: Sequence[str] | None = None) -> int:

@@ -25,7 +25,7 @@ class Classifier(nn.Module):
         std: standard deviation of each channel; images are divided by it.
         output: place of the logits in the network's output, meaning of the logits, or both as a pair.
             Place: the name of a field or key, or the position in a tuple. By default it is a tensor (B, K), a field
-            `logits`, or the only tensor (B, K) of a tuple or dict.
+            `logits`, or the first tensor (B, K) of a tuple or dict.
             Meaning: `softmax` (K exclusive classes, the default), `sigmoid` (K independent labels; the network ends in
             a sigmoid or returns the logits before it), or `one_logit` (one value z for two classes: class 1 has the
             probability sigmoid(z), and the logits are -z/2 and z/2).
@@ -69,6 +69,8 @@ class Classifier(nn.Module):
             InputError: if the network's output has another form than `output` says.
         """
         if self.mean is not None and self.std is not None:
+            if not images.is_floating_point():
+                raise InputError(f"images must be floating point numbers in [0, 1]; got {images.dtype}")
             images = (images - self.mean.to(images.dtype)) / self.std.to(images.dtype)
         found = field_of(self.network(images), self.where, one=self.kind == "one_logit")
         if self.kind == "softmax":
@@ -79,8 +81,19 @@ class Classifier(nn.Module):
             z = found.reshape(-1, 1)
             return torch.cat([-z / 2, z / 2], dim=1)
         if self._ends_in_sigmoid is None:
-            self._ends_in_sigmoid = ends_in(self.network, images[:1], self.where) == "sigmoid"
+            self._ends_in_sigmoid = self._last_operation(images) == "sigmoid"
         return LabelLogits(torch.logit(found, eps=torch.finfo(found.dtype).eps) if self._ends_in_sigmoid else found)
+
+    def _last_operation(self, images: Tensor) -> str | None:
+        from interp_models.core.scoring import evaluating  # which imports `prepared`, and that this file
+
+        with evaluating(self.network):
+            return ends_in(self.network, images[:1], self.where)
+
+    def extra_repr(self) -> str:
+        """Normalisation and output, so that a digest of the repr sees them."""
+        mean, std = (None if x is None else x.flatten().tolist() for x in (self.mean, self.std))
+        return f"mean={mean}, std={std}, output={self.where!r}, {self.kind}"
 
 
 def _where_and_kind(output: Output) -> tuple[str | int | None, str]:

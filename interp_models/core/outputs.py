@@ -36,7 +36,9 @@ def field_of(output: Any, where: str | int | None = None, *, one: bool = False) 
     Args:
         output: a tensor, an object with a field `logits` (such as `InterpOutput` or an output of Hugging Face), a
             tuple, list or dict.
-        where: name of a field or key, or position in a tuple; None looks for the only tensor (B, K).
+        where: name of a field or key, or position in a tuple. None takes the tensor itself, else the field `logits`,
+            else the first tensor (B, K) of a tuple, list or dict. If it has several, as of auxiliary heads, all must
+            have the same shape.
         one: whether to accept one value per image, (B,) or (B, 1).
 
     Raises:

@@ -15,7 +15,7 @@ from interp_models.data.subsets import subsample
 from interp_models.evaluation.cache import FolderCache, MemoryCache
 from interp_models.evaluation.config import ExplanationConfig, ValidationConfig
 from interp_models.evaluation.engine import Engine, check_plan
-from interp_models.evaluation.plan import make_metrics, resolve_grid
+from interp_models.evaluation.plan import cache_keys, make_metrics, metric_keys, resolve_grid
 from interp_models.evaluation.tables import Provenance, date_of, finished, make_tables, read_tables
 from interp_models.metrics.base import Grid
 
@@ -68,8 +68,8 @@ class ExplanationEvaluation(pl.Callback):
         batches = [data.batch_size, trainer.world_size]
         protocol = [plan.preset, grid, plan.max_steps, plan.target, plan.preparation]
         run = asdict(self.provenance)  # the rows of a run that was copied or renamed have another name
-        work = [run, self.weights_and_transform, list(self.keys), protocol, batches, names, contents]
-        return FolderCache(self.folder, work, {label: spec for label, *spec in self.specs})
+        work = [run, self.weights_and_transform, metric_keys(self.keys), protocol, batches, names, contents]
+        return FolderCache(self.folder, work, cache_keys(self.specs))
 
     def on_test_batch_end(
         self,

@@ -56,6 +56,8 @@ class Engine:
         self.model, self.plan, self.cache = model, plan, cache
         self.specs, self.keys = check_plan(plan, others=bool(given := dict(explainers)))
         self.labels = [*(label for label, _, _ in self.specs), *given]
+        if len(set(self.labels)) < len(self.labels):
+            raise InputError(f"two explainers have one label: {', '.join(self.labels)}")
         self.left_out: dict[str, str] = {}
         """Why explainers do not apply, by label."""
         self.bar = tqdm(disable=True)
@@ -69,9 +71,15 @@ class Engine:
                     self._explainers[label] = EXPLAINERS.build(name, options, model=model)
                 except NotApplicable as error:
                     self._leave_out(label, str(error))
-            self._explainers |= given
             for explainer in self._explainers.values():
                 explainer.preparation = plan.preparation
+            for label, explainer in given.items():
+                if explainer.model is not unwrapped(model):
+                    raise InputError(
+                        f"{label} was built for another model than the one that is judged, which may be wrapped to "
+                        "normalise images; give its name and options, or build it for an interp_models.Classifier"
+                    )
+            self._explainers |= given
             self.grid = resolve_grid(plan.grid, model, example)
             self._metrics = {label: self._make_metrics(example.device) for label in self.labels}
             """Metrics by label of the explainer: each explainer has its own, as a metric warns if the grid of its maps
@@ -106,6 +114,9 @@ class Engine:
             boxes = None if batch.box is None else batch.box.clone()
             score_fn = probabilities(prepare(self.model, images, self.plan.preparation))
             scores = all_scores(score_fn, images, self.plan.batch)
+            if not bool(scores.isfinite().all()):
+                bad = index[~scores.isfinite().all(dim=1)].tolist()
+                raise InputError(f"the model returns NaN or infinite values for image {bad[0]}")
             target = self._target(scores, label)
             clean = scores.gather(1, target[:, None])[:, 0]
             confidence, prediction = scores.max(dim=1)
@@ -121,8 +132,11 @@ class Engine:
                         self.bar.update()
                         continue
                     values: dict[str, Tensor] = {}
-                    for metric in self._metrics[name].values():
-                        values |= metric.score(score_fn, images, maps, target, clean)
+                    try:
+                        for metric in self._metrics[name].values():
+                            values |= metric.score(score_fn, images, maps, target, clean)
+                    except InputError as error:
+                        raise InputError(f"explainer {name}: {error}") from error
                     self.cache.keep(name, {"common": common, "maps": maps, "values": values, "costs": costs})
                 self.bar.update()
 

@@ -16,7 +16,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
-from interp_models.core.digests import weights_digest
+from interp_models.core.digests import network_digest
 from interp_models.core.errors import InputError
 from interp_models.core.files import folder_of_several, locked
 from interp_models.data.module import DataModule
@@ -128,7 +128,11 @@ def evaluate_models(judged: Sequence[Judging], config: EvaluateConfig, options: 
     with ExitStack() as locks:
         try:
             for one in judged if is_first_process() else []:
-                one.results.mkdir(parents=True, exist_ok=True)
+                try:
+                    one.results.mkdir(parents=True, exist_ok=True)
+                except OSError as error:
+                    why = f"{error.strerror}; out=FOLDER names another"
+                    raise InputError(f"{one.results} cannot be made: {why}") from None
                 locks.enter_context(locked(one.results, "an evaluation", ADVICE))
         except InputError:
             if out is not None:
@@ -177,7 +181,7 @@ def _run(one: Judging, judged: Sequence[Judging], config: EvaluateConfig, option
     """Judge one model in Lightning's test loop; returns the trainer."""
     seed_everything(config.seed)
     # The digest is of the weights in memory: if a training is running, the file may hold another epoch by now.
-    work = [weights_digest(one.model), getattr(one.model, "classes", ()), one.config.get("model"), one.transform]
+    work = [network_digest(one.model), getattr(one.model, "classes", ()), one.config.get("model"), one.transform]
     digest = hashlib.sha256(json.dumps(work, sort_keys=True, default=str).encode()).hexdigest()
     callback = ExplanationEvaluation(
         config,

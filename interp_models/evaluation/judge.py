@@ -1,6 +1,7 @@
 """`judge`: evaluate explanations of any classifier in one call."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from interp_models.core.classifier import Output
-from interp_models.core.digests import weights_digest
+from interp_models.core.digests import network_digest
 from interp_models.core.distributed import gathered_objects, is_first, rank_and_ranks, wait_for_all
-from interp_models.core.errors import InputError
+from interp_models.core.errors import InputError, first_line
 from interp_models.core.files import locked
 from interp_models.core.plugins import import_plugins
-from interp_models.core.prepared import class_name, release
+from interp_models.core.prepared import class_name, release, unwrapped
 from interp_models.core.schema import parse
 from interp_models.core.scoring import evaluating, logits_of
 from interp_models.data.base import of_each
@@ -24,8 +25,8 @@ from interp_models.evaluation.engine import Engine, check_plan
 from interp_models.evaluation.images import Images, images_of
 from interp_models.evaluation.judgement import Judgement, write_pictures
 from interp_models.evaluation.normalisation import classifier_of, device_of
-from interp_models.evaluation.plan import explainer_specs
-from interp_models.evaluation.tables import Provenance, Tables, finished, make_tables
+from interp_models.evaluation.plan import cache_keys, metric_keys
+from interp_models.evaluation.tables import Provenance, Tables, finished, make_tables, own_folder
 from interp_models.explainers.base import Explainer
 from interp_models.report.views import RunSummary
 
@@ -103,7 +104,13 @@ def judge(
         InputError: for an unknown explainer, metric or option, for images that do not fit the model, for outputs that
             are not logits, and if no explainer applies to the model.
     """
+    for key, value in (("explainers", explainers), ("metrics", metrics), ("plugins", plugins)):
+        if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
+            raise InputError(f"{key} must be a list; got {value!r}")
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     import_plugins(plugins)
+    explainers = [dict(item) if isinstance(item, Mapping) else item for item in explainers]
     given = [item for item in explainers if isinstance(item, Explainer)]
     options = {
         "explainers": [item for item in explainers if not isinstance(item, Explainer)],
@@ -124,14 +131,33 @@ def judge(
     judged = classifier_of(model, normalize, output, from_files=source.from_files)
     source = source.drawn(n_images, seed)
     about = {"name": name or class_name(judged), "classes": list(classes)}
-    where = None if folder is None else Path(folder)
-    if where is None:
-        return _judged(judged, source, plan, _labelled(given), about, None, progress)
-    if is_first():
-        where.mkdir(parents=True, exist_ok=True)
-        with locked(where, "an evaluation", "wait for its end, or give another folder"):
-            return _judged(judged, source, plan, [], about, where, progress)
-    return _judged(judged, source, plan, [], about, where, progress)
+    with ExitStack() as stack:
+        stack.callback(release, judged)
+        stack.callback(release, unwrapped(judged))
+        if folder is None:
+            return _judged(judged, source, plan, _labelled(given), about, None, progress)
+        where = Path(folder).expanduser()
+        refused = None
+        if is_first():
+            try:
+                stack.enter_context(_own(where))
+            except InputError as error:
+                refused = str(error)
+        if refused := gathered_objects(refused)[0]:  # on all ranks, which would wait for the first one
+            raise InputError(refused)
+        return _judged(judged, source, plan, [], about, where, progress)
+
+
+@contextmanager
+def _own(folder: Path) -> Iterator[None]:
+    """Make the folder and lock it for other processes."""
+    own_folder(folder, "folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"folder={folder} cannot be made: {error.strerror}") from None
+    with locked(folder, "an evaluation", "wait for its end, or give another folder"):
+        yield
 
 
 def _labelled(explainers: Iterable[Explainer]) -> list[tuple[str, Explainer]]:
@@ -157,8 +183,9 @@ def _judged(
     if first is None:
         raise InputError("there are no images")
     example = first.image[:1].to(device_of(model))
-    with torch.no_grad(), evaluating(model):
-        columns = logits_of(model(example)).shape[1]
+    columns = _columns(model, example)
+    if len(set(gathered_objects(network_digest(model)))) > 1:
+        raise InputError("the processes have models with different weights; load the same weights in all of them")
     if about["classes"] and len(about["classes"]) != columns:
         raise InputError(f"classes: {len(about['classes'])} names are given, and the model has {columns} classes")
     same_classes = len(source.classes) in (0, columns)
@@ -172,8 +199,8 @@ def _judged(
     cache: FolderCache | MemoryCache = MemoryCache()
     engine = Engine(model, plan, example, cache, explainers=given)
     if folder is not None:
-        engine.cache = cache = _folder_cache(folder, engine, source, about["name"])
-        if gathered_objects(finished(folder, cache))[0]:
+        engine.cache = cache = _folder_cache(folder, engine, source, about)
+        if gathered_objects(_is_finished(folder, cache))[0]:
             wait_for_all()
             return Judgement.load(folder)
     indices, pictures = _judge_all(engine, source, progress)
@@ -188,6 +215,9 @@ def _judged(
     tables: Tables | None = None
     if folder is None or is_first():
         provenance = Provenance(about["name"], "as given", None)
+        if folder is not None:
+            (folder / "results.json").unlink(missing_ok=True)  # it says that all is there, so it is the last to come
+            write_pictures(folder, pictures, classes, summary)
         tables = make_tables(
             cache, indices, engine.applying, engine.left_out, engine.protocols, provenance, source.image_id, folder
         )
@@ -197,20 +227,38 @@ def _judged(
         if folder is not None:
             write_pictures(folder, pictures, classes, summary)
     wait_for_all()
-    release(model)
     if tables is None:
         assert folder is not None
         return Judgement.load(folder)
     return Judgement(tables, RunSummary(**summary), classes, pictures)
 
 
-def _folder_cache(folder: Path, engine: Engine, source: Images, name: str) -> FolderCache:
-    """The cache in a folder; it finds results of the same weights, protocol and images again."""
+def _columns(model: nn.Module, example: Tensor) -> int:
+    """The number of the model's classes."""
+    try:
+        with torch.no_grad(), evaluating(model):
+            return logits_of(model(example)).shape[1]
+    except InputError:
+        raise
+    except Exception as error:  # networks raise errors of many types
+        shape = f"{tuple(example.shape)} of {str(example.dtype).removeprefix('torch.')}"
+        raise InputError(f"{class_name(model)} cannot take images {shape} ({first_line(error)})") from error
+
+
+def _folder_cache(folder: Path, engine: Engine, source: Images, about: Mapping[str, Any]) -> FolderCache:
+    """The cache in a folder; it finds results of the same network, protocol and images again."""
     plan = engine.plan
-    specs = {label: spec for label, *spec in explainer_specs(plan.explainers)}
-    protocol = [plan.preset, engine.grid, plan.max_steps, plan.target, plan.preparation, list(engine.keys)]
+    protocol = [plan.preset, engine.grid, plan.max_steps, plan.target, plan.preparation, metric_keys(engine.keys)]
     contents = gathered_objects(source.digest())  # a loader may give each rank its own images
-    return FolderCache(folder, [weights_digest(engine.model), protocol, contents, name], specs)
+    return FolderCache(folder, [network_digest(engine.model), protocol, contents, about], cache_keys(engine.specs))
+
+
+def _is_finished(folder: Path, cache: FolderCache) -> bool:
+    """Whether the folder has the complete results of this work, with the pictures for the page."""
+    try:
+        return finished(folder, cache) and bool(Judgement.load(folder))
+    except InputError:
+        return False
 
 
 def _judge_all(engine: Engine, source: Images, progress: bool) -> tuple[list[int], dict[int, Picture]]:
@@ -222,6 +270,7 @@ def _judge_all(engine: Engine, source: Images, progress: bool) -> tuple[list[int
     indices: list[int] = []
     pictures: dict[int, Picture] = {}
     shown = source.shown(PICTURES)
+    refused: str | None = None
     try:
         for sample in source.batches(rank, ranks):
             numbers = sample.index.tolist()
@@ -230,8 +279,14 @@ def _judge_all(engine: Engine, source: Images, progress: bool) -> tuple[list[int
                 if len(pictures) < PICTURES if shown is None else number in shown:
                     pictures[number] = _picture(sample.image[place])
             engine.judge(of_each(sample, lambda value: value.to(device)))
+    except InputError as error:
+        if ranks == 1:
+            raise
+        refused = str(error)
     finally:
         engine.bar.close()
+    for message in filter(None, gathered_objects(refused)):  # on all ranks, which would wait for the one that stopped
+        raise InputError(message)
     engine.agree()
     pictures = {index: picture for part in gathered_objects(pictures) for index, picture in part.items()}
     return sorted({index for part in gathered_objects(indices) for index in part}), dict(sorted(pictures.items()))

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,29 +90,38 @@ class Judgement:
         """Write a self-contained HTML page with the tables and with maps over images.
 
         Args:
-            path: the file; in a folder it is named `report.html`.
-            n_images: maximum number of images to show, spread evenly over those with pictures.
+            path: the file; in a folder it is named `report.html`. A leading `~` is the home folder.
+            n_images: maximum number of images to show, at least 0, spread evenly over those with pictures.
 
         Returns:
             The path of the page.
 
         Raises:
-            InputError: if the judgement has no pictures.
+            InputError: if the judgement has no pictures, or if `n_images` is below 0.
         """
         from interp_models.evaluation.comparison import Compared, Shown, write_page
 
         if self.pictures is None:
             raise InputError("the page needs pictures, and there are none; judge the images again")
+        if n_images < 0:
+            raise InputError(f"n_images must be at least 0; got {n_images}")
         pictures = self.pictures
-        path = Path(path)
+        path = Path(path).expanduser()
         path = path / "report.html" if path.is_dir() else path
         one = Compared(self.summary_of_model, self.tables, self.class_name, lambda index: Shown(pictures[index]))
         write_page([one], path, n_images, sorted(pictures))
         return path
 
     def class_name(self, label: int) -> str:
-        """The name of a class, or its number if names are unknown; `?` for an unknown label (-1)."""
-        return "?" if label < 0 else self.classes[label] if self.classes else str(label)
+        """The name of a class, or its number if names are unknown; `?` for an unknown label (-1).
+
+        The images' labels can go beyond the model's classes; such a label N is shown as `class N`.
+        """
+        if label < 0:
+            return "?"
+        if not self.classes:
+            return str(label)
+        return self.classes[label] if label < len(self.classes) else f"class {label}"
 
     @classmethod
     def load(cls, folder: str | Path) -> "Judgement":
@@ -122,7 +132,7 @@ class Judgement:
         """
         from interp_models.report.views import RunSummary
 
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         tables = read_tables(folder)
         pictures, classes, about = read_pictures(folder)
         return cls(tables, RunSummary(**about), classes, pictures)
@@ -131,10 +141,10 @@ class Judgement:
 def read_pictures(folder: Path) -> tuple[dict[int, NDArray[np.uint8]], tuple[str, ...], dict[str, Any]]:
     """Read pictures by index, names of classes and the summary of the model, as written by `write_pictures`."""
     try:
-        with np.load(folder / PICTURES) as file:
+        with (folder / PICTURES).open("rb") as raw, np.load(raw) as file:
             pictures = {int(key): file[key] for key in file.files if key.isdigit()}
             about = json.loads(str(file["about"]))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise InputError(f"{folder} holds no judgement of judge() ({error})") from None
     return pictures, tuple(about.pop("classes")), about
 

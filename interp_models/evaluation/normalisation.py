@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from interp_models.core.classifier import Classifier, Output
 from interp_models.core.errors import InputError
-from interp_models.core.prepared import class_name
+from interp_models.core.prepared import class_name, unwrapped
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation per channel of ImageNet; most ImageNet models and timm's default use them."""
@@ -24,31 +24,36 @@ def classifier_of(model: nn.Module, normalize: Any, output: Output, *, from_file
         InputError: for a torchvision model with tensors and `normalize="auto"`: torchvision does not say how its models
             expect images to be normalised.
     """
-    if isinstance(model, Classifier):
+    bare = unwrapped(model)
+    if isinstance(bare, Classifier):
+        if normalize != "auto" or output is not None:
+            raise InputError("normalize and output are those of the Classifier; give them to it")
         return model
-    family = type(model).__module__.split(".")[0]
-    of_timm = hasattr(model, "pretrained_cfg") or hasattr(model, "default_cfg")
+    family = type(bare).__module__.split(".")[0]
+    of_timm = hasattr(bare, "pretrained_cfg") or hasattr(bare, "default_cfg")
     if normalize == "auto":
-        if getattr(model, "unit_images", False):
+        if getattr(bare, "unit_images", False):
             normalize = None
         elif family == "torchvision" and not from_files:
             raise InputError(
-                f"{class_name(model)} of torchvision does not say how its images are normalised; pass "
-                "normalize='imagenet', (mean, std), or None if images have been normalised"
+                f"{class_name(bare)} of torchvision does not say how its images are normalised; pass images in [0, 1] "
+                "and normalize='imagenet' or (mean, std), or normalize=None if the model does it itself"
             )
         elif not of_timm:
             normalize = "imagenet" if from_files else None
     mean, std = statistics(normalize, data_config(model) if normalize == "auto" else {})
     if mean is None and output is None:
         return model
-    return Classifier(model, mean=mean, std=std, output=output).train(model.training).to(device_of(model))
+    wrapped = Classifier(bare, mean=mean, std=std, output=output).to(device_of(model))
+    wrapped.training = model.training  # `train` would change the modes of the model's own modules
+    return wrapped
 
 
 def data_config(network: nn.Module) -> dict[str, Any]:
     """timm's data config of a network; missing entries get timm's defaults."""
     from timm.data.config import resolve_model_data_config
 
-    found = dict(resolve_model_data_config(network))  # type: ignore[no-untyped-call]
+    found = dict(resolve_model_data_config(unwrapped(network)))  # type: ignore[no-untyped-call]
     if found["crop_mode"] not in ("center", "squash"):
         raise InputError(f"crop_mode {found['crop_mode']!r} of timm's data config is not supported")
     return found

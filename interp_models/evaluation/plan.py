@@ -1,11 +1,12 @@
 """Resolve a plan: explainers with all options, metrics, and the grid of the maps."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from interp_models.core.digests import code_digest
 from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.scoring import evaluating
 from interp_models.evaluation.config import ExplanationConfig
@@ -61,6 +62,20 @@ def expanded(items: Sequence[Any]) -> list[Any]:
         else:
             raise InputError(f"no explainer matches {item!r}; known: {', '.join(EXPLAINERS)}")
     return found
+
+
+def cache_keys(specs: Iterable[Spec]) -> dict[str, list[Any]]:
+    """The key of each explainer's results in a cache, by label: its name, options, and the code of a plugin."""
+    return {label: [name, options, code_digest(EXPLAINERS.get(name))] for label, name, options in specs}
+
+
+def metric_keys(keys: Mapping[str, str]) -> list[Any]:
+    """The keys of metrics, with the code of plugins, for the key of a cache.
+
+    Args:
+        keys: name of the metric class by key.
+    """
+    return [[key, code_digest(METRICS.get(name))] for key, name in keys.items()]
 
 
 def make_metrics(plan: ExplanationConfig, names: Iterable[str], grid: Grid | None) -> dict[str, FaithfulnessMetric]:

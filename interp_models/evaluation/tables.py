@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from interp_models.core.errors import InputError
-from interp_models.core.files import whole, write_json, write_whole
+from interp_models.core.files import LOCK, whole, write_json, write_whole
 from interp_models.evaluation.cache import Cache, FolderCache, Part
 
 SCHEMA_VERSION = 1
@@ -85,6 +85,35 @@ def finished(folder: Path, cache: FolderCache) -> bool:
         maps = [folder / f"maps/{label}.npy" for label in cache.folders if label not in results["left_out"]]
         return all(len(np.load(path, mmap_mode="r")) == len(listing) for path in maps)
     except Exception:  # a file is missing or broken: the results are written again
+        return False
+
+
+def own_folder(folder: Path, key: str) -> Path:
+    """Check the folder of one model's evaluation and return it.
+
+    Args:
+        folder: the folder.
+        key: the option that names it, for messages.
+
+    Raises:
+        InputError: if it holds other files than those of an evaluation, or cannot be made.
+    """
+    try:
+        full = folder.exists() and any(folder.iterdir())
+        own = (folder / ".partial").exists() or (folder / LOCK).exists() or _is_ours(folder / "results.json")
+        other = full and ((folder / "checkpoints").exists() or not own)
+    except OSError as error:
+        raise InputError(f"{key}={folder} cannot be read: {error.strerror}") from None
+    if other:
+        what = "files that are not those of an evaluation"
+        raise InputError(f"{key}={folder} holds {what}; name a new folder, or one of an evaluation")
+    return folder
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return bool({"schema_version", "work"} <= json.loads(path.read_text()).keys())
+    except (OSError, ValueError, AttributeError):
         return False
 
 

@@ -94,6 +94,22 @@ class Measure(Metric, ABC):
     aliases: ClassVar[Mapping[str, str]] = {}
     """Other names of keys in the literature, each with its key."""
 
+    @classmethod
+    def check_declared(cls) -> None:
+        """Raise `InputError` unless the class has all attributes above, with an entry for each key."""
+        for attribute in ("keys", "higher_is_better_by_key", "percent", "legend"):
+            if not hasattr(cls, attribute):
+                raise InputError(f"metric {cls.__name__} must set {attribute}")
+        if not cls.keys or not isinstance(cls.keys, tuple):  # ("dauc") is no tuple
+            raise InputError(f"metric {cls.__name__}: keys must be a tuple of names; got {cls.keys!r}")
+        for key in cls.keys:
+            for attribute in ("higher_is_better_by_key", "legend"):
+                if key not in getattr(cls, attribute):
+                    raise InputError(f"metric {cls.__name__}: {attribute} has no entry for the key {key!r}")
+        for alias, key in cls.aliases.items():
+            if key not in cls.keys:
+                raise InputError(f"metric {cls.__name__}: the alias {alias!r} stands for {key!r}, which is not a key")
+
 
 class FaithfulnessMetric(Measure, ABC):
     """Abstract: judges saliency maps by the change of a class probability when the regions they mark are perturbed.
@@ -111,7 +127,8 @@ class FaithfulnessMetric(Measure, ABC):
         batch: images per forward pass; None chooses it for the device.
 
     Raises:
-        InputError: for an unknown preset, and for numbers below 1.
+        InputError: for an unknown preset, for numbers below 1, and for a class that lacks an attribute of `Measure` or
+            an entry for one of its keys.
     """
 
     def __init__(
@@ -123,6 +140,7 @@ class FaithfulnessMetric(Measure, ABC):
         batch: int | None = None,
     ) -> None:
         super().__init__()
+        self.check_declared()
         if preset not in PRESETS:
             raise unknown("preset", preset, PRESETS)
         if max_steps < 1 or (batch is not None and batch < 1) or (grid is not None and min(grid) < 1):
@@ -176,7 +194,8 @@ class FaithfulnessMetric(Measure, ABC):
 
         Raises:
             InputError: if images are not a float tensor in [0, 1], if maps have a wrong shape, contain NaN or are finer
-                than the images, if a class does not exist, or if the function does not return probabilities.
+                than the images, if a class does not exist, if the function does not return probabilities, or if the
+                subclass's values are not finite or NaN values (B,) of exactly its keys.
         """
         check_images(images, "images")
         check_unit(pixel_range(images, "images"), WRAP, "images")
@@ -193,11 +212,29 @@ class FaithfulnessMetric(Measure, ABC):
                 clean = perturbation.score_all(score_fn, images, target, self.batch)
             check_clean(clean, len(images))
             values = self._score(score_fn, images, maps, target, clean)
+        self._check_form(values, len(images))
         # Check the original map, too: resampling turns a constant map into rounding noise, which looks like a map.
         constant = perturbation.is_constant(own) | perturbation.is_constant(maps)
-        return {
-            key: torch.where(constant, torch.nan, value.float().to(constant.device)) for key, value in values.items()
-        }
+        found = {key: torch.where(constant, torch.nan, values[key].float().to(constant.device)) for key in self.keys}
+        for key, value in found.items():
+            if bool(value.isinf().any()):
+                raise InputError(f"metric {type(self).__name__}: {key} is infinite for an image; undefined is NaN")
+        return found
+
+    def _check_form(self, values: object, batch: int) -> None:
+        """Raise `InputError` unless a subclass returned a value per image for exactly its keys."""
+        name = type(self).__name__
+        if not isinstance(values, Mapping) or set(values) != set(self.keys):
+            found = ", ".join(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
+            raise InputError(
+                f"metric {name} must return a dict with exactly the keys {', '.join(self.keys)}; got {found}"
+            )
+        for key, value in values.items():
+            if not isinstance(value, Tensor) or value.shape != (batch,):
+                found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise InputError(
+                    f"metric {name}: {key} must be a tensor of one value per image, ({batch},); got {found}"
+                )
 
     def _check_kept(self, maps: Tensor) -> None:
         """Raise `InputError` if the values of these maps would be averaged with those of another grid."""
@@ -273,12 +310,22 @@ class MetricRegistry(Registry[FaithfulnessMetric]):
     `deletion_insertion`."""
 
     def aliases(self) -> dict[str, str]:
-        """Every key, and every other name of a key, with the name of its registered metric."""
-        return {
-            key: name
-            for name, cls in self._classes().items()
-            for key in (*cls.keys, *cls.aliases)  # type: ignore[attr-defined]
-        }
+        """Every key, and every other name of a key, with the name of its registered metric.
+
+        Raises:
+            InputError: if two metrics have the same key, or one has the name of another's key, and for a class that
+                `Measure.check_declared` refuses.
+        """
+        classes: dict[str, type[FaithfulnessMetric]] = self._classes()
+        found: dict[str, str] = {}
+        for name, cls in classes.items():
+            cls.check_declared()
+            for key in (*cls.keys, *cls.aliases):
+                other = key if key in classes and key != name else found.get(key, name)
+                if other != name:
+                    raise InputError(f"metrics {other!r} and {name!r} both have the key or name {key!r}; rename one")
+                found[key] = name
+        return found
 
 
 METRICS = MetricRegistry("metric", "interp_models.metrics.METRICS")

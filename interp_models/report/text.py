@@ -47,9 +47,11 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], costs: Costs) -> str:
         costs: costs of the explainers.
     """
     heads, lines, note = _cells(rows, costs)
+    heads = [text.replace("|", r"\|") for text in heads]
     table = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
     for cells in lines:
-        shown = [f"**{text}**" if best else text for text, best in cells]
+        texts = [(text.replace("|", r"\|"), best) for text, best in cells]  # a bar would begin another cell
+        shown = [f"**{text}**" if best else text for text, best in texts]
         table.append(f"| {' | '.join(shown)} |")
     return "\n".join([*table, "", note])
 
@@ -69,7 +71,7 @@ def latex_table(rows: Sequence[Mapping[str, Any]], costs: Costs) -> str:
 END = r"\\"
 LATEX = {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\$", "↑": r"$\uparrow$", "↓": r"$\downarrow$"}
 LATEX |= {"±": r"$\pm$", "–": "--", "{": r"\{", "}": r"\}", "\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
-LATEX |= {"^": r"\textasciicircum{}"}
+LATEX |= {"^": r"\textasciicircum{}", "|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}"}
 
 
 def _escaped(text: str) -> str:

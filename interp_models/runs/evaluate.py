@@ -1,6 +1,7 @@
 """Run an evaluation: load runs, build other networks, and judge them on the same images."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,14 +10,15 @@ from typing import Any
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 
-from interp_models.core.errors import InputError
-from interp_models.core.files import LOCK, short
-from interp_models.core.scoring import logits_of
+from interp_models.core.errors import InputError, first_line
+from interp_models.core.files import short
+from interp_models.core.scoring import probabilities
 from interp_models.core.written import text_of
 from interp_models.data.module import DataModule
 from interp_models.data.subsets import subsample
 from interp_models.evaluation.config import EvaluateConfig
 from interp_models.evaluation.evaluate import Judging, check_evaluation, evaluate_models
+from interp_models.evaluation.tables import own_folder
 from interp_models.prototypes.sources import Prototypical
 from interp_models.runs.building import build_data
 from interp_models.runs.config import EnsembleConfig
@@ -63,12 +65,16 @@ def _judged(folders: Sequence[Path], networks: Sequence[Network], config: Evalua
     names = [*(run_name(folder) for folder in folders), *(network.name for network in networks)]
     if len(set(names)) < len(names):
         raise InputError(f"two models have the same name, but results are listed by name: {', '.join(names)}")
+    for first, second in itertools.combinations(networks, 2):
+        if results_of(first) == results_of(second):
+            both = f"{first.name!r} and {second.name!r}"
+            raise InputError(f"networks {both} would both write to {results_of(first)}; give one another name")
     single = len(names) == 1 and config.out is not None
     judged = [judging_of(folder, config) for folder in folders]
     dataset = judged[0].config["data"]["dataset"] if judged else {}
     judged += [_of_network(network, dataset, config) for network in networks]
     if single:
-        judged = [dataclasses.replace(judged[0], results=own_folder(Path(str(config.out))))]
+        judged = [dataclasses.replace(judged[0], results=own_folder(Path(str(config.out)), "out"))]
     for one in judged:
         one.data.memory = one.results
         one.data.test_indices = subsample(one.data.test_indices, config.n_images, config.seed)
@@ -120,19 +126,31 @@ def _of_network(network: Network, dataset: Mapping[str, Any], config: EvaluateCo
         "transforms": network.transform,
         "val_fraction": 0.0,
     }
-    with torch.no_grad():
-        logits = logits_of(network.model(torch.zeros(1, 3, network.image_size, network.image_size)))
+    try:  # before any model is judged; the scores refuse outputs that are not logits of at least two classes
+        scores = probabilities(network.model)(torch.zeros(1, 3, network.image_size, network.image_size))
+    except InputError as error:
+        raise InputError(f"networks: {network.name}: {error}") from None
+    except Exception as error:  # networks raise errors of many types
+        size = network.image_size
+        raise InputError(
+            f"networks: {network.name} cannot take RGB images of {size} × {size} pixels ({first_line(error)})"
+        ) from error
     return Judging(
         name=network.name,
         model=network.model,
-        num_classes=logits.shape[1],
+        num_classes=scores.shape[1],
         data=build_data({"data": node}, **_changes(config)),
-        results=Path("runs") / "networks" / short(re.sub(r"[^\w.-]+", "_", network.name)),
+        results=results_of(network),
         selection="as given",
         seed=None,
         described=network.described,
         transform={key: node[key] for key in ("image_size", "transforms")},
     )
+
+
+def results_of(network: Network) -> Path:
+    """Folder of the results of a network that was not trained here."""
+    return Path("runs") / "networks" / short(re.sub(r"[^\w.-]+", "_", network.name))
 
 
 def check_same_images(modules: Mapping[str, DataModule]) -> None:
@@ -171,22 +189,3 @@ def check_drawn(folder: Path, model: InterpModule, data: DataModule, *, moved: b
     if not moved:
         raise InputError(f"{why}, so that some were trained on; give folders train/ and test/, or a list with a split")
     rank_zero_warn(f"{why}; if both folders have images in common, some may have been trained on")
-
-
-def own_folder(out: Path) -> Path:
-    """Check the folder `out` of one model's evaluation and return it.
-
-    Raises:
-        InputError: if it holds other files than those of an evaluation.
-    """
-    try:
-        full = out.exists() and any(out.iterdir())
-        own = any((out / name).exists() for name in (LOCK, ".partial", "results.json"))
-        other = full and ((out / "checkpoints").exists() or not own)
-    except OSError as error:
-        raise InputError(f"out={out} cannot be read: {error.strerror}") from None
-    if other:
-        raise InputError(
-            f"out={out} holds files that are not those of an evaluation; name a new folder, or one of an evaluation"
-        )
-    return out

@@ -22,13 +22,17 @@ def run_folder(config: TrainConfig, resume: Path | None = None) -> Path | None:
         The folder on rank 0; None on other ranks, which do not write.
 
     Raises:
-        InputError: if `out` already holds files or cannot be made, or `resume` cannot be written to.
+        InputError: if `out` already holds files or cannot be made, `experiment` is no name of a folder below runs/, or
+            `resume` cannot be written to.
     """
     if resume is not None:
         if not os.access(resume, os.W_OK):
             raise InputError(f"run {resume} cannot be written to")
         return resume
     if config.out is None:
+        path = Path(config.experiment)
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            raise InputError(f"experiment must be the name of a folder below runs/; got {config.experiment!r}")
         return new_folder(Path("runs") / config.experiment, f"{config.seed}-")
     return empty_folder(config.out, f"runs are never overwritten (resume={config.out} goes on with it)")
 

@@ -12,9 +12,10 @@ from torch import nn
 from interp_models.core.classifier import Classifier
 from interp_models.core.errors import InputError, first_line
 from interp_models.core.plugins import import_plugins
+from interp_models.core.prepared import class_name, unwrapped
 from interp_models.core.schema import parse
 from interp_models.core.written import PathText
-from interp_models.evaluation.normalisation import data_config, statistics
+from interp_models.evaluation.normalisation import classifier_of, data_config
 
 FORMS = "timm:NAME, package.module:function or FILE.py:function"
 
@@ -37,10 +38,11 @@ class NetworkConfig:
     name: str | None = None
     """Name in tables; null takes the name of the timm model or of the function."""
     output: Any = None
-    """How to read logits from the network's output, see `interp_models.Classifier`."""
+    """How to read logits from the network's output, see `interp_models.Classifier`; null if it is one."""
     normalize: Any = "auto"
-    """Normalisation of images in [0, 1]: `auto` (the data config), `imagenet`, a pair [mean, std] of three numbers
-    each, or `none` if the network normalises images itself."""
+    """Normalisation of images in [0, 1]: `auto`, `imagenet`, a pair [mean, std] of three numbers each, or `none` if the
+    network normalises images itself. `auto` is the rule of `interp_models.judge`: the data config of a timm model,
+    nothing for an `interp_models.Classifier` and for a model of this package, and `imagenet` for others."""
     image_size: int | None = None
     """Side of the images in pixels."""
     crop_pct: float | None = None
@@ -65,7 +67,8 @@ def network_config(item: Any) -> NetworkConfig:
     """Parse an item of `networks=`: `timm:NAME`, `package.module:function`, `FILE.py:function`, or keys and values.
 
     Raises:
-        InputError: for any other form, or if not exactly one of `timm` and `factory` is given.
+        InputError: for any other form, if not exactly one of `timm` and `factory` is given, or if `output` is neither
+            text, nor a whole number, nor a list.
     """
     if isinstance(item, str):
         before, colon, after = item.partition(":")
@@ -77,6 +80,10 @@ def network_config(item: Any) -> NetworkConfig:
     config = NetworkConfig(**parse(NetworkConfig, item, "networks"))
     if (config.timm is None) == (config.factory is None):
         raise InputError("networks: each one needs either timm or factory")
+    if not isinstance(config.output, str | int | list | tuple | None):
+        raise InputError(
+            f"networks: output must be the name or place of the logits, their meaning, or both; got {config.output!r}"
+        )
     return config
 
 
@@ -84,18 +91,34 @@ def build_network(config: NetworkConfig) -> Network:
     """Build the network of a config, in eval mode.
 
     Raises:
-        InputError: if it cannot be built or its weights cannot be loaded.
+        InputError: if it cannot be built or its weights cannot be loaded, for a name that cannot be a folder's, and
+            for options of the normalisation and the output that a `Classifier` or a model of this package has already.
     """
     made = _of_timm(config.timm, config.weights) if config.timm else _of_factory(str(config.factory))
     name = config.name or (config.timm if config.timm else str(config.factory).rpartition(":")[2])
-    about = data_config(made)
+    if not name.strip("."):
+        raise InputError(f"networks: the name {name!r} cannot be that of a folder; give another with name=")
+    bare = unwrapped(made)
+    about = data_config(bare.network if isinstance(bare, Classifier) else bare)
     known = {key: value for key in ("crop_pct", "interpolation") if (value := getattr(config, key)) is not None}
     transform = {"name": "shorter_side", **{key: about[key] for key in ("crop_pct", "interpolation", "crop_mode")}}
-    mean, std = statistics(config.normalize, about)
-    model = Classifier(made, mean=mean, std=std, output=config.output).eval()
+    model = _classifier(made, name, config)
     size = config.image_size or int(about["input_size"][-1])
-    described = f"timm {config.timm}" if config.timm else type(made).__name__
+    described = f"timm {config.timm}" if config.timm else class_name(made)
     return Network(name, model, size, {**transform, **known}, described)
+
+
+def _classifier(made: nn.Module, name: str, config: NetworkConfig) -> Classifier:
+    """The network as a `Classifier` in eval mode, normalised by the rule of `judge`."""
+    bare = unwrapped(made)
+    of_ours = not isinstance(bare, Classifier) and getattr(bare, "unit_images", False)
+    if of_ours and config.normalize not in ("auto", "none", None):
+        raise InputError(f"networks: {name} normalises images itself; leave normalize out, got {config.normalize!r}")
+    try:
+        model = classifier_of(made, config.normalize, config.output, from_files=True)
+    except InputError as error:
+        raise InputError(f"networks: {name}: {error}") from None
+    return (model if isinstance(model, Classifier) else Classifier(model)).eval()
 
 
 def _of_timm(name: str, weights: str | None) -> nn.Module:

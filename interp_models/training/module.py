@@ -169,9 +169,14 @@ class InterpModule(pl.LightningModule, ABC):
         return {}
 
     def check_recipe(self) -> None:
-        """Raise `InputError` unless parameter groups are disjoint and complete, and all names in the recipe exist."""
+        """Raise `InputError` unless parameter groups are disjoint and complete, all actions are methods, and all names
+        in the recipe exist."""
         groups = self.parameter_groups()
         check_groups(self, groups)
+        for action in self.actions:
+            if not callable(getattr(self, action, None)):
+                known = ", ".join(one for one in self.actions if callable(getattr(self, one, None)))
+                raise InputError(f"{type(self).__name__} has no method for its action {action!r}; known: {known}")
         self.recipe.check(list(groups), [name for name, _ in self.named_modules() if name], self.actions)
 
     def check_selection(self, *, selecting: bool) -> None:

@@ -111,10 +111,18 @@ class Recipe:
         return self.phases[-1], self.phases[-1].epochs - 1 + epoch
 
     def before(self, epoch: int) -> int:
-        """Number of epochs in earlier phases that have the same name as the phase of this epoch."""
-        phase, position = self.at(epoch)
-        names = [earlier.name for earlier in self.phases for _ in range(earlier.epochs)]
-        return names[: epoch - position].count(phase.name)
+        """Number of epochs in earlier phases that have the same name as the phase of this epoch.
+
+        >>> Recipe([Phase("a", 2), Phase("b", 3), Phase("a", 1)]).before(5)
+        2
+        """
+        name, finished = self.at(epoch)[0].name, 0
+        for phase in self.phases[:-1]:
+            if epoch < phase.epochs:
+                break
+            epoch -= phase.epochs
+            finished += phase.epochs if phase.name == name else 0
+        return finished
 
     def selectable(self, epoch: int) -> bool:
         """Whether an epoch can become the best checkpoint.
@@ -166,6 +174,10 @@ class Recipe:
             where = f"phases[{number}]"
             if phase.epochs < 0 or not 0 <= phase.warmup < 1:
                 raise InputError(f"{where}: epochs must be 0 or more and warmup in [0, 1)")
+            if not 0 < phase.gamma < math.inf:
+                raise InputError(f"{where}.gamma must be above 0 and finite; got {phase.gamma}")
+            if phase.milestones and min(phase.milestones) < 0:
+                raise InputError(f"{where}.milestones must be epochs, 0 or more; got {min(phase.milestones)}")
             if phase.epochs and not phase.lrs:
                 raise InputError(
                     f"{where}.lrs: a learning rate is needed for at least one group of {', '.join(groups)}"

@@ -1,12 +1,15 @@
 """Every registered metric keeps the contract under every preset; wrong ones do not."""
 
 import functools
+import re
 
 import pytest
 import torch
 
 from interp_models import METRICS
-from interp_models.metrics.base import PRESETS, metrics_of
+from interp_models.core.errors import InputError
+from interp_models.metrics.base import PRESETS, MetricRegistry, metrics_of
+from interp_models.metrics.deletion_insertion import DeletionInsertion
 from interp_models.metrics.masked_confidence import MaskedConfidence
 from tests.contract import metrics as contract
 
@@ -51,6 +54,8 @@ class Inverted(MaskedConfidence):
 
 class MissingKey(MaskedConfidence):
     keys = ("ad", "iic", "add", "ag", "extra")
+    higher_is_better_by_key = MaskedConfidence.higher_is_better_by_key | {"extra": True}
+    legend = MaskedConfidence.legend | {"extra": "Not computed."}
 
 
 class Forgets(MaskedConfidence):
@@ -92,8 +97,12 @@ WRONG = [
     (PoisonsTheMean, contract.check_undefined, "the mean of .* is not finite"),
     (UsesTheMapAsItIs, contract.check_scale, "a scaled map: "),
     (Inverted, contract.check_direction, "for the evidence, .* for its negative"),
-    (MissingKey, contract.check_keys, "it lists .*'extra'|extra"),
-    (WrongAlias, contract.check_keys, "an alias stands for no key"),
+    (
+        MissingKey,
+        contract.check_keys,
+        "must return a dict with exactly the keys ad, iic, add, ag, extra; got ad, iic, add, ag$",
+    ),
+    (WrongAlias, contract.check_keys, "the alias 'ai' stands for 'increase', which is not a key"),
     (Forgets, contract.check_split, "two updates: "),
     (IgnoresTheCleanScore, contract.check_split, "two updates: "),
     (Doubles, contract.check_precision, "ad of images in float64: "),
@@ -109,5 +118,86 @@ def test_every_check_has_a_wrong_example():
 @pytest.mark.parametrize(("wrong", "check", "reason"), WRONG)
 def test_wrong_metrics_are_rejected(wrong, check, reason):
     check(MaskedConfidence)
-    with pytest.raises((AssertionError, KeyError), match=reason):
+    with pytest.raises((AssertionError, InputError), match=reason):
         check(wrong)
+
+
+def returning(values):
+    """A metric whose `_score` returns `values` of what the right one returns."""
+
+    class Returns(MaskedConfidence):
+        def _score(self, *args):
+            return values(super()._score(*args))
+
+    return Returns()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (lambda own: own | {"ad": own["ad"][:1]}, "ad must be a tensor of one value per image, (5,); got shape (1,)"),
+        (lambda own: own | {"ad": own["ad"][0]}, "ad must be a tensor of one value per image, (5,); got shape ()"),
+        (lambda own: own | {"ad": own["ad"][:, None]}, "(5,); got shape (5, 1)"),
+        (lambda own: own | {"ad": 0.5}, "(5,); got float"),
+        (lambda own: own | {"more": own["ad"]}, "exactly the keys ad, iic, add, ag; got ad, iic, add, ag, more"),
+        (lambda own: {"ad": own["ad"]}, "exactly the keys ad, iic, add, ag; got ad"),
+        (lambda own: own["ad"], "exactly the keys ad, iic, add, ag; got Tensor"),
+        (lambda own: own | {"ad": own["ad"] / 0}, "ad is infinite for an image; undefined is NaN"),
+    ],
+)
+def test_values_of_another_form_are_refused(values, message):
+    """Torch would broadcast some of them over all images."""
+    images, maps, target = contract.data()
+    right = MaskedConfidence().score(contract.score_fn, images, maps, target)
+    contract.equal(returning(dict).score(contract.score_fn, images, maps, target), right, "the same values")
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        returning(values).score(contract.score_fn, images, maps, target)
+    assert str(error.value).startswith("metric Returns")
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"legend": {"ad": "A."}}, "metric Own: legend has no entry for the key 'iic'"),
+        ({"higher_is_better_by_key": {}}, "metric Own: higher_is_better_by_key has no entry for the key 'ad'"),
+        ({"keys": "ad"}, "metric Own: keys must be a tuple of names; got 'ad'"),
+        ({"aliases": {"ai": "increase"}}, "metric Own: the alias 'ai' stands for 'increase', which is not a key"),
+    ],
+)
+def test_a_class_that_does_not_describe_its_keys_is_refused_at_once(attributes, message):
+    type("Own", (MaskedConfidence,), {"legend": dict(MaskedConfidence.legend)})()
+    wrong = type("Own", (MaskedConfidence,), attributes)
+    with pytest.raises(InputError, match=re.escape(message)):
+        wrong()
+    registry = MetricRegistry("metric")
+    registry.register("own")(wrong)
+    with pytest.raises(InputError, match=re.escape(message)):
+        registry.aliases()
+
+
+def test_two_metrics_of_one_key_are_refused():
+    registry = MetricRegistry("metric")
+    registry.register("masked_confidence")(MaskedConfidence)
+    registry.register("deletion_insertion")(DeletionInsertion)
+    assert registry.aliases()["dauc"] == "deletion_insertion"
+    registry.register("mine")(one_key("Mine", "dauc"))
+    both = "metrics 'deletion_insertion' and 'mine' both have the key or name 'dauc'; rename one"
+    with pytest.raises(InputError, match=both):
+        registry.aliases()
+
+
+@pytest.mark.parametrize("name", ["dauc", "ai"])
+def test_a_metric_with_the_name_of_anothers_key_is_refused(name):
+    registry = MetricRegistry("metric")
+    registry.register("masked_confidence")(MaskedConfidence)
+    registry.register("deletion_insertion")(DeletionInsertion)
+    registry.register("mine")(one_key("Mine", "mine"))
+    assert registry.aliases()["mine"] == "mine"  # its own key is no conflict
+    registry.register(name)(one_key("Named", "other"))
+    with pytest.raises(InputError, match=f"both have the key or name '{name}'"):
+        registry.aliases()
+
+
+def one_key(class_name, key):
+    attributes = {"keys": (key,), "higher_is_better_by_key": {key: True}, "legend": {key: "A."}, "aliases": {}}
+    return type(class_name, (MaskedConfidence,), attributes)

@@ -1,6 +1,7 @@
 """One call for any classifier, against the same numbers from the public functions by hand."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def values(judgement: Judgement, explainer: str, metric: str) -> Any:
 
 def test_values_are_those_of_the_public_functions() -> None:
     model, images = network(), pictures()
-    found = judge(model, images, PLAN, batch_size=3, **QUICK)
+    every_key = [key for name in METRICS.names() for key in METRICS.get(name).keys]
+    found = judge(model, images, PLAN, every_key, batch_size=3, **QUICK)
     score_fn = probabilities(model)
     target = score_fn(images).argmax(dim=1)
     for label, options in (("gradcam", {}), ("rise", {"masks": 20}), ("random", {})):
@@ -220,6 +222,36 @@ def test_tables_in_markdown_and_latex() -> None:
     assert latex.count(r"\\") == 3
     assert r"AD \% $\downarrow$" in latex
     assert "%" not in latex.replace(r"\%", "").partition(r"\end{tabular}")[0]
+
+
+def test_labels_with_special_characters_keep_the_tables_whole() -> None:
+    explainers = [{"name": "random", "label": "plain"}, {"name": "random", "label": r"a|b_50%&c#$~^{}\<d>"}]
+    found = judge(network(), pictures(), explainers, ["dauc"], **QUICK)
+    rows = found.to_markdown().splitlines()
+    bars = [len(re.findall(r"(?<!\\)\|", row)) for row in rows[:4]]  # those that part cells
+    assert bars == [5] * 4
+    assert r"| a\|b_50%&c#$~^{}\<d> |" in rows[3]
+    latex = found.to_latex().splitlines()
+    assert latex[4].startswith("plain & ")
+    special = (
+        r"a\textbar{}b\_50\%\&c\#\$\textasciitilde{}\textasciicircum{}\{\}\textbackslash{}\textless{}d\textgreater{} & "
+    )
+    assert latex[5].startswith(special)
+
+
+def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    labels = [0, 1, 2, 3, 7, -1, 0]  # the model has classes 0 to 3
+    found = judge(
+        network(), pictures(), ["random"], ["ad"], labels=labels, classes=["wren", "owl", "jay", "tit"], **QUICK
+    )
+    assert [found.class_name(label) for label in (0, 3, 4, 7, -1)] == ["wren", "tit", "class 4", "class 7", "?"]
+    page = found.report("~/r.html")
+    assert page == tmp_path / "r.html"
+    assert "class 7" in page.read_text()
+    assert found.report(tmp_path, n_images=0).is_file()
+    with pytest.raises(InputError, match="n_images must be at least 0; got -1"):
+        found.report(tmp_path, n_images=-1)
 
 
 def test_explainers_of_ones_own() -> None:

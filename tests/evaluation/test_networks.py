@@ -13,7 +13,8 @@ from PIL import Image
 from interp_models import EXPLAINERS, probabilities
 from interp_models.core.classifier import Classifier
 from interp_models.core.errors import InputError
-from interp_models.runs.networks import build_network, network_config
+from interp_models.evaluation.normalisation import IMAGENET
+from interp_models.runs.networks import Network, build_network, imported, network_config
 from tests.conftest import Script, copy_run
 
 PLAN = [
@@ -49,6 +50,34 @@ def pair():
             return x.flatten(1), z
 
     return Pair()
+
+
+def statistics():
+    from interp_models import Classifier
+
+    return Classifier(network(), mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7])
+
+
+def ours():
+    from interp_models import MODELS
+
+    torch.manual_seed(0)
+    return MODELS.build("cnn", {"backbone": "test_resnet", "weights": None}, num_classes=3)
+
+
+def of_timm():
+    import timm
+    from interp_models import Classifier
+
+    return Classifier(timm.create_model("test_resnet"), output="softmax")
+
+
+def one():
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 1))
+
+
+def labels():
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4), nn.Sigmoid())
 
 
 def number():
@@ -187,6 +216,19 @@ def test_an_output_that_must_be_named(script: Script, tmp_path: Path, files: Pat
         ("networks=[{{timm: resnet18, weight: x}}]", "unknown key in networks: 'weight'; did you mean 'weights'"),
         ("networks=[{{timm: test_resnet, weights: nowhere.pth}}]", "weights file nowhere.pth does not exist"),
         ("networks=[{{factory: '{factory}:network', normalize: [1, 2, 3]}}]", "normalize must be auto, imagenet, none"),
+        ("networks=[{{factory: '{factory}:pair', output: 1.5}}]", "must be the name or place of the logits"),
+        ("networks=[{{factory: '{factory}:pair', output: {{a: 1}}}}]", "must be the name or place of the logits"),
+        ("networks=[{{factory: '{factory}:network', name: ..}}]", "the name '..' cannot be that of a folder"),
+        ("networks=[{{factory: '{factory}:network', name: .}}]", "the name '.' cannot be that of a folder"),
+        (
+            "networks=[{{factory: '{factory}:statistics', normalize: imagenet}}]",
+            "statistics: normalize and output are those of",
+        ),
+        ("networks=[{{factory: '{factory}:ours', normalize: imagenet}}]", "ours normalises images itself; leave"),
+        (
+            "networks=[{{factory: '{factory}:statistics', output: sigmoid}}]",
+            "statistics: normalize and output are those of",
+        ),
     ],
 )
 def test_refusals(script: Script, files: Path, factory: str, network: str, says: str) -> None:
@@ -229,3 +271,81 @@ def test_one_name_for_two_models_is_refused(script: Script, factory: str, files:
     assert "two models have the same name" in outcome.err
     with pytest.raises(InputError, match="each one needs"):
         network_config({})
+
+
+def test_two_names_of_one_folder_are_refused(
+    script: Script, factory: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = ["dataset.name=image_files", f"dataset.root={files}", "n_images=1"]
+    named = "networks=[{{factory: '{0}:network', name: a b}}, {{factory: '{0}:network', name: {1}}}]"
+    assert script("evaluate", named.format(factory, "a-b"), *PLAN, *data).code == 0
+    assert {path.name for path in Path("runs/networks").iterdir()} == {"a_b", "a-b"}
+    outcome = script("evaluate", named.format(factory, "a_b"), *PLAN, *data)
+    assert outcome.code == 2
+    assert outcome.err == (
+        "error: networks 'a b' and 'a_b' would both write to runs/networks/a_b; give one another name\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("function", "says", "output"),
+    [
+        ("one", "networks: one: the model returns one logit per image, whose softmax is always 1: ", "one_logit"),
+        ("labels", "networks: labels: Classifier ends in a sigmoid, so its outputs are probabilities of ", "sigmoid"),
+    ],
+)
+def test_a_network_that_cannot_be_judged_is_refused_before_others_are(
+    script: Script,
+    factory: str,
+    files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    function: str,
+    says: str,
+    output: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = ["dataset.name=image_files", f"dataset.root={files}", "n_images=1", "grid=[4, 4]", "explainers=[random]"]
+    outcome = script("evaluate", f"{factory}:network", f"{factory}:{function}", *PLAN, *data)
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"error: {says}")
+    assert f"pass output='{output}'" in outcome.err
+    assert not Path("runs").exists()
+    right = f"networks=[{{factory: '{factory}:{function}', output: {output}}}]"
+    assert script("evaluate", f"{factory}:network", right, *PLAN, *data).code == 0
+
+
+def test_a_network_of_grey_images_is_refused_in_one_line(
+    script: Script, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    body = "nn.Sequential(nn.Conv2d({1}, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())"
+    lines = f"from torch import nn\n\n\ndef {{0}}():\n    return {body}\n"
+    Path("channels.py").write_text(lines.format("rgb", 3) + "\n\n" + lines.format("grey", 1))
+    data = ["dataset.name=image_files", f"dataset.root={files}", "n_images=1", "grid=[4, 4]", "explainers=[random]"]
+    assert script("evaluate", "channels.py:rgb", *PLAN, *data).code == 0
+    outcome = script("evaluate", "channels.py:grey", *PLAN, *data)
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: networks: grey cannot take RGB images of 224 × 224 pixels (")
+
+
+def test_auto_normalises_as_judge_does(factory: str) -> None:
+    """Its statistics are ImageNet's unless the network says otherwise."""
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+    def network(function: str, **options: object) -> Network:
+        return build_network(network_config({"factory": f"{factory}:{function}", **options}))
+
+    plain = network("network", normalize="none").model
+    mean, std = (torch.tensor(part).view(1, -1, 1, 1) for part in ([0.1, 0.2, 0.3], [0.5, 0.6, 0.7]))
+    expected = plain((images - mean) / std)
+    torch.testing.assert_close(network("statistics").model(images), expected)
+    mean, std = (torch.tensor(part).view(1, -1, 1, 1) for part in IMAGENET)
+    torch.testing.assert_close(network("network").model(images), plain((images - mean) / std))
+    ours = imported(f"{factory}:ours")().eval()
+    torch.testing.assert_close(network("ours").model(images), ours(images).logits)
+    wrapped = network("of_timm")  # a Classifier without statistics normalises nothing; its size is the network's
+    assert wrapped.model.mean is None
+    assert wrapped.image_size == timm.create_model("test_resnet").pretrained_cfg["input_size"][-1]
+    assert network("network").image_size == 224

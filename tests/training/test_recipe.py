@@ -59,6 +59,11 @@ def test_timeline() -> None:
         ([Phase(lrs={"head": 1}, warmup=1)], "phases[0]: epochs must be 0 or more and warmup in [0, 1)"),
         ([Phase(lrs={"head": 1}, warmup=-0.1)], "phases[0]: epochs must be 0 or more and warmup in [0, 1)"),
         ([Phase(lrs={"head": 1}), Phase()], "phases[1].lrs: a learning rate is needed for at least one group of trunk"),
+        ([Phase(lrs={"head": 1}, gamma=-1)], "phases[0].gamma must be above 0 and finite; got -1"),
+        ([Phase(lrs={"head": 1}, gamma=0)], "phases[0].gamma must be above 0 and finite; got 0"),
+        ([Phase(lrs={"head": 1}, gamma=math.nan)], "phases[0].gamma must be above 0 and finite; got nan"),
+        ([Phase(lrs={"head": 1}, gamma=math.inf)], "phases[0].gamma must be above 0 and finite; got inf"),
+        ([Phase(lrs={"head": 1}, milestones=[3, -1])], "phases[0].milestones must be epochs, 0 or more; got -1"),
         ([Phase(lrs={"hed": 1})], "unknown parameter group in phases[0].lrs: 'hed'; did you mean 'head'?"),
         (
             [Phase(lrs={"head": 1}, eval_modules=["trunk.bm"])],
@@ -72,7 +77,19 @@ def test_unsound_recipes(phases: list[Phase], message: str) -> None:
     assert str(error.value).startswith(message)
 
 
+def test_epochs_of_earlier_phases_of_the_same_name() -> None:
+    phases = [Phase("a", 2), Phase("b", 1), Phase("none", 0), Phase("a", 3), Phase("b", 2), Phase("a", 1)]
+    recipe = Recipe(phases)
+    number = [number for number, phase in enumerate(phases) for _ in range(phase.epochs)]
+    for epoch in range(recipe.epochs):  # the definition: count single epochs
+        name = phases[number[epoch]].name
+        assert recipe.before(epoch) == sum(phases[k].name == name and k < number[epoch] for k in number)
+    assert Recipe([phases[0]] * 2).before(3) == 2  # one object twice
+    assert Recipe([Phase("a", 10**20), Phase("a", 10**20)]).before(10**20) == 10**20
+
+
 def test_sound_recipes() -> None:
+    Recipe([Phase(lrs={"head": 1}, schedule="step", milestones=[0, 2], gamma=0.5)]).check(["head"], ["head"])
     Recipe([Phase(epochs=0), Phase(lrs={"head": 1}, warmup=0.9, eval_modules=["trunk.bn"])]).check(
         ["trunk", "head"], ["trunk", "trunk.bn", "head"]
     )

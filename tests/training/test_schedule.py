@@ -58,3 +58,15 @@ def test_a_trainer_without_the_phases_is_refused(tiny_cub: Cub, tmp_path: Path) 
     model, data, options = built(tiny_cub, tmp_path)
     with pytest.raises(InputError, match=r"needs callbacks=\[PhaseSchedule"):
         pl.Trainer(**options).fit(model, data)
+
+
+def test_an_action_without_a_method_is_refused_before_the_training(
+    tiny_cub: Cub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data, options = built(tiny_cub, tmp_path)
+    model.check_recipe()
+    monkeypatch.setattr(type(model), "actions", ("reset_optimizer", "puhs"))
+    model.recipe.phases[0].on_end = ["puhs"]
+    with pytest.raises(InputError, match=r"BCNN has no method for its action 'puhs'; known: reset_optimizer$"):
+        pl.Trainer(callbacks=[PhaseSchedule()], **options).fit(model, data)
+    assert not any(parameter.grad is not None for parameter in model.parameters())

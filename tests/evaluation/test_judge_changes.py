@@ -1,0 +1,332 @@
+"""`judge` judges anew what has changed, and leaves the files and objects of others as they are."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from interp_models import Classifier, InputError, judge
+from interp_models.core import prepared
+from interp_models.core.digests import code_digest, network_digest
+from interp_models.core.files import locked
+from interp_models.evaluation import judge as module
+from interp_models.evaluation.judgement import PICTURES, Judgement
+from interp_models.explainers import GradCAM
+from tests import processes
+from tests.evaluation.test_judge import QUICK, network, pictures
+
+ONE: dict[str, Any] = {"explainers": ["gradcam"], "metrics": ["dauc"], **QUICK}
+
+
+def value(judgement: Judgement) -> list[float]:
+    return [*judgement.per_image["value"], *judgement.per_image["confidence"]]
+
+
+class Cooled(nn.Module):
+    """A network with a temperature that is no buffer."""
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.net, self.temperature = network(), temperature
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.net(x) / self.temperature
+        return y
+
+
+class Hidden(nn.Module):
+    """A network with a factor that is in no state_dict."""
+
+    def __init__(self, factor: float, *, buffer: bool) -> None:
+        super().__init__()
+        self.net, self.options = network(), {"scale": factor}
+        if buffer:
+            self.options["scale"] = 1.0
+        self.register_buffer("factor", torch.tensor(factor if buffer else 1.0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.net(x) * self.factor * self.options["scale"]
+        return y
+
+
+class Pair(nn.Module):
+    """Two tensors of logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y: Tensor = self.net(x)
+        return y, -y
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"normalize": "imagenet"}, {"normalize": ([0.1] * 3, [0.9] * 3)}),
+        ({"output": "softmax"}, {"output": "sigmoid"}),
+        ({"model": Pair(), "output": 0}, {"model": Pair(), "output": 1}),
+        ({"model": Cooled(1.0)}, {"model": Cooled(0.1)}),
+        ({"model": Hidden(1.0, buffer=True)}, {"model": Hidden(9.0, buffer=True)}),
+        ({"model": Hidden(1.0, buffer=False)}, {"model": Hidden(9.0, buffer=False)}),
+    ],
+    ids=["normalize", "kind of output", "place of output", "attribute", "buffer", "dict"],
+)
+def test_what_the_weights_do_not_show_is_seen(tmp_path: Path, first: dict[str, Any], second: dict[str, Any]) -> None:
+    def judged(options: dict[str, Any], folder: Path | None = None) -> list[float]:
+        return value(judge(**{"model": network(), "images": pictures(), **ONE, **options}, folder=folder))
+
+    assert judged(first, tmp_path) == judged(first) == judged(first, tmp_path)
+    date = (tmp_path / "results.json").stat().st_mtime_ns
+    assert judged(first, tmp_path) == judged(first)
+    assert (tmp_path / "results.json").stat().st_mtime_ns == date  # found again
+    assert judged(second) != judged(first)
+    assert judged(second, tmp_path) == judged(second)
+
+
+def test_names_of_classes_are_those_of_the_call(tmp_path: Path) -> None:
+    for classes in (list("abcd"), list("efgh")):
+        found = judge(network(), pictures(), classes=classes, folder=tmp_path, **ONE)
+        assert found.classes == tuple(classes)
+
+
+def test_a_plugins_code_is_part_of_the_key(tmp_path: Path) -> None:
+    """A digest of its file; classes of this package have none, as their version is known."""
+    files = [tmp_path / f"{name}.py" for name in ("one", "same", "other")]
+    classes = []
+    for path, number in zip(files, (1, 1, 2), strict=True):
+        text = f"class A:\n    x = {number}\n"
+        path.write_text(text)
+        names: dict[str, Any] = {"__name__": path.stem}
+        exec(compile(text, str(path), "exec"), names)
+        sys.modules[path.stem] = type(sys)(path.stem)
+        sys.modules[path.stem].__file__ = str(path)
+        classes.append(names["A"])
+    digests = [code_digest(cls) for cls in classes]
+    for path in files:
+        del sys.modules[path.stem]
+    assert digests[0] == digests[1] != digests[2]
+    assert all(digests)
+    assert code_digest(GradCAM) == ""
+
+
+def test_a_networks_digest_changes_with_its_attributes_alone() -> None:
+    one, same, other = Cooled(1.0), Cooled(1.0), Cooled(2.0)
+    assert network_digest(one) == network_digest(same.eval()) != network_digest(other)
+    assert network_digest(one.bfloat16()) == network_digest(same.bfloat16())
+
+
+def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    judge(network(), pictures(), folder=tmp_path / "new" / "folder", **ONE)
+    mine = tmp_path / "mine"
+    (mine / "maps").mkdir(parents=True)
+    (mine / "maps/mine.npy").write_text("mine")
+    (mine / "results.json").write_text('{"mine": 1}')
+    with pytest.raises(InputError, match=r"folder=.*mine holds files that are not those of an evaluation"):
+        judge(network(), pictures(), folder=mine, **ONE)
+    assert (mine / "maps/mine.npy").read_text() == "mine"
+    assert (mine / "results.json").read_text() == '{"mine": 1}'
+    with pytest.raises(InputError, match=r"folder=.*results.json.* cannot be"):
+        judge(network(), pictures(), folder=mine / "results.json", **ONE)
+    with pytest.raises(InputError, match=r"folder=.*below cannot be"):
+        judge(network(), pictures(), folder=mine / "results.json/below", **ONE)
+
+
+def test_a_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    judge(network(), pictures(), folder="~/x", **ONE)
+    assert (tmp_path / "x/results.json").is_file()
+
+
+def test_results_never_stand_beside_pictures_of_other_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that is stopped right before or after its last file."""
+    first = judge(network(), pictures(), folder=tmp_path, **ONE)
+    others = pictures(4).flip(3)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "make_tables", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            judge(network(), others, folder=tmp_path, **ONE)
+    again = judge(network(), pictures(), folder=tmp_path, **ONE)
+    assert again.pictures is not None
+    assert first.pictures is not None
+    assert again.pictures.keys() == first.pictures.keys()
+    assert all((again.pictures[key] == first.pictures[key]).all() for key in first.pictures)
+    found = judge(network(), others, folder=tmp_path, **ONE)
+    assert found.pictures is not None
+    assert len(found.pictures) == found.summary_of_model.n_judged == 4
+
+
+@pytest.mark.parametrize("damage", [b"PK\x03\x04", b""])
+def test_damaged_pictures_are_made_anew(tmp_path: Path, damage: bytes) -> None:
+    expected = judge(network(), pictures(), folder=tmp_path, **ONE)
+    (tmp_path / PICTURES).write_bytes(damage)
+    found = judge(network(), pictures(), folder=tmp_path, **ONE)
+    assert value(found) == value(expected)
+    assert found.pictures is not None
+    assert len(found.pictures) == 7
+
+
+def test_an_explainer_must_be_of_the_judged_model() -> None:
+    """A model that is wrapped to normalise images is another one: its explainers see other images."""
+    model = network()
+    judge(model, pictures(), [GradCAM(model)], ["dauc"], **QUICK)
+    wrapped = Classifier(model, mean=[0.5] * 3, std=[0.5] * 3)
+    judge(wrapped, pictures(), [GradCAM(wrapped)], ["dauc"], **QUICK)
+    with pytest.raises(InputError, match="GradCAM was built for another model"):
+        judge(model, pictures(), [GradCAM(model)], ["dauc"], normalize="imagenet", **QUICK)
+    with pytest.raises(InputError, match="GradCAM was built for another model"):
+        judge(model, pictures(), [GradCAM(network())], ["dauc"], **QUICK)
+
+
+def test_an_explainer_keeps_its_preparation() -> None:
+    model = network()
+    explainer = GradCAM(model)
+    judge(model, pictures(), [explainer], ["dauc"], preparation="none", **QUICK)
+    assert explainer.preparation == "exact"
+
+
+def test_labels_of_explainers_are_different() -> None:
+    model = network()
+    explainers = [GradCAM(model), {"name": "random", "label": "other"}]
+    assert set(judge(model, pictures(), explainers, ["dauc"], **QUICK).maps) == {"GradCAM", "other"}
+    with pytest.raises(InputError, match="two explainers have one label: GradCAM, GradCAM"):
+        judge(model, pictures(), [GradCAM(model), {"name": "random", "label": "GradCAM"}], ["dauc"], **QUICK)
+
+
+def test_options_are_not_given_twice() -> None:
+    wrapped = Classifier(network(), mean=[0.5] * 3, std=[0.5] * 3)
+    judge(wrapped, pictures(), **ONE)
+    for options in ({"normalize": "imagenet"}, {"output": "softmax"}):
+        with pytest.raises(InputError, match="normalize and output are those of the Classifier"):
+            judge(wrapped, pictures(), **ONE, **options)
+
+
+def test_modes_of_every_module_stay() -> None:
+    model = network().train()
+    model[1].eval()
+    judge(model, pictures(), normalize="imagenet", **ONE)
+    assert [part.training for part in (model, model[0], model[1])] == [True, True, False]
+
+
+def test_a_wrapper_hides_no_statistics() -> None:
+    """Those of timm's models, and that torchvision's models have none."""
+    import torchvision
+
+    model = timm.create_model("test_resnet", num_classes=3).eval()
+    expected = value(judge(model, pictures(3, 64), **ONE))
+    assert value(judge(nn.DataParallel(model), pictures(3, 64), **ONE)) == expected
+    assert value(judge(model, pictures(3, 64), normalize=None, **ONE)) != expected
+    compiled = torch.compile(model, backend="eager")
+    assert value(judge(compiled, pictures(3, 64), **ONE)) == expected
+    resnet = nn.DataParallel(torchvision.models.resnet18(weights=None, num_classes=3))
+    with pytest.raises(InputError, match="ResNet of torchvision does not say how its images are normalised"):
+        judge(resnet, pictures(2, 64), **ONE)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (pictures()[:, :1], r"Sequential cannot take images \(1, 1, 32, 32\) of float32 \(.*channels"),
+        (pictures().double(), r"Sequential cannot take images \(1, 3, 32, 32\) of float64 "),
+    ],
+)
+def test_images_that_the_model_cannot_take_are_refused(images: Tensor, message: str) -> None:
+    judge(network(), pictures(), **ONE)
+    with pytest.raises(InputError, match=message) as error:
+        judge(network(), images, **ONE)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"explainers": "gradcam"}, "explainers must be a list; got 'gradcam'"),
+        ({"metrics": None}, "metrics must be a list; got None"),
+        ({"model": "resnet18"}, "model must be a torch.nn.Module; got str"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        judge(**{"model": network(), "images": pictures(), **ONE, **arguments})
+
+
+def test_sigmoid_is_looked_for_in_eval_mode() -> None:
+    """The statistics of batch norms stay, and what a network does in eval mode counts."""
+
+    class Deployed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.net(x)
+            return y if self.training else y.sigmoid()
+
+    model = Deployed().train()
+    classifier = Classifier(model, output="sigmoid")
+    before = int(model.net[1].num_batches_tracked)
+    classifier(pictures())
+    assert int(model.net[1].num_batches_tracked) == before + 1
+    model.eval()
+    found: Any = classifier(pictures())
+    torch.testing.assert_close(found.logits, model.net(pictures()), rtol=1e-4, atol=1e-5)
+
+
+class Broken(nn.Module):
+    """Logits are NaN for white images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.net(x).log_softmax(dim=1)
+        return torch.where(x.amin(dim=(1, 2, 3))[:, None] < 1, y, torch.nan)
+
+
+def test_logits_that_are_nan_name_the_image() -> None:
+    images = pictures()
+    judge(Broken(), images, **ONE)
+    images[5] = 1
+    with pytest.raises(InputError, match="the model returns NaN or infinite values for image 5"):
+        judge(Broken(), images, **ONE)
+
+
+def test_no_prepared_copy_is_kept() -> None:
+    before = len(prepared._prepared)
+    judge(network(), pictures(), normalize="imagenet", **ONE)
+    images = pictures()
+    images[5] = 1
+    with pytest.raises(InputError, match="the model returns NaN"):
+        judge(Broken(), images, **ONE)
+    assert len(prepared._prepared) == before
+
+
+def _refused_on_a_rank(rank: int, folder: Path) -> None:
+    torch.manual_seed(rank)
+    other = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4))
+    with pytest.raises(InputError, match="the processes have models with different weights"):
+        judge(other, pictures(4, 8), ["random"], ["dauc"], grid=(4, 4), **QUICK)
+    with pytest.raises(InputError, match="in use"):
+        judge(network(), pictures(), folder=folder / "used", **ONE)
+    images = pictures(4)
+    images[3] = 1
+    with pytest.raises(InputError, match="the model returns NaN or infinite values for image 3"):
+        judge(Broken(), images, batch_size=1, **ONE)
+    found = judge(nn.parallel.DistributedDataParallel(network()), pictures(4), normalize="imagenet", **ONE)
+    assert len(found.per_image) == 4
+    assert dist.get_world_size() == 2
+
+
+@pytest.mark.slow
+def test_all_ranks_refuse_together(tmp_path: Path) -> None:
+    with locked(tmp_path, "a test"):
+        (tmp_path / "used").mkdir()
+        with locked(tmp_path / "used", "an evaluation"):
+            processes.run_ranks(_refused_on_a_rank, tmp_path)
