@@ -196,6 +196,10 @@ def _judged(
             f"target 'label': the images have {len(source.classes)} classes, and the model has {columns}; "
             "target='prediction' works"
         )
+    known = first.label if source.labels is None else source.labels
+    if plan.target == "label" and not 0 <= int(known.min()) <= int(known.max()) < columns:
+        bad = next(int(label) for label in known.flatten() if not 0 <= label < columns)
+        raise InputError(f"target 'label': label {bad} is out of range; the model has classes 0 to {columns - 1}")
     cache: FolderCache | MemoryCache = MemoryCache()
     engine = Engine(model, plan, example, cache, explainers=given)
     if folder is not None:

@@ -199,6 +199,14 @@ def test_labels_of_explainers_are_different() -> None:
         judge(model, pictures(), [GradCAM(model), {"name": "random", "label": "GradCAM"}], ["dauc"], **QUICK)
 
 
+def test_a_label_out_of_range_is_refused_before_work() -> None:
+    right = [0, 1, 2, 3, 3, 3, 3]
+    judge(network(), pictures(), labels=right, target="label", **ONE)
+    for wrong in (4, -1):
+        with pytest.raises(InputError, match=f"target 'label': label {wrong} is out of range; the model has classes 0"):
+            judge(network(), pictures(), labels=[*right[:-1], wrong], target="label", batch_size=2, **ONE)
+
+
 def test_options_are_not_given_twice() -> None:
     wrapped = Classifier(network(), mean=[0.5] * 3, std=[0.5] * 3)
     judge(wrapped, pictures(), **ONE)
