@@ -68,7 +68,7 @@ def write_report(
         legend=[_heading(metric, directions) | {"text": _legend(metric)} for metric in directions],
         scales=[[to_hex(matplotlib.colormaps[name](i / 8)) for i in range(9)] for name in (visual.CMAP, visual.SIGNED)],
         prototypes=[_prototypes(view) for view in prototypes],
-        images=(_image(view, [run.name for run in runs], directions) for view in images),
+        images=(_image(view, runs, directions) for view in images),
     )
     # The name of an image may not be valid UTF-8; this must not stop the page.
     with whole(path) as partial, partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
@@ -150,8 +150,17 @@ def _protocols(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     ]
 
 
-def _image(view: ImageView, names: Sequence[str], directions: Mapping[str, bool]) -> dict[str, Any]:
-    """The data of one image for the template, with its pictures encoded."""
+UNKNOWN = "?"
+"""Label of an image whose class is unknown."""
+
+
+def _image(view: ImageView, summaries: Sequence[RunSummary], directions: Mapping[str, bool]) -> dict[str, Any]:
+    """The data of one image for the template, with its pictures encoded.
+
+    A prediction is right or wrong only if the label is known, and is one of the model's classes.
+    """
+    names = [run.name for run in summaries]
+    without_labels = {run.name for run in summaries if run.accuracy_judged is None}
     first = visual.shrunk(view.image, SIDE)
     present = [*view.predictions, *(shown.run for shown in view.maps), *view.parts]
     runs = []
@@ -172,7 +181,7 @@ def _image(view: ImageView, names: Sequence[str], directions: Mapping[str, bool]
                 "name": run,
                 "predicted": predicted,
                 "probability": _percent(probability),
-                "right": predicted == view.label,
+                "right": None if run in without_labels or view.label == UNKNOWN else predicted == view.label,
                 "pictures": pictures,
                 "total": view.totals.get(run, ""),
                 "headings": [_heading(metric, directions) for metric in metrics],

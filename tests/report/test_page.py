@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import io
 import os
 import re
@@ -180,6 +181,21 @@ def test_names_are_escaped_everywhere(tmp_path: Path) -> None:
     assert page.lines(1) == [[NASTY], [NASTY, "0.500 ± 0.100 best", "90"]]
     assert page.lines(2) == [[NASTY, "0.500"]]
     assert f"Input image {NASTY} of {NASTY}" in [element["attrs"]["alt"] for element in page.all("img")]
+
+
+def test_no_verdict_without_a_label(tmp_path: Path) -> None:
+    """Neither where the label is unknown, nor where the model has other classes than the images."""
+    for number, (label, known) in enumerate((("Laysan Albatross", True), ("?", True), ("Laysan Albatross", False))):
+        (tmp_path / str(number)).mkdir()
+        path = tmp_path / str(number) / "report.html"
+        runs = [RUNS[0] if known else dataclasses.replace(RUNS[0], accuracy_judged=None)]
+        rows, shown = [row("grad_cam", "ad", 0.5)], view(label=label)
+        write_report(path, title="T", runs=runs, rows=rows, images=iter([shown]))
+        page = Page(path)
+        (article,) = page.all("article")
+        assert ("✓ right" in article["text"]) == (number == 0)
+        assert "✗ wrong" not in article["text"]
+        assert "Laysan Albatross with 93.1%" in re.sub(r"\s+", " ", article["text"])
 
 
 def test_an_image_has_its_label_predictions_maps_and_scores(tmp_path: Path) -> None:
