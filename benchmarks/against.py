@@ -70,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
     words = list(sys.argv[1:] if argv is None else argv)
     own, options = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
     args = p.parse_args(own)
-    args.command = f"python -m benchmarks.against {args.commit} --rounds {args.rounds} -- {' '.join(shown(options))}"
+    words = [args.commit, "--benchmarks", *args.benchmarks, "--rounds", str(args.rounds), "--", *shown(options)]
+    args.command = f"python -m benchmarks.against {' '.join(words)}"
     checkouts: dict[str, Path] = {"new": ROOT}
     found: dict[str, Pairs] = {"old": {}, "new": {}}
     with tempfile.TemporaryDirectory() as name:

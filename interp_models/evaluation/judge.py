@@ -184,7 +184,8 @@ def _judged(
         raise InputError("there are no images")
     example = first.image[:1].to(device_of(model))
     columns = _columns(model, example)
-    if len(set(gathered_objects(network_digest(model)))) > 1:
+    digest = "" if folder is None and rank_and_ranks()[1] == 1 else network_digest(model)  # reads all weights
+    if len(set(gathered_objects(digest))) > 1:
         raise InputError("the processes have models with different weights; load the same weights in all of them")
     if about["classes"] and len(about["classes"]) != columns:
         raise InputError(f"classes: {len(about['classes'])} names are given, and the model has {columns} classes")
@@ -203,7 +204,7 @@ def _judged(
     cache: FolderCache | MemoryCache = MemoryCache()
     engine = Engine(model, plan, example, cache, explainers=given)
     if folder is not None:
-        engine.cache = cache = _folder_cache(folder, engine, source, about)
+        engine.cache = cache = _folder_cache(folder, engine, source, [digest, about])
         if gathered_objects(_is_finished(folder, cache))[0]:
             wait_for_all()
             return Judgement.load(folder)
@@ -249,12 +250,12 @@ def _columns(model: nn.Module, example: Tensor) -> int:
         raise InputError(f"{class_name(model)} cannot take images {shape} ({first_line(error)})") from error
 
 
-def _folder_cache(folder: Path, engine: Engine, source: Images, about: Mapping[str, Any]) -> FolderCache:
-    """The cache in a folder; it finds results of the same network, protocol and images again."""
+def _folder_cache(folder: Path, engine: Engine, source: Images, model: Any) -> FolderCache:
+    """The cache in a folder; it finds results of the same model (its digest and names), protocol and images again."""
     plan = engine.plan
     protocol = [plan.preset, engine.grid, plan.max_steps, plan.target, plan.preparation, metric_keys(engine.keys)]
     contents = gathered_objects(source.digest())  # a loader may give each rank its own images
-    return FolderCache(folder, [network_digest(engine.model), protocol, contents, about], cache_keys(engine.specs))
+    return FolderCache(folder, [model, protocol, contents], cache_keys(engine.specs))
 
 
 def _is_finished(folder: Path, cache: FolderCache) -> bool:
