@@ -128,11 +128,6 @@ def evaluate_models(judged: Sequence[Judging], config: EvaluateConfig, options: 
     with ExitStack() as locks:
         try:
             for one in judged if is_first_process() else []:
-                try:
-                    one.results.mkdir(parents=True, exist_ok=True)
-                except OSError as error:
-                    why = f"{error.strerror}; out=FOLDER names another"
-                    raise InputError(f"{one.results} cannot be made: {why}") from None
                 locks.enter_context(locked(one.results, "an evaluation", ADVICE))
         except InputError:
             if out is not None:
@@ -214,16 +209,14 @@ def _compared(one: Judging, gallery: Gallery) -> Compared:
     path = None if one.folder is None else one.folder / "metrics.json"
     metrics = json.loads(path.read_text()) if path is not None and path.is_file() else {}
     tables, classes = read_tables(one.results), one.data.classes
-    images = tables.per_image.drop_duplicates("index")
-    right = float((images["prediction"] == images["label"]).mean()) if one.knows_labels else None
     summary = RunSummary(
         name=one.name,
         model=one.described,
         dataset=type(one.data.test_images).__name__ if not one.config else one.config["data"]["dataset"]["name"],
         accuracy=metrics.get("test/acc"),
         n=int(metrics.get("test/n", 0)),
-        accuracy_judged=right,
-        n_judged=len(images),
+        accuracy_judged=tables.accuracy if one.knows_labels else None,
+        n_judged=len(tables.listing),
         seed=one.seed,
         selection=one.selection,
     )

@@ -110,7 +110,7 @@ class Images:
 
     def first(self) -> Sample | None:
         """The first batch, before the draw of `drawn`; None if there is none. The next pass still begins with it."""
-        batches = self._numbered() if self._ahead is None else self._ahead
+        batches = self._from_start()
         sample = next(batches, None)
         self._ahead = batches if sample is None else chain([sample], batches)
         return sample
@@ -121,8 +121,7 @@ class Images:
         Raises:
             InputError: for batches without images, and for images of different sizes.
         """
-        batches, self._ahead = self._numbered() if self._ahead is None else self._ahead, None
-        for number, sample in enumerate(batches):
+        for number, sample in enumerate(self._from_start()):
             if not self.shared and number % ranks != rank:
                 continue
             if self._wanted is not None:
@@ -131,6 +130,11 @@ class Images:
                     continue
                 sample = rows_of(sample, rows)
             yield sample
+
+    def _from_start(self) -> Iterator[Sample]:
+        """All batches; the first one may have been read already."""
+        batches, self._ahead = self._numbered() if self._ahead is None else self._ahead, None
+        return batches
 
     def _numbered(self) -> Iterator[Sample]:
         """All batches of the loader, with the indices of their images."""

@@ -23,12 +23,11 @@ from interp_models.evaluation.cache import FolderCache, MemoryCache
 from interp_models.evaluation.config import ExplanationConfig
 from interp_models.evaluation.engine import Engine, check_plan
 from interp_models.evaluation.images import Images, images_of
-from interp_models.evaluation.judgement import Judgement, write_pictures
+from interp_models.evaluation.judgement import Judgement, summary_of, write_pictures
 from interp_models.evaluation.normalisation import classifier_of, device_of
 from interp_models.evaluation.plan import cache_keys, metric_keys
 from interp_models.evaluation.tables import Provenance, Tables, finished, make_tables, own_folder
 from interp_models.explainers.base import Explainer
-from interp_models.report.views import RunSummary
 
 Picture = np.ndarray[Any, Any]
 PICTURES = 60
@@ -150,12 +149,8 @@ def judge(
 
 @contextmanager
 def _own(folder: Path) -> Iterator[None]:
-    """Make the folder and lock it for other processes."""
+    """Lock the folder for other processes; it is made if it does not exist."""
     own_folder(folder, "folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"folder={folder} cannot be made: {error.strerror}") from None
     with locked(folder, "an evaluation", "wait for its end, or give another folder"):
         yield
 
@@ -211,9 +206,8 @@ def _judged(
     indices, pictures = _judge_all(engine, source, progress)
     if isinstance(cache, MemoryCache):
         cache.gather()
-    summary = {
-        "name": about["name"], "model": class_name(model), "dataset": source.name, "accuracy": None, "n": 0,
-        "accuracy_judged": None, "n_judged": len(indices), "seed": None, "selection": "as given",
+    described = {
+        "name": about["name"], "model": class_name(model), "dataset": source.name, "same_classes": same_classes,
     }  # fmt: skip
     classes = tuple(about["classes"]) or (tuple(source.classes) if same_classes else ())
     wait_for_all()
@@ -222,20 +216,15 @@ def _judged(
         provenance = Provenance(about["name"], "as given", None)
         if folder is not None:
             (folder / "results.json").unlink(missing_ok=True)  # it says that all is there, so it is the last to come
-            write_pictures(folder, pictures, classes, summary)
+            write_pictures(folder, pictures, classes, described)
         tables = make_tables(
             cache, indices, engine.applying, engine.left_out, engine.protocols, provenance, source.image_id, folder
         )
-        images = tables.per_image.drop_duplicates("index")
-        if (images["label"] >= 0).all() and same_classes:
-            summary["accuracy_judged"] = float((images["prediction"] == images["label"]).mean())
-        if folder is not None:
-            write_pictures(folder, pictures, classes, summary)
     wait_for_all()
     if tables is None:
         assert folder is not None
         return Judgement.load(folder)
-    return Judgement(tables, RunSummary(**summary), classes, pictures)
+    return Judgement(tables, summary_of(tables, **described), classes, pictures)
 
 
 def _columns(model: nn.Module, example: Tensor) -> int:

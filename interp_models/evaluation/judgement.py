@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 PICTURES = "pictures.npz"
 """File of the pictures for the page, in the folder of a judgement."""
+DESCRIBED = ("name", "model", "dataset", "same_classes")
+"""What this file says of the model; see `summary_of`."""
 
 
 @dataclass(frozen=True)
@@ -130,29 +132,53 @@ class Judgement:
         Raises:
             InputError: if the folder has no finished judgement.
         """
-        from interp_models.report.views import RunSummary
-
         folder = Path(folder).expanduser()
         tables = read_tables(folder)
         pictures, classes, about = read_pictures(folder)
-        return cls(tables, RunSummary(**about), classes, pictures)
+        return cls(tables, summary_of(tables, **about), classes, pictures)
+
+
+def summary_of(tables: Tables, name: str, model: str, dataset: str, same_classes: bool) -> "RunSummary":
+    """The summary of a judged model, for the page.
+
+    Args:
+        tables: its tables.
+        name: its name.
+        model: its class name.
+        dataset: name of the images.
+        same_classes: whether the images' labels are classes of the model, so that its accuracy has a meaning.
+    """
+    from interp_models.report.views import RunSummary
+
+    return RunSummary(
+        name=name,
+        model=model,
+        dataset=dataset,
+        accuracy=None,
+        n=0,
+        accuracy_judged=tables.accuracy if same_classes else None,
+        n_judged=len(tables.listing),
+        seed=None,
+        selection="as given",
+    )
 
 
 def read_pictures(folder: Path) -> tuple[dict[int, NDArray[np.uint8]], tuple[str, ...], dict[str, Any]]:
-    """Read pictures by index, names of classes and the summary of the model, as written by `write_pictures`."""
+    """Read pictures by index, names of classes and what is said of the model, as written by `write_pictures`."""
     try:
         with (folder / PICTURES).open("rb") as raw, np.load(raw) as file:
             pictures = {int(key): file[key] for key in file.files if key.isdigit()}
-            about = json.loads(str(file["about"]))
+            written = json.loads(str(file["about"]))
+        about = {key: written[key] for key in DESCRIBED}
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise InputError(f"{folder} holds no judgement of judge() ({error})") from None
-    return pictures, tuple(about.pop("classes")), about
+    return pictures, tuple(written["classes"]), about
 
 
 def write_pictures(
     folder: Path, pictures: Mapping[int, NDArray[np.uint8]], classes: Sequence[str], about: Mapping[str, Any]
 ) -> None:
-    """Write pictures by index, names of classes and the summary of the model to a folder."""
+    """Write pictures by index, names of classes and what is said of the model (`DESCRIBED`) to a folder."""
     text = json.dumps({**about, "classes": list(classes)})
     with whole(folder / PICTURES) as path, path.open("wb") as file:
         arrays: dict[str, Any] = {str(key): value for key, value in pictures.items()}

@@ -73,6 +73,12 @@ class Tables:
     listing: pd.DataFrame
     """The image of each row of the maps: `row`, `index`, `image_id`."""
 
+    @property
+    def accuracy(self) -> float | None:
+        """Share of the images whose prediction is their label, in [0, 1]; None if a label is unknown."""
+        images = self.per_image.drop_duplicates("index")
+        return float((images["prediction"] == images["label"]).mean()) if (images["label"] >= 0).all() else None
+
 
 def finished(folder: Path, cache: FolderCache) -> bool:
     """Whether a folder has complete results of the same work, with the maps of all explainers that apply."""

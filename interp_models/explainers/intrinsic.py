@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from interp_models.core.errors import NotApplicable
+from interp_models.core.prepared import class_name
 from interp_models.core.scoring import Target, explains_itself, logits_of, resolve_target
 from interp_models.explainers.base import EXPLAINERS, Explainer
 
@@ -25,7 +26,8 @@ class Intrinsic(Explainer):
     def __init__(self, model: nn.Module, *, kind: str | None = None) -> None:
         super().__init__(model)
         if not explains_itself(self.model):
-            raise NotApplicable(f"explainer 'intrinsic' needs a model with explain(); {type(model).__name__} has none")
+            why = f"{class_name(self.model)} has no method explain()"
+            raise NotApplicable(f"explainer 'intrinsic' needs a model that explains itself; {why}")
         self.kind = kind
 
     @torch.no_grad()

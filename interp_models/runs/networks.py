@@ -125,7 +125,7 @@ def _of_timm(name: str, weights: str | None) -> nn.Module:
     import timm
 
     from interp_models.core.errors import unknown
-    from interp_models.nn.backbone import create, weights_path
+    from interp_models.nn.backbone import BUNDLED, create, weights_path
     from interp_models.nn.weights import with_classifier
 
     if not timm.is_model(name):
@@ -136,7 +136,11 @@ def _of_timm(name: str, weights: str | None) -> nn.Module:
     try:
         made: nn.Module = create(name, {}, pretrained=weights == "timm")
     except InputError as error:
-        raise InputError(str(error).replace("model.weights", "weights")) from None
+        why = str(error).rpartition("; ")[0]
+        also = ", `bundled` those of the extra demo" if name == BUNDLED else ""
+        raise InputError(
+            f"{why}; networks=[{{timm: {name}, weights: FILE}}] takes a file's weights{also}, and null random ones"
+        ) from None
     except Exception as error:
         raise InputError(f"timm model {name!r} cannot be built: {first_line(error)}") from None
     return made
