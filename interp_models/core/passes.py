@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 _counter: ContextVar["PassCounter | None"] = ContextVar("pass_counter", default=None)
+_uncounted: ContextVar[bool] = ContextVar("uncounted", default=False)
 
 
 class PassCounter:
@@ -17,7 +18,7 @@ class PassCounter:
         self.images = 0
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if args and isinstance(args[0], Tensor):
+        if args and isinstance(args[0], Tensor) and not _uncounted.get():
             self.images += len(args[0])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PassCounter":
@@ -45,6 +46,16 @@ def counted_passes(*models: nn.Module) -> Iterator[PassCounter]:
         _counter.reset(token)
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """Count no passes inside the context: they find something out once per model, and are no part of a method."""
+    token = _uncounted.set(True)
+    try:
+        yield
+    finally:
+        _uncounted.reset(token)
 
 
 def count_reused(images: Tensor) -> None:

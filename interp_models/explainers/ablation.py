@@ -12,7 +12,7 @@ from interp_models.core.errors import NotApplicable
 from interp_models.core.maps import weighted
 from interp_models.core.scoring import Target, logits_of, scores_of
 from interp_models.explainers.base import EXPLAINERS, target_scores
-from interp_models.explainers.features import LayerExplainer, activations, as_output, linear_head, target_layer
+from interp_models.explainers.features import LayerExplainer, activations, linear_head, replaced
 
 VALUES = 2**21
 """Activations per pass of the layers after the target layer (8 MiB of float32)."""
@@ -22,12 +22,12 @@ class _OfTail(LayerExplainer, ABC):
     """Abstract: a map Σ_k w_k A_k. Its weights only need the tail: the part of the model after the layer."""
 
     def _signed(self, inputs: Tensor, target: Target) -> Tensor:
-        head = linear_head(self, self.layer, inputs, target) if self.score == "logit" else None
+        head = linear_head(self, inputs, target) if self.score == "logit" else None
         if head is not None:
             a, w, y = head
             weights = self._closed(a, w, y)
         else:
-            a, targets = activations(self, self.layer, inputs, target)
+            a, targets = activations(self, inputs, target)
             weights = self._general(inputs, a, targets)
         return weighted(weights, a)
 
@@ -42,19 +42,17 @@ class _OfTail(LayerExplainer, ABC):
     def _tail(self, image: Tensor, variants: Tensor) -> Any:
         """Run the model on one image (1, 3, H, W) with the activations (n, C, h, w) in place of the layer's output. If
         the tail also reads earlier outputs, the model runs on n copies of the image."""
-        module = target_layer(self.model, self.layer, image)
-        handle = module.register_forward_hook(lambda _, args, output: as_output(self.model, variants.clone(), output))
+        layer = self.target_layer(image)
         try:
-            try:
+            with replaced(layer, variants):
                 output = self.model(image)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError:  # shapes do not match
-                output = None
-            if output is None or len(logits_of(output)) != len(variants):  # the batch size was read before the layer
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # shapes do not match
+            output = None
+        if output is None or len(logits_of(output)) != len(variants):  # the batch size was read before the layer
+            with replaced(layer, variants):
                 output = self.model(image.expand(len(variants), -1, -1, -1))
-        finally:
-            handle.remove()
         if len(logits_of(output)) != len(variants):
             raise NotApplicable(
                 f"{type(self.model).__name__} returned {len(logits_of(output))} rows of logits for {len(variants)} "
@@ -73,7 +71,8 @@ class AblationCAM(_OfTail):
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None takes the last one that outputs a spatial map.
+        layer: dotted name of the layer; None finds the last feature map, see `layers.target_layer`.
+        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
         relu: keep positive evidence only, as in the paper.
         score: explain the target's `logit` or its `probability`.
     """
@@ -104,7 +103,8 @@ class LIFTCAM(_OfTail):
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None takes the last one that outputs a spatial map.
+        layer: dotted name of the layer; None finds the last feature map, see `layers.target_layer`.
+        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
         relu: keep positive evidence only, as in the paper.
         score: explain the target's `logit` or its `probability`.
 

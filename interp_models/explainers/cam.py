@@ -8,34 +8,41 @@ from torch import Tensor, nn
 from interp_models.core.errors import NotApplicable
 from interp_models.core.maps import full_precision, weighted
 from interp_models.core.scoring import Score, Target
-from interp_models.explainers.base import EXPLAINERS, Explainer
-from interp_models.explainers.features import LayerExplainer, activations, activations_and_gradients, linear_head
+from interp_models.explainers.base import EXPLAINERS
+from interp_models.explainers.features import (
+    LayerExplainer,
+    OfLayer,
+    activations,
+    activations_and_gradients,
+    linear_head,
+)
+from interp_models.explainers.layers import Reshape
 
 
 @EXPLAINERS.register("activation_map")
-class ActivationMap(Explainer):
+class ActivationMap(OfLayer):
     """AM = (1/C) Σ_k A_k, the same for every class (Gomez et al. 2023, section 3.1.3).
 
     A are the layer's C feature maps.
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None takes the last one that outputs a spatial map.
+        layer: dotted name of the layer; None finds the last feature map, see `layers.target_layer`.
+        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
     """
 
     uses_class = False
 
-    def __init__(self, model: nn.Module, *, layer: str | None = None) -> None:
-        super().__init__(model)
-        self.layer = layer
+    def __init__(self, model: nn.Module, *, layer: str | None = None, reshape: Reshape = None) -> None:
+        super().__init__(model, layer=layer, reshape=reshape)
 
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
-        a, _ = activations(self, self.layer, inputs, target)
+        a, _ = activations(self, inputs, target)
         return a.mean(dim=1)
 
 
 @EXPLAINERS.register("eigencam")
-class EigenCAM(Explainer):
+class EigenCAM(OfLayer):
     """Eigen-CAM = A v, with A the feature maps as a matrix (h·w, C) and v its first right singular vector (Muhammad and
     Yeasin, IJCNN 2020, equation 4).
 
@@ -44,18 +51,21 @@ class EigenCAM(Explainer):
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None takes the last one that outputs a spatial map.
+        layer: dotted name of the layer; None finds the last feature map, see `layers.target_layer`.
+        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
         centred: subtract each channel's mean over the cells first (as in pytorch-grad-cam).
     """
 
     uses_class = False
 
-    def __init__(self, model: nn.Module, *, layer: str | None = None, centred: bool = False) -> None:
-        super().__init__(model)
-        self.layer, self.centred = layer, centred
+    def __init__(
+        self, model: nn.Module, *, layer: str | None = None, reshape: Reshape = None, centred: bool = False
+    ) -> None:
+        super().__init__(model, layer=layer, reshape=reshape)
+        self.centred = centred
 
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
-        a, _ = activations(self, self.layer, inputs, target)
+        a, _ = activations(self, inputs, target)
         cells = a.flatten(2).transpose(1, 2)  # (B, h·w, C)
         mean = cells.mean(dim=2) - cells.mean(dim=(1, 2))[:, None]
         if self.centred:
@@ -73,13 +83,14 @@ class EigenCAM(Explainer):
 
 
 @EXPLAINERS.register("cam")
-class CAM(Explainer):
+class CAM(OfLayer):
     """CAM = Σ_k w_ck A_k for a network that ends in mean pooling of A and a linear layer w (Zhou et al., CVPR 2016,
     equation 2).
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None takes the last one that outputs a spatial map.
+        layer: dotted name of the layer; None finds the last feature map, see `layers.target_layer`.
+        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
 
     Raises:
         NotApplicable: for other networks: the linear layer that gives the logits must read the mean of A over the
@@ -88,12 +99,11 @@ class CAM(Explainer):
 
     needs = ("mean_and_linear",)
 
-    def __init__(self, model: nn.Module, *, layer: str | None = None) -> None:
-        super().__init__(model)
-        self.layer = layer
+    def __init__(self, model: nn.Module, *, layer: str | None = None, reshape: Reshape = None) -> None:
+        super().__init__(model, layer=layer, reshape=reshape)
 
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
-        head = linear_head(self, self.layer, inputs, target)
+        head = linear_head(self, inputs, target)
         if head is None:
             raise NotApplicable(
                 f"{type(self.model).__name__} does not end, after the layer, in the mean over cells and one linear "
@@ -107,7 +117,7 @@ class _OfGradient(LayerExplainer, ABC):
     """Abstract: a map computed from A and g."""
 
     def _signed(self, inputs: Tensor, target: Target) -> Tensor:
-        return self._combine(*activations_and_gradients(self, self.layer, inputs, target))
+        return self._combine(*activations_and_gradients(self, inputs, target))
 
     @abstractmethod
     def _combine(self, a: Tensor, g: Tensor) -> Tensor:
@@ -122,7 +132,8 @@ class GradCAM(_OfGradient):
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None takes the last one that outputs a spatial map.
+        layer: dotted name of the layer; None finds the last feature map, see `layers.target_layer`.
+        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
         relu: keep positive evidence only, as in the paper.
         score: explain the target's `logit` or its `probability`.
     """
@@ -140,7 +151,8 @@ class GradCAMPlusPlus(_OfGradient):
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None takes the last one that outputs a spatial map.
+        layer: dotted name of the layer; None finds the last feature map, see `layers.target_layer`.
+        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
         relu: keep positive evidence only, as in the paper.
         score: explain the target's `logit` or its `probability`.
     """
@@ -159,15 +171,22 @@ class HiResCAM(_OfGradient):
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None takes the last one that outputs a spatial map.
+        layer: dotted name of the layer; None finds the last feature map, see `layers.target_layer`.
+        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
         relu: keep positive evidence only; the paper keeps both signs.
         score: explain the target's `logit` or its `probability`.
     """
 
     def __init__(
-        self, model: nn.Module, *, layer: str | None = None, relu: bool = False, score: Score = "logit"
+        self,
+        model: nn.Module,
+        *,
+        layer: str | None = None,
+        reshape: Reshape = None,
+        relu: bool = False,
+        score: Score = "logit",
     ) -> None:
-        super().__init__(model, layer=layer, relu=relu, score=score)
+        super().__init__(model, layer=layer, reshape=reshape, relu=relu, score=score)
 
     def _combine(self, a: Tensor, g: Tensor) -> Tensor:
         return (g * a).sum(dim=1)
@@ -182,7 +201,8 @@ class XGradCAM(_OfGradient):
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None takes the last one that outputs a spatial map.
+        layer: dotted name of the layer; None finds the last feature map, see `layers.target_layer`.
+        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
         relu: keep positive evidence only.
         score: explain the target's `logit` or its `probability`.
     """
@@ -203,7 +223,8 @@ class LayerCAM(_OfGradient):
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None takes the last one that outputs a spatial map.
+        layer: dotted name of the layer; None finds the last feature map, see `layers.target_layer`.
+        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
         relu: keep positive evidence only, as in the paper.
         score: explain the target's `logit` or its `probability`.
     """
@@ -222,7 +243,8 @@ class GuidanceCAM(_OfGradient):
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None takes the last one that outputs a spatial map.
+        layer: dotted name of the layer; None finds the last feature map, see `layers.target_layer`.
+        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
         relu: keep positive evidence only, as in the paper.
         score: explain the target's `logit` or its `probability`.
     """

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from interp_models.core.errors import InputError
 from interp_models.core.maps import stretched, weighted
 from interp_models.core.scoring import Score, Target
-from interp_models.explainers.base import EXPLAINERS, Explainer, target_scores
-from interp_models.explainers.features import activations
+from interp_models.explainers.base import EXPLAINERS, target_scores
+from interp_models.explainers.features import OfLayer, activations
+from interp_models.explainers.layers import Reshape
 
 
 @EXPLAINERS.register("opticam")
-class OptiCAM(Explainer):
+class OptiCAM(OfLayer):
     """Opti-CAM: S = Σ_k softmax(u)_k A_k, where u maximises the score of x ⊙ n(up(S)) (Zhang et al., CVIU 2024).
 
     A is the ReLU of the layer's feature maps, up is bilinear upsampling, and n is min-max normalisation to [0, 1]. Adam
@@ -24,7 +25,8 @@ class OptiCAM(Explainer):
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None takes the last one that outputs a spatial map.
+        layer: dotted name of the layer; None finds the last feature map, see `layers.target_layer`.
+        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
         steps: maximal number of Adam steps.
         lr: learning rate of Adam.
         patience: stop an image after so many steps without a better score; None makes all steps.
@@ -41,18 +43,19 @@ class OptiCAM(Explainer):
         model: nn.Module,
         *,
         layer: str | None = None,
+        reshape: Reshape = None,
         steps: int = 50,
         lr: float = 0.1,
         patience: int | None = None,
         score: Score = "logit",
     ) -> None:
-        super().__init__(model, score=score)
+        super().__init__(model, layer=layer, reshape=reshape, score=score)
         if steps < 1 or lr <= 0 or (patience is not None and patience < 1):
             raise InputError(f"opticam needs steps, patience >= 1 and lr > 0; got {steps}, {patience}, {lr}")
-        self.layer, self.steps, self.lr, self.patience = layer, steps, lr, patience
+        self.steps, self.lr, self.patience = steps, lr, patience
 
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
-        a, targets = activations(self, self.layer, inputs, target)
+        a, targets = activations(self, inputs, target)
         a, model = a.relu(), self.prepared(inputs)
         u = a.new_full(a.shape[:2], 0.5).requires_grad_()
         optimizer = torch.optim.Adam([u], lr=self.lr)

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from interp_models.core.errors import InputError
 from interp_models.core.maps import stretched, weighted
 from interp_models.core.scoring import Score, Target, scores_of_variants
-from interp_models.explainers.base import EXPLAINERS, Explainer
-from interp_models.explainers.features import activations
+from interp_models.explainers.base import EXPLAINERS
+from interp_models.explainers.features import OfLayer, activations
+from interp_models.explainers.layers import Reshape
 
 
 @EXPLAINERS.register("scorecam")
-class ScoreCAM(Explainer):
+class ScoreCAM(OfLayer):
     """Score-CAM = ReLU(Σ_k w_k A_k), with w_k from the score u_k of the image masked by A_k (Wang et al., CVPR
     Workshops 2020, algorithm 1).
 
@@ -23,7 +24,8 @@ class ScoreCAM(Explainer):
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None takes the last one that outputs a spatial map.
+        layer: dotted name of the layer; None finds the last feature map, see `layers.target_layer`.
+        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
         weights: `softmax` is w = softmax over channels of u (the paper's algorithm, with logits). `increase` is w_k =
             u_k minus the score of a black image (with `score: probability` close to the authors' code, which subtracts
             nothing).
@@ -38,18 +40,19 @@ class ScoreCAM(Explainer):
         model: nn.Module,
         *,
         layer: str | None = None,
+        reshape: Reshape = None,
         weights: Literal["softmax", "increase"] = "softmax",
         score: Score = "logit",
         batch: int | None = None,
     ) -> None:
-        super().__init__(model, score=score)
+        super().__init__(model, layer=layer, reshape=reshape, score=score)
         if batch is not None and batch < 1:
             raise InputError(f"scorecam needs batch >= 1; got {batch}")
-        self.layer, self.weights, self.batch = layer, weights, batch
+        self.weights, self.batch = weights, batch
 
     @torch.no_grad()
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
-        a, targets = activations(self, self.layer, inputs, target)  # (B, C, h, w)
+        a, targets = activations(self, inputs, target)  # (B, C, h, w)
         score, size = self.score_fn(inputs), (inputs.shape[-2], inputs.shape[-1])
 
         def masked(b: Tensor, channel: Tensor) -> Tensor:

@@ -1,0 +1,460 @@
+"""The layer that class activation maps read: how it is found, and how its output holds a feature map.
+
+A wrong layer gives a wrong map without an error. So a layer is taken only if the logits depend on it, no evidence
+passes beside it, its output has one row per image, and its cells lie on the image in order. The last point is tried:
+noise in one quarter of an image must change that quarter of the map most.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from interp_models.core.classifier import Classifier
+from interp_models.core.errors import InputError, NotApplicable, unknown
+from interp_models.core.passes import uncounted
+from interp_models.core.scoring import explains_itself, logits_of
+from interp_models.nn.attention import find_transformer, to_map
+
+Reshape = Any
+"""Type of the option `reshape`, how a layer's output becomes a feature map (B, C, h, w): `nchw` (as it is), `nhwc`
+(from (B, h, w, C)), `tokens` (from (B, T, C)), a function that only moves or drops values, or None to find out."""
+KINDS = ("nchw", "nhwc", "tokens")
+
+MOST_PREFIX = 8
+"""Most class, register and distillation tokens before the tokens of the patches."""
+MOST_HELD = 12
+"""Most layers to try if the network's graph cannot be read."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a layer's output holds a feature map."""
+
+    kind: Literal["nchw", "nhwc", "tokens", "function"]
+    grid: tuple[int, int] = (0, 0)
+    """Rows and columns of cells, for tokens."""
+    prefix: int = 0
+    """Number of tokens before those of the cells."""
+    function: Callable[[Tensor], Tensor] | None = None
+
+    def to_map(self, output: Tensor) -> Tensor:
+        """The output as a feature map (B, C, h, w)."""
+        if self.kind == "nhwc":
+            return output.permute(0, 3, 1, 2)
+        if self.kind == "tokens":
+            cells = output[:, self.prefix :].transpose(1, 2)
+            return cells.reshape(*cells.shape[:2], *self.grid)
+        return output if self.function is None else self.function(output)
+
+    def replaced(self, output: Tensor, features: Tensor) -> Tensor:
+        """The output with the features (B, C, h, w) in place of its own; `output` may be of one image only."""
+        if self.kind == "nchw":
+            return features.clone()  # the next layer may work in place
+        one = output[:1]
+        places = self.to_map(torch.arange(one.numel(), device=output.device).view_as(one)).flatten()
+        rows = output.flatten(1).expand(len(features), -1).clone()
+        return rows.index_copy(1, places, features.flatten(1).to(rows.dtype)).view(-1, *output.shape[1:])
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of a network."""
+
+    module: nn.Module
+    name: str
+    form: Form
+    use: int = 0
+    """Which call of the module in a forward pass, from 0."""
+
+    def feature_map(self, output: Tensor) -> Tensor:
+        """An output of the layer as a feature map (B, C, h, w); the same for a gradient with respect to it.
+
+        Raises:
+            InputError: if the form does not fit the output.
+        """
+        try:
+            found = self.form.to_map(output)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            shape = tuple(output.shape)
+            raise InputError(f"layer {self.name} gives {shape}, which does not fit reshape= ({error})") from None
+        if not isinstance(found, Tensor) or found.dim() != 4 or len(found) != len(output):
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise InputError(f"layer {self.name}: the feature map must be (B, C, h, w); reshape= gives {shape}")
+        return found
+
+
+@dataclass
+class _Output:
+    """One output of a module in a traced pass."""
+
+    name: str
+    use: int
+    shape: tuple[int, ...]
+    """Its shape for one image."""
+    forms: list[tuple[Form, bool | None]]
+    """Forms of a feature map that its shape allows; whether the cells lie on the image, None if that cannot be told."""
+    node: Any = None
+    """Its node of the autograd graph; None if it has none."""
+    tensor: Tensor | None = None
+    """The tokens of one image, with their graph."""
+
+    @property
+    def form(self) -> Form | None:
+        """The form whose cells lie on the image; None if there is none."""
+        return next((form for form, lies in self.forms if lies), None)
+
+
+@dataclass
+class _Trace:
+    """The outputs of all modules of a network, in the order in which they are ready."""
+
+    outputs: list[_Output]
+    score: Tensor | None
+    """A random combination of the logits; None if no gradient flows from them to the image."""
+    image: Any
+    """Node of the image."""
+    _above: dict[Any, set[Any]] = field(default_factory=dict)
+
+    def above(self, node: Any) -> set[Any]:
+        """All nodes that a node depends on, and the node itself."""
+        if node not in self._above:
+            self._above[node] = _reached(node)
+        return self._above[node]
+
+    def matters(self, output: _Output) -> bool:
+        """Whether the logits depend on an output."""
+        return self.score is not None and output.node in self.above(self.score.grad_fn)
+
+    def holds_all(self, output: _Output) -> bool:
+        """Whether everything that the logits know of the image passes through an output."""
+        if self.score is None or not self.matters(output):
+            return False
+        return self.image not in _reached(self.score.grad_fn, without=output.node)
+
+    def beside(self, output: _Output) -> _Output | None:
+        """A feature map that the logits depend on and that lies neither before nor after an output."""
+        for other in self.outputs:
+            if other.form is None or not self.matters(other) or other.node is output.node:
+                continue
+            if other.node not in self.above(output.node) and output.node not in self.above(other.node):
+                return other
+        return None
+
+
+def _reached(node: Any, without: Any = None) -> set[Any]:
+    """The nodes that a node of the autograd graph depends on, and itself, without those behind `without`."""
+    found, waiting = {node}, [node]
+    while waiting:
+        for parent, _ in waiting.pop().next_functions:
+            if parent is not None and parent is not without and parent not in found:
+                found.add(parent)
+                waiting.append(parent)
+    return found
+
+
+_known: "WeakKeyDictionary[nn.Module, tuple[Any, dict[Any, Layer]]]" = WeakKeyDictionary()
+
+
+def target_layer(model: nn.Module, layer: str | None, inputs: Tensor, reshape: Reshape = None) -> Layer:
+    """Find the layer that class activation maps read, and the form of its output.
+
+    Without a name it is, in this order: the `feature_layer` of a model that explains itself; the input of the last
+    attention of timm's vision transformer; or the last layer that fulfils all conditions of this module. A layer of
+    tokens beside which the class token passes must be a normalisation, as the input of the last attention is.
+
+    The result is cached by the model's modules and the size of the images. The search takes passes of a few images.
+
+    Args:
+        model: the model, in eval mode.
+        layer: dotted name of a submodule; None searches for it.
+        inputs: images (B, C, H, W).
+        reshape: form of the layer's output; None finds out. It needs a name.
+
+    Raises:
+        InputError: if the named layer does not exist, or does not give a feature map.
+        NotApplicable: if the search finds no layer, or the network uses the layer several times side by side.
+    """
+    modules = tuple((name, id(part)) for name, part in model.named_modules())
+    known = _known.get(model)
+    if known is None or known[0] != modules:  # the user may replace parts of a model
+        known = _known[model] = (modules, {})
+    key = (layer, reshape, tuple(inputs.shape[1:]))
+    if key not in known[1]:
+        with uncounted(), torch.inference_mode(False):
+            image = inputs[:1].detach().clone()
+            known[1][key] = _found(model, image) if layer is None else _named(model, layer, image, reshape)
+    return known[1][key]
+
+
+def _found(model: nn.Module, image: Tensor) -> Layer:
+    size = (image.shape[2], image.shape[3])
+    name_of = {id(part): name for name, part in model.named_modules()}
+    vit = find_transformer(model)
+    if explains_itself(model):
+        module = model.feature_layer
+        form = Form("nchw") if vit is None else _patches(vit, size)
+        return Layer(module, name_of.get(id(module), type(module).__name__), form)
+    trace = _traced(model, image)
+    if vit is not None:
+        check_alone(trace, name_of[id(vit.blocks[-1])], f"the transformer in {type(model).__name__}")
+        module = vit.blocks[-1].norm1  # in later layers only the class token has a gradient
+        return Layer(module, name_of[id(module)], _patches(vit, size))
+    chosen = _last(model, image, trace)
+    assert chosen.form is not None
+    return Layer(model.get_submodule(chosen.name), chosen.name, chosen.form, chosen.use)
+
+
+def check_alone(trace: _Trace, name: str, what: str) -> None:
+    """Raise `NotApplicable` unless all that the logits know of the image passes through one call of a module."""
+    calls = [output for output in trace.outputs if output.name == name]
+    if len(calls) > 1:
+        raise NotApplicable(f"{what} ran {len(calls)} times for one prediction; expected once")
+    if trace.score is not None and calls and calls[0].node is not None and not trace.holds_all(calls[0]):
+        raise NotApplicable(f"{what} is not the whole network: the prediction depends on other parts beside it")
+
+
+def _last(model: nn.Module, image: Tensor, trace: _Trace) -> _Output:
+    """The last output that fulfils all conditions."""
+    name = type(model).__name__
+    fitting = [output for output in trace.outputs if output.form is not None]
+    if not fitting:
+        raise NotApplicable(
+            f"no layer of {name} gives a feature map whose cells lie on the image; name one with layer="
+        )
+    if trace.score is None:
+        for output in fitting[: -MOST_HELD - 1 : -1]:
+            if _holds_all_values(model, image, output):
+                return output
+        raise NotApplicable(
+            f"no gradient flows through {name}, and none of its last layers holds all that the logits know of the "
+            "image; name a layer with layer="
+        )
+    side_by_side: tuple[_Output, _Output] | None = None
+    read = _cells_read(trace, fitting)
+    for output in reversed(fitting):
+        form = output.form
+        assert form is not None
+        tokens = form.kind == "tokens"
+        if not trace.matters(output) or (tokens and (output.name, output.use) not in read):
+            continue
+        if trace.holds_all(output):
+            return output
+        if not (tokens and "norm" in type(model.get_submodule(output.name)).__name__.lower()):
+            continue
+        if (other := trace.beside(output)) is None:
+            return output
+        side_by_side = side_by_side or (other, output)
+    if side_by_side is not None:
+        first, second = (output.name for output in side_by_side)
+        twice = first == second
+        what = f"{first} is passed several times" if twice else f"{first} and {second} lie"
+        raise NotApplicable(f"{name}: {what} side by side for one prediction; name a layer with layer=")
+    uses = {output.name: output.use + 1 for output in fitting}
+    often = [part for part, count in uses.items() if count > 1]
+    why = f" ({often[-1]} is passed {uses[often[-1]]} times for one prediction)" if often else ""
+    raise NotApplicable(
+        f"no layer of {name} holds all that the logits know of the image{why}; name a layer with layer="
+    )
+
+
+def _cells_read(trace: _Trace, outputs: Iterable[_Output]) -> set[tuple[str, int]]:
+    """The outputs of tokens whose cells reach the logits; in the last layers, often only the class token does."""
+    some = [output for output in outputs if output.tensor is not None and trace.matters(output)]
+    tensors = [output.tensor for output in some if output.tensor is not None]
+    if not some or trace.score is None:
+        return set()
+    gradients = torch.autograd.grad(trace.score, tensors, allow_unused=True)
+    found = set()
+    for output, gradient in zip(some, gradients, strict=True):
+        if output.form is not None and gradient is not None and bool(output.form.to_map(gradient).any()):
+            found.add((output.name, output.use))
+    return found
+
+
+def _named(model: nn.Module, layer: str, image: Tensor, reshape: Reshape) -> Layer:
+    outer = "network." if isinstance(model, Classifier) else ""  # the user knows the network's names
+    names = [name.removeprefix(outer) for name, _ in model.named_modules() if name.startswith(outer) and name != outer]
+    names = [name for name in names if name and (not outer or name != "network")]
+    if layer not in names:
+        raise unknown("layer", layer, names)
+    name = f"{outer}{layer}"
+    module, size = model.get_submodule(name), (image.shape[2], image.shape[3])
+    trace = _traced(model, image, only=name)
+    if not trace.outputs:
+        raise InputError(f"layer {layer} was not used in the forward pass, or gives no tensor with one row per image")
+    last, count = trace.outputs[-1], len(trace.outputs)
+    if count > 1 and not all(one.node is not None and one.node in trace.above(last.node) for one in trace.outputs):
+        raise NotApplicable(f"layer {layer} is passed {count} times side by side for one prediction, not once")
+    if trace.score is not None and last.node is not None and not trace.matters(last):
+        raise NotApplicable(f"the logits do not depend on layer {layer}")
+    if callable(reshape):
+        return Layer(module, layer, Form("function", function=reshape), last.use)
+    if (vit := find_transformer(model)) is not None and reshape in (None, "tokens") and len(last.shape) == 2:
+        return Layer(module, layer, _patches(vit, size), last.use)
+    allowed = [form for form, lies in last.forms if lies and reshape is None]
+    allowed += [form for form, _ in last.forms if form.kind == reshape]
+    if not allowed:
+        raise InputError(
+            f"layer {layer} gives no feature map (B, C, h, w) whose cells lie on an image of {size[0]} × {size[1]} in "
+            f"order; it gives {last.shape} per image. Name another layer, or say how the cells lie with reshape="
+        )
+    return Layer(module, layer, allowed[0], last.use)
+
+
+def _patches(vit: Any, size: tuple[int, int]) -> Form:
+    """The form of a timm vision transformer's tokens, for images of a size."""
+    return Form("function", function=lambda tokens: to_map(vit, tokens, size))
+
+
+def _traced(model: nn.Module, image: Tensor, only: str | None = None) -> _Trace:
+    """Trace the outputs of all modules, or only of one, that have a row per image."""
+    probes = _probes(image)
+    outputs: dict[tuple[str, int], _Output] = {}
+
+    def probed(name: str, use: int, output: Tensor) -> None:
+        if len(output) == len(probes) and output.dim() > 1:
+            shape = tuple(output.shape[1:])
+            forms = [(form, _lies(form.to_map(output), probes)) for form in _forms(shape, tuple(image.shape[1:]))]
+            if output.dim() == 4:  # a map of zeros tells nothing; its sides must do
+                fits = _fits(shape[1:], (image.shape[2], image.shape[3]))
+                forms = [(form, fits if lies is None and form.kind == "nchw" else bool(lies)) for form, lies in forms]
+            outputs[name, use] = _Output(name, use, shape, [(form, bool(lies)) for form, lies in forms])
+
+    with torch.no_grad(), _seen(model, probed, only):
+        model(probes)
+
+    def linked(name: str, use: int, output: Tensor) -> None:
+        if (name, use) in outputs:
+            one = outputs[name, use]
+            one.node = output.grad_fn
+            if one.form is not None and one.form.kind == "tokens" and output.requires_grad:
+                one.tensor = output
+
+    start = image.clone().requires_grad_(True).clone()  # a network may work in place, which a leaf forbids
+    node, score = start.grad_fn, None
+    try:
+        with torch.enable_grad(), _seen(model, linked, only):
+            logits = logits_of(model(start))
+        score = (logits * torch.linspace(1, 2, logits.shape[1], device=logits.device, dtype=logits.dtype)).sum()
+    except RuntimeError:  # an operation without a gradient
+        score = None
+    if score is None or score.grad_fn is None or node not in _reached(score.grad_fn):
+        score = None
+    return _Trace(list(outputs.values()), score, node)
+
+
+@contextmanager
+def _seen(model: nn.Module, note: Callable[[str, int, Tensor], None], only: str | None) -> Iterator[None]:
+    """While open, pass the output of every module, or of one, to `note`, with its name and the number of the call."""
+    calls: dict[str, int] = {}
+
+    def hook_of(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            use = calls[name] = calls.get(name, -1) + 1
+            tensor = tensor_of(output)
+            if tensor is not None and tensor.is_floating_point():
+                note(name, use, tensor)
+
+        return hook
+
+    parts = [(name, part) for name, part in model.named_modules() if name and only in (None, name)]
+    handles = [part.register_forward_hook(hook_of(name)) for name, part in parts]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def tensor_of(output: Any) -> Tensor | None:
+    """A module's output, or the first of several; None if it is no tensor."""
+    first = output[0] if isinstance(output, tuple | list) and output else output
+    return first if isinstance(first, Tensor) else None
+
+
+def _forms(shape: tuple[int, ...], image: tuple[int, ...]) -> Iterator[Form]:
+    """The forms of a feature map that are possible for an output of this shape, for an image (C, H, W)."""
+    _, height, width = image
+    if len(shape) == 3 and shape != image:
+        for kind, (h, w) in (("nchw", shape[1:]), ("nhwc", shape[:2])):
+            if h * w > 1 and h <= height and w <= width:
+                yield Form(kind)  # type: ignore[arg-type]  # mypy does not keep the literals
+    if len(shape) == 2:
+        for prefix in range(min(MOST_PREFIX, shape[0] - 2) + 1):
+            cells = shape[0] - prefix
+            h = round((cells * height / width) ** 0.5)
+            if h and cells % h == 0 and _fits((h, cells // h), (height, width)):
+                yield Form("tokens", (h, cells // h), prefix)
+
+
+def _fits(grid: tuple[int, ...], size: tuple[int, ...]) -> bool:
+    """Whether a grid has the image's aspect ratio, up to one cell."""
+    (height, width), (h, w) = size, grid
+    return (h - 1) * width <= (w + 1) * height and (w - 1) * height <= (h + 1) * width
+
+
+def _halves(side: int) -> list[slice]:
+    """The halves of a side; a side of one cell is whole."""
+    return [slice(side // 2), slice(side - side // 2, side)] if side > 1 else [slice(1)]
+
+
+def _probes(image: Tensor) -> Tensor:
+    """An image, and copies of it with noise in one quarter each, or in one half if a side is one pixel long."""
+    low, high = (float(value) for value in torch.aminmax(image))
+    low, high = (low, high) if low < high else (0.0, 1.0)
+    noise = torch.rand(image.shape[1:], generator=torch.Generator().manual_seed(0)).to(image)
+    parts = list(itertools.product(_halves(image.shape[2]), _halves(image.shape[3])))
+    probes = image.repeat(1 + len(parts), 1, 1, 1)
+    for probe, (rows, columns) in zip(probes[1:], parts, strict=True):
+        probe[:, rows, columns] = low + (high - low) * noise[:, rows, columns]
+    return probes
+
+
+def _lies(features: Tensor, probes: Tensor) -> bool | None:
+    """Whether noise in a part of the image changes that part of a feature map most; None if nothing changes."""
+    change = (features[1:] - features[:1]).abs().float().mean(dim=1)
+    if float(change.max()) <= 1e-6 * float(features.abs().max()):
+        return None
+    rows, columns = _halves(change.shape[1]), _halves(change.shape[2])
+    means = torch.stack([torch.stack([change[:, r, c].mean(dim=(1, 2)) for c in columns], 1) for r in rows], 1)
+    most = means.flatten(1).argmax(dim=1).tolist()
+    parts = itertools.product(range(len(_halves(probes.shape[2]))), range(len(_halves(probes.shape[3]))))
+    return most == [min(r, len(rows) - 1) * len(columns) + min(c, len(columns) - 1) for r, c in parts]
+
+
+def _holds_all_values(model: nn.Module, image: Tensor, output: _Output) -> bool:
+    """Whether the logits stay when the image changes and the output does not."""
+    probes = _probes(image)
+    other = probes[1:].flip(0)[:1]
+    kept: list[Tensor] = []
+
+    def keep(name: str, use: int, tensor: Tensor) -> None:
+        if use == output.use:
+            kept.append(tensor.clone())
+
+    with torch.no_grad(), _seen(model, keep, output.name):
+        before = logits_of(model(image)).clone()
+    calls = itertools.count()
+
+    def put(module: nn.Module, args: Any, given: Any) -> Any:
+        return swapped(given, kept[0].clone()) if next(calls) == output.use else None
+
+    with torch.no_grad():
+        changed = logits_of(model(other)).clone()
+        handle = model.get_submodule(output.name).register_forward_hook(put)
+        try:
+            held = logits_of(model(other))
+        finally:
+            handle.remove()
+    return not torch.equal(changed, before) and torch.equal(held, before)
+
+
+def swapped(output: Any, tensor: Tensor) -> Any:
+    """A module's output with another tensor in the place that `tensor_of` reads."""
+    return type(output)([tensor, *output[1:]]) if isinstance(output, tuple | list) else tensor
