@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from interp_models.core.classifier import Classifier
 from interp_models.core.errors import InputError, NotApplicable, unknown
 from interp_models.core.passes import uncounted
+from interp_models.core.prepared import class_name
 from interp_models.core.scoring import explains_itself, logits_of
 from interp_models.nn.attention import find_transformer, to_map
 
@@ -158,7 +159,8 @@ def _reached(node: Any, without: Any = None) -> set[Any]:
     return found
 
 
-_known: "WeakKeyDictionary[nn.Module, tuple[Any, dict[Any, Layer]]]" = WeakKeyDictionary()
+_known: "WeakKeyDictionary[nn.Module, tuple[Any, dict[Any, Any]]]" = WeakKeyDictionary()
+"""By model: its modules, and what was found out about it."""
 
 
 def target_layer(model: nn.Module, layer: str | None, inputs: Tensor, reshape: Reshape = None) -> Layer:
@@ -180,16 +182,41 @@ def target_layer(model: nn.Module, layer: str | None, inputs: Tensor, reshape: R
         InputError: if the named layer does not exist, or does not give a feature map.
         NotApplicable: if the search finds no layer, or the network uses the layer several times side by side.
     """
-    modules = tuple((name, id(part)) for name, part in model.named_modules())
-    known = _known.get(model)
-    if known is None or known[0] != modules:  # the user may replace parts of a model
-        known = _known[model] = (modules, {})
     key = (layer, reshape, tuple(inputs.shape[1:]))
-    if key not in known[1]:
+    known = _known_of(model)
+    if key not in known:
         with uncounted(), torch.inference_mode(False):
             image = inputs[:1].detach().clone()
-            known[1][key] = _found(model, image) if layer is None else _named(model, layer, image, reshape)
-    return known[1][key]
+            known[key] = _found(model, image) if layer is None else _named(model, layer, image, reshape)
+    return known[key]
+
+
+def _known_of(model: nn.Module) -> dict[Any, Any]:
+    """What is known of a model; it is forgotten if a part of the model is replaced."""
+    modules = tuple((name, id(part)) for name, part in model.named_modules())
+    if model not in _known or _known[model][0] != modules:
+        _known[model] = (modules, {})
+    return _known[model][1]
+
+
+def check_transformer(model: nn.Module, vit: Any, inputs: Tensor) -> None:
+    """Raise `NotApplicable` if a prediction uses a timm vision transformer several times, or other parts beside it.
+
+    The result is cached as that of `target_layer`.
+    """
+    known, key = _known_of(model), ("transformer", id(vit), tuple(inputs.shape[1:]))
+    if key not in known:
+        last = next(name for name, part in model.named_modules() if part is vit.blocks[-1])
+        with uncounted(), torch.inference_mode(False):
+            trace = _traced(model, inputs[:1].detach().clone(), only=last)
+        known[key] = len(trace.outputs), trace.score is None or all(trace.holds_all(one) for one in trace.outputs)
+    times, whole = known[key]
+    if times != 1:
+        raise NotApplicable(f"the transformer ran {times} times for one prediction; expected once")
+    if not whole:
+        raise NotApplicable(
+            f"{class_name(model)} does not predict by one transformer alone, but also by parts beside it"
+        )
 
 
 def _found(model: nn.Module, image: Tensor) -> Layer:
@@ -200,28 +227,18 @@ def _found(model: nn.Module, image: Tensor) -> Layer:
         module = model.feature_layer
         form = Form("nchw") if vit is None else _patches(vit, size)
         return Layer(module, name_of.get(id(module), type(module).__name__), form)
-    trace = _traced(model, image)
     if vit is not None:
-        check_alone(trace, name_of[id(vit.blocks[-1])], f"the transformer in {type(model).__name__}")
+        check_transformer(model, vit, image)
         module = vit.blocks[-1].norm1  # in later layers only the class token has a gradient
         return Layer(module, name_of[id(module)], _patches(vit, size))
-    chosen = _last(model, image, trace)
+    chosen = _last(model, image, _traced(model, image))
     assert chosen.form is not None
     return Layer(model.get_submodule(chosen.name), chosen.name, chosen.form, chosen.use)
 
 
-def check_alone(trace: _Trace, name: str, what: str) -> None:
-    """Raise `NotApplicable` unless all that the logits know of the image passes through one call of a module."""
-    calls = [output for output in trace.outputs if output.name == name]
-    if len(calls) > 1:
-        raise NotApplicable(f"{what} ran {len(calls)} times for one prediction; expected once")
-    if trace.score is not None and calls and calls[0].node is not None and not trace.holds_all(calls[0]):
-        raise NotApplicable(f"{what} is not the whole network: the prediction depends on other parts beside it")
-
-
 def _last(model: nn.Module, image: Tensor, trace: _Trace) -> _Output:
     """The last output that fulfils all conditions."""
-    name = type(model).__name__
+    name = class_name(model)
     fitting = [output for output in trace.outputs if output.form is not None]
     if not fitting:
         raise NotApplicable(

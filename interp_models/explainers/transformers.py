@@ -10,6 +10,7 @@ from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.maps import full_precision
 from interp_models.core.scoring import Target, logits_of, per_image, resolve_target
 from interp_models.explainers.base import EXPLAINERS, Explainer, target_scores
+from interp_models.explainers.layers import check_transformer
 from interp_models.nn.attention import attentions, class_rows, on_grid, patch_size, transformer, weights
 
 MOST = 2**30
@@ -43,6 +44,7 @@ class CLSAttention(Explainer):
     @torch.no_grad()
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
         vit = transformer(self.model)
+        check_transformer(self.model, vit, inputs)
         with class_rows(attentions(vit)[-1]) as rows:
             resolve_target(target, logits_of(self.model(inputs)))  # raises for a class that does not exist
         _once(rows, 1)
@@ -85,6 +87,7 @@ class _OfAttention(Explainer, ABC):
 
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
         vit, size = transformer(self.model), (inputs.shape[2], inputs.shape[3])
+        check_transformer(self.model, vit, inputs)
         side = patch_size(vit)
         tokens = vit.num_prefix_tokens + -(-size[0] // side[0]) * -(-size[1] // side[1])
         layers = attentions(vit)[self.blocks]
