@@ -188,7 +188,8 @@ def target_layer(model: nn.Module, layer: str | None, inputs: Tensor, reshape: R
         with uncounted(), torch.inference_mode(False):
             image = inputs[:1].detach().clone()
             known[key] = _found(model, image) if layer is None else _named(model, layer, image, reshape)
-    return known[key]
+    found: Layer = known[key]
+    return found
 
 
 def _known_of(model: nn.Module) -> dict[Any, Any]:
