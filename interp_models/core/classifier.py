@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from interp_models.core.errors import InputError
-from interp_models.core.outputs import LabelLogits, field_of
+from interp_models.core.inputs import are_probabilities
+from interp_models.core.outputs import LabelLogits, Regression, field_of
 
-KINDS = ("softmax", "sigmoid", "one_logit")
+KINDS = ("softmax", "sigmoid", "one_logit", "probabilities", "regression")
 Output = str | int | Sequence[str | int] | None
 """Type of the option `output`: where logits are in a network's output and what they mean, see `Classifier`."""
 
@@ -27,8 +28,10 @@ class Classifier(nn.Module):
             Place: the name of a field or key, or the position in a tuple. By default it is a tensor (B, K), a field
             `logits`, or the first tensor (B, K) of a tuple or dict.
             Meaning: `softmax` (K exclusive classes, the default), `sigmoid` (K independent labels; the network ends in
-            a sigmoid or returns the logits before it), or `one_logit` (one value z for two classes: class 1 has the
-            probability sigmoid(z), and the logits are -z/2 and z/2).
+            a sigmoid or returns the logits before it), `one_logit` (one value z for two classes: class 1 has the
+            probability sigmoid(z), and the logits are -z/2 and z/2), `probabilities` (K exclusive classes; the logits
+            are the logarithms of the output), or `regression` (one number z, for explainers only: class 1 is what
+            raises it, with the score z, and class 0 what lowers it, with the score -z).
 
     Raises:
         InputError: for an `output` of another form, and if only one of `mean` and `std` is given.
@@ -62,8 +65,9 @@ class Classifier(nn.Module):
         self.where, self.kind = _where_and_kind(output)
         self._ends_in_sigmoid: bool | None = None
 
-    def forward(self, images: Tensor) -> Tensor | LabelLogits:
-        """Compute the logits (B, K) of images (B, C, H, W); logits of independent labels are `LabelLogits`.
+    def forward(self, images: Tensor) -> Tensor | LabelLogits | Regression:
+        """Compute the logits (B, K) of images (B, C, H, W); those of independent labels are `LabelLogits`, and those of
+        a regression `Regression`.
 
         Raises:
             InputError: if the network's output has another form than `output` says.
@@ -72,20 +76,24 @@ class Classifier(nn.Module):
             if not images.is_floating_point():
                 raise InputError(f"images must be floating point numbers in [0, 1]; got {images.dtype}")
             images = (images - self.mean.to(images.dtype)) / self.std.to(images.dtype)
-        found = field_of(self.network(images), self.where, one=self.kind == "one_logit")
+        found = field_of(self.network(images), self.where, one=self.kind in ("one_logit", "regression"))
         if self.kind == "softmax":
             return found
-        if self.kind == "one_logit":
+        if self.kind == "probabilities":
+            if not are_probabilities(found, max(1e-3, 2 * torch.finfo(found.dtype).eps)):
+                raise InputError("output probabilities: the network returns values that are no probabilities")
+            return found.clamp(min=torch.finfo(found.dtype).tiny).log()
+        if self.kind in ("one_logit", "regression"):
             if found.dim() == 2 and found.shape[1] != 1:
-                raise InputError(f"output one_logit: the network returns {found.shape[1]} values per image, not one")
+                raise InputError(f"output {self.kind}: the network returns {found.shape[1]} values per image, not one")
             z = found.reshape(-1, 1)
-            return torch.cat([-z / 2, z / 2], dim=1)
+            return torch.cat([-z / 2, z / 2], 1) if self.kind == "one_logit" else Regression(torch.cat([-z, z], 1))
         if self._ends_in_sigmoid is None:
             self._ends_in_sigmoid = self._last_operation(images) == "sigmoid"
         return LabelLogits(torch.logit(found, eps=torch.finfo(found.dtype).eps) if self._ends_in_sigmoid else found)
 
     def _last_operation(self, images: Tensor) -> str | None:
-        from interp_models.core.scoring import evaluating  # which imports `prepared`, and that this file
+        from interp_models.core.scoring import evaluating  # which imports this file
 
         with evaluating(self.network):
             return ends_in(self.network, images[:1], self.where)

@@ -30,6 +30,13 @@ class LabelLogits(NamedTuple):
     """(B, K): logits of the labels."""
 
 
+class Regression(NamedTuple):
+    """Output of a network that predicts one number z."""
+
+    logits: Tensor
+    """(B, 2): the scores -z of class 0 (down) and z of class 1 (up)."""
+
+
 def field_of(output: Any, where: str | int | None = None, *, one: bool = False) -> Tensor:
     """Find the logits (B, K) in a model's output.
 

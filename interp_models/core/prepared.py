@@ -16,7 +16,7 @@ from interp_models.core.classifier import Classifier
 from interp_models.core.errors import first_line
 from interp_models.core.outputs import LabelLogits
 from interp_models.core.passes import PassCounter
-from interp_models.core.scoring import evaluating, full_float32, logits_of
+from interp_models.core.scoring import alone, evaluating, full_float32, logits_of
 
 TOLERANCE = 1e-5
 """Largest accepted difference of probabilities, and of logits relative to the largest logit (if that is above 1)."""
@@ -101,13 +101,14 @@ def prepare(model: nn.Module, images: Tensor, how: Preparation = "exact") -> nn.
     """
     if how == "none" or not len(images) or isinstance(getattr(model, "_orig_mod", model), Prepared):
         return model
-    known, state = _prepared.setdefault(model, {}), _state(model)
-    if how not in known or known[how][0] != state:
-        # not under the caller's autocast, because the copy outlives it
-        with torch.inference_mode(False), torch.autocast(images.device.type, enabled=False), evaluating(model):
-            known[how] = (state, _prepare(model, images[:2].detach().clone(), how))
-    made = known[how][1]
-    return model if made is None else made
+    with alone(model):
+        known, state = _prepared.setdefault(model, {}), _state(model)
+        if how not in known or known[how][0] != state:
+            # not under the caller's autocast, because the copy outlives it
+            with torch.inference_mode(False), torch.autocast(images.device.type, enabled=False), evaluating(model):
+                known[how] = (state, _prepare(model, images[:2].detach().clone(), how))
+        made = known[how][1]
+        return model if made is None else made
 
 
 def release(model: nn.Module) -> None:

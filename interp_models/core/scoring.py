@@ -4,18 +4,23 @@ This module imports only torch, errors and checks of inputs, so that explainers 
 returns logits.
 """
 
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal, Protocol, TypeGuard
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from interp_models.core.classifier import Classifier, ends_in
 from interp_models.core.errors import InputError
 from interp_models.core.inputs import are_probabilities, check_images_for, check_probabilities, fitting
-from interp_models.core.outputs import LabelLogits, field_of
+from interp_models.core.known import known_of
+from interp_models.core.outputs import LabelLogits, Regression, field_of
+from interp_models.core.passes import uncounted
 
 Score = Literal["logit", "probability"]
 Target = Tensor | int | None
@@ -27,7 +32,15 @@ ONE_LOGIT = (
     "Classifier(model, output='one_logit')"
 )
 
+_ends_in_softmax: ContextVar[bool] = ContextVar("ends_in_softmax", default=False)
 _checked: ContextVar[bool] = ContextVar("checked_images", default=False)
+_guard = threading.RLock()
+"""Held while one of the next three changes."""
+_held: "WeakKeyDictionary[nn.Module, int]" = WeakKeyDictionary()
+"""Modules that are in train mode outside of `evaluating`, and how many such contexts they are in."""
+_locks: "WeakKeyDictionary[nn.Module, threading.RLock]" = WeakKeyDictionary()
+_precision: list[Any] = []
+"""Settings of the caller of `full_float32`, for every context that is open."""
 
 
 class SelfExplaining(Protocol):
@@ -83,6 +96,9 @@ def logits_of(output: Any) -> Tensor:
 def scores_of(output: Any, score: Score) -> Tensor:
     """The scores of a model's output.
 
+    A `Regression` has no probabilities; its scores are its values. Within `read_as` a network may end in a softmax:
+    then its output has the probabilities, and the logits are their logarithms.
+
     Args:
         output: what the model returned.
         score: `logit` for the logits, or `probability` for their softmax (for `LabelLogits`, their sigmoid).
@@ -95,13 +111,76 @@ def scores_of(output: Any, score: Score) -> Tensor:
     """
     logits = logits_of(output)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if score == "logit":
+    if _ends_in_softmax.get():
+        return logits if score == "probability" else logits.clamp(min=torch.finfo(logits.dtype).tiny).log()
+    if score == "logit" or isinstance(output, Regression):
         return logits
     if isinstance(output, LabelLogits):
         return logits.sigmoid()
     if logits.shape[1] == 1:
         raise InputError(ONE_LOGIT)
     return logits.softmax(dim=1)
+
+
+@contextmanager
+def read_as(model: nn.Module, images: Tensor, score: Score) -> Iterator[None]:
+    """Read the model's outputs rightly inside the context, also if the model ends in a softmax.
+
+    This is found out once per model, by a pass of one image.
+
+    Args:
+        model: the model, in eval mode.
+        images: images (B, C, H, W).
+        score: the score that is read.
+
+    Raises:
+        InputError: for a probability of a model that ends in a sigmoid, as its outputs have no softmax.
+    """
+    known = known_of(model)
+    if "ends_in" not in known:
+        with uncounted(), torch.no_grad():
+            output = model(images[:1].clone())
+        known["ends_in"] = None if isinstance(output, LabelLogits | Regression) else _ends_in(model, images, output)
+    if known["ends_in"] == "sigmoid" and score == "probability":
+        raise InputError(_sigmoid(model))
+    if known["ends_in"] == "softmax":
+        _warn_of_softmax(model)
+    token = _ends_in_softmax.set(known["ends_in"] == "softmax")
+    try:
+        yield
+    finally:
+        _ends_in_softmax.reset(token)
+
+
+def _ends_in(model: nn.Module, images: Tensor, output: Any) -> str | None:
+    """`softmax` if each row of an output has probabilities that add up to 1, `sigmoid` if the model ends in one, else
+    None."""
+    values = logits_of(output)
+    if values.shape[1] < 2:
+        return None
+    rounding = max(1e-5, 2 * torch.finfo(values.dtype).eps)
+    if are_probabilities(values, rounding):
+        return "softmax"
+    low, high = torch.aminmax(values)
+    if float(low) < 0 or float(high) > 1:
+        return None
+    with alone(model), evaluating(model), full_float32(), uncounted():
+        return "sigmoid" if ends_in(model, images[:1]) == "sigmoid" else None
+
+
+def _warn_of_softmax(model: nn.Module) -> None:
+    name = getattr(model, "named", type(model).__name__)
+    warnings.warn(
+        f"{name} returns probabilities already (rows add up to 1): no second softmax is applied", stacklevel=3
+    )
+
+
+def _sigmoid(model: nn.Module) -> str:
+    name = getattr(model, "named", type(model).__name__)
+    return (
+        f"{name} ends in a sigmoid, so its outputs are probabilities of independent labels: "
+        "pass output='sigmoid', or Classifier(model, output='sigmoid')"
+    )
 
 
 def per_image(target: Tensor | int, batch: int) -> Tensor:
@@ -154,15 +233,37 @@ def resolve_target(target: Target, logits: Tensor) -> Tensor:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every submodule into eval mode inside the context, and restore its own mode afterwards."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
+    """Put every submodule into eval mode inside the context, and restore its own mode afterwards.
+
+    Contexts of several threads may overlap; the last one to end restores the mode.
+    """
+    with _guard:
+        held = [module for module in model.modules() if module.training or module in _held]
+        for module in held:
+            _held[module] = _held.get(module, 0) + 1
+            module.training = False
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        with _guard:
+            for module in held:
+                _held[module] -= 1
+                if not _held[module]:
+                    del _held[module]
+                    module.training = True
+
+
+@contextmanager
+def alone(model: nn.Module) -> Iterator[None]:
+    """Wait until no other thread explains or scores with the model, and make others wait meanwhile.
+
+    Explainers hook and change modules for the length of a call; another thread's pass would meet these changes.
+    """
+    inner = model.network if isinstance(model, Classifier) else model
+    with _guard:
+        lock = _locks.setdefault(inner, threading.RLock())
+    with lock:
+        yield
 
 
 _backends: Any = torch.backends  # torch has no types for the new switches
@@ -185,13 +286,22 @@ def full_float32() -> Iterator[None]:
     """
     # Torch has old and new switches. torch.compile reads the old ones, and this fails if the two differ, so both are
     # set. If the caller has mixed them, the old ones cannot be read and are left as they are.
-    tf32, matmul = _readable(lambda: torch.backends.cudnn.allow_tf32), _readable(torch.get_float32_matmul_precision)
-    own = [product.fp32_precision for product in PRODUCTS]
-    _set_precision(None if tf32 is None else False, None if matmul is None else "highest", ["ieee"] * len(PRODUCTS))
+    with _guard:  # the settings are those of all threads; the first context changes them, the last one restores them
+        if not _precision:
+            tf32 = _readable(lambda: torch.backends.cudnn.allow_tf32)
+            matmul = _readable(torch.get_float32_matmul_precision)
+            _precision.append((tf32, matmul, [product.fp32_precision for product in PRODUCTS]))
+            full = ["ieee"] * len(PRODUCTS)
+            _set_precision(None if tf32 is None else False, None if matmul is None else "highest", full)
+        else:
+            _precision.append(_precision[0])
     try:
         yield
     finally:
-        _set_precision(tf32, matmul, own)
+        with _guard:
+            own = _precision.pop()
+            if not _precision:
+                _set_precision(*own)
 
 
 def _readable(read: Callable[[], Any]) -> Any:
@@ -256,43 +366,24 @@ def probabilities(model: nn.Module) -> ScoreFn:
         nonlocal ends_in_softmax
         if not _checked.get():
             check_images_for(model, images, "images")
-        with torch.no_grad(), evaluating(model), full_float32(), fitting(model, images, "images"):
+        with alone(model), torch.no_grad(), evaluating(model), full_float32(), fitting(model, images, "images"):
             found = model(images)
         if isinstance(found, LabelLogits):
             score.of_labels = True  # type: ignore[attr-defined]  # `checked` accepts rows that do not add up to 1
             return scores_of(found, "probability")
+        if isinstance(found, Regression):
+            raise InputError("a regression has no class probabilities, which metrics need; explainers take it")
         output = logits_of(found)
         if ends_in_softmax is None:  # only once, because it waits for the device
-            rounding = max(1e-5, 2 * torch.finfo(output.dtype).eps)
-            ends_in_softmax = output.shape[1] > 1 and are_probabilities(output, rounding)
-            if not ends_in_softmax and output.shape[1] > 1:
-                _refuse_sigmoid(model, images, output)
+            kind = _ends_in(model, images, output)
+            if kind == "sigmoid":
+                raise InputError(_sigmoid(model))
+            ends_in_softmax = kind == "softmax"
             if ends_in_softmax:
-                name = type(model).__name__
-                warnings.warn(
-                    f"{name} returns probabilities already (rows add up to 1): no second softmax is applied",
-                    stacklevel=2,
-                )
+                _warn_of_softmax(model)
         return scores_of(output, "logit" if ends_in_softmax else "probability")
 
     return score
-
-
-def _refuse_sigmoid(model: nn.Module, images: Tensor, output: Tensor) -> None:
-    """Raise `InputError` for a model that ends in a sigmoid: a softmax of its outputs would be wrong."""
-    from interp_models.core.classifier import ends_in
-
-    low, high = torch.aminmax(output)
-    if float(low) < 0 or float(high) > 1:
-        return
-    with evaluating(model), full_float32():
-        kind = ends_in(model, images[:1])
-    if kind == "sigmoid":
-        name = getattr(model, "named", type(model).__name__)
-        raise InputError(
-            f"{name} ends in a sigmoid, so its outputs are probabilities of independent labels: "
-            "pass output='sigmoid', or Classifier(model, output='sigmoid')"
-        )
 
 
 def all_scores(score_fn: ScoreFn, images: Tensor, batch: int | None = None) -> Tensor:

@@ -18,10 +18,12 @@ from interp_models.core.scoring import (
     Score,
     ScoreFn,
     Target,
+    alone,
     default_batch,
     evaluating,
     full_float32,
     per_image,
+    read_as,
     resolve_target,
     scores_of,
 )
@@ -89,7 +91,10 @@ class Explainer(ABC):
         """
         check_images_for(self.model, inputs)
         # Lightning evaluates in inference mode. Autograd refuses tensors that were made in it.
-        with torch.inference_mode(False), evaluating(self.model), full_float32(), fitting(self.model, inputs):
+        with (
+            alone(self.model), torch.inference_mode(False), evaluating(self.model), full_float32(),
+            fitting(self.model, inputs), read_as(self.model, inputs, self.score),
+        ):  # fmt: skip
             images = inputs.clone() if inputs.is_inference() else inputs.detach()
             targets = None if target is None else per_image(target, len(images))
             size, untouched, version = default_batch(images), images.clone(), images._version

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
 from interp_models.core.classifier import Classifier
 from interp_models.core.errors import InputError, NotApplicable, unknown
+from interp_models.core.known import known_of
 from interp_models.core.passes import uncounted
 from interp_models.core.prepared import class_name
 from interp_models.core.scoring import explains_itself, logits_of
@@ -159,10 +160,6 @@ def _reached(node: Any, without: Any = None) -> set[Any]:
     return found
 
 
-_known: "WeakKeyDictionary[nn.Module, tuple[Any, dict[Any, Any]]]" = WeakKeyDictionary()
-"""By model: its modules, and what was found out about it."""
-
-
 def target_layer(model: nn.Module, layer: str | None, inputs: Tensor, reshape: Reshape = None) -> Layer:
     """Find the layer that class activation maps read, and the form of its output.
 
@@ -183,7 +180,7 @@ def target_layer(model: nn.Module, layer: str | None, inputs: Tensor, reshape: R
         NotApplicable: if the search finds no layer, or the network uses the layer several times side by side.
     """
     key = (layer, reshape, tuple(inputs.shape[1:]))
-    known = _known_of(model)
+    known = known_of(model)
     if key not in known:
         with uncounted(), torch.inference_mode(False):
             image = inputs[:1].detach().clone()
@@ -192,20 +189,12 @@ def target_layer(model: nn.Module, layer: str | None, inputs: Tensor, reshape: R
     return found
 
 
-def _known_of(model: nn.Module) -> dict[Any, Any]:
-    """What is known of a model; it is forgotten if a part of the model is replaced."""
-    modules = tuple((name, id(part)) for name, part in model.named_modules())
-    if model not in _known or _known[model][0] != modules:
-        _known[model] = (modules, {})
-    return _known[model][1]
-
-
 def check_transformer(model: nn.Module, vit: Any, inputs: Tensor) -> None:
     """Raise `NotApplicable` if a prediction uses a timm vision transformer several times, or other parts beside it.
 
     The result is cached as that of `target_layer`.
     """
-    known, key = _known_of(model), ("transformer", id(vit), tuple(inputs.shape[1:]))
+    known, key = known_of(model), ("transformer", id(vit), tuple(inputs.shape[1:]))
     if key not in known:
         last = next(name for name, part in model.named_modules() if part is vit.blocks[-1])
         with uncounted(), torch.inference_mode(False):
@@ -327,7 +316,8 @@ def _named(model: nn.Module, layer: str, image: Tensor, reshape: Reshape) -> Lay
 
 def _patches(vit: Any, size: tuple[int, int]) -> Form:
     """The form of a timm vision transformer's tokens, for images of a size."""
-    return Form("function", function=lambda tokens: to_map(vit, tokens, size))
+    known = ref(vit)  # a form is cached as long as the model lives, which it must not keep alive
+    return Form("function", function=lambda tokens: to_map(known(), tokens, size))
 
 
 def _traced(model: nn.Module, image: Tensor, only: str | None = None) -> _Trace:

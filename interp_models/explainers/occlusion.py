@@ -26,7 +26,7 @@ class Occlusion(Explainer):
         window: side of the square in pixels.
         stride: distance between squares in pixels, at most `window`.
         fill: value of the covered pixels; 0.5 is grey, as in the paper.
-        score: `probability` as in the paper, or `logit`.
+        score: `logit`, or `probability` as in the paper. A probability also depends on the logits of other classes.
         batch: images per forward pass; None chooses it for the device.
 
     Raises:
@@ -44,7 +44,7 @@ class Occlusion(Explainer):
         window: int = 32,
         stride: int = 16,
         fill: float = 0.5,
-        score: Score = "probability",
+        score: Score = "logit",
         batch: int | None = None,
     ) -> None:
         super().__init__(model, score=score)

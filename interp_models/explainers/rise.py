@@ -63,13 +63,14 @@ class RISE(Explainer):
         score = self.score_fn(inputs)
         targets = resolve_target(target, score(inputs))
         batch = self.batch or default_batch(inputs)
-        total = torch.zeros(len(inputs), *inputs.shape[-2:], device=inputs.device)
+        wide = torch.promote_types(inputs.dtype, torch.float32)
+        total = torch.zeros(len(inputs), *inputs.shape[-2:], device=inputs.device, dtype=wide)
         for masks in self._masks(inputs, batch):
-            flat = masks.flatten(1)
+            flat = masks.flatten(1).to(wide)
             for image, c, sum_ in zip(inputs, targets, total, strict=True):
                 scores = score(image * masks[:, None].to(image.dtype)).gather(1, c.expand(len(masks), 1))  # (m, 1)
                 with torch.autocast(inputs.device.type, enabled=False):  # the sum has thousands of terms
-                    sum_ += (scores.T @ flat).view_as(sum_)
+                    sum_ += (scores.T.to(wide) @ flat).view_as(sum_)
         return total / (self.masks * self.p1)
 
     def _masks(self, inputs: Tensor, chunk: int) -> Iterator[Tensor]:

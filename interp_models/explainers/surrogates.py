@@ -99,7 +99,7 @@ class LIME(_Surrogate):
         kernel_width: σ of the kernel.
         ridge: λ, the weight of the penalty.
         seed: seed of the samples.
-        score: fit the target's `probability` or its `logit`.
+        score: fit the target's `logit` or its `probability`, which also depends on the logits of other classes.
         batch: images per forward pass; None chooses it for the device.
     """
 
@@ -117,7 +117,7 @@ class LIME(_Surrogate):
         kernel_width: float = 0.25,
         ridge: float = 1.0,
         seed: int = 0,
-        score: Score = "probability",
+        score: Score = "logit",
         batch: int | None = None,
     ) -> None:
         super().__init__(
@@ -158,7 +158,7 @@ class KernelSHAP(_Surrogate):
         cells: segments along each side; P = cells².
         fill: colour of hidden segments: their `mean` colour or `black`.
         seed: seed of the samples.
-        score: v is the target's `probability` or its `logit`.
+        score: v is the target's `logit` or its `probability`, which also depends on the logits of other classes.
         batch: images per forward pass; None chooses it for the device.
     """
 
@@ -174,7 +174,7 @@ class KernelSHAP(_Surrogate):
         cells: int = 7,
         fill: Fill = "mean",
         seed: int = 0,
-        score: Score = "probability",
+        score: Score = "logit",
         batch: int | None = None,
     ) -> None:
         super().__init__(
