@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from interp_models.explainers import EXPLAINERS
     from interp_models.metrics import METRICS, PROTOTYPE_METRICS
     from interp_models.models import MODELS
+    from interp_models.report import visual
     from interp_models.runs.loading import load
     from interp_models.training.module import InterpModule
 
@@ -58,10 +59,13 @@ __all__ = [
     "load",
     "open_image",
     "probabilities",
+    "visual",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "visual":
+        return globals().setdefault(name, importlib.import_module(f"{__name__}.report.visual"))
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return globals().setdefault(name, getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name))

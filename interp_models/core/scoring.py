@@ -238,7 +238,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     Contexts of several threads may overlap; the last one to end restores the mode.
     """
     with _guard:
-        held = [module for module in model.modules() if module.training or module in _held]
+        held = [module for module in model.modules() if getattr(module, "training", False) or module in _held]
         for module in held:
             _held[module] = _held.get(module, 0) + 1
             module.training = False

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from interp_models.core.choices import Preparation
+from interp_models.core.eager import eagerly
 from interp_models.core.errors import InputError
 from interp_models.core.inputs import check_images_for, fitting
 from interp_models.core.prepared import class_name, prepare, unwrapped
@@ -93,7 +94,7 @@ class Explainer(ABC):
         # Lightning evaluates in inference mode. Autograd refuses tensors that were made in it.
         with (
             alone(self.model), torch.inference_mode(False), evaluating(self.model), full_float32(),
-            fitting(self.model, inputs), read_as(self.model, inputs, self.score),
+            fitting(self.model, inputs), eagerly(self.model), read_as(self.model, inputs, self.score),
         ):  # fmt: skip
             images = inputs.clone() if inputs.is_inference() else inputs.detach()
             targets = None if target is None else per_image(target, len(images))

@@ -1,6 +1,7 @@
 """Explainers by the derivative of the score with respect to the pixels."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -59,8 +60,12 @@ class PixelExplainer(Explainer, ABC):
         """Values (B, C, H, W) before the reduction. `model` is the explained model or a faster copy of it."""
 
 
-def input_gradient(model: nn.Module, inputs: Tensor, target: Target, score: Score) -> Tensor:
+def input_gradient(
+    model: nn.Module, inputs: Tensor, target: Target, score: Score, check: Callable[[Tensor], None] | None = None
+) -> Tensor:
     """∂y/∂x (B, C, H, W), by one forward and one backward pass.
+
+    `check` gets the score before the backward pass.
 
     Raises:
         NotApplicable: if the score does not depend on the images through differentiable operations.
@@ -68,6 +73,8 @@ def input_gradient(model: nn.Module, inputs: Tensor, target: Target, score: Scor
     x = inputs.detach().clone().requires_grad_(True)
     with torch.enable_grad():
         total = target_scores(model(x), score, target).sum()
+    if check is not None:
+        check(total)
     gradient = None
     if total.requires_grad:
         (gradient,) = torch.autograd.grad(total, x, allow_unused=True)
@@ -137,9 +144,7 @@ class _OfRule(PixelExplainer, ABC):
     def raw(self, model: nn.Module, inputs: Tensor, target: Target) -> Tensor:
         """The modified gradient."""
         with backward_rule(model, self.rule, self.activations) as check:
-            found = input_gradient(model, inputs, target, self.score)
-            check()
-        return found
+            return input_gradient(model, inputs, target, self.score, check)
 
 
 @EXPLAINERS.register("deconvnet")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from interp_models.core.classifier import Classifier
+from interp_models.core.eager import nodes_of
 from interp_models.core.errors import InputError, NotApplicable, unknown
 from interp_models.core.known import known_of
 from interp_models.core.passes import uncounted
@@ -126,7 +127,7 @@ class _Trace:
     def above(self, node: Any) -> set[Any]:
         """All nodes that a node depends on, and the node itself."""
         if node not in self._above:
-            self._above[node] = _reached(node)
+            self._above[node] = nodes_of(node)
         return self._above[node]
 
     def matters(self, output: _Output) -> bool:
@@ -137,7 +138,7 @@ class _Trace:
         """Whether everything that the logits know of the image passes through an output."""
         if self.score is None or not self.matters(output):
             return False
-        return self.image not in _reached(self.score.grad_fn, without=output.node)
+        return self.image not in nodes_of(self.score.grad_fn, without=output.node)
 
     def beside(self, output: _Output) -> _Output | None:
         """A feature map that the logits depend on and that lies neither before nor after an output."""
@@ -147,17 +148,6 @@ class _Trace:
             if other.node not in self.above(output.node) and output.node not in self.above(other.node):
                 return other
         return None
-
-
-def _reached(node: Any, without: Any = None) -> set[Any]:
-    """The nodes that a node of the autograd graph depends on, and itself, without those behind `without`."""
-    found, waiting = {node}, [node]
-    while waiting:
-        for parent, _ in waiting.pop().next_functions:
-            if parent is not None and parent is not without and parent not in found:
-                found.add(parent)
-                waiting.append(parent)
-    return found
 
 
 def target_layer(model: nn.Module, layer: str | None, inputs: Tensor, reshape: Reshape = None) -> Layer:
@@ -231,8 +221,10 @@ def _last(model: nn.Module, image: Tensor, trace: _Trace) -> _Output:
     name = class_name(model)
     fitting = [output for output in trace.outputs if output.form is not None]
     if not fitting:
+        scripted = any(isinstance(part, torch.jit.ScriptModule) for part in model.modules())
+        why = "; parts made by torch.jit cannot be read" if scripted else ""
         raise NotApplicable(
-            f"no layer of {name} gives a feature map whose cells lie on the image; name one with layer="
+            f"no layer of {name} gives a feature map whose cells lie on the image{why}; name one with layer="
         )
     if trace.score is None:
         for output in fitting[: -MOST_HELD - 1 : -1]:
@@ -352,7 +344,7 @@ def _traced(model: nn.Module, image: Tensor, only: str | None = None) -> _Trace:
         score = (logits * torch.linspace(1, 2, logits.shape[1], device=logits.device, dtype=logits.dtype)).sum()
     except RuntimeError:  # an operation without a gradient
         score = None
-    if score is None or score.grad_fn is None or node not in _reached(score.grad_fn):
+    if score is None or score.grad_fn is None or node not in nodes_of(score.grad_fn):
         score = None
     return _Trace(list(outputs.values()), score, node)
 
@@ -372,6 +364,7 @@ def _seen(model: nn.Module, note: Callable[[str, int, Tensor], None], only: str 
         return hook
 
     parts = [(name, part) for name, part in model.named_modules() if name and only in (None, name)]
+    parts = [(name, part) for name, part in parts if not isinstance(part, torch.jit.ScriptModule)]  # take no hooks
     handles = [part.register_forward_hook(hook_of(name)) for name, part in parts]
     try:
         yield

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from interp_models.core.eager import HIDING, name_of, nodes_of
 from interp_models.core.errors import NotApplicable, unknown
 from interp_models.core.prepared import class_name
 
@@ -34,16 +35,26 @@ OTHER_FUNCTIONS = (
 """Activation functions that the papers have no rule for."""
 
 
+UNRULED = {
+    "Relu", "Hardtanh", "Threshold", "Silu", "Gelu", "Elu", "LeakyRelu", "Hardswish", "Hardsigmoid", "Mish", "Softplus",
+    "PreluKernel", "Sigmoid", "Tanh",
+}  # fmt: skip
+"""Operations of activations in the autograd graph; with the rule they have other names."""
+
+
 class _Ruled(torch.autograd.Function):
     """An activation with the modified backward: ReLU(R) of the incoming gradient R; guided, only where `passes`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, passes: Tensor | None) -> Tensor:
         ctx.passes = passes
+        ctx.set_materialize_grads(False)  # where a later part lets no gradient through, it must not become zeros
         return y.clone()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None, None]:
+        if gradients[0] is None:
+            return None, None, None
         relevance = gradients[0].clamp(min=0)
         return relevance if ctx.passes is None else relevance * ctx.passes, None, None
 
@@ -59,10 +70,13 @@ class _Clamped(torch.autograd.Function):
         if rule == "guided":
             ctx.save_for_backward(y)
         ctx.high = high
+        ctx.set_materialize_grads(False)
         return y
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+        if gradients[0] is None:
+            return None, None, None, None
         if not ctx.saved_tensors:
             return gradients[0].clamp(min=0), None, None, None
         (y,) = ctx.saved_tensors
@@ -119,7 +133,7 @@ def _unruled(part: nn.Module) -> bool:
 
 
 @contextmanager
-def backward_rule(model: nn.Module, rule: Rule, activations: Sequence[str] = ()) -> Iterator[Callable[[], None]]:
+def backward_rule(model: nn.Module, rule: Rule, activations: Sequence[str] = ()) -> Iterator[Callable[[Tensor], None]]:
     """While open, the backward of a forward pass follows a rule at activations.
 
     ReLU and ReLU6 follow it, as modules and as functions. Further activation modules follow it if their class is named;
@@ -131,7 +145,8 @@ def backward_rule(model: nn.Module, rule: Rule, activations: Sequence[str] = ())
         activations: names of further activation classes.
 
     Yields:
-        A check to call after the pass. It raises `NotApplicable` if the pass had no activation to apply the rule to.
+        A check to call with the score after the pass. It raises `NotApplicable` if the pass had no activation to apply
+        the rule to, or one without the rule.
 
     Raises:
         InputError: if no module of the model has a named class.
@@ -160,10 +175,21 @@ def backward_rule(model: nn.Module, rule: Rule, activations: Sequence[str] = ())
         mode.count += 1
         return ruled(given.pop(module), output.detach(), rule, output > 0)
 
-    def check() -> None:
+    def check(score: Tensor) -> None:
+        left = {name_of(node) for node in nodes_of(score.grad_fn)} if score.grad_fn is not None else set()
+        if any(hidden in name for name in left for hidden in HIDING):
+            raise NotApplicable(
+                f"{class_name(model)} has parts made by torch.jit or torch.compile, whose activations {rule} cannot "
+                "reach"
+            )
         if not mode.count:
             raise NotApplicable(
                 f"{class_name(model)} has no ReLU to apply {rule} to; name its activations with activations="
+            )
+        if plain := sorted(left & UNRULED):
+            raise NotApplicable(
+                f"{class_name(model)} computes {', '.join(plain)} where {rule} cannot reach it; use modules for its "
+                "activations"
             )
 
     kept = (nn.ReLU, nn.ReLU6)  # `_Rules` handles these, named or not

@@ -68,11 +68,29 @@ def ranks(maps: Tensor) -> Tensor:
 
 
 def gaussian(images: Tensor) -> Tensor:
-    """Gaussian blur with an 11 × 11 kernel and σ = 5 (as in RISE), with mirrored border."""
+    """Gaussian blur with an 11 × 11 kernel and σ = 5 (as in RISE), with mirrored border.
+
+    The border of a side of less than 6 pixels is mirrored several times.
+    """
     from torchvision.transforms.v2.functional import gaussian_blur  # only insertion needs it
 
-    blurred: Tensor = gaussian_blur(images, kernel_size=[11, 11], sigma=[5.0, 5.0])
-    return blurred
+    height, width = images.shape[-2:]
+    above, left = (5 if side < 6 else 0 for side in (height, width))
+    rows, columns = (_mirrored(*pair).to(images.device) for pair in ((height, above), (width, left)))
+    padded = images[..., rows, :][..., columns] if above or left else images
+    blurred: Tensor = gaussian_blur(padded, kernel_size=[11, 11], sigma=[5.0, 5.0])
+    return blurred[..., above : above + height, left : left + width]
+
+
+def _mirrored(side: int, border: int) -> Tensor:
+    """Positions along a side that is mirrored at both ends, with a border.
+
+    >>> _mirrored(3, 3).tolist(), _mirrored(1, 2).tolist()
+    ([1, 2, 1, 0, 1, 2, 1, 0, 1], [0, 0, 0, 0, 0])
+    """
+    period = max(1, 2 * (side - 1))
+    places = torch.arange(-border, side + border) % period
+    return torch.minimum(places, period - places) if side > 1 else torch.zeros_like(places)
 
 
 def box_blur(images: Tensor) -> Tensor:

@@ -1,0 +1,63 @@
+"""Run models without recomputation and without compiled parts, so that hooks and gradients see every operation once."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from interp_models.core.errors import NotApplicable
+
+RECOMPUTES = (
+    "the network recomputes activations in its backward pass (gradient checkpointing), which hides them from "
+    "explainers; switch that off, as by set_grad_checkpointing(False)"
+)
+HIDING = ("CompiledFunction", "DifferentiableGraph", "CheckpointFunction")
+"""Beginnings of the names of autograd nodes that hide other operations: of torch.compile, torch.jit and checkpoints."""
+
+
+@contextmanager
+def eagerly(model: nn.Module) -> Iterator[None]:
+    """Run a model inside the context as if it were neither compiled nor checkpointed.
+
+    Checkpoints that a timm model switches on are off inside. Parts made by `torch.compile` run eagerly.
+
+    Raises:
+        NotApplicable: if a gradient meets other checkpoints.
+    """
+    with ExitStack() as stack:
+        for part in model.modules():
+            if getattr(part, "grad_checkpointing", False) is True:
+                setattr(part, "grad_checkpointing", False)  # noqa: B010 (mypy knows only modules' parameters)
+                stack.callback(setattr, part, "grad_checkpointing", True)
+        if "torch._dynamo" in sys.modules and any(map(_is_compiled, model.modules())):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.autograd.graph.disable_saved_tensors_hooks(RECOMPUTES))
+        try:
+            yield
+        except RuntimeError as error:
+            if RECOMPUTES in str(error) or "heckpointing is not compatible with" in str(error):
+                raise NotApplicable(RECOMPUTES) from None
+            raise
+
+
+def _is_compiled(part: nn.Module) -> bool:
+    return getattr(part, "_orig_mod", None) is not None or getattr(part, "_compiled_call_impl", None) is not None
+
+
+def nodes_of(node: Any, without: Any = None) -> set[Any]:
+    """The nodes that a node of the autograd graph depends on, and itself, without those behind `without`."""
+    found, waiting = {node}, [node]
+    while waiting:
+        for parent, _ in waiting.pop().next_functions:
+            if parent is not None and parent is not without and parent not in found:
+                found.add(parent)
+                waiting.append(parent)
+    return found
+
+
+def name_of(node: Any) -> str:
+    """The name of an autograd node's operation, as `Relu` of `ReluBackward0`."""
+    return str(node.name()).rpartition("::")[2].partition("Backward")[0]
