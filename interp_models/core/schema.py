@@ -74,6 +74,9 @@ def parse(schema: type, node: Mapping[str, Any], where: str) -> dict[str, Any]:
         elif dataclasses.is_dataclass(hint):
             nested[key] = _nested(hint, value, f"{where}.{key}")
             continue
+        if hint is Any and callable(value):
+            nested[key] = value
+            continue
         if is_open(marked[key]):
             nested[key] = value
             value = {} if isinstance(value, Mapping) else [] if isinstance(value, list) else value

@@ -254,7 +254,7 @@ def _last(model: nn.Module, image: Tensor, trace: _Trace) -> _Output:
         twice = first == second
         what = f"{first} is passed several times" if twice else f"{first} and {second} lie"
         raise NotApplicable(f"{name}: {what} side by side for one prediction; name a layer with layer=")
-    uses = {output.name: output.use + 1 for output in fitting}
+    uses = {output.name: output.use + 1 for output in trace.outputs if output.forms}
     often = [part for part, count in uses.items() if count > 1]
     why = f" ({often[-1]} is passed {uses[often[-1]]} times for one prediction)" if often else ""
     raise NotApplicable(

@@ -1,0 +1,425 @@
+"""Which layer class activation maps read: known evidence in hand-made networks, and the same network in other forms."""
+
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from interp_models import EXPLAINERS, Classifier, InputError, NotApplicable
+from interp_models.core.passes import counted_passes
+from interp_models.explainers.layers import Layer, target_layer
+
+METHODS = (
+    "activation_map", "eigencam", "cam", "gradcam", "gradcam_pp", "hirescam", "xgradcam", "layercam", "guidancecam",
+    "ablationcam", "liftcam", "scorecam", "opticam",
+)  # fmt: skip
+GENERAL = tuple(name for name in METHODS if name not in ("cam", "liftcam"))
+"""Methods that need nothing of the layers after the one they read."""
+
+
+def explained(name: str, model: nn.Module, images: Tensor, target: int = 1, **options: Any) -> Tensor:
+    small = dict(EXPLAINERS.get(name).small)
+    return EXPLAINERS.build(name, {**small, **options}, model=model).attribute(images, target)
+
+
+def pictures(*size: int) -> Tensor:
+    return torch.rand(2, *size, generator=torch.Generator().manual_seed(3))
+
+
+def body(width: int = 6) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, 2, 1), nn.ReLU(), nn.Conv2d(width, width, 3, 2, 1, bias=False), nn.ReLU()
+    )
+
+
+class Pooled(nn.Module):
+    """Features -> mean over cells -> linear."""
+
+    def __init__(self, features: nn.Module, width: int = 6) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.features, self.fc = features, nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.features(x).mean(dim=(2, 3)))
+
+
+class Mirrored(nn.Module):
+    """The mean of a network's logits for an image and its mirror image."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.network(x) + self.network(x.flip(3))) / 2
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_network_passed_twice_side_by_side_is_refused(name: str) -> None:
+    network = Pooled(body()).eval()
+    assert explained(name, network, pictures(3, 32, 32)).shape == (2, 8, 8)
+    with pytest.raises(NotApplicable, match="passed 2 times"):
+        explained(name, Mirrored(network).eval(), pictures(3, 32, 32))
+    with pytest.raises(NotApplicable, match=r"layer network.features is passed 2 times side by side"):
+        explained(name, Mirrored(network).eval(), pictures(3, 32, 32), layer="network.features")
+
+
+class Again(nn.Module):
+    """A block that is applied twice, one application after the other; unrolled, two blocks of the same weights."""
+
+    def __init__(self, unrolled: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 4, 4), nn.ReLU())
+        self.block = nn.Sequential(nn.Conv2d(6, 6, 3, 1, 1), nn.ReLU())
+        self.second = copy.deepcopy(self.block) if unrolled else None
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block(self.stem(x))
+        x = self.block(x) if self.second is None else self.second(x)
+        return self.fc(x.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("named", [False, True])
+def test_the_last_of_several_uses_in_a_row_is_read(name: str, named: bool) -> None:
+    images = pictures(3, 32, 32)
+    expected = explained(name, Again(unrolled=True).eval(), images, **({"layer": "second"} if named else {}))
+    found = explained(name, Again(unrolled=False).eval(), images, **({"layer": "block"} if named else {}))
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert expected.std() > 0
+
+
+def test_one_relu_for_all_layers_is_read_where_it_is_used_last() -> None:
+    class Shared(nn.Module):
+        def __init__(self, several: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b, self.fc = nn.Conv2d(3, 6, 3, 2, 1), nn.Conv2d(6, 6, 3, 2, 1), nn.Linear(6, 4)
+            self.relu = nn.ReLU()
+            self.other = nn.ReLU() if several else self.relu
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.other(self.b(self.relu(self.a(x)))).mean(dim=(2, 3)))
+
+    one, two = Shared(several=False).eval(), Shared(several=True).eval()
+    assert target_layer(one, None, pictures(3, 32, 32)).use == 1
+    assert torch.equal(explained("gradcam", one, pictures(3, 32, 32)), explained("gradcam", two, pictures(3, 32, 32)))
+
+
+class Mean(nn.Module):
+    def __init__(self, *members: nn.Module) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([member(x) for member in self.members]).mean(dim=0)
+
+
+def vit(seed: int = 0, **options: Any) -> nn.Module:
+    torch.manual_seed(seed)
+    made: nn.Module = timm.create_model(
+        "vit_tiny_patch16_224", img_size=64, depth=2, embed_dim=24, num_heads=3, num_classes=4, **options
+    )
+    for weight in made.parameters():
+        weight.data += 0.2 * torch.randn_like(weight) * (weight.dim() > 1)
+    return made.eval()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_ensemble_is_not_explained_by_one_member(name: str) -> None:
+    both = Mean(Pooled(body()), Pooled(body())).eval()
+    with pytest.raises(NotApplicable):
+        explained(name, both, pictures(3, 32, 32))
+    with pytest.raises(NotApplicable):
+        explained(name, Mean(vit(0), vit(1)).eval(), pictures(3, 64, 64))
+
+
+def test_a_member_of_an_ensemble_can_be_named() -> None:
+    first, second = Pooled(body()).eval(), Pooled(body()).eval()
+    nn.init.normal_(second.fc.weight)
+    found = explained("gradcam", Mean(first, second).eval(), pictures(3, 32, 32), layer="members.1.features")
+    expected = explained("gradcam", second, pictures(3, 32, 32))
+    assert torch.allclose(found, expected / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["cls_attention", "rollout", "attention_gradcam", "gradsam", "chefer"])
+def test_attention_of_one_part_of_an_ensemble_is_refused(name: str) -> None:
+    alone = vit()
+    assert explained(name, nn.Sequential(alone), pictures(3, 64, 64)).shape == (2, 4, 4)
+    for members in ((alone, vit(1)), (alone, Pooled(body()).eval())):
+        with pytest.raises(NotApplicable, match="does not predict by one transformer alone"):
+            explained(name, Mean(*members).eval(), pictures(3, 64, 64))
+    with pytest.raises(NotApplicable, match="the transformer ran 2 times"):
+        explained(name, Mirrored(alone).eval(), pictures(3, 64, 64))
+
+
+class Gated(nn.Module):
+    """Features times a gate of one channel, whose module comes last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = body()
+        self.gate = nn.Sequential(nn.Conv2d(6, 1, 1), nn.Sigmoid())
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.features(x)
+        return self.fc((features * self.gate(features)).mean(dim=(2, 3)))
+
+
+class TwoTasks(nn.Module):
+    """A classifier, and a decoder that no logit depends on and that comes last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.fc, self.decoder = body(), nn.Linear(6, 4), nn.ConvTranspose2d(6, 2, 4, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        features = self.features(x)
+        return SimpleNamespace(logits=self.fc(features.mean(dim=(2, 3))), mask=self.decoder(features))
+
+
+class Flipping(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flip(3)
+
+
+class Transposing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(2, 3)
+
+
+class Attending(nn.Module):
+    """Pools by attention over pairs of cells; the matrix (B, 1, cells, cells) is the output of a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.matrix, self.fc = body(), nn.Softmax(dim=-1), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        cells = self.features(x).flatten(2).transpose(1, 2)
+        return self.fc((self.matrix((cells @ cells.transpose(1, 2))[:, None])[:, 0] @ cells).mean(dim=1))
+
+
+class Parts(nn.Module):
+    """Normalises images by a module, whose output has the form of the image itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalise = nn.InstanceNorm2d(3)
+        self.members = Mean(Pooled(body()), Pooled(body()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.members(self.normalise(x))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Gated(), TwoTasks(), Attending(), Pooled(nn.Sequential(body(), Flipping())),
+        Pooled(nn.Sequential(body(), Transposing())), Pooled(nn.Sequential(body(), nn.AdaptiveAvgPool2d(1))),
+    ],
+    ids=["gate", "decoder", "attention matrix", "flipped", "transposed", "pooled"],
+)  # fmt: skip
+def test_what_is_no_map_of_the_image_is_passed_over(model: nn.Module) -> None:
+    model.eval()
+    layer = target_layer(model, None, pictures(3, 32, 32))
+    assert layer.name in ("features", "features.0")
+    found, expected = (explained("gradcam", model, pictures(3, 32, 32), layer=name) for name in (None, layer.name))
+    assert torch.equal(found, expected)
+    assert found.shape == (2, 8, 8)
+
+
+def test_the_normalised_image_is_no_feature_map() -> None:
+    with pytest.raises(NotApplicable, match=r"no layer of Parts holds all that the logits know of the image"):
+        target_layer(Parts().eval(), None, pictures(3, 32, 32))
+
+
+class ChannelsLast(nn.Module):
+    """The same network as `Pooled`, whose last layer gives (B, h, w, C)."""
+
+    def __init__(self, network: Pooled) -> None:
+        super().__init__()
+        self.network, self.last = network, nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network.fc(self.last(self.network.features(x).permute(0, 2, 3, 1)).mean(dim=(1, 2)))
+
+
+class Tokens(nn.Module):
+    """The same network, whose last layer gives tokens, one prefix token of zeros first."""
+
+    def __init__(self, network: Pooled) -> None:
+        super().__init__()
+        self.network, self.last = network, nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        cells = self.network.features(x).flatten(2).transpose(1, 2)
+        return self.network.fc(self.last(torch.cat([0 * cells[:, :1], cells], dim=1))[:, 1:].mean(dim=1))
+
+
+@pytest.mark.parametrize("name", GENERAL)
+@pytest.mark.parametrize("form", [ChannelsLast, Tokens])
+@pytest.mark.parametrize("size", [(32, 32), (32, 64), (24, 40)])
+def test_other_forms_of_the_same_features_give_the_same_map(name: str, form: type, size: tuple[int, int]) -> None:
+    network = Pooled(body()).eval()
+    images = pictures(3, *size)
+    expected, found = explained(name, network, images), explained(name, form(network).eval(), images)
+    assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
+    assert expected.std() > 0
+
+
+@pytest.mark.parametrize("name", GENERAL)
+def test_a_form_can_be_named(name: str) -> None:
+    network, images = Pooled(body()).eval(), pictures(3, 32, 32)
+    expected = explained(name, network, images)
+    cases: list[tuple[nn.Module, Any]] = [
+        (ChannelsLast(network), "nhwc"),
+        (ChannelsLast(network), lambda output: output.permute(0, 3, 1, 2)),
+        (Tokens(network), "tokens"),
+        (Tokens(network), lambda output: output[:, 1:].transpose(1, 2).unflatten(2, (8, 8))),
+    ]
+    for model, reshape in cases:
+        found = explained(name, model.eval(), images, layer="last", reshape=reshape)
+        assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_a_wrong_form_is_refused() -> None:
+    model, images = ChannelsLast(Pooled(body())).eval(), pictures(3, 32, 32)
+    assert explained("gradcam", model, images, layer="last", reshape="nhwc").shape == (2, 8, 8)
+    with pytest.raises(InputError, match=r"layer last gives no feature map .* it gives \(8, 8, 6\) per image"):
+        explained("gradcam", model, images, layer="last", reshape="tokens")
+    with pytest.raises(InputError, match=r"layer last gives \(2, 8, 8, 6\), which does not fit reshape="):
+        explained("gradcam", model, images, layer="last", reshape=lambda output: output.view(2, 6, 9, 9))
+    with pytest.raises(InputError, match=r"the feature map must be \(B, C, h, w\); reshape= gives \(2, 8, 48\)"):
+        explained("gradcam", model, images, layer="last", reshape=lambda output: output.flatten(2))
+    with pytest.raises(InputError, match="reshape must be one of nchw, nhwc, tokens, or a function; got 'nwhc'"):
+        EXPLAINERS.get("gradcam")(model, layer="last", reshape="nwhc")
+    with pytest.raises(InputError, match="needs layer=NAME"):
+        EXPLAINERS.get("gradcam")(model, reshape="nhwc")
+
+
+def test_cells_that_are_not_square_are_read() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 8, 3, (2, 1), 1), nn.ReLU(), nn.Conv2d(8, 8, 3, (2, 1), 1), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+    found = explained("gradcam", model, pictures(1, 64, 96))
+    assert found.shape == (2, 16, 96)
+    assert torch.equal(found, explained("gradcam", model, pictures(1, 64, 96), layer="3"))
+    column = nn.Sequential(nn.Conv2d(5, 8, (3, 1), 1, (1, 0)), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    column = column.append(nn.Linear(8, 4)).eval()
+    assert explained("gradcam", column, pictures(5, 60, 1)).shape == (2, 60, 1)
+    assert explained("gradcam", column, pictures(5, 60, 7)).shape == (2, 60, 7)
+
+
+def torchvision_twin(model: Any) -> nn.Module:
+    """torchvision's transformer with the weights of timm's."""
+    twin = torchvision.models.VisionTransformer(64, 16, 2, 3, 24, 96, num_classes=4).eval()
+    pairs = [
+        (twin.class_token, model.cls_token), (twin.encoder.pos_embedding, model.pos_embed),
+        (twin.conv_proj.weight, model.patch_embed.proj.weight), (twin.conv_proj.bias, model.patch_embed.proj.bias),
+        (twin.encoder.ln.weight, model.norm.weight), (twin.encoder.ln.bias, model.norm.bias),
+        (twin.heads.head.weight, model.head.weight), (twin.heads.head.bias, model.head.bias),
+    ]  # fmt: skip
+    for own, other in zip(twin.encoder.layers, model.blocks, strict=True):
+        attention = own.self_attention
+        modules = [
+            (own.ln_1, other.norm1), (own.ln_2, other.norm2), (attention.out_proj, other.attn.proj),
+            (own.mlp[0], other.mlp.fc1), (own.mlp[3], other.mlp.fc2),
+        ]  # fmt: skip
+        pairs += [pair for a, b in modules for pair in ((a.weight, b.weight), (a.bias, b.bias))]
+        pairs += [(attention.in_proj_weight, other.attn.qkv.weight), (attention.in_proj_bias, other.attn.qkv.bias)]
+    for a, b in pairs:
+        a.data = b.data.clone()
+    return twin
+
+
+@pytest.mark.parametrize("name", GENERAL)
+def test_the_same_transformer_of_timm_and_torchvision_has_the_same_map(name: str) -> None:
+    model, images = vit(), pictures(3, 64, 64)
+    twin = torchvision_twin(model)
+    with torch.no_grad():
+        assert torch.allclose(model(images), twin(images), atol=1e-5)
+    assert target_layer(twin, None, images).name == "encoder.layers.encoder_layer_1.ln_1"
+    found, expected = explained(name, twin, images), explained(name, model, images)
+    assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_a_replaced_layer_is_found_anew() -> None:
+    model, images = Pooled(body()).eval(), pictures(3, 32, 32)
+    explained("gradcam", model, images)
+    model.features = nn.Sequential(body(), nn.Conv2d(6, 6, 2, 2), nn.ReLU())
+    assert explained("gradcam", model, images).shape == (2, 4, 4)
+    model.features[2] = nn.Identity()
+    assert torch.equal(explained("gradcam", model, images), explained("gradcam", copy.deepcopy(model), images))
+
+
+class Frozen(nn.Module):
+    """A network whose features run without gradients."""
+
+    def __init__(self, features: nn.Module) -> None:
+        super().__init__()
+        self.features, self.fc = features, nn.Linear(6, 4)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.features(x).mean(dim=(2, 3)))
+
+
+def test_without_gradients_the_layer_that_holds_everything_is_found_by_values() -> None:
+    images = pictures(3, 32, 32)
+    model = Frozen(nn.Sequential(body(), nn.Sequential(nn.Conv2d(6, 6, 1), nn.ReLU()))).eval()
+    assert target_layer(model, None, images).name == "features"
+    plain = Pooled(model.features).eval()
+    plain.fc = model.fc
+    for name in ("activation_map", "gradcam"):  # the gradient begins at the layer
+        assert torch.allclose(explained(name, model, images), explained(name, plain, images), atol=1e-7)
+    with pytest.raises(NotApplicable, match="no gradient flows through Mean"):
+        explained("activation_map", Mean(model, Frozen(body()).eval()).eval(), images)
+
+
+def test_a_layer_that_no_logit_depends_on_is_refused_by_name() -> None:
+    model = TwoTasks().eval()
+    for name in ("activation_map", "gradcam"):
+        assert explained(name, model, pictures(3, 32, 32), layer="features").shape == (2, 8, 8)
+        with pytest.raises(NotApplicable, match="the logits do not depend on layer decoder"):
+            explained(name, model, pictures(3, 32, 32), layer="decoder")
+
+
+def test_names_are_those_of_the_network_in_a_classifier() -> None:
+    model = Classifier(Pooled(body()), mean=(0.5,) * 3, std=(0.2,) * 3).eval()
+    images = pictures(3, 32, 32)
+    found = explained("gradcam", model, images, layer="features.3")
+    assert torch.equal(found, explained("gradcam", model, images))
+    with pytest.raises(InputError, match="unknown layer 'feature'; did you mean 'features'"):
+        explained("gradcam", model, images, layer="feature")
+
+
+def test_a_search_is_no_pass_of_the_method() -> None:
+    model = Pooled(body()).eval()
+    with counted_passes(model) as passes:
+        explained("gradcam", model, pictures(3, 32, 32))
+    assert passes.images == 2
+
+
+def test_a_model_is_not_kept_alive_by_what_is_known_of_it() -> None:
+    import gc
+    import weakref
+
+    for make, size in ((vit, 64), (lambda: Pooled(body()).eval(), 32), (lambda: torchvision_twin(vit()), 64)):
+        model = make()
+        layer = target_layer(model, None, pictures(3, size, size))
+        assert isinstance(layer, Layer)
+        known = weakref.ref(model)
+        del model, layer
+        gc.collect()
+        assert known() is None
