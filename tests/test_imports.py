@@ -212,7 +212,7 @@ def test_the_public_names_of_the_package() -> None:
         if name != "judge" or (ROOT / "interp_models/evaluation/judge.py").is_file():
             assert getattr(interp_models, name) is not None
     assert set(interp_models.__all__) <= set(dir(interp_models))
-    assert set(interp_models._HOMES) | {"__version__"} == set(interp_models.__all__)
+    assert set(interp_models._HOMES) | {"__version__", "visual"} == set(interp_models.__all__)
 
 
 def test_two_classes_of_one_name_are_refused() -> None:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Self
 
@@ -94,7 +94,8 @@ class Explainer(ABC):
         # Lightning evaluates in inference mode. Autograd refuses tensors that were made in it.
         with (
             alone(self.model), torch.inference_mode(False), evaluating(self.model), full_float32(),
-            fitting(self.model, inputs), eagerly(self.model), read_as(self.model, inputs, self.score),
+            fitting(self.model, inputs), eagerly(self.model),
+            nullcontext() if self.passes == "0" else read_as(self.model, inputs, self.score),
         ):  # fmt: skip
             images = inputs.clone() if inputs.is_inference() else inputs.detach()
             targets = None if target is None else per_image(target, len(images))

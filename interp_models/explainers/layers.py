@@ -6,7 +6,8 @@ noise in one quarter of an image must change that quarter of the map most.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -31,6 +32,8 @@ KINDS = ("nchw", "nhwc", "tokens")
 
 MOST_PREFIX = 8
 """Most class, register and distillation tokens before the tokens of the patches."""
+DRAWS, MARGIN = 2, 0.5
+"""Draws of noise per quarter, and least advantage, as a logarithm, of the right order of quarters over others."""
 MOST_HELD = 12
 """Most layers to try if the network's graph cannot be read."""
 
@@ -235,6 +238,7 @@ def _last(model: nn.Module, image: Tensor, trace: _Trace) -> _Output:
             "image; name a layer with layer="
         )
     side_by_side: tuple[_Output, _Output] | None = None
+    passed_over = False
     read = _cells_read(trace, fitting)
     for output in reversed(fitting):
         form = output.form
@@ -242,8 +246,11 @@ def _last(model: nn.Module, image: Tensor, trace: _Trace) -> _Output:
         tokens = form.kind == "tokens"
         if not trace.matters(output) or (tokens and (output.name, output.use) not in read):
             continue
+        if passed_over and output.shape == tuple(image.shape[1:]):
+            continue  # the image itself, normalised
         if trace.holds_all(output):
             return output
+        passed_over = True
         if not (tokens and "norm" in type(model.get_submodule(output.name)).__name__.lower()):
             continue
         if (other := trace.beside(output)) is None:
@@ -382,10 +389,12 @@ def tensor_of(output: Any) -> Tensor | None:
 def _forms(shape: tuple[int, ...], image: tuple[int, ...]) -> Iterator[Form]:
     """The forms of a feature map that are possible for an output of this shape, for an image (C, H, W)."""
     _, height, width = image
-    if len(shape) == 3 and shape != image:
-        for kind, (h, w) in (("nchw", shape[1:]), ("nhwc", shape[:2])):
-            if h * w > 1 and h <= height and w <= width:
-                yield Form(kind)  # type: ignore[arg-type]  # mypy does not keep the literals
+    if len(shape) == 3:
+        (h, w), last = shape[1:], shape[:2]
+        if h * w > 1 and h <= height and w <= width:
+            yield Form("nchw")
+        if h * w > 1 and last[0] * last[1] > 1 and last[0] <= height and last[1] <= width:
+            yield Form("nhwc")
     if len(shape) == 2:
         for prefix in range(min(MOST_PREFIX, shape[0] - 2) + 1):
             cells = shape[0] - prefix
@@ -405,28 +414,50 @@ def _halves(side: int) -> list[slice]:
     return [slice(side // 2), slice(side - side // 2, side)] if side > 1 else [slice(1)]
 
 
+def _quarters(size: Sequence[int]) -> list[tuple[slice, ...]]:
+    """The quarters of an image or a map: halves of both sides, or four parts of a line of at least four cells."""
+    if min(size) == 1 and max(size) >= 4:
+        ends = [round(place * max(size) / 4) for place in range(5)]
+        line = [slice(*pair) for pair in itertools.pairwise(ends)]
+        return [(slice(1), part) if size[0] == 1 else (part, slice(1)) for part in line]
+    return list(itertools.product(*map(_halves, size)))
+
+
 def _probes(image: Tensor) -> Tensor:
-    """An image, and copies of it with noise in one quarter each, or in one half if a side is one pixel long."""
+    """An image, and copies of it with noise in one quarter each, `DRAWS` times."""
     low, high = (float(value) for value in torch.aminmax(image))
     low, high = (low, high) if low < high else (0.0, 1.0)
-    noise = torch.rand(image.shape[1:], generator=torch.Generator().manual_seed(0)).to(image)
-    parts = list(itertools.product(_halves(image.shape[2]), _halves(image.shape[3])))
-    probes = image.repeat(1 + len(parts), 1, 1, 1)
-    for probe, (rows, columns) in zip(probes[1:], parts, strict=True):
-        probe[:, rows, columns] = low + (high - low) * noise[:, rows, columns]
+    quarters, generator = _quarters(image.shape[2:]), torch.Generator().manual_seed(0)
+    probes = image.repeat(1 + DRAWS * len(quarters), 1, 1, 1)
+    for number, probe in enumerate(probes[1:]):
+        noise = torch.rand(image.shape[1:], generator=generator).to(image)
+        place = (slice(None), *quarters[number % len(quarters)])
+        probe[place] = (low + (high - low) * noise)[place]
     return probes
 
 
 def _lies(features: Tensor, probes: Tensor) -> bool | None:
-    """Whether noise in a part of the image changes that part of a feature map most; None if nothing changes."""
-    change = (features[1:] - features[:1]).abs().float().mean(dim=1)
-    if float(change.max()) <= 1e-6 * float(features.abs().max()):
+    """Whether noise in a quarter of the image changes the same quarter of a feature map most; None if nothing changes.
+
+    Some cells change more than others, and cells see more than one quarter. So the way to assign quarters of the image
+    to quarters of the map is sought whose changes have the highest product. It must leave all in place, by `MARGIN`.
+    """
+    change = (features[1:] - features[:1]).detach().abs().float().mean(dim=1)
+    if float(change.max()) <= 1e-6 * float(features.detach().abs().max()):
         return None
-    rows, columns = _halves(change.shape[1]), _halves(change.shape[2])
-    means = torch.stack([torch.stack([change[:, r, c].mean(dim=(1, 2)) for c in columns], 1) for r in rows], 1)
-    most = means.flatten(1).argmax(dim=1).tolist()
-    parts = itertools.product(range(len(_halves(probes.shape[2]))), range(len(_halves(probes.shape[3]))))
-    return most == [min(r, len(rows) - 1) * len(columns) + min(c, len(columns) - 1) for r, c in parts]
+    parts, seen = _quarters(change.shape[1:]), _quarters(probes.shape[2:])
+    means = torch.stack([change[:, rows, columns].mean(dim=(1, 2)) for rows, columns in parts], dim=1)
+    means = means.view(DRAWS, len(seen), len(parts)).mean(dim=0)
+    if min(change.shape[1:]) == 1 < min(probes.shape[2:]):  # a map of one row or column sees both halves across it
+        means = means.view(2, 2, len(parts)).mean(dim=1 if change.shape[2] == 1 else 0)
+        means = means.view(2, 2, -1).mean(dim=2)
+    if means.shape[0] != means.shape[1]:
+        return None
+    logs = (means + 1e-3 * means.mean()).log().tolist()
+    count = range(len(logs))
+    sums = {order: sum(logs[q][order[q]] for q in count) for order in itertools.permutations(count)}
+    own = sums.pop(tuple(count))
+    return bool(own > max(sums.values(), default=-math.inf) + MARGIN)
 
 
 def _holds_all_values(model: nn.Module, image: Tensor, output: _Output) -> bool:

@@ -114,7 +114,7 @@ class OneLogit(nn.Module):
 def test_one_logit_for_two_classes(flat: bool) -> None:
     model = OneLogit(flat).eval()
     window = {"window": 8, "stride": 8}
-    for explainer, options in (("rise", {"masks": 4}), ("occlusion", window)):
+    for explainer, options in (("rise", {"masks": 4}), ("occlusion", {**window, "score": "probability"})):
         with pytest.raises(InputError, match="output='one_logit'"):
             EXPLAINERS.build(explainer, options, model=model).attribute(images(), 0)
     with pytest.raises(InputError, match="output='one_logit'"):

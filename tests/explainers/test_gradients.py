@@ -217,7 +217,9 @@ def test_a_named_relu_keeps_its_rule():
 
 def test_refusals():
     with pytest.raises(InputError, match="Sequential has activations Hardtanh, which guided has no rule for"):
-        GuidedBackprop(nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Hardtanh(), nn.Linear(192, 3))).attribute(images())
+        GuidedBackprop(nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Hardtanh(), nn.Linear(192, 3)).double()).attribute(
+            images()
+        )
     with pytest.raises(InputError, match=r"Sequential has activations Softplus, which guided has no rule for"):
         GuidedBackprop(smooth_net()).attribute(images())
     with pytest.raises(InputError, match="unknown activation of Sequential: 'SELU'"):

@@ -19,12 +19,12 @@ def test_activations_of_a_float64_model_are_not_rounded() -> None:
     model, images = net(), torch.rand(2, 3, 12, 12, dtype=torch.float64)
     with torch.no_grad():
         expected = model[:3](images)
-    found, _ = activations(OptiCAM(model), "2", images, 0)
+    found, _ = activations(OptiCAM(model, layer="2"), images, 0)
     assert torch.equal(found, expected)
-    a, g = activations_and_gradients(OptiCAM(model), "2", images, 0)
+    a, g = activations_and_gradients(OptiCAM(model, layer="2"), images, 0)
     assert torch.equal(a, expected)
     assert g.dtype == torch.float64
-    half, _ = activations(OptiCAM(model.bfloat16()), "2", images.bfloat16(), 0)
+    half, _ = activations(OptiCAM(model.bfloat16(), layer="2"), images.bfloat16(), 0)
     assert half.dtype == torch.float32
 
 
@@ -80,8 +80,9 @@ def test_images_stop_on_their_own():
     model, images = net(), torch.rand(3, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     model[0].bias.data += 0.3
     passes = []
-    handle = model.register_forward_pre_hook(lambda module, args: passes.append(len(args[0])))
     explainer = OptiCAM(model, layer="1", steps=60, patience=2)
+    explainer.attribute(images, 0)  # finds out about the model, once
+    handle = model.register_forward_pre_hook(lambda module, args: passes.append(len(args[0])))
     explainer.preparation = "none"
     maps = explainer.attribute(images, 0)
     handle.remove()

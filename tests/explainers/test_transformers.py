@@ -274,18 +274,22 @@ def test_maps_of_other_transformers_have_the_images_shape(name, cells):
     assert EXPLAINERS.build("activation_map", model=net).attribute(x).shape == (1, cells, cells)
 
 
-def test_channels_last_are_refused():
-    """Swin's layers give (B, h, w, C)."""
+def test_channels_last_are_read():
+    """Swin's last layer gives (B, h, w, C), its patch embedding (B, C, h, w)."""
     net = timm.create_model("swin_tiny_patch4_window7_224", num_classes=3).eval()
-    with pytest.raises(NotApplicable, match="has its channels last"):
-        EXPLAINERS.build("gradcam", model=net).attribute(torch.rand(1, 3, 224, 224))
-    found = EXPLAINERS.build("gradcam", {"layer": "patch_embed.proj"}, model=net).attribute(torch.rand(1, 3, 224, 224))
+    x = torch.rand(1, 3, 224, 224)
+    a = net.forward_features(x).detach().requires_grad_(True)  # (1, 7, 7, 768), after `norm`
+    (g,) = torch.autograd.grad(net.forward_head(a)[0, 1], a)
+    expected = (g.mean(dim=(1, 2)) * a).sum(dim=3).relu().detach()
+    found = EXPLAINERS.build("gradcam", model=net).attribute(x, 1)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    found = EXPLAINERS.build("gradcam", {"layer": "patch_embed.proj"}, model=net).attribute(x)
     assert found.shape == (1, 56, 56)
 
 
 def test_layers_that_give_no_cells_are_refused():
     net = vit().float()
-    with pytest.raises(ValueError, match=r"gives no feature map \(B, C, h, w\) for images of 64 × 96"):
+    with pytest.raises(ValueError, match=r"gives no feature map .* whose cells lie on an image of 64 × 96 in order"):
         EXPLAINERS.build("gradcam", {"layer": "blocks.1.attn.q_norm"}, model=net).attribute(images().float(), 1)
 
 
