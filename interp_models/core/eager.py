@@ -14,8 +14,8 @@ RECOMPUTES = (
     "the network recomputes activations in its backward pass (gradient checkpointing), which hides them from "
     "explainers; switch that off, as by set_grad_checkpointing(False)"
 )
-HIDING = ("CompiledFunction", "DifferentiableGraph", "CheckpointFunction")
-"""Beginnings of the names of autograd nodes that hide other operations: of torch.compile, torch.jit and checkpoints."""
+HIDING = ("CompiledFunction", "DifferentiableGraph")
+"""Parts of the names of autograd nodes that hide other operations: those of torch.compile and of torch.jit."""
 
 
 @contextmanager
@@ -38,9 +38,14 @@ def eagerly(model: nn.Module) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
-            if RECOMPUTES in str(error) or "heckpointing is not compatible with" in str(error):
+            if is_recomputed(error):
                 raise NotApplicable(RECOMPUTES) from None
             raise
+
+
+def is_recomputed(error: Exception) -> bool:
+    """Whether an error comes from a gradient that meets a checkpoint inside `eagerly`."""
+    return RECOMPUTES in str(error) or ("checkpoint is incompatible" in str(error) and ".grad()" in str(error))
 
 
 def _is_compiled(part: nn.Module) -> bool:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from interp_models.core.choices import Preparation
 from interp_models.core.classifier import Classifier
+from interp_models.core.eager import is_recomputed
 from interp_models.core.errors import first_line
-from interp_models.core.outputs import LabelLogits
+from interp_models.core.outputs import LabelLogits, Regression
 from interp_models.core.passes import PassCounter
 from interp_models.core.scoring import alone, evaluating, full_float32, logits_of
 
@@ -41,14 +42,14 @@ class Prepared(nn.Module):
         """Class name of the original, for messages."""
         self.eval()
 
-    def forward(self, images: Tensor) -> Tensor | LabelLogits:
+    def forward(self, images: Tensor) -> Tensor | LabelLogits | Regression:
         """Compute the logits (B, K) of images (B, C, H, W), in float32 or float64."""
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, torch.bfloat16) if self.autocasts else nullcontext():
             output = self.model(images)
         logits = logits_of(output)
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-        return LabelLogits(logits) if isinstance(output, LabelLogits) else logits
+        return type(output)(logits) if isinstance(output, LabelLogits | Regression) else logits
 
 
 KERNELS: dict[type[nn.Module], tuple[str, list[float]]] = {
@@ -99,7 +100,8 @@ def prepare(model: nn.Module, images: Tensor, how: Preparation = "exact") -> nn.
         images: example images (B, C, H, W), on which the copy is checked.
         how: see `Preparation`.
     """
-    if how == "none" or not len(images) or isinstance(getattr(model, "_orig_mod", model), Prepared):
+    done = isinstance(getattr(model, "_orig_mod", model), Prepared | torch.jit.ScriptModule)
+    if how == "none" or not len(images) or done:
         return model
     with alone(model):
         known, state = _prepared.setdefault(model, {}), _state(model)
@@ -162,6 +164,8 @@ def _prepare(model: nn.Module, images: Tensor, how: Preparation) -> nn.Module | 
         else:
             why = None
     except Exception as error:  # any model can come here, and copies can fail in many ways
+        if is_recomputed(error):
+            raise
         why = f"{type(error).__name__}: {first_line(error)}"
     if why is not None:
         warnings.warn(f"{type(model).__name__} is used without a faster copy: {why}", stacklevel=4)

@@ -71,8 +71,9 @@ class AblationCAM(_OfTail):
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None finds the last feature map, see `layers.target_layer`.
+        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
         reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
+        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
         relu: keep positive evidence only, as in the paper.
         score: explain the target's `logit` or its `probability`.
     """
@@ -103,8 +104,9 @@ class LIFTCAM(_OfTail):
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None finds the last feature map, see `layers.target_layer`.
+        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
         reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
+        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
         relu: keep positive evidence only, as in the paper.
         score: explain the target's `logit` or its `probability`.
 

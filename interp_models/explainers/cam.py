@@ -16,7 +16,7 @@ from interp_models.explainers.features import (
     activations_and_gradients,
     linear_head,
 )
-from interp_models.explainers.layers import Reshape
+from interp_models.explainers.layers import Fuse, LayerNames, Reshape
 
 
 @EXPLAINERS.register("activation_map")
@@ -27,16 +27,19 @@ class ActivationMap(OfLayer):
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None finds the last feature map, see `layers.target_layer`.
+        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
         reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
+        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
     """
 
     uses_class = False
 
-    def __init__(self, model: nn.Module, *, layer: str | None = None, reshape: Reshape = None) -> None:
-        super().__init__(model, layer=layer, reshape=reshape)
+    def __init__(
+        self, model: nn.Module, *, layer: LayerNames = None, reshape: Reshape = None, fuse: Fuse = "mean"
+    ) -> None:
+        super().__init__(model, layer=layer, reshape=reshape, fuse=fuse)
 
-    def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
+    def _of_layer(self, inputs: Tensor, target: Target) -> Tensor:
         a, _ = activations(self, inputs, target)
         return a.mean(dim=1)
 
@@ -51,20 +54,27 @@ class EigenCAM(OfLayer):
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None finds the last feature map, see `layers.target_layer`.
+        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
         reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
+        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
         centred: subtract each channel's mean over the cells first (as in pytorch-grad-cam).
     """
 
     uses_class = False
 
     def __init__(
-        self, model: nn.Module, *, layer: str | None = None, reshape: Reshape = None, centred: bool = False
+        self,
+        model: nn.Module,
+        *,
+        layer: LayerNames = None,
+        reshape: Reshape = None,
+        fuse: Fuse = "mean",
+        centred: bool = False,
     ) -> None:
-        super().__init__(model, layer=layer, reshape=reshape)
+        super().__init__(model, layer=layer, reshape=reshape, fuse=fuse)
         self.centred = centred
 
-    def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
+    def _of_layer(self, inputs: Tensor, target: Target) -> Tensor:
         a, _ = activations(self, inputs, target)
         cells = a.flatten(2).transpose(1, 2)  # (B, h·w, C)
         mean = cells.mean(dim=2) - cells.mean(dim=(1, 2))[:, None]
@@ -89,8 +99,9 @@ class CAM(OfLayer):
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None finds the last feature map, see `layers.target_layer`.
+        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
         reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
+        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
 
     Raises:
         NotApplicable: for other networks: the linear layer that gives the logits must read the mean of A over the
@@ -99,10 +110,12 @@ class CAM(OfLayer):
 
     needs = ("mean_and_linear",)
 
-    def __init__(self, model: nn.Module, *, layer: str | None = None, reshape: Reshape = None) -> None:
-        super().__init__(model, layer=layer, reshape=reshape)
+    def __init__(
+        self, model: nn.Module, *, layer: LayerNames = None, reshape: Reshape = None, fuse: Fuse = "mean"
+    ) -> None:
+        super().__init__(model, layer=layer, reshape=reshape, fuse=fuse)
 
-    def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
+    def _of_layer(self, inputs: Tensor, target: Target) -> Tensor:
         head = linear_head(self, inputs, target)
         if head is None:
             raise NotApplicable(
@@ -132,8 +145,9 @@ class GradCAM(_OfGradient):
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None finds the last feature map, see `layers.target_layer`.
+        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
         reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
+        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
         relu: keep positive evidence only, as in the paper.
         score: explain the target's `logit` or its `probability`.
     """
@@ -151,8 +165,9 @@ class GradCAMPlusPlus(_OfGradient):
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None finds the last feature map, see `layers.target_layer`.
+        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
         reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
+        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
         relu: keep positive evidence only, as in the paper.
         score: explain the target's `logit` or its `probability`.
     """
@@ -171,8 +186,9 @@ class HiResCAM(_OfGradient):
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None finds the last feature map, see `layers.target_layer`.
+        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
         reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
+        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
         relu: keep positive evidence only; the paper keeps both signs.
         score: explain the target's `logit` or its `probability`.
     """
@@ -181,12 +197,13 @@ class HiResCAM(_OfGradient):
         self,
         model: nn.Module,
         *,
-        layer: str | None = None,
+        layer: LayerNames = None,
         reshape: Reshape = None,
+        fuse: Fuse = "mean",
         relu: bool = False,
         score: Score = "logit",
     ) -> None:
-        super().__init__(model, layer=layer, reshape=reshape, relu=relu, score=score)
+        super().__init__(model, layer=layer, reshape=reshape, fuse=fuse, relu=relu, score=score)
 
     def _combine(self, a: Tensor, g: Tensor) -> Tensor:
         return (g * a).sum(dim=1)
@@ -201,8 +218,9 @@ class XGradCAM(_OfGradient):
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None finds the last feature map, see `layers.target_layer`.
+        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
         reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
+        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
         relu: keep positive evidence only.
         score: explain the target's `logit` or its `probability`.
     """
@@ -223,8 +241,9 @@ class LayerCAM(_OfGradient):
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None finds the last feature map, see `layers.target_layer`.
+        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
         reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
+        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
         relu: keep positive evidence only, as in the paper.
         score: explain the target's `logit` or its `probability`.
     """
@@ -243,8 +262,9 @@ class GuidanceCAM(_OfGradient):
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None finds the last feature map, see `layers.target_layer`.
+        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
         reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
+        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
         relu: keep positive evidence only, as in the paper.
         score: explain the target's `logit` or its `probability`.
     """

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from interp_models.core.errors import InputError, NotApplicable
+from interp_models.core.maps import stretched
 from interp_models.core.passes import count_reused
 from interp_models.core.scoring import Score, Target, logits_of, resolve_target
 from interp_models.explainers.base import Explainer, target_scores
-from interp_models.explainers.layers import KINDS, Layer, Reshape, swapped, target_layer, tensor_of
+from interp_models.explainers.layers import KINDS, Fuse, Layer, LayerNames, Reshape, swapped, target_layer, tensor_of
 
 _shared: "ContextVar[dict[Any, _Pass] | None]" = ContextVar("shared_passes", default=None)
 
@@ -26,24 +27,59 @@ class OfLayer(Explainer, ABC):
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None finds the last feature map, see `layers.target_layer`.
+        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
         reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
+        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
         score: explain the target's `logit` or its `probability`.
     """
 
     def __init__(
-        self, model: nn.Module, *, layer: str | None = None, reshape: Reshape = None, score: Score = "logit"
+        self,
+        model: nn.Module,
+        *,
+        layer: LayerNames = None,
+        reshape: Reshape = None,
+        fuse: Fuse = "mean",
+        score: Score = "logit",
     ) -> None:
         super().__init__(model, score=score)
         if reshape is not None and not callable(reshape) and reshape not in KINDS:
             raise InputError(f"reshape must be one of {', '.join(KINDS)}, or a function; got {reshape!r}")
         if reshape is not None and layer is None:
             raise InputError("reshape= says what a layer gives, so that it needs layer=NAME")
-        self.layer, self.reshape = layer, reshape
+        if isinstance(layer, list) and not layer:
+            raise InputError("layer must name at least one layer; got an empty list")
+        self.layer, self.reshape, self.fuse = layer, reshape, fuse
+        self._one = layer if not isinstance(layer, list) else layer[-1]
 
     def target_layer(self, inputs: Tensor) -> Layer:
-        """The layer that is read for these images."""
-        return target_layer(self.model, self.layer, inputs, self.reshape)
+        """The layer that is read for these images; of several, the one whose turn it is."""
+        return target_layer(self.model, self._one, inputs, self.reshape)
+
+    def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
+        if not isinstance(self.layer, list):
+            return self._of_layer(inputs, target)
+        maps = []
+        for name in self.layer:
+            self._one = name
+            maps.append(self._of_layer(inputs, target))
+        return fused(maps, self.fuse)
+
+    @abstractmethod
+    def _of_layer(self, inputs: Tensor, target: Target) -> Tensor:
+        """The maps (B, h, w) of one layer, see `target_layer`."""
+
+
+def fused(maps: Sequence[Tensor], fuse: Fuse) -> Tensor:
+    """The mean or maximum of several maps of each image, scaled to [0, 1] and resized bilinearly to the finest grid.
+
+    >>> coarse, fine = torch.tensor([[[0.0, 2.0]]]), torch.tensor([[[0.0, 0.0, 0.0, 8.0]]])
+    >>> fused([coarse, fine], "mean").tolist(), fused([coarse, fine], "max").tolist()
+    ([[[0.0, 0.125, 0.375, 1.0]]], [[[0.0, 0.25, 0.75, 1.0]]])
+    """
+    size = (max(one.shape[1] for one in maps), max(one.shape[2] for one in maps))
+    large = torch.stack([stretched(one.float(), size)[:, 0] for one in maps])
+    return large.mean(dim=0) if fuse == "mean" else large.amax(dim=0)
 
 
 class LayerExplainer(OfLayer, ABC):
@@ -53,8 +89,9 @@ class LayerExplainer(OfLayer, ABC):
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None finds the last feature map, see `layers.target_layer`.
+        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
         reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
+        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
         relu: keep positive evidence only.
         score: explain the target's `logit` or its `probability`.
     """
@@ -63,15 +100,16 @@ class LayerExplainer(OfLayer, ABC):
         self,
         model: nn.Module,
         *,
-        layer: str | None = None,
+        layer: LayerNames = None,
         reshape: Reshape = None,
+        fuse: Fuse = "mean",
         relu: bool = True,
         score: Score = "logit",
     ) -> None:
-        super().__init__(model, layer=layer, reshape=reshape, score=score)
+        super().__init__(model, layer=layer, reshape=reshape, fuse=fuse, score=score)
         self.relu = relu
 
-    def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
+    def _of_layer(self, inputs: Tensor, target: Target) -> Tensor:
         maps = self._signed(inputs, target)
         return maps.relu() if self.relu else maps
 

@@ -29,6 +29,10 @@ Reshape = Any
 """Type of the option `reshape`, how a layer's output becomes a feature map (B, C, h, w): `nchw` (as it is), `nhwc`
 (from (B, h, w, C)), `tokens` (from (B, T, C)), a function that only moves or drops values, or None to find out."""
 KINDS = ("nchw", "nhwc", "tokens")
+LayerNames = str | list[str] | None
+"""Type of the option `layer`: a dotted name, several, or None to find the last feature map."""
+Fuse = Literal["mean", "max"]
+"""How the maps of several layers become one."""
 
 MOST_PREFIX = 8
 """Most class, register and distillation tokens before the tokens of the patches."""

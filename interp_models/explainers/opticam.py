@@ -11,7 +11,7 @@ from interp_models.core.maps import stretched, weighted
 from interp_models.core.scoring import Score, Target
 from interp_models.explainers.base import EXPLAINERS, target_scores
 from interp_models.explainers.features import OfLayer, activations
-from interp_models.explainers.layers import Reshape
+from interp_models.explainers.layers import Fuse, LayerNames, Reshape
 
 
 @EXPLAINERS.register("opticam")
@@ -25,8 +25,9 @@ class OptiCAM(OfLayer):
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None finds the last feature map, see `layers.target_layer`.
+        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
         reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
+        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
         steps: maximal number of Adam steps.
         lr: learning rate of Adam.
         patience: stop an image after so many steps without a better score; None makes all steps.
@@ -42,19 +43,20 @@ class OptiCAM(OfLayer):
         self,
         model: nn.Module,
         *,
-        layer: str | None = None,
+        layer: LayerNames = None,
         reshape: Reshape = None,
+        fuse: Fuse = "mean",
         steps: int = 50,
         lr: float = 0.1,
         patience: int | None = None,
         score: Score = "logit",
     ) -> None:
-        super().__init__(model, layer=layer, reshape=reshape, score=score)
+        super().__init__(model, layer=layer, reshape=reshape, fuse=fuse, score=score)
         if steps < 1 or lr <= 0 or (patience is not None and patience < 1):
             raise InputError(f"opticam needs steps, patience >= 1 and lr > 0; got {steps}, {patience}, {lr}")
         self.steps, self.lr, self.patience = steps, lr, patience
 
-    def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
+    def _of_layer(self, inputs: Tensor, target: Target) -> Tensor:
         a, targets = activations(self, inputs, target)
         a, model = a.relu(), self.prepared(inputs)
         u = a.new_full(a.shape[:2], 0.5).requires_grad_()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from interp_models.core.eager import HIDING, name_of, nodes_of
+from interp_models.core.eager import HIDING, RECOMPUTES, name_of, nodes_of
 from interp_models.core.errors import NotApplicable, unknown
 from interp_models.core.prepared import class_name
 
@@ -177,6 +177,8 @@ def backward_rule(model: nn.Module, rule: Rule, activations: Sequence[str] = ())
 
     def check(score: Tensor) -> None:
         left = {name_of(node) for node in nodes_of(score.grad_fn)} if score.grad_fn is not None else set()
+        if any("CheckpointFunction" in name for name in left):
+            raise NotApplicable(RECOMPUTES)
         if any(hidden in name for name in left for hidden in HIDING):
             raise NotApplicable(
                 f"{class_name(model)} has parts made by torch.jit or torch.compile, whose activations {rule} cannot "

@@ -10,7 +10,7 @@ from interp_models.core.maps import stretched, weighted
 from interp_models.core.scoring import Score, Target, scores_of_variants
 from interp_models.explainers.base import EXPLAINERS
 from interp_models.explainers.features import OfLayer, activations
-from interp_models.explainers.layers import Reshape
+from interp_models.explainers.layers import Fuse, LayerNames, Reshape
 
 
 @EXPLAINERS.register("scorecam")
@@ -24,8 +24,9 @@ class ScoreCAM(OfLayer):
 
     Args:
         model: any module that returns logits.
-        layer: dotted name of the layer; None finds the last feature map, see `layers.target_layer`.
+        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
         reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
+        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
         weights: `softmax` is w = softmax over channels of u (the paper's algorithm, with logits). `increase` is w_k =
             u_k minus the score of a black image (with `score: probability` close to the authors' code, which subtracts
             nothing).
@@ -39,19 +40,20 @@ class ScoreCAM(OfLayer):
         self,
         model: nn.Module,
         *,
-        layer: str | None = None,
+        layer: LayerNames = None,
         reshape: Reshape = None,
+        fuse: Fuse = "mean",
         weights: Literal["softmax", "increase"] = "softmax",
         score: Score = "logit",
         batch: int | None = None,
     ) -> None:
-        super().__init__(model, layer=layer, reshape=reshape, score=score)
+        super().__init__(model, layer=layer, reshape=reshape, fuse=fuse, score=score)
         if batch is not None and batch < 1:
             raise InputError(f"scorecam needs batch >= 1; got {batch}")
         self.weights, self.batch = weights, batch
 
     @torch.no_grad()
-    def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
+    def _of_layer(self, inputs: Tensor, target: Target) -> Tensor:
         a, targets = activations(self, inputs, target)  # (B, C, h, w)
         score, size = self.score_fn(inputs), (inputs.shape[-2], inputs.shape[-1])
 

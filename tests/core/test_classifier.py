@@ -195,3 +195,74 @@ def test_refusals() -> None:
         EXPLAINERS.build("gradcam", model=Classifier(Halves(), mean=(0.5,) * 3, std=(0.5,) * 3)).attribute(
             torch.rand(1, 1, 32, 32)
         )
+
+
+class Ends(nn.Module):
+    """A small network whose logits pass through a function."""
+
+    def __init__(self, end: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.fc, self.end = nn.Conv2d(3, 5, 4, 4), nn.Linear(5, 3), end
+
+    def forward(self, x: Tensor) -> Any:
+        return self.end(3 * self.fc(self.conv(x).relu().mean(dim=(2, 3))))
+
+
+@pytest.mark.parametrize("score", ["logit", "probability"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("rise", {"masks": 20}), ("occlusion", {"window": 8, "stride": 8}), ("gradient", {}), ("gradcam", {})],
+)
+def test_a_network_that_ends_in_a_softmax_gets_no_second_one(name: str, options: Any, score: str) -> None:
+    ended, declared = Ends(lambda z: z.softmax(dim=1)), Classifier(Ends(lambda z: z.softmax(1)), output="probabilities")
+    with pytest.warns(UserWarning, match="returns probabilities already"):
+        found = EXPLAINERS.build(name, {**options, "score": score}, model=ended).attribute(images(), 1)
+    # The logits of probabilities are their logarithms, which differ from the logits before the softmax by a constant.
+    plain = Ends(lambda z: z.log_softmax(dim=1))
+    expected = EXPLAINERS.build(name, {**options, "score": score}, model=plain).attribute(images(), 1)
+    assert float(expected.std()) > 0
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    again = EXPLAINERS.build(name, {**options, "score": score}, model=declared).attribute(images(), 1)
+    torch.testing.assert_close(again, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(probabilities(declared)(images()), ended(images()), rtol=1e-4, atol=1e-6)
+
+
+def test_what_are_no_probabilities_is_refused() -> None:
+    right = Classifier(Ends(lambda z: z.softmax(dim=1)), output="probabilities")
+    assert right(images()).shape == (3, 3)
+    with pytest.raises(InputError, match="output probabilities: the network returns values that are no probabilities"):
+        Classifier(Ends(lambda z: z), output="probabilities")(images())
+
+
+def test_explainers_put_no_softmax_on_sigmoids() -> None:
+    ended = Ends(lambda z: z.sigmoid())
+    named = Classifier(Ends(lambda z: z), output="sigmoid")
+    for name, options in (("rise", {"masks": 20}), ("occlusion", {"window": 8, "stride": 8, "score": "probability"})):
+        with pytest.raises(InputError, match=r"ends in a sigmoid, .* output='sigmoid'"):
+            EXPLAINERS.build(name, options, model=ended).attribute(images(), 1)
+        for model in (named, Classifier(ended, output="sigmoid")):
+            score = probabilities(model)
+            found = EXPLAINERS.build(name, options, model=model).attribute(images(), 1)
+            assert float(found.std()) > 0
+            torch.testing.assert_close(score(images()), ended(images()), rtol=1e-4, atol=1e-5)
+
+
+def test_a_regression_is_explained_up_and_down() -> None:
+    for shape in ((-1,), (-1, 1)):
+        network = Ends(lambda z, shape=shape: z[:, 0].view(shape))
+        model = Classifier(network, output="regression")
+        x = images().requires_grad_(True)
+        (expected,) = torch.autograd.grad(network(x).sum(), x)
+        up, down = (
+            EXPLAINERS.build("gradient", {"channels": "sum"}, model=model).attribute(images(), target)
+            for target in (1, 0)
+        )
+        torch.testing.assert_close(up, expected.sum(dim=1), rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(down, -up)
+        rise = EXPLAINERS.build("rise", {"masks": 20}, model=model)
+        torch.testing.assert_close(rise.attribute(images(), 1), -rise.attribute(images(), 0))
+        with pytest.raises(InputError, match="a regression has no class probabilities, which metrics need"):
+            probabilities(model)(images())
+        with pytest.raises(InputError, match="a regression has no class probabilities"):
+            judge(model, images(), ["gradcam"], **QUICK)

@@ -423,3 +423,21 @@ def test_a_model_is_not_kept_alive_by_what_is_known_of_it() -> None:
         del model, layer
         gc.collect()
         assert known() is None
+
+
+@pytest.mark.parametrize("name", GENERAL)
+@pytest.mark.parametrize("fuse", ["mean", "max"])
+def test_maps_of_several_layers_are_fused(name: str, fuse: str) -> None:
+    model, images = Pooled(body()).eval(), pictures(3, 32, 32)
+    found = explained(name, model, images, layer=["features.1", "features.3"], fuse=fuse)
+    one, two = (explained(name, model, images, layer=layer) for layer in ("features.1", "features.3"))
+    assert (one.shape, two.shape, found.shape) == ((2, 16, 16), (2, 8, 8), (2, 16, 16))
+    two = nn.functional.interpolate(two[:, None], size=(16, 16), mode="bilinear", align_corners=False)[:, 0]
+    scaled = []
+    for each in (one, two):
+        low, high = each.amin(dim=(1, 2), keepdim=True), each.amax(dim=(1, 2), keepdim=True)
+        scaled.append((each - low) / (high - low).clamp(min=1e-30))
+    expected = (scaled[0] + scaled[1]) / 2 if fuse == "mean" else torch.maximum(*scaled)
+    assert torch.allclose(found, expected, atol=1e-5)
+    with pytest.raises(InputError, match="layer must name at least one layer"):
+        explained(name, model, images, layer=[])
