@@ -15,6 +15,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from benchmarks.harness import Value, plain_parser, summary, write
 from benchmarks.tables import show
 
@@ -70,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     words = list(sys.argv[1:] if argv is None else argv)
     own, options = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
     args = p.parse_args(own)
+    torch.set_num_threads(int(options[options.index("--threads") + 1]) if "--threads" in options else args.threads)
     words = [args.commit, "--benchmarks", *args.benchmarks, "--rounds", str(args.rounds), "--", *shown(options)]
     args.command = f"python -m benchmarks.against {' '.join(words)}"
     checkouts: dict[str, Path] = {"new": ROOT}

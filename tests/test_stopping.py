@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,18 @@ from tests.conftest import QUICK_EVALUATION, Cub, copy_run, tiny_config, write_c
 
 ROOT = Path(__file__).parents[1]
 LONG = [{"epochs": 500, "lrs": {"backbone": 1e-3, "attention": 1e-3, "head": 1e-3}}]
+
+
+@pytest.fixture(autouse=True)
+def _signals_arrive() -> Iterator[None]:
+    """A shell's background jobs and nohup ignore signals, and so do their children."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def wait_for(path: Path, process: Any, seconds: float = 120) -> None:
@@ -160,7 +173,7 @@ def test_no_rank_is_left_behind(tiny_cub: Cub, tmp_path: Path, number: signal.Si
     if number != signal.SIGKILL:
         assert code == 128 + number
         assert last_line(tmp_path / "log").startswith(
-            f"stopped by {number.name}; python train.py resume={run} goes on with epoch "
+            f"stopped by {number.name}; python {ROOT / 'train.py'} resume={run} goes on with epoch "
         )
 
 
