@@ -34,7 +34,8 @@ from benchmarks.tables import show
 from interp_models.core.prepared import Prepared
 from interp_models.explainers import EXPLAINERS
 from interp_models.explainers.base import Explainer
-from interp_models.explainers.features import shared_passes, target_layer
+from interp_models.explainers.features import shared_passes
+from interp_models.explainers.layers import target_layer
 
 FAMILY = (
     "activation_map", "cam", "gradcam", "gradcam_pp", "hirescam", "xgradcam", "layercam", "eigencam", "guidancecam",
@@ -98,9 +99,8 @@ class Benches:
 def timings(benches: Benches, scale: int) -> list[Timing]:
     """One row per method, two for methods of many passes, and one for all class activation maps."""
     rows = []
-    assert target_layer(benches.model, None, benches.images) is benches.model.get_submodule(
-        LAST
-    )  # warm-up: it is found once
+    layer = target_layer(benches.model, None, benches.images)  # warm-up: it is found once
+    assert layer.module is benches.model.get_submodule(LAST)
     for case in cases(scale):
         bench = benches.of(case.count, case.gradient)
         target = torch.zeros(len(bench.images), dtype=torch.long)

@@ -157,13 +157,14 @@ def adapted(model: nn.Module, images: Tensor) -> None:
 
 
 def check(model: nn.Module, images: Tensor) -> None:
-    """Noise in a quarter of the images changes the maps most in the same quarter.
+    """Noise in a quarter of the images changes activation maps most in the same quarter.
 
     This looks at maps alone. As cells differ in how much they change, the way to assign quarters of images to quarters
     of maps is sought whose changes have the highest product.
     """
     generator = torch.Generator().manual_seed(1)
-    plain = EXPLAINERS.build("hirescam", model=model).attribute(images, 1)
+    explainer = EXPLAINERS.build("activation_map", model=model)
+    plain = explainer.attribute(images, 1)
     rows, columns = ([slice(side // 2), slice(side - side // 2, side)] for side in images.shape[2:])
     up, across = ([slice(side // 2), slice(side - side // 2, side)] for side in plain.shape[1:])
     changes = torch.zeros(4, 4)
@@ -171,7 +172,7 @@ def check(model: nn.Module, images: Tensor) -> None:
         for q, (r, c) in enumerate(itertools.product(rows, columns)):
             changed = images.clone()
             changed[..., r, c] = torch.rand(changed[..., r, c].shape, generator=generator)
-            change = (EXPLAINERS.build("hirescam", model=model).attribute(changed, 1) - plain).abs()
+            change = (explainer.attribute(changed, 1) - plain).abs()
             for k, (y, x) in enumerate(itertools.product(up, across)):
                 changes[q, k] += float(change[:, y, x].mean())
     orders = list(itertools.permutations(range(4)))

@@ -266,3 +266,17 @@ def test_a_regression_is_explained_up_and_down() -> None:
             probabilities(model)(images())
         with pytest.raises(InputError, match="a regression has no class probabilities"):
             judge(model, images(), ["gradcam"], **QUICK)
+
+
+def test_a_row_that_adds_up_to_one_by_chance_is_no_probability() -> None:
+    class Sums(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            light = x.mean(dim=(1, 2, 3))
+            return torch.stack([light, light * 0], dim=1)
+
+    white = torch.ones(1, 3, 8, 8)
+    torch.testing.assert_close(probabilities(Sums())(white), torch.tensor([[1.0, 0.0]]).softmax(dim=1))
+    with pytest.warns(UserWarning, match="returns probabilities already"):
+        torch.testing.assert_close(
+            probabilities(nn.Sequential(Sums(), nn.Softmax(dim=1)))(white), torch.tensor([[1.0, 0.0]]).softmax(dim=1)
+        )
