@@ -54,11 +54,10 @@ def _of_timm(name: str) -> nn.Module:
 def _of_torchvision(name: str) -> nn.Module:
     from torchvision import models
 
-    with torch.device("meta"):
-        size = sum(p.numel() for p in models.get_model(name, weights=None).parameters()) / 1e6
+    options = {"init_weights": False} if name in ("inception_v3", "googlenet") else {}
+    size = models.get_model_weights(name).DEFAULT.meta["num_params"] / 1e6
     if size > MOST:
         raise TooLargeError(size)
-    options = {"init_weights": False} if name in ("inception_v3", "googlenet") else {}
     made: nn.Module = models.get_model(name, weights=None, num_classes=10, **options)
     return made
 

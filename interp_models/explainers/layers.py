@@ -36,7 +36,7 @@ Fuse = Literal["mean", "max"]
 
 MOST_PREFIX = 8
 """Most class, register and distillation tokens before the tokens of the patches."""
-DRAWS, MARGIN = 2, 0.5
+DRAWS, MARGIN = 2, 0.1
 """Draws of noise per quarter, and least advantage, as a logarithm, of the right order of quarters over others."""
 MOST_HELD = 12
 """Most layers to try if the network's graph cannot be read."""
