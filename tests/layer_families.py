@@ -1,4 +1,4 @@
-"""The layer that class activation maps read in families of networks; writes the table of docs/layers.md.
+"""The layer that class activation maps read in families of networks; writes a table to docs/layers.md.
 
 timm's families (the smallest model of each), torchvision's classification models, and the image classifiers of Hugging
 Face's transformers, with random weights.
@@ -197,8 +197,7 @@ def main(sources: list[str]) -> None:
                 said = f"WRONG: {error}"
             rows[source, name] = said
             print(f"{source} {name}: {said}", flush=True)
-    text = TABLE.read_text() if TABLE.is_file() else "# Layers\n\n"
-    head = text.partition("| Source")[0]
+    head = TABLE.read_text().partition("| Source")[0].rstrip() + "\n\n"
     lines = ["| Source | Family | Layer and grid |", "| --- | --- | --- |"]
     lines += [f"| {source} | `{name}` | {said} |" for (source, name), said in sorted(rows.items())]
     TABLE.write_text(head + "\n".join(lines) + "\n")

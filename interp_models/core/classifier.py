@@ -82,7 +82,8 @@ class Classifier(nn.Module):
         if self.kind == "probabilities":
             if not are_probabilities(found, max(1e-3, 2 * torch.finfo(found.dtype).eps)):
                 raise InputError("output probabilities: the network returns values that are no probabilities")
-            return found.clamp(min=torch.finfo(found.dtype).tiny).log()
+            wide = found.to(torch.promote_types(found.dtype, torch.float32))
+            return wide.clamp(min=torch.finfo(wide.dtype).tiny).log()
         if self.kind in ("one_logit", "regression"):
             if found.dim() == 2 and found.shape[1] != 1:
                 raise InputError(f"output {self.kind}: the network returns {found.shape[1]} values per image, not one")

@@ -1,6 +1,7 @@
 """Run models without recomputation and without compiled parts, so that hooks and gradients see every operation once."""
 
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -33,14 +34,33 @@ def eagerly(model: nn.Module) -> Iterator[None]:
                 setattr(part, "grad_checkpointing", False)  # noqa: B010 (mypy knows only modules' parameters)
                 stack.callback(setattr, part, "grad_checkpointing", True)
         if "torch._dynamo" in sys.modules and any(map(_is_compiled, model.modules())):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(torch.autograd.graph.disable_saved_tensors_hooks(RECOMPUTES))
+            stack.enter_context(_not_compiled())
         try:
-            yield
+            with torch.autograd.graph.disable_saved_tensors_hooks(RECOMPUTES):
+                yield
         except RuntimeError as error:
             if is_recomputed(error):
                 raise NotApplicable(RECOMPUTES) from None
             raise
+
+
+_guard = threading.Lock()
+_stances: list[Any] = []
+"""The contexts of `_not_compiled` that are open; the first one has changed torch's stance, which all threads share."""
+
+
+@contextmanager
+def _not_compiled() -> Iterator[None]:
+    with _guard:
+        stance = torch.compiler.set_stance("force_eager") if not _stances else _stances[0]
+        _stances.append(stance)
+    try:
+        yield
+    finally:
+        with _guard:
+            stance = _stances.pop()
+            if not _stances:
+                stance.__exit__(None, None, None)
 
 
 def is_recomputed(error: Exception) -> bool:

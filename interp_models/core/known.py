@@ -1,7 +1,7 @@
 """What was found out about a model, kept as long as the model has the same modules."""
 
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
@@ -17,7 +17,7 @@ def known_of(model: nn.Module) -> dict[Any, Any]:
     >>> known_of(model), model.append(nn.ReLU()) is model and known_of(model)
     ({'a': 1}, {})
     """
-    modules = tuple((name, id(part)) for name, part in model.named_modules())
+    modules = [(name, ref(part)) for name, part in model.named_modules()]  # ids are used again
     if model not in _known or _known[model][0] != modules:
         _known[model] = (modules, {})
     return _known[model][1]

@@ -257,13 +257,25 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                     module.training = True
 
 
+def _inside(model: Any) -> nn.Module | None:
+    """The network in a wrapper; None for any other model."""
+    if isinstance(model, Classifier):
+        return model.network
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        inner: nn.Module = model.module
+        return inner
+    return getattr(model, "_orig_mod", None)
+
+
 @contextmanager
 def alone(model: nn.Module) -> Iterator[None]:
     """Wait until no other thread explains or scores with the model, and make others wait meanwhile.
 
     Explainers hook and change modules for the length of a call; another thread's pass would meet these changes.
     """
-    inner = model.network if isinstance(model, Classifier) else model
+    inner: Any = model
+    while (next_ := _inside(inner)) is not None:
+        inner = next_
     with _guard:
         lock = _locks.setdefault(inner, threading.RLock())
     with lock:
@@ -385,7 +397,9 @@ def probabilities(model: nn.Module) -> ScoreFn:
             ends_in_softmax = kind == "softmax"
             if ends_in_softmax:
                 _warn_of_softmax(model)
-        return scores_of(output, "logit" if ends_in_softmax else "probability")
+        if ends_in_softmax:
+            return output.to(torch.promote_types(output.dtype, torch.float32))
+        return scores_of(output, "probability")
 
     return score
 

@@ -100,12 +100,16 @@ class Explainer(ABC):
             images = inputs.clone() if inputs.is_inference() else inputs.detach()
             targets = None if target is None else per_image(target, len(images))
             size, untouched, version = default_batch(images), images.clone(), images._version
-            parts = [
-                self._attribute(part, None if targets is None else targets[first : first + size]).detach().float()
-                for first, part in zip(range(0, len(images), size), torch.split(images, size), strict=True)
-            ]
-            if images._version != version:
-                images.copy_(untouched)
+            try:
+                parts = [
+                    self._attribute(part, None if targets is None else targets[first : first + size]).detach().float()
+                    for first, part in zip(range(0, len(images), size), torch.split(images, size), strict=True)
+                ]
+            finally:
+                changed = images._version != version
+                if changed:
+                    images.copy_(untouched)
+            if changed:
                 raise InputError(
                     f"{class_name(self.model)} changes its images in place; let its forward work on a clone"
                 )

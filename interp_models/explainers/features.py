@@ -211,7 +211,8 @@ def _passed(explainer: OfLayer, inputs: Tensor, *, gradient: bool) -> _Pass:
     linear: list[tuple[nn.Linear, Tensor, Tensor]] = []
 
     def note(part: Any, args: Any, output: Any) -> None:
-        linear.append((part, args[0].detach(), output.detach()))
+        kept = output.detach()
+        linear.append((part, args[0].detach(), kept.clone() if kept.dim() == 2 else kept))  # it may change in place
 
     handles = [part.register_forward_hook(note) for part in model.modules() if isinstance(part, nn.Linear)]
     try:

@@ -111,6 +111,8 @@ class _Output:
     """Forms of a feature map that its shape allows; whether the cells lie on the image, None if that cannot be told."""
     node: Any = None
     """Its node of the autograd graph; None if it has none."""
+    source: Any = None
+    """The node of the module's input."""
     tensor: Tensor | None = None
     """The tokens of one image, with their graph."""
 
@@ -147,14 +149,11 @@ class _Trace:
             return False
         return self.image not in nodes_of(self.score.grad_fn, without=output.node)
 
-    def beside(self, output: _Output) -> _Output | None:
-        """A feature map that the logits depend on and that lies neither before nor after an output."""
-        for other in self.outputs:
-            if other.form is None or not self.matters(other) or other.node is output.node:
-                continue
-            if other.node not in self.above(output.node) and output.node not in self.above(other.node):
-                return other
-        return None
+    def feeds_all(self, output: _Output) -> bool:
+        """Whether everything that the logits know of the image passes through what the module was given."""
+        if self.score is None or output.source is None or not self.matters(output):
+            return False
+        return self.image not in nodes_of(self.score.grad_fn, without=output.source)
 
 
 def target_layer(model: nn.Module, layer: str | None, inputs: Tensor, reshape: Reshape = None) -> Layer:
@@ -176,14 +175,16 @@ def target_layer(model: nn.Module, layer: str | None, inputs: Tensor, reshape: R
         InputError: if the named layer does not exist, or does not give a feature map.
         NotApplicable: if the search finds no layer, or the network uses the layer several times side by side.
     """
-    key = (layer, reshape, tuple(inputs.shape[1:]))
-    known = known_of(model)
+    image = inputs[:1].detach()
+    if explains_itself(model) and layer is None:
+        return _own(model, image)
+    key = (layer, reshape, tuple(image.shape[1:]))
+    known = {} if callable(reshape) else known_of(model)  # a function may hold the model
     if key not in known:
         with uncounted(), torch.inference_mode(False):
-            image = inputs[:1].detach().clone()
-            known[key] = _found(model, image) if layer is None else _named(model, layer, image, reshape)
-    found: Layer = known[key]
-    return found
+            known[key] = _found(model, image.clone()) if layer is None else _named(model, layer, image.clone(), reshape)
+    name, form, use = known[key]
+    return Layer(model.get_submodule(name), name, form, use)
 
 
 def check_transformer(model: nn.Module, vit: Any, inputs: Tensor) -> None:
@@ -206,29 +207,47 @@ def check_transformer(model: nn.Module, vit: Any, inputs: Tensor) -> None:
         )
 
 
-def _found(model: nn.Module, image: Tensor) -> Layer:
-    size = (image.shape[2], image.shape[3])
-    name_of = {id(part): name for name, part in model.named_modules()}
+def _own(model: Any, image: Tensor) -> Layer:
+    """The feature layer of a model that explains itself."""
+    vit, module = find_transformer(model), model.feature_layer
+    form = Form("nchw") if vit is None else _patches(vit, (image.shape[2], image.shape[3]))
+    return Layer(module, "feature_layer", form)
+
+
+Place = tuple[str, Form, int]
+"""Name of a layer's module in the model, form of its output, and number of the call."""
+
+
+def _found(model: nn.Module, image: Tensor) -> Place:
     vit = find_transformer(model)
-    if explains_itself(model):
-        module = model.feature_layer
-        form = Form("nchw") if vit is None else _patches(vit, size)
-        return Layer(module, name_of.get(id(module), type(module).__name__), form)
-    if vit is not None:
+    if vit is not None and _reads_class_token(vit) and _ran(model, vit, image):
         check_transformer(model, vit, image)
-        module = vit.blocks[-1].norm1  # in later layers only the class token has a gradient
-        return Layer(module, name_of[id(module)], _patches(vit, size))
+        name = next(name for name, part in model.named_modules() if part is vit.blocks[-1].norm1)
+        return name, _patches(vit, (image.shape[2], image.shape[3])), 0  # later, only the class token has a gradient
     chosen = _last(model, image, _traced(model, image))
     assert chosen.form is not None
-    return Layer(model.get_submodule(chosen.name), chosen.name, chosen.form, chosen.use)
+    return chosen.name, chosen.form, chosen.use
+
+
+def _reads_class_token(vit: Any) -> bool:
+    """Whether it is timm's `VisionTransformer` with blocks that normalise before attention, read by its class token."""
+    known = any(kind.__name__ == "VisionTransformer" for kind in type(vit).__mro__)
+    block = type(vit.blocks[-1]).__name__ == "Block"
+    return known and block and getattr(vit, "cls_token", None) is not None and vit.global_pool in ("token", "")
+
+
+def _ran(model: nn.Module, vit: Any, image: Tensor) -> bool:
+    """Whether a prediction uses a part of the model at all."""
+    name = next(name for name, part in model.named_modules() if part is vit.blocks[-1])
+    return bool(_traced(model, image, only=name).outputs)
 
 
 def _last(model: nn.Module, image: Tensor, trace: _Trace) -> _Output:
     """The last output that fulfils all conditions."""
     name = class_name(model)
     fitting = [output for output in trace.outputs if output.form is not None]
-    if not fitting:
-        scripted = any(isinstance(part, torch.jit.ScriptModule) for part in model.modules())
+    scripted = any(isinstance(part, torch.jit.ScriptModule) for part in model.modules())
+    if not fitting or scripted:
         why = "; parts made by torch.jit cannot be read" if scripted else ""
         raise NotApplicable(
             f"no layer of {name} gives a feature map whose cells lie on the image{why}; name one with layer="
@@ -241,30 +260,20 @@ def _last(model: nn.Module, image: Tensor, trace: _Trace) -> _Output:
             f"no gradient flows through {name}, and none of its last layers holds all that the logits know of the "
             "image; name a layer with layer="
         )
-    side_by_side: tuple[_Output, _Output] | None = None
-    passed_over = False
     read = _cells_read(trace, fitting)
     for output in reversed(fitting):
-        form = output.form
+        form, module = output.form, model.get_submodule(output.name)
         assert form is not None
         tokens = form.kind == "tokens"
         if not trace.matters(output) or (tokens and (output.name, output.use) not in read):
             continue
-        if passed_over and output.shape == tuple(image.shape[1:]):
+        if output.shape == tuple(image.shape[1:]) and not any(x.dim() == 4 for x in module.parameters()):
             continue  # the image itself, normalised
-        if trace.holds_all(output):
+        if trace.holds_all(output) and _holds_all_values(model, image, output):
             return output
-        passed_over = True
-        if not (tokens and "norm" in type(model.get_submodule(output.name)).__name__.lower()):
-            continue
-        if (other := trace.beside(output)) is None:
+        # Beside the patches, the class token passes the last attention by the residual connection.
+        if tokens and "norm" in type(module).__name__.lower() and trace.feeds_all(output):
             return output
-        side_by_side = side_by_side or (other, output)
-    if side_by_side is not None:
-        first, second = (output.name for output in side_by_side)
-        twice = first == second
-        what = f"{first} is passed several times" if twice else f"{first} and {second} lie"
-        raise NotApplicable(f"{name}: {what} side by side for one prediction; name a layer with layer=")
     uses = {output.name: output.use + 1 for output in trace.outputs if output.forms}
     often = [part for part, count in uses.items() if count > 1]
     why = f" ({often[-1]} is passed {uses[often[-1]]} times for one prediction)" if often else ""
@@ -287,34 +296,35 @@ def _cells_read(trace: _Trace, outputs: Iterable[_Output]) -> set[tuple[str, int
     return found
 
 
-def _named(model: nn.Module, layer: str, image: Tensor, reshape: Reshape) -> Layer:
+def _named(model: nn.Module, layer: str, image: Tensor, reshape: Reshape) -> Place:
     outer = "network." if isinstance(model, Classifier) else ""  # the user knows the network's names
     names = [name.removeprefix(outer) for name, _ in model.named_modules() if name.startswith(outer) and name != outer]
     names = [name for name in names if name and (not outer or name != "network")]
     if layer not in names:
         raise unknown("layer", layer, names)
     name = f"{outer}{layer}"
-    module, size = model.get_submodule(name), (image.shape[2], image.shape[3])
+    size = (image.shape[2], image.shape[3])
     trace = _traced(model, image, only=name)
     if not trace.outputs:
         raise InputError(f"layer {layer} was not used in the forward pass, or gives no tensor with one row per image")
     last, count = trace.outputs[-1], len(trace.outputs)
-    if count > 1 and not all(one.node is not None and one.node in trace.above(last.node) for one in trace.outputs):
+    in_a_row = last.node is not None and all(one.node in trace.above(last.node) for one in trace.outputs)
+    if count > 1 and not in_a_row:
         raise NotApplicable(f"layer {layer} is passed {count} times side by side for one prediction, not once")
     if trace.score is not None and last.node is not None and not trace.matters(last):
         raise NotApplicable(f"the logits do not depend on layer {layer}")
     if callable(reshape):
-        return Layer(module, layer, Form("function", function=reshape), last.use)
+        return name, Form("function", function=reshape), last.use
     if (vit := find_transformer(model)) is not None and reshape in (None, "tokens") and len(last.shape) == 2:
-        return Layer(module, layer, _patches(vit, size), last.use)
+        return name, _patches(vit, size), last.use
     allowed = [form for form, lies in last.forms if lies and reshape is None]
-    allowed += [form for form, _ in last.forms if form.kind == reshape]
+    allowed += [form for form, _ in sorted(last.forms, key=lambda pair: not pair[1]) if form.kind == reshape]
     if not allowed:
         raise InputError(
             f"layer {layer} gives no feature map (B, C, h, w) whose cells lie on an image of {size[0]} × {size[1]} in "
             f"order; it gives {last.shape} per image. Name another layer, or say how the cells lie with reshape="
         )
-    return Layer(module, layer, allowed[0], last.use)
+    return name, allowed[0], last.use
 
 
 def _patches(vit: Any, size: tuple[int, int]) -> Form:
@@ -328,7 +338,7 @@ def _traced(model: nn.Module, image: Tensor, only: str | None = None) -> _Trace:
     probes = _probes(image)
     outputs: dict[tuple[str, int], _Output] = {}
 
-    def probed(name: str, use: int, output: Tensor) -> None:
+    def probed(name: str, use: int, output: Tensor, given: Any) -> None:
         if len(output) == len(probes) and output.dim() > 1:
             shape = tuple(output.shape[1:])
             forms = [(form, _lies(form.to_map(output), probes)) for form in _forms(shape, tuple(image.shape[1:]))]
@@ -340,10 +350,10 @@ def _traced(model: nn.Module, image: Tensor, only: str | None = None) -> _Trace:
     with torch.no_grad(), _seen(model, probed, only):
         model(probes)
 
-    def linked(name: str, use: int, output: Tensor) -> None:
+    def linked(name: str, use: int, output: Tensor, given: Any) -> None:
         if (name, use) in outputs:
             one = outputs[name, use]
-            one.node = output.grad_fn
+            one.node, one.source = output.grad_fn, getattr(given, "grad_fn", None)
             if one.form is not None and one.form.kind == "tokens" and output.requires_grad:
                 one.tensor = output
 
@@ -353,6 +363,8 @@ def _traced(model: nn.Module, image: Tensor, only: str | None = None) -> _Trace:
         with torch.enable_grad(), _seen(model, linked, only):
             logits = logits_of(model(start))
         score = (logits * torch.linspace(1, 2, logits.shape[1], device=logits.device, dtype=logits.dtype)).sum()
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError:  # an operation without a gradient
         score = None
     if score is None or score.grad_fn is None or node not in nodes_of(score.grad_fn):
@@ -361,8 +373,9 @@ def _traced(model: nn.Module, image: Tensor, only: str | None = None) -> _Trace:
 
 
 @contextmanager
-def _seen(model: nn.Module, note: Callable[[str, int, Tensor], None], only: str | None) -> Iterator[None]:
-    """While open, pass the output of every module, or of one, to `note`, with its name and the number of the call."""
+def _seen(model: nn.Module, note: Callable[[str, int, Tensor, Any], None], only: str | None) -> Iterator[None]:
+    """While open, pass the output of every module, or of one, to `note`, with its name, the number of the call, and the
+    module's first input."""
     calls: dict[str, int] = {}
 
     def hook_of(name: str) -> Any:
@@ -370,7 +383,7 @@ def _seen(model: nn.Module, note: Callable[[str, int, Tensor], None], only: str 
             use = calls[name] = calls.get(name, -1) + 1
             tensor = tensor_of(output)
             if tensor is not None and tensor.is_floating_point():
-                note(name, use, tensor)
+                note(name, use, tensor, args[0] if args else None)
 
         return hook
 
@@ -465,32 +478,40 @@ def _lies(features: Tensor, probes: Tensor) -> bool | None:
 
 
 def _holds_all_values(model: nn.Module, image: Tensor, output: _Output) -> bool:
-    """Whether the logits stay when the image changes and the output does not."""
-    probes = _probes(image)
-    other = probes[1:].flip(0)[:1]
+    """Whether the logits stay when the image changes and the output does not.
+
+    This also sees paths without a gradient, and what a module returns beside its first tensor.
+    """
+    noise = torch.rand(image.shape, generator=torch.Generator().manual_seed(1)).to(image)
+    low, high = torch.aminmax(image)
+    other = low + (high - low if high > low else 1) * noise
     kept: list[Tensor] = []
 
-    def keep(name: str, use: int, tensor: Tensor) -> None:
+    def keep(name: str, use: int, tensor: Tensor, given: Any) -> None:
         if use == output.use:
             kept.append(tensor.clone())
 
     with torch.no_grad(), _seen(model, keep, output.name):
-        before = logits_of(model(image)).clone()
+        before = logits_of(model(image.clone())).clone()
     calls = itertools.count()
 
     def put(module: nn.Module, args: Any, given: Any) -> Any:
         return swapped(given, kept[0].clone()) if next(calls) == output.use else None
 
     with torch.no_grad():
-        changed = logits_of(model(other)).clone()
+        changed = logits_of(model(other.clone())).clone()
         handle = model.get_submodule(output.name).register_forward_hook(put)
         try:
-            held = logits_of(model(other))
+            held = logits_of(model(other.clone()))
         finally:
             handle.remove()
-    return not torch.equal(changed, before) and torch.equal(held, before)
+    away = float((changed - before).abs().max())
+    return away == 0 or float((held - before).abs().max()) <= 1e-4 * away
 
 
 def swapped(output: Any, tensor: Tensor) -> Any:
     """A module's output with another tensor in the place that `tensor_of` reads."""
-    return type(output)([tensor, *output[1:]]) if isinstance(output, tuple | list) else tensor
+    if not isinstance(output, tuple | list):
+        return tensor
+    others = [tensor, *output[1:]]
+    return type(output)(*others) if hasattr(output, "_fields") else type(output)(others)

@@ -1,5 +1,6 @@
 """Global sensitivity analysis of the score as a function of the cells of a mask: Sobol' indices and HSIC."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -14,6 +15,9 @@ from interp_models.core.errors import InputError
 from interp_models.core.rng import uniform
 from interp_models.core.scoring import Score, Target, resolve_target, scores_of_variants
 from interp_models.explainers.base import EXPLAINERS, Explainer
+
+MOST_DIMENSIONS = torch.quasirandom.SobolEngine.MAXDIM
+"""Most numbers per point of torch's Sobol' sequence."""
 
 
 class _OfMasks(Explainer, ABC):
@@ -95,6 +99,8 @@ class Sobol(_OfMasks):
         batch: int | None = None,
     ) -> None:
         super().__init__(model, cells=cells, seed=seed, score=score, batch=batch)
+        if 2 * cells**2 > MOST_DIMENSIONS:
+            raise InputError(f"sobol: cells must be at most {math.isqrt(MOST_DIMENSIONS // 2)}; got {cells}")
         if designs < 2 or designs & (designs - 1):
             raise InputError(f"sobol: designs must be a power of 2, at least 2; got {designs}")
         self.designs = designs

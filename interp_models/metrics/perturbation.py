@@ -76,8 +76,10 @@ def gaussian(images: Tensor) -> Tensor:
 
     height, width = images.shape[-2:]
     above, left = (5 if side < 6 else 0 for side in (height, width))
-    rows, columns = (_mirrored(*pair).to(images.device) for pair in ((height, above), (width, left)))
-    padded = images[..., rows, :][..., columns] if above or left else images
+    padded = images
+    if above or left:
+        rows, columns = (_mirrored(*pair).to(images.device) for pair in ((height, above), (width, left)))
+        padded = images[..., rows, :][..., columns]
     blurred: Tensor = gaussian_blur(padded, kernel_size=[11, 11], sigma=[5.0, 5.0])
     return blurred[..., above : above + height, left : left + width]
 

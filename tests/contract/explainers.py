@@ -179,14 +179,13 @@ def check_passes(make: Make, model: nn.Module, images: Tensor) -> None:
     explainer.preparation = "none"
     known = {"channels": 8, "windows": 4, **vars(explainer), **vars(getattr(explainer, "base", explainer))}
     passes: list[tuple[int, bool]] = []
+    boxes = torch.tensor([[8.0, 16.0, 40.0, 30.0]] * len(images)) if "box" in cls.shown else None
+    explainer.attribute(images[:1], 0, boxes if boxes is None else boxes[:1])  # finds out about the model, once
     handle = model.register_forward_pre_hook(
         lambda module, args: passes.append((len(args[0]), args[0].requires_grad and torch.is_grad_enabled()))
     )
-    boxes = torch.tensor([[8.0, 16.0, 40.0, 30.0]] * len(images)) if "box" in cls.shown else None
     explainer.attribute(images, torch.arange(len(images)), boxes)
     handle.remove()
-    if hasattr(explainer, "layer") and (1, False) in passes:
-        passes.remove((1, False))  # one image, by which the layer was found
     found = sum(count for count, _ in passes) / len(images)
     assert found == eval(cls.passes, known), f"passes = {cls.passes!r}, but there were {found}"
     back = any(differentiated for _, differentiated in passes)

@@ -441,3 +441,102 @@ def test_maps_of_several_layers_are_fused(name: str, fuse: str) -> None:
     assert torch.allclose(found, expected, atol=1e-5)
     with pytest.raises(InputError, match="layer must name at least one layer"):
         explained(name, model, images, layer=[])
+
+
+class Several(nn.Module):
+    """Returns features in several tensors, of which a hook sees the first."""
+
+    def __init__(self, split: Any) -> None:
+        super().__init__()
+        self.inner, self.split = body(), split
+
+    def forward(self, x: Tensor) -> Any:
+        return self.split(self.inner(x))
+
+
+class Reads(nn.Module):
+    def __init__(self, features: nn.Module, join: Any, width: int) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.features, self.join, self.fc = features, join, nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.join(self.features(x)))
+
+
+@pytest.mark.parametrize(
+    ("split", "join", "width"),
+    [
+        (lambda y: (y, y.amax(dim=(2, 3))), lambda z: torch.cat([z[0].mean(dim=(2, 3)), z[1]], dim=1), 12),
+        (lambda y: y.chunk(2, dim=1), lambda z: torch.cat(z, dim=1).mean(dim=(2, 3)), 6),
+        (lambda y: [y, y * 2], lambda z: (z[0] + z[1]).mean(dim=(2, 3)), 6),
+    ],
+    ids=["pooled beside", "chunks", "list"],
+)
+def test_a_part_of_what_a_module_returns_is_not_taken_for_all(split: Any, join: Any, width: int) -> None:
+    model = Reads(Several(split), join, width).eval()
+    assert target_layer(model, None, pictures(3, 32, 32)).name in ("features.inner", "features.inner.3")
+
+
+def test_paths_without_a_gradient_are_seen() -> None:
+    class Gate(nn.Module):
+        def __init__(self, used: bool) -> None:
+            super().__init__()
+            self.features, self.gate, self.fc, self.used = body(), nn.Linear(3, 6), nn.Linear(6, 4), used
+
+        def forward(self, x: Tensor) -> Tensor:
+            gate = self.gate(x.detach().mean(dim=(2, 3))).sigmoid() if self.used else 1
+            return self.fc(self.features(x).mean(dim=(2, 3)) * gate)
+
+    assert target_layer(Gate(used=False).eval(), None, pictures(3, 32, 32)).name == "features"
+    with pytest.raises(NotApplicable, match="no layer of Gate holds all"):
+        target_layer(Gate(used=True).eval(), None, pictures(3, 32, 32))
+
+
+def test_a_branch_of_functions_beside_a_transformer_is_seen() -> None:
+    class Both(nn.Module):
+        def __init__(self, used: bool) -> None:
+            super().__init__()
+            self.vit, self.used = torchvision_twin(vit()), used
+            self.weight = nn.Parameter(torch.rand(4, 3, 8, 8) - 0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.vit(x)
+            return logits + nn.functional.conv2d(x, self.weight).relu().mean(dim=(2, 3)) if self.used else logits
+
+    assert target_layer(Both(used=False).eval(), None, pictures(3, 64, 64)).name.endswith("ln_1")
+    with pytest.raises(NotApplicable, match="no layer of Both holds all"):
+        target_layer(Both(used=True).eval(), None, pictures(3, 64, 64))
+
+
+def test_a_transformer_that_pools_its_patches_is_read_after_the_last_block() -> None:
+    model, images = vit(global_pool="avg"), pictures(3, 64, 64)
+    a = model.forward_features(images).detach().requires_grad_(True)
+    (g,) = torch.autograd.grad(model.forward_head(a)[:, 1].sum(), a)
+    expected = (g.mean(dim=1, keepdim=True) * a)[:, model.num_prefix_tokens :].sum(dim=2).relu().view(2, 4, 4)
+    found = explained("gradcam", model, images)
+    if target_layer(model, None, images).name == "norm":
+        scale = float(expected.abs().max())
+        mean = (g[:, model.num_prefix_tokens :].mean(dim=1, keepdim=True) * a)[:, model.num_prefix_tokens :].sum(dim=2)
+        assert torch.allclose(found, mean.relu().view(2, 4, 4).detach(), atol=1e-5 * max(scale, 1e-6))
+    else:
+        assert found.any()
+
+
+def test_an_unused_transformer_does_not_matter() -> None:
+    model = Pooled(body()).eval()
+    expected = explained("gradcam", model, pictures(3, 32, 32))
+    model.teacher = vit()
+    assert torch.equal(explained("gradcam", model, pictures(3, 32, 32)), expected)
+
+
+def test_pixels_before_a_scripted_network_are_not_its_features() -> None:
+    class Normalise(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x - 0.5) / 0.2
+
+    plain = nn.Sequential(Normalise(), Pooled(body())).eval()
+    assert target_layer(plain, None, pictures(3, 32, 32)).name == "1.features"
+    scripted = nn.Sequential(Normalise(), torch.jit.trace(Pooled(body()).eval(), pictures(3, 32, 32)))  # type: ignore[no-untyped-call]
+    with pytest.raises(NotApplicable, match=r"parts made by torch\.jit cannot be read"):
+        target_layer(scripted.eval(), None, pictures(3, 32, 32))
