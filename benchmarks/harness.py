@@ -32,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
 from interp_models.core.files import write_json
+from interp_models.core.passes import are_counted
 from interp_models.core.scoring import logits_of
 from interp_models.data.base import decode_image
 from interp_models.data.part_birds.dataset import PartBirds
@@ -134,8 +135,9 @@ def count_passes(model: nn.Module) -> Iterator[Passes]:
     passes = Passes()
 
     def count(module: nn.Module, args: tuple[Any, ...]) -> None:
-        passes.images += len(args[0])
-        passes.calls += 1
+        if are_counted():
+            passes.images += len(args[0])
+            passes.calls += 1
 
     handle = model.register_forward_pre_hook(count)
     try:
@@ -146,6 +148,7 @@ def count_passes(model: nn.Module) -> Iterator[Passes]:
 
 def flops(work: Work) -> int:
     """FLOPs of the convolutions and matrix products of a work; torch counts no others."""
+    work()  # finds out about the model, once
     with FlopCounterMode(display=False) as counter:
         work()
     return int(counter.get_total_flops())

@@ -17,7 +17,12 @@ def known_of(model: nn.Module) -> dict[Any, Any]:
     >>> known_of(model), model.append(nn.ReLU()) is model and known_of(model)
     ({'a': 1}, {})
     """
-    modules = [(name, ref(part)) for name, part in model.named_modules()]  # ids are used again
-    if model not in _known or _known[model][0] != modules:
-        _known[model] = (modules, {})
-    return _known[model][1]
+    modules = list(model.named_modules())
+    before, known = _known.get(model, ((), {}))
+    same = len(before) == len(modules) and all(
+        own == name and kept() is part for (own, kept), (name, part) in zip(before, modules, strict=True)
+    )
+    if not same or model not in _known:
+        known = {}
+        _known[model] = ([(name, ref(part)) for name, part in modules], known)
+    return known

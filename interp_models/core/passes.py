@@ -18,7 +18,7 @@ class PassCounter:
         self.images = 0
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if args and isinstance(args[0], Tensor) and not _uncounted.get():
+        if args and isinstance(args[0], Tensor) and are_counted():
             self.images += len(args[0])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PassCounter":
@@ -56,6 +56,11 @@ def uncounted() -> Iterator[None]:
         yield
     finally:
         _uncounted.reset(token)
+
+
+def are_counted() -> bool:
+    """Whether passes count: they do outside of `uncounted`."""
+    return not _uncounted.get()
 
 
 def count_reused(images: Tensor) -> None:

@@ -36,8 +36,9 @@ _ends_in_softmax: ContextVar[bool] = ContextVar("ends_in_softmax", default=False
 _checked: ContextVar[bool] = ContextVar("checked_images", default=False)
 _guard = threading.RLock()
 """Held while one of the next three changes."""
-_held: "WeakKeyDictionary[nn.Module, int]" = WeakKeyDictionary()
-"""Modules that are in train mode outside of `evaluating`, and how many such contexts they are in."""
+_held: dict[int, int] = {}
+"""By id of a module that is in train mode outside of `evaluating`: how many such contexts it is in. They keep it alive,
+and the hash of torchmetrics' modules changes with their state."""
 _locks: "WeakKeyDictionary[nn.Module, threading.RLock]" = WeakKeyDictionary()
 _precision: list[Any] = []
 """Settings of the caller of `full_float32`, for every context that is open."""
@@ -140,7 +141,11 @@ def read_as(model: nn.Module, images: Tensor, score: Score) -> Iterator[None]:
     if "ends_in" not in known:
         with uncounted(), torch.no_grad():
             output = model(images[:1].clone())
-        known["ends_in"] = None if isinstance(output, LabelLogits | Regression) else _ends_in(model, images, output)
+        try:
+            declared = isinstance(output, LabelLogits | Regression)
+            known["ends_in"] = None if declared else _ends_in(model, images, output)
+        except InputError:  # no logits: a method that reads them says so
+            known["ends_in"] = None
     if known["ends_in"] == "sigmoid" and score == "probability":
         raise InputError(_sigmoid(model))
     if known["ends_in"] == "softmax":
@@ -242,18 +247,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     Contexts of several threads may overlap; the last one to end restores the mode.
     """
     with _guard:
-        held = [module for module in model.modules() if getattr(module, "training", False) or module in _held]
+        held = [part for part in model.modules() if getattr(part, "training", False) or id(part) in _held]
         for module in held:
-            _held[module] = _held.get(module, 0) + 1
+            _held[id(module)] = _held.get(id(module), 0) + 1
             module.training = False
     try:
         yield
     finally:
         with _guard:
             for module in held:
-                _held[module] -= 1
-                if not _held[module]:
-                    del _held[module]
+                _held[id(module)] -= 1
+                if not _held[id(module)]:
+                    del _held[id(module)]
                     module.training = True
 
 
