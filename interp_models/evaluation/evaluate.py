@@ -128,6 +128,11 @@ def evaluate_models(judged: Sequence[Judging], config: EvaluateConfig, options: 
     with ExitStack() as locks:
         try:
             for one in judged if is_first_process() else []:
+                try:
+                    one.results.mkdir(parents=True, exist_ok=True)
+                except OSError as error:
+                    why = f"{error.strerror}; out=FOLDER names another"
+                    raise InputError(f"{one.results} cannot be made: {why}") from None
                 locks.enter_context(locked(one.results, "an evaluation", ADVICE))
         except InputError:
             if out is not None:

@@ -149,8 +149,12 @@ def judge(
 
 @contextmanager
 def _own(folder: Path) -> Iterator[None]:
-    """Lock the folder for other processes; it is made if it does not exist."""
+    """Make the folder and lock it for other processes."""
     own_folder(folder, "folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"folder={folder} cannot be made: {error.strerror}") from None
     with locked(folder, "an evaluation", "wait for its end, or give another folder"):
         yield
 
