@@ -148,7 +148,6 @@ def count_passes(model: nn.Module) -> Iterator[Passes]:
 
 def flops(work: Work) -> int:
     """FLOPs of the convolutions and matrix products of a work; torch counts no others."""
-    work()  # finds out about the model, once
     with FlopCounterMode(display=False) as counter:
         work()
     return int(counter.get_total_flops())
