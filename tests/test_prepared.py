@@ -1,6 +1,7 @@
 """Prepared copies give the same scores, follow the weights, and give way where they cannot be had."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torchvision
 from torch import Tensor, nn
 
 from interp_models import MODELS
+from interp_models.core.known import known_of
 from interp_models.core.prepared import KERNELS, Prepared, _Fused, prepare, release
 from interp_models.core.scoring import logits_of
 from tests.conftest import TINY, tiny_options
@@ -280,3 +282,50 @@ def test_bfloat16_is_near() -> None:
     assert found.dtype == torch.float32
     assert not torch.allclose(found, expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1 * float(expected.abs().max()))
+
+
+class Switched(nn.Module):
+    """A network that reads more than its modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.bn, self.fc = nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), nn.Linear(6, 4)
+        self.sign, self.options, self.extra = 1.0, {"scale": [1.0]}, [torch.ones(4)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = self.bn(self.conv(x)).relu().mean(dim=(2, 3))
+        z: Tensor = self.sign * self.options["scale"][0] * self.fc(pooled) * self.extra[0]
+        return z
+
+
+def swap_rows(net: Switched) -> None:
+    net.fc.weight.data = net.fc.weight.data[[1, 0, 3, 2]]
+
+
+SURGERY: dict[str, Callable[[Switched], object]] = {
+    "an attribute": lambda net: setattr(net, "sign", -1.0),
+    "a value in a dictionary": lambda net: net.options.__setitem__("scale", [3.0]),
+    "a tensor in a list": lambda net: net.extra[0].neg_(),
+    "forward": lambda net: setattr(net, "forward", lambda x: Switched.forward(net, x) + x.mean(dim=(1, 2, 3))[:, None]),
+    "forward of a part": lambda net: setattr(net.fc, "forward", lambda z: -nn.functional.linear(z, net.fc.weight)),
+    "rows": swap_rows,
+    "rows in place": lambda net: net.fc.weight.data.copy_(net.fc.weight.data[[1, 0, 3, 2]]),
+    "a module": lambda net: setattr(net, "fc", nn.Linear(6, 4)),
+    "a hook": lambda net: net.fc.register_forward_hook(lambda module, args, output: -output),
+}
+
+
+@pytest.mark.parametrize("change", SURGERY.values(), ids=SURGERY)
+def test_a_copy_is_made_again_after_surgery(change: Callable[[Switched], object]) -> None:
+    net, images = Switched().eval(), torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        made = prepare(net, images)
+        torch.testing.assert_close(made(images), net(images))
+        assert prepare(net, images) is made
+        known_of(net)["a"] = 1
+        change(net)
+        assert float((net(images) - made(images)).abs().max()) > 1e-3
+        torch.testing.assert_close(prepare(net, images)(images), net(images))
+    if change is not SURGERY["rows in place"]:  # other values of the same weights leave the rest as it is
+        assert known_of(net) == {}

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interp_models.core.endings import Ending, ending_of, is_left_out
 from interp_models.core.errors import InputError
 from interp_models.core.inputs import are_probabilities
 from interp_models.core.outputs import LabelLogits, Regression, field_of
@@ -26,7 +27,7 @@ class Classifier(nn.Module):
         std: standard deviation of each channel; images are divided by it.
         output: place of the logits in the network's output, meaning of the logits, or both as a pair.
             Place: the name of a field or key, or the position in a tuple. By default it is a tensor (B, K), a field
-            `logits`, or the first tensor (B, K) of a tuple or dict.
+            `logits`, or the only tensor (B, K) of a tuple or dict.
             Meaning: `softmax` (K exclusive classes, the default), `sigmoid` (K independent labels; the network ends in
             a sigmoid or returns the logits before it), `one_logit` (one value z for two classes: class 1 has the
             probability sigmoid(z), and the logits are -z/2 and z/2), `probabilities` (K exclusive classes; the logits
@@ -62,8 +63,7 @@ class Classifier(nn.Module):
         self.image_channels = 3 if mean is None else len(list(mean))
         self.register_buffer("mean", None if mean is None else torch.tensor(list(mean)).view(1, -1, 1, 1), False)
         self.register_buffer("std", None if std is None else torch.tensor(list(std)).view(1, -1, 1, 1), False)
-        self.where, self.kind = _where_and_kind(output)
-        self._ends_in_sigmoid: bool | None = None
+        self.where, self.kind, self.declared = _where_and_kind(output)
 
     def forward(self, images: Tensor) -> Tensor | LabelLogits | Regression:
         """Compute the logits (B, K) of images (B, C, H, W); those of independent labels are `LabelLogits`, and those of
@@ -72,32 +72,55 @@ class Classifier(nn.Module):
         Raises:
             InputError: if the network's output has another form than `output` says.
         """
-        if self.mean is not None and self.std is not None:
-            if not images.is_floating_point():
-                raise InputError(f"images must be floating point numbers in [0, 1]; got {images.dtype}")
-            images = (images - self.mean.to(images.dtype)) / self.std.to(images.dtype)
+        images = self.normalised(images)
         found = field_of(self.network(images), self.where, one=self.kind in ("one_logit", "regression"))
         if self.kind == "softmax":
             return found
+        if self.kind == "regression":
+            z = self._one(found)
+            return Regression(torch.cat([-z, z], 1))
         if self.kind == "probabilities":
+            if is_left_out():
+                return found
             if not are_probabilities(found, max(1e-3, 2 * torch.finfo(found.dtype).eps)):
                 raise InputError("output probabilities: the network returns values that are no probabilities")
             wide = found.to(torch.promote_types(found.dtype, torch.float32))
             return wide.clamp(min=torch.finfo(wide.dtype).tiny).log()
-        if self.kind in ("one_logit", "regression"):
-            if found.dim() == 2 and found.shape[1] != 1:
-                raise InputError(f"output {self.kind}: the network returns {found.shape[1]} values per image, not one")
-            z = found.reshape(-1, 1)
-            return torch.cat([-z / 2, z / 2], 1) if self.kind == "one_logit" else Regression(torch.cat([-z, z], 1))
-        if self._ends_in_sigmoid is None:
-            self._ends_in_sigmoid = self._last_operation(images) == "sigmoid"
-        return LabelLogits(torch.logit(found, eps=torch.finfo(found.dtype).eps) if self._ends_in_sigmoid else found)
+        if self._are_probabilities(found, images):
+            wide = found.to(torch.promote_types(found.dtype, torch.float32))
+            wide = wide.clamp(torch.finfo(wide.dtype).tiny, 1 - torch.finfo(wide.dtype).eps / 2)
+            found = wide.log() - (-wide).log1p()
+        if self.kind == "one_logit":
+            z = self._one(found)
+            return torch.cat([-z / 2, z / 2], 1)
+        return LabelLogits(found)
 
-    def _last_operation(self, images: Tensor) -> str | None:
+    def normalised(self, images: Tensor) -> Tensor:
+        """The images as the network takes them."""
+        if self.mean is None or self.std is None:
+            return images
+        if not images.is_floating_point():
+            raise InputError(f"images must be floating point numbers in [0, 1]; got {images.dtype}")
+        return (images - self.mean.to(images.dtype)) / self.std.to(images.dtype)
+
+    def ending(self, images: Tensor) -> Ending | None:
+        """What the network ends in, see `endings.ending_of`; the network is in eval mode."""
+        return ending_of(self.network, self.normalised(images[:1]), self.where)
+
+    def _one(self, found: Tensor) -> Tensor:
+        if found.dim() == 2 and found.shape[1] != 1:
+            raise InputError(f"output {self.kind}: the network returns {found.shape[1]} values per image, not one")
+        return found.reshape(-1, 1)
+
+    def _are_probabilities(self, found: Tensor, images: Tensor) -> bool:
+        """Whether the network's output has probabilities, as behind a sigmoid, and not logits."""
+        low, high = torch.aminmax(found.detach())
+        if is_left_out() or not bool((low >= 0) & (high <= 1)):
+            return False
         from interp_models.core.scoring import evaluating  # which imports this file
 
         with evaluating(self.network):
-            return ends_in(self.network, images[:1], self.where)
+            return ending_of(self.network, images[:1], self.where) is not None
 
     def extra_repr(self) -> str:
         """Normalisation and output, so that a digest of the repr sees them."""
@@ -105,7 +128,8 @@ class Classifier(nn.Module):
         return f"mean={mean}, std={std}, output={self.where!r}, {self.kind}"
 
 
-def _where_and_kind(output: Output) -> tuple[str | int | None, str]:
+def _where_and_kind(output: Output) -> tuple[str | int | None, str, bool]:
+    """Place, meaning, and whether the meaning was given."""
     parts: list[Any] = [] if output is None else [output] if isinstance(output, str | int) else list(output)
     kinds = [part for part in parts if part in KINDS]
     places = [part for part in parts if part not in KINDS]
@@ -113,32 +137,4 @@ def _where_and_kind(output: Output) -> tuple[str | int | None, str]:
         raise InputError(
             f"output must be the name or place of the logits, one of {', '.join(KINDS)}, or both; got {output!r}"
         )
-    return (places[0] if places else None), (kinds[0] if kinds else "softmax")
-
-
-def ends_in(network: nn.Module, image: Tensor, where: str | int | None = None) -> str | None:
-    """The last operation of a network if it is `sigmoid` or `softmax`, else None.
-
-    It is read from the autograd graph of one pass, which also shows functional operations.
-
-    Args:
-        network: the network, in eval mode.
-        image: one image, (1, C, H, W).
-        where: place of the logits, see `outputs.field_of`.
-    """
-    with torch.inference_mode(False), torch.enable_grad():
-        found = field_of(network(image.detach().clone().requires_grad_(True)), where, one=True)
-    step = found.grad_fn
-    while step is not None:
-        name = type(step).__name__
-        for kind in ("Sigmoid", "Softmax"):
-            if name.startswith(f"{kind}Backward"):
-                return kind.lower()
-        if not name.startswith(RESHAPING) or len(step.next_functions) != 1:
-            return None
-        step = step.next_functions[0][0]
-    return None
-
-
-RESHAPING = ("View", "Squeeze", "Unsqueeze", "Reshape", "Clone", "ToCopy", "Select", "UnsafeView", "Alias", "Transpose")
-"""Prefixes of the names of autograd nodes that do not change values."""
+    return (places[0] if places else None), (kinds[0] if kinds else "softmax"), bool(kinds)

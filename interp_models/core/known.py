@@ -1,28 +1,123 @@
-"""What was found out about a model, kept as long as the model has the same modules."""
+"""What was found out about a model, kept as long as the model stays as it is."""
 
+from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 _known: "WeakKeyDictionary[nn.Module, tuple[Any, dict[Any, Any]]]" = WeakKeyDictionary()
-"""By model: its modules, and what is known. Values must not refer to the model, which would then live forever."""
+"""By model: its state, and what is known. Values must not refer to the model, which would then live forever."""
 
 
 def known_of(model: nn.Module) -> dict[Any, Any]:
-    """A dictionary that belongs to a model. It is emptied if a module of the model is replaced.
+    """A dictionary that belongs to a model. It is emptied if `state_of` the model changes.
 
     >>> model = nn.Sequential(nn.ReLU())
     >>> known_of(model)["a"] = 1
     >>> known_of(model), model.append(nn.ReLU()) is model and known_of(model)
     ({'a': 1}, {})
     """
-    modules = list(model.named_modules())
-    before, known = _known.get(model, ((), {}))
-    same = len(before) == len(modules) and all(
-        own == name and kept() is part for (own, kept), (name, part) in zip(before, modules, strict=True)
-    )
-    if not same or model not in _known:
+    state = state_of(model)
+    before, known = _known.get(model, (None, {}))
+    if before != state:
         known = {}
-        _known[model] = ([(name, ref(part)) for name, part in modules], known)
+        _known[model] = (state, known)
     return known
+
+
+def state_of(model: nn.Module) -> list[object]:
+    """A value that changes if modules, attributes, hooks, `forward` or weights change.
+
+    It does not read the weights, so a write to `.data` escapes it (see `fingerprint`); so does a change of something
+    that is no attribute, such as a global variable.
+    """
+    parts = [
+        (name, _Same(part), type(part).forward, _attributes(part), tuple(part._forward_hooks), _before(part))
+        for name, part in model.named_modules()
+    ]
+    tensors = chain(model.parameters(), model.buffers())
+    return [parts, [(*_version(x), x.data_ptr()) for x in tensors if not _meta(x)]]
+
+
+def fingerprint(model: nn.Module) -> list[object]:
+    """A value that changes if weights change, also by a write to `.data`, which does not change their version.
+
+    Each tensor as a matrix M gives aᵀ M b with random vectors a and b, so that rows in another order are seen, too.
+    """
+    by_device: dict[torch.device, list[Tensor]] = {}
+    with torch.no_grad():
+        for x in chain(model.parameters(), model.buffers()):
+            if x.numel() and not _meta(x):
+                m = x.detach()
+                m = m if m.is_floating_point() and m.element_size() >= 4 else m.float()
+                m = m.reshape(len(m) if m.dim() else 1, -1)
+                with torch.autocast(x.device.type, enabled=False):
+                    found = (m @ _random(m, 1)) @ _random(m, 0)
+                by_device.setdefault(x.device, []).append(found.float())
+    # Values are compared as bits, so that NaN equals itself. There is one read per device, as each read waits for it.
+    return [torch.stack(some).view(torch.int32).tolist() for some in by_device.values()]
+
+
+def _random(m: Tensor, side: int) -> Tensor:
+    """A random vector for a side of a matrix, the same in each call."""
+    key = (m.shape[side], m.dtype, m.device)
+    if key not in _vectors:
+        vector = torch.rand(m.shape[side], generator=torch.Generator().manual_seed(0)) + 0.5
+        _vectors[key] = vector.to(m)
+    return _vectors[key]
+
+
+_vectors: dict[Any, Tensor] = {}
+
+
+def _meta(x: Tensor) -> bool:
+    """Whether a tensor has no values yet."""
+    return x.is_meta or nn.parameter.is_lazy(x)
+
+
+def _before(module: nn.Module) -> tuple[int, ...]:
+    """The forward pre-hooks of a module, without those that only count."""
+    return tuple(key for key, hook in module._forward_pre_hooks.items() if not getattr(hook, "only_counts", False))
+
+
+def _attributes(part: nn.Module) -> list[tuple[str, object]]:
+    """The attributes of a module that its forward may read, beside modules, parameters and buffers."""
+    return [(name, _value(value)) for name, value in vars(part).items() if name not in _INTERNAL and name != "training"]
+
+
+_INTERNAL = frozenset(vars(nn.Module()))
+
+
+def _value(value: object, depth: int = 2) -> object:
+    """What tells that an attribute is the same: its value for numbers and text, versions of tensors, else identity."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        return _version(value)
+    if depth and isinstance(value, list | tuple):
+        return tuple(_value(one, depth - 1) for one in value)
+    if depth and isinstance(value, dict):
+        return tuple((_value(key, 0), _value(one, depth - 1)) for key, one in value.items())
+    return _Same(value)
+
+
+def _version(x: Tensor) -> tuple[object, int]:
+    return _Same(x), 0 if x.is_inference() else x._version
+
+
+class _Same:
+    """An object, equal only to itself. It does not keep the object alive if that takes weak references."""
+
+    def __init__(self, value: object) -> None:
+        try:
+            self.ref: Any = ref(value)
+        except TypeError:
+            self.ref = lambda: value
+
+    def __eq__(self, other: object) -> bool:
+        value = self.ref()
+        return isinstance(other, _Same) and value is not None and value is other.ref()
+
+    __hash__ = None  # type: ignore[assignment]

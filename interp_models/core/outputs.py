@@ -44,16 +44,17 @@ def field_of(output: Any, where: str | int | None = None, *, one: bool = False) 
         output: a tensor, an object with a field `logits` (such as `InterpOutput` or an output of Hugging Face), a
             tuple, list or dict.
         where: name of a field or key, or position in a tuple. None takes the tensor itself, else the field `logits`,
-            else the first tensor (B, K) of a tuple, list or dict. If it has several, as of auxiliary heads, all must
-            have the same shape.
+            else the only tensor (B, K) of a tuple, list or dict.
         one: whether to accept one value per image, (B,) or (B, 1).
 
     Raises:
-        InputError: if there are no logits, or several tensors of different shape; the message says how to name one.
+        InputError: if there are no logits, several tensors (B, K), or whole numbers; the message says how to name one.
     """
     if where is not None:
         output = _named(output, where)
     if isinstance(output, Tensor):
+        if not output.is_floating_point():
+            raise InputError(f"the model must return logits (batch, classes); got whole numbers ({output.dtype})")
         if output.dim() == 2 or (one and output.dim() == 1):
             return output
         if output.dim() == 1:
@@ -73,8 +74,8 @@ def field_of(output: Any, where: str | int | None = None, *, one: bool = False) 
         names = getattr(output, "_fields", range(len(output)))
         items = list(zip(names, output, strict=True))
     found = [(key, value) for key, value in items if isinstance(value, Tensor) and value.dim() == 2]
-    if len({tuple(value.shape) for _, value in found}) == 1:
-        return found[0][1]
+    if len({id(value) for _, value in found}) == 1:
+        return field_of(found[0][1])
     shown = ", ".join(f"{key!r} {tuple(value.shape)}" for key, value in found or items if isinstance(value, Tensor))
     what = f"several of them: {shown}" if found else f"{type(output).__name__}{f' with {shown}' if shown else ''}"
     raise InputError(

@@ -14,6 +14,9 @@ _uncounted: ContextVar[bool] = ContextVar("uncounted", default=False)
 class PassCounter:
     """A forward pre-hook that counts images."""
 
+    only_counts = True
+    """It changes nothing, so what is known of the model stays valid."""
+
     def __init__(self) -> None:
         self.images = 0
 

@@ -4,7 +4,6 @@ import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
-from itertools import chain
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -14,9 +13,10 @@ from torch import Tensor, nn
 from interp_models.core.choices import Preparation
 from interp_models.core.classifier import Classifier
 from interp_models.core.eager import is_recomputed
+from interp_models.core.endings import begin_pass
 from interp_models.core.errors import first_line
+from interp_models.core.known import fingerprint, state_of
 from interp_models.core.outputs import LabelLogits, Regression
-from interp_models.core.passes import PassCounter
 from interp_models.core.scoring import alone, evaluating, full_float32, logits_of
 
 TOLERANCE = 1e-5
@@ -40,10 +40,13 @@ class Prepared(nn.Module):
         self.model, self.autocasts = model, bfloat16
         self.named = class_name(model)
         """Class name of the original, for messages."""
+        self.declared = getattr(model, "declared", False)
+        """See `Classifier.declared`."""
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor | LabelLogits | Regression:
         """Compute the logits (B, K) of images (B, C, H, W), in float32 or float64."""
+        begin_pass()
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, torch.bfloat16) if self.autocasts else nullcontext():
             output = self.model(images)
@@ -104,7 +107,7 @@ def prepare(model: nn.Module, images: Tensor, how: Preparation = "exact") -> nn.
     if how == "none" or not len(images) or done:
         return model
     with alone(model):
-        known, state = _prepared.setdefault(model, {}), _state(model)
+        known, state = _prepared.setdefault(model, {}), [*state_of(model), *fingerprint(model)]
         if how not in known or known[how][0] != state:
             # not under the caller's autocast, because the copy outlives it
             with torch.inference_mode(False), torch.autocast(images.device.type, enabled=False), evaluating(model):
@@ -116,26 +119,6 @@ def prepare(model: nn.Module, images: Tensor, how: Preparation = "exact") -> nn.
 def release(model: nn.Module) -> None:
     """Drop a model's cached copies."""
     _prepared.pop(model, None)
-
-
-def _state(model: nn.Module) -> list[object]:
-    """A value that changes if modules, hooks or weights change.
-
-    It holds sums of the weights, because a write to `.data` does not change their version.
-    """
-    parts = [(id(m), m.extra_repr(), tuple(m._forward_hooks), _before(m)) for m in model.modules()]
-    tensors = [x.detach() for x in chain(model.parameters(), model.buffers())]
-    versions = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors]
-    sums: dict[torch.device, list[Tensor]] = {}
-    for x in tensors:
-        sums.setdefault(x.device, []).append(x.sum(dtype=torch.float32))
-    # Sums are compared as bits, so that NaN equals itself. There is one read per device, as each read waits for it.
-    return [parts, versions, *(torch.stack(some).view(torch.int32).tolist() for some in sums.values())]
-
-
-def _before(module: nn.Module) -> tuple[int, ...]:
-    """The forward pre-hooks of a module, without pass counters."""
-    return tuple(key for key, hook in module._forward_pre_hooks.items() if not isinstance(hook, PassCounter))
 
 
 def _prepare(model: nn.Module, images: Tensor, how: Preparation) -> nn.Module | None:

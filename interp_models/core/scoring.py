@@ -7,7 +7,7 @@ returns logits.
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, Literal, Protocol, TypeGuard
 from weakref import WeakKeyDictionary
@@ -15,9 +15,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from interp_models.core.classifier import Classifier, ends_in
+from interp_models.core.classifier import Classifier
+from interp_models.core.endings import Ending, ending_of, without
 from interp_models.core.errors import InputError
-from interp_models.core.inputs import are_probabilities, check_images_for, check_probabilities, fitting
+from interp_models.core.inputs import check_images_for, check_probabilities, fitting
 from interp_models.core.known import known_of
 from interp_models.core.outputs import LabelLogits, Regression, field_of
 from interp_models.core.passes import uncounted
@@ -32,7 +33,8 @@ ONE_LOGIT = (
     "Classifier(model, output='one_logit')"
 )
 
-_ends_in_softmax: ContextVar[bool] = ContextVar("ends_in_softmax", default=False)
+_read: ContextVar[Literal["labels", "probabilities"] | None] = ContextVar("read", default=None)
+"""What outputs without a type of their own are: logits of labels, probabilities of classes, or (None) logits."""
 _checked: ContextVar[bool] = ContextVar("checked_images", default=False)
 _guard = threading.RLock()
 """Held while one of the next three changes."""
@@ -97,8 +99,8 @@ def logits_of(output: Any) -> Tensor:
 def scores_of(output: Any, score: Score) -> Tensor:
     """The scores of a model's output.
 
-    A `Regression` has no probabilities; its scores are its values. Within `read_as` a network may end in a softmax:
-    then its output has the probabilities, and the logits are their logarithms.
+    A `Regression` has no probabilities; its scores are its values. Within `read_as` a network may end in a softmax or
+    sigmoid.
 
     Args:
         output: what the model returned.
@@ -112,11 +114,12 @@ def scores_of(output: Any, score: Score) -> Tensor:
     """
     logits = logits_of(output)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if _ends_in_softmax.get():
+    read = None if isinstance(output, LabelLogits | Regression) else _read.get()
+    if read == "probabilities":
         return logits if score == "probability" else logits.clamp(min=torch.finfo(logits.dtype).tiny).log()
     if score == "logit" or isinstance(output, Regression):
         return logits
-    if isinstance(output, LabelLogits):
+    if isinstance(output, LabelLogits) or read == "labels":
         return logits.sigmoid()
     if logits.shape[1] == 1:
         raise InputError(ONE_LOGIT)
@@ -125,9 +128,10 @@ def scores_of(output: Any, score: Score) -> Tensor:
 
 @contextmanager
 def read_as(model: nn.Module, images: Tensor, score: Score) -> Iterator[None]:
-    """Read the model's outputs rightly inside the context, also if the model ends in a softmax.
+    """Read the model's outputs rightly inside the context, also if the model ends in a softmax or a sigmoid.
 
-    This is found out once per model, by a pass of one image.
+    What it ends in is found out once per model. Its last softmax or sigmoid is left out inside, so that logits are
+    those before it, also where a probability is 1 up to rounding.
 
     Args:
         model: the model, in eval mode.
@@ -135,61 +139,104 @@ def read_as(model: nn.Module, images: Tensor, score: Score) -> Iterator[None]:
         score: the score that is read.
 
     Raises:
-        InputError: for a probability of a model that ends in a sigmoid, as its outputs have no softmax.
+        InputError: if the prediction for an image changes from pass to pass or with its batch; if all outputs lie in
+            [0, 1] but it cannot be told whether they are probabilities; and if logits are lost by rounding.
     """
-    known = known_of(model)
-    if "ends_in" not in known:
-        with uncounted(), torch.no_grad():
-            output = model(images[:1].clone())
-        try:
-            declared = isinstance(output, LabelLogits | Regression)
-            known["ends_in"] = None if declared else _ends_in(model, images, output)
-        except InputError:  # no logits: a method that reads them says so
-            known["ends_in"] = None
-    if known["ends_in"] == "sigmoid" and score == "probability":
-        raise InputError(_sigmoid(model))
-    if known["ends_in"] == "softmax":
-        _warn_of_softmax(model)
-    token = _ends_in_softmax.set(known["ends_in"] == "softmax")
-    try:
+    if not explains_itself(model):
+        _check_steady(model, images)
+    ending = _ending_of(model, images)
+    if ending is None:
         yield
+        return
+    if ending.call is None and score == "logit":
+        _check_unrounded(model, images)
+    read: Literal["labels", "probabilities"] | None = None
+    if not _is_declared(model):
+        read = "labels" if ending.kind == "sigmoid" else "probabilities" if ending.call is None else None
+    token = _read.set(read)
+    try:
+        with nullcontext() if ending.call is None else without(ending, network_of(model)):
+            yield
     finally:
-        _ends_in_softmax.reset(token)
+        _read.reset(token)
 
 
-def _ends_in(model: nn.Module, images: Tensor, output: Any) -> str | None:
-    """`softmax` if each row of an output has probabilities that add up to 1, `sigmoid` if the model ends in one, else
-    None."""
-    values = logits_of(output)
-    if values.shape[1] < 2:
+def _check_steady(model: nn.Module, images: Tensor) -> None:
+    """Raise `InputError` if the logits of an image depend on chance or on the other images of its batch."""
+    known = known_of(model)
+    if "steady" in known:
+        return
+    other = images[:1].flip(3).roll(images.shape[2] // 2, dims=2)
+    with uncounted(), torch.no_grad():
+        first, again = (logits_of(model(images[:1].clone())) for _ in range(2))
+        beside = logits_of(model(torch.cat([images[:1], other, other.flip(2)])))
+    name = _name_of(model)
+    if len(first) != 1 or len(beside) != 3:
+        raise InputError(f"{name} returns {len(first)} rows of logits for 1 image and {len(beside)} for 3")
+    for found, why in ((again, "from pass to pass: switch its randomness off"), (beside[:1], "with its batch")):
+        away = float((found.double() - first.double()).abs().max())
+        if away > 1e-3 + 0.02 * float(first.double().abs().max()):
+            raise InputError(f"the prediction of {name} for an image changes by {away:.2g} {why}; no map explains it")
+    known["steady"] = True
+
+
+def _name_of(model: nn.Module) -> str:
+    """The class name of a model, for messages."""
+    return str(getattr(model, "named", type(model).__name__))
+
+
+def network_of(model: nn.Module) -> nn.Module:
+    """The network in a `Classifier`, or the model itself."""
+    return model.network if isinstance(model, Classifier) else model
+
+
+def _is_declared(model: nn.Module) -> bool:
+    """Whether a `Classifier` was told that outputs may be probabilities."""
+    return isinstance(model, Classifier) and model.kind in ("probabilities", "sigmoid", "one_logit")
+
+
+def _ending_of(model: nn.Module, images: Tensor) -> Ending | None:
+    """The softmax or sigmoid that a model ends in and that is to be left out of its logits; None for other models.
+
+    Raises:
+        InputError: if it cannot be told whether outputs are probabilities or logits.
+    """
+    if isinstance(model, Classifier):
+        ending = None if model.kind == "regression" else model.ending(images)
+    else:
+        known = known_of(model)
+        if "declares" not in known:
+            with uncounted(), torch.no_grad():
+                known["declares"] = isinstance(model(images[:1].clone()), LabelLogits | Regression)
+        ending = None if known["declares"] else ending_of(model, images)
+    if ending is None or _is_declared(model):
+        return ending
+    if ending.kind == "softmax":
+        what = "returns probabilities already (rows add up to 1): no second softmax is applied"
+    elif getattr(model, "declared", False):  # also of a classifier's prepared copy
         return None
-    rounding = max(1e-5, 2 * torch.finfo(values.dtype).eps)
-    if are_probabilities(values, rounding):
-        low, high = torch.aminmax(images)
-        noise = torch.rand(4, *images.shape[1:], generator=torch.Generator().manual_seed(0)).to(images)
-        with alone(model), evaluating(model), full_float32(), uncounted(), torch.no_grad():
-            others = logits_of(model(low + (high - low if high > low else 1) * noise))
-        return "softmax" if are_probabilities(others, rounding) else None  # else by chance, for one image
-    low, high = torch.aminmax(values)
-    if float(low) < 0 or float(high) > 1:
-        return None
-    with alone(model), evaluating(model), full_float32(), uncounted():
-        return "sigmoid" if ends_in(model, images[:1]) == "sigmoid" else None
+    elif ending.call is not None:
+        what = "ends in a sigmoid: its outputs are read as probabilities of independent labels (output='sigmoid')"
+    else:
+        raise InputError(
+            f"all outputs of {_name_of(model)} lie in [0, 1], also for noise: say by Classifier(model, output=...) or "
+            "output= whether they are probabilities of independent labels ('sigmoid') or logits ('softmax')"
+        )
+    warnings.warn(f"{_name_of(model)} {what}", stacklevel=4)
+    return ending
 
 
-def _warn_of_softmax(model: nn.Module) -> None:
-    name = getattr(model, "named", type(model).__name__)
-    warnings.warn(
-        f"{name} returns probabilities already (rows add up to 1): no second softmax is applied", stacklevel=3
-    )
-
-
-def _sigmoid(model: nn.Module) -> str:
-    name = getattr(model, "named", type(model).__name__)
-    return (
-        f"{name} ends in a sigmoid, so its outputs are probabilities of independent labels: "
-        "pass output='sigmoid', or Classifier(model, output='sigmoid')"
-    )
+def _check_unrounded(model: nn.Module, images: Tensor) -> None:
+    """Raise `InputError` if a probability of an image is 1 up to rounding, so that its logit is lost."""
+    where, given = (model.where, model.normalised(images)) if isinstance(model, Classifier) else (None, images)
+    with uncounted(), torch.no_grad():
+        found = field_of(network_of(model)(given.clone()), where, one=True)
+    lost = found.reshape(len(images), -1).amax(dim=1) >= 1 - 2 * torch.finfo(found.dtype).eps
+    if bool(lost.any()):
+        raise InputError(
+            f"image {int(lost.nonzero()[0])}: {_name_of(model)} returns a probability of 1 up to rounding, so its "
+            "logit is lost; let the network return logits, or explain score='probability'"
+        )
 
 
 def per_image(target: Tensor | int, batch: int) -> Tensor:
@@ -371,9 +418,9 @@ def probabilities(model: nn.Module) -> ScoreFn:
     """The score function of a model, for metrics.
 
     It maps images (B, C, H, W) to the softmax of the logits, (B, K). The model runs in eval mode, without gradients. If
-    the model's first output already has probabilities, no second softmax is applied, and a warning says so. The score
-    function raises `InputError` if the images are not a float tensor (B, C, H, W), and if the model is one of this
-    package and pixels are not in [0, 1].
+    the model ends in a softmax or a sigmoid, its outputs are taken as they are, and a warning says so. The score
+    function raises `InputError` if the images are not a float tensor (B, C, H, W), if the model is one of this package
+    and pixels are not in [0, 1], and for the models that `read_as` refuses.
 
     Args:
         model: any module that returns logits.
@@ -381,30 +428,30 @@ def probabilities(model: nn.Module) -> ScoreFn:
     >>> probabilities(nn.Flatten())(torch.zeros(1, 1, 1, 4)).tolist()
     [[0.25, 0.25, 0.25, 0.25]]
     """
-    ends_in_softmax: bool | None = None
+    ending: Ending | None = None
+    found_out = False
 
     def score(images: Tensor) -> Tensor:
-        nonlocal ends_in_softmax
+        nonlocal ending, found_out
         if not _checked.get():
             check_images_for(model, images, "images")
         with alone(model), torch.no_grad(), evaluating(model), full_float32(), fitting(model, images, "images"):
+            if not found_out:  # only once, because it waits for the device
+                if not explains_itself(model):
+                    _check_steady(model, images)
+                ending, found_out = _ending_of(model, images), True
             found = model(images)
         if isinstance(found, LabelLogits):
             score.of_labels = True  # type: ignore[attr-defined]  # `checked` accepts rows that do not add up to 1
             return scores_of(found, "probability")
         if isinstance(found, Regression):
             raise InputError("a regression has no class probabilities, which metrics need; explainers take it")
+        if ending is None or _is_declared(model):
+            return scores_of(found, "probability")
+        if ending.kind == "sigmoid":
+            score.of_labels = True  # type: ignore[attr-defined]
         output = logits_of(found)
-        if ends_in_softmax is None:  # only once, because it waits for the device
-            kind = _ends_in(model, images, output)
-            if kind == "sigmoid":
-                raise InputError(_sigmoid(model))
-            ends_in_softmax = kind == "softmax"
-            if ends_in_softmax:
-                _warn_of_softmax(model)
-        if ends_in_softmax:
-            return output.to(torch.promote_types(output.dtype, torch.float32))
-        return scores_of(output, "probability")
+        return output.to(torch.promote_types(output.dtype, torch.float32))
 
     return score
 
