@@ -1,8 +1,9 @@
 """Run models without recomputation and without compiled parts, so that hooks and gradients see every operation once."""
 
+import functools
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -61,6 +62,17 @@ def _not_compiled() -> Iterator[None]:
             stance = _stances.pop()
             if not _stances:
                 stance.__exit__(None, None, None)
+
+
+def own_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that acts in the thread that calls this, and not when another thread runs the model meanwhile."""
+    owner = threading.get_ident()
+
+    @functools.wraps(hook)
+    def acts(*args: Any, **kwargs: Any) -> Any:
+        return hook(*args, **kwargs) if threading.get_ident() == owner else None
+
+    return acts
 
 
 def is_recomputed(error: Exception) -> bool:

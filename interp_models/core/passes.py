@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import get_ident
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,9 +20,10 @@ class PassCounter:
 
     def __init__(self) -> None:
         self.images = 0
+        self._thread = get_ident()
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if args and isinstance(args[0], Tensor) and are_counted():
+        if args and isinstance(args[0], Tensor) and are_counted() and get_ident() == self._thread:
             self.images += len(args[0])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PassCounter":

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, Literal, Protocol, TypeGuard
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -36,12 +35,15 @@ ONE_LOGIT = (
 _read: ContextVar[Literal["labels", "probabilities"] | None] = ContextVar("read", default=None)
 """What outputs without a type of their own are: logits of labels, probabilities of classes, or (None) logits."""
 _checked: ContextVar[bool] = ContextVar("checked_images", default=False)
+_free = threading.Condition()
+"""Tells waiting threads that modules in `_busy` were released."""
+_busy: dict[int, tuple[int, int]] = {}
+"""By id of a module that a thread uses in `alone`: the thread, and how many such contexts it is in."""
 _guard = threading.RLock()
-"""Held while one of the next three changes."""
+"""Held while one of the next two changes."""
 _held: dict[int, int] = {}
 """By id of a module that is in train mode outside of `evaluating`: how many such contexts it is in. They keep it alive,
 and the hash of torchmetrics' modules changes with their state."""
-_locks: "WeakKeyDictionary[nn.Module, threading.RLock]" = WeakKeyDictionary()
 _precision: list[Any] = []
 """Settings of the caller of `full_float32`, for every context that is open."""
 
@@ -309,29 +311,26 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                     module.training = True
 
 
-def _inside(model: Any) -> nn.Module | None:
-    """The network in a wrapper; None for any other model."""
-    if isinstance(model, Classifier):
-        return model.network
-    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-        inner: nn.Module = model.module
-        return inner
-    return getattr(model, "_orig_mod", None)
-
-
 @contextmanager
 def alone(model: nn.Module) -> Iterator[None]:
-    """Wait until no other thread explains or scores with the model, and make others wait meanwhile.
+    """Wait until no other thread explains or scores with any part of the model, and make others wait meanwhile.
 
     Explainers hook and change modules for the length of a call; another thread's pass would meet these changes.
     """
-    inner: Any = model
-    while (next_ := _inside(inner)) is not None:
-        inner = next_
-    with _guard:
-        lock = _locks.setdefault(inner, threading.RLock())
-    with lock:
+    me, parts = threading.get_ident(), [id(part) for part in model.modules()]
+    with _free:
+        _free.wait_for(lambda: all(_busy.get(part, (me, 0))[0] == me for part in parts))
+        for part in parts:
+            _busy[part] = (me, _busy.get(part, (me, 0))[1] + 1)
+    try:
         yield
+    finally:
+        with _free:
+            for part in parts:
+                count = _busy.pop(part)[1] - 1
+                if count:
+                    _busy[part] = (me, count)
+            _free.notify_all()
 
 
 _backends: Any = torch.backends  # torch has no types for the new switches

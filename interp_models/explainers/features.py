@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interp_models.core.eager import own_thread
 from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.maps import stretched
 from interp_models.core.passes import count_reused
@@ -153,7 +154,7 @@ def captured(layer: Layer, *, gradient: bool) -> Iterator[list[Tensor]]:
         torch.set_grad_enabled(True)
         return swapped(output, start.clone())  # the next layer may work in place, which autograd forbids for a leaf
 
-    handle = layer.module.register_forward_hook(hook)
+    handle = layer.module.register_forward_hook(own_thread(hook))
     try:
         yield outputs
     finally:
@@ -171,7 +172,7 @@ def replaced(layer: Layer, features: Tensor) -> Iterator[None]:
             return None
         return swapped(output, layer.form.replaced(tensor, features))
 
-    handle = layer.module.register_forward_hook(hook)
+    handle = layer.module.register_forward_hook(own_thread(hook))
     try:
         yield
     finally:
@@ -210,11 +211,13 @@ def _passed(explainer: OfLayer, inputs: Tensor, *, gradient: bool) -> _Pass:
         return dataclasses.replace(shared[key], layer=layer)
     linear: list[tuple[nn.Linear, Tensor, Tensor]] = []
 
-    def note(part: Any, args: Any, output: Any) -> None:
-        kept = output.detach()
-        linear.append((part, args[0].detach(), kept.clone() if kept.dim() == 2 else kept))  # it may change in place
+    @own_thread
+    def note(part: Any, args: Any, kwargs: Any, output: Any) -> None:
+        given, kept = args[0] if args else kwargs["input"], output.detach()
+        linear.append((part, given.detach(), kept.clone() if kept.dim() == 2 else kept))  # it may change in place
 
-    handles = [part.register_forward_hook(note) for part in model.modules() if isinstance(part, nn.Linear)]
+    parts = [part for part in model.modules() if isinstance(part, nn.Linear)]
+    handles = [part.register_forward_hook(note, with_kwargs=True) for part in parts]
     try:
         with torch.no_grad(), captured(layer, gradient=gradient or shared is not None) as outputs:
             output = model(inputs)
@@ -223,6 +226,8 @@ def _passed(explainer: OfLayer, inputs: Tensor, *, gradient: bool) -> _Pass:
             handle.remove()
     if not outputs:
         raise InputError(f"layer {layer.name} was not used in the forward pass")
+    if len(outputs[0]) != len(inputs):
+        raise NotApplicable(f"layer {layer.name} gives {len(outputs[0])} rows for {len(inputs)} images, not one each")
     made = _Pass(inputs, layer, outputs[0], output, linear)
     if shared is not None:
         shared[key] = made
@@ -265,7 +270,7 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 def linear_head(explainer: OfLayer, inputs: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Read the head of a network whose logits are w · (mean over cells of A) + b, by one pass.
+    """Read the head of a network whose logits are w · (mean over cells of A) + b, by one pass. Both are checked.
 
     Returns:
         A (B, C, h, w), the targets' weights w_c (B, C) and their logits (B,), all float32. None for other networks.
@@ -277,6 +282,11 @@ def linear_head(explainer: OfLayer, inputs: Tensor, target: Target) -> tuple[Ten
         if output.shape == logits.shape and torch.equal(output, logits):
             coarse = max(torch.finfo(x.dtype).eps for x in (made.a, pooled))  # autocast may have lowered the precision
             rtol, atol = max(1e-3, 2 * coarse), max(1e-5, coarse * float(mean.abs().max()))
+            bias = None if head.bias is None else head.bias.detach().float()
+            plain = nn.functional.linear(pooled.float(), head.weight.detach().float(), bias)
+            near = max(1e-4, 4 * coarse) * float(plain.abs().max())  # a cosine or a hook gives other logits
+            if float((plain - logits.float()).abs().max()) > near:
+                break
             if pooled.shape == mean.shape and torch.allclose(pooled.float(), mean, rtol=rtol, atol=atol):
                 weights = head.weight.detach().float()[targets]
                 return a, weights, logits.float().gather(1, targets[:, None])[:, 0]

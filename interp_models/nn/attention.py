@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interp_models.core.eager import own_thread
 from interp_models.core.errors import NotApplicable
 
 
@@ -113,7 +114,8 @@ def class_rows(attention: Any) -> Iterator[list[Tensor]]:
     def keep_k(module: nn.Module, args: Any, k: Tensor) -> None:
         rows.append(((seen.pop("q") * attention.scale) @ k.transpose(-2, -1))[:, :, 0].softmax(dim=-1))
 
-    handles = [attention.q_norm.register_forward_hook(keep_q), attention.k_norm.register_forward_hook(keep_k)]
+    hooks = [(attention.q_norm, own_thread(keep_q)), (attention.k_norm, own_thread(keep_k))]
+    handles = [part.register_forward_hook(hook) for part, hook in hooks]
     try:
         yield rows
     finally:
@@ -138,5 +140,5 @@ def weights(layers: list[Any]) -> Iterator[list[Tensor]]:
         for layer in layers:
             stack.callback(setattr, layer, "fused_attn", layer.fused_attn)
             layer.fused_attn = False
-            stack.callback(layer.attn_drop.register_forward_pre_hook(note).remove)
+            stack.callback(layer.attn_drop.register_forward_pre_hook(own_thread(note)).remove)
         yield found
