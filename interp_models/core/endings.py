@@ -192,10 +192,12 @@ def begin_pass() -> None:
 @contextmanager
 def _opened(mode: _Calls, network: nn.Module) -> Iterator[None]:
     token = _open.set(mode)
-    handle = network.register_forward_pre_hook(_Start())
+    scripted = isinstance(network, torch.jit.ScriptModule)  # takes no hooks, and hides its calls
+    handle = None if scripted else network.register_forward_pre_hook(_Start())
     try:
         with mode:
             yield
     finally:
-        handle.remove()
+        if handle is not None:
+            handle.remove()
         _open.reset(token)

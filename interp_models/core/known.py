@@ -1,5 +1,6 @@
 """What was found out about a model, kept as long as the model stays as it is."""
 
+from inspect import getattr_static
 from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -34,7 +35,7 @@ def state_of(model: nn.Module) -> list[object]:
     that is no attribute, such as a global variable.
     """
     parts = [
-        (name, _Same(part), type(part).forward, _attributes(part), tuple(part._forward_hooks), _before(part))
+        (name, _Same(part), getattr_static(type(part), "forward", None), _attributes(part), tuple(part._forward_hooks), _before(part))
         for name, part in model.named_modules()
     ]
     tensors = chain(model.parameters(), model.buffers())

@@ -1,13 +1,12 @@
 """The layer that class activation maps read: how it is found, and how its output holds a feature map.
 
 A wrong layer gives a wrong map without an error. So a layer is taken only if the logits depend on it, no evidence
-passes beside it, its output has one row per image, and its cells lie on the image in order. The last point is tried:
-noise in one quarter of an image must change that quarter of the map most.
+passes beside it, its output has one row per image, and its cells lie on the image in order (`places.order`).
 """
 
 import itertools
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from interp_models.core.classifier import Classifier
-from interp_models.core.eager import nodes_of
+from interp_models.core.eager import nodes_of, own_thread
 from interp_models.core.errors import InputError, NotApplicable, unknown
 from interp_models.core.known import known_of
 from interp_models.core.passes import uncounted
 from interp_models.core.prepared import class_name
-from interp_models.core.scoring import explains_itself, logits_of
+from interp_models.core.scoring import default_batch, explains_itself, logits_of
+from interp_models.explainers.places import EXPLAINED, order
 from interp_models.nn.attention import find_transformer, to_map
 
 Reshape = Any
@@ -34,12 +34,10 @@ LayerNames = str | list[str] | None
 Fuse = Literal["mean", "max"]
 """How the maps of several layers become one."""
 
-MOST_PREFIX = 8
-"""Most class, register and distillation tokens before the tokens of the patches."""
-DRAWS, MARGIN = 2, 0.1
-"""Draws of noise per quarter, and least advantage, as a logarithm, of the right order of quarters over others."""
-MOST_HELD = 12
-"""Most layers to try if the network's graph cannot be read."""
+MOST_OTHERS = 8
+"""Most class, register and distillation tokens beside the tokens of the patches."""
+MOST_TRIED = 12
+"""Most layers whose cells are tried."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,8 @@ class Form:
     """Rows and columns of cells, for tokens."""
     prefix: int = 0
     """Number of tokens before those of the cells."""
+    suffix: int = 0
+    """Number of tokens after those of the cells."""
     function: Callable[[Tensor], Tensor] | None = None
 
     def to_map(self, output: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class Form:
         if self.kind == "nhwc":
             return output.permute(0, 3, 1, 2)
         if self.kind == "tokens":
-            cells = output[:, self.prefix :].transpose(1, 2)
+            cells = output[:, self.prefix : output.shape[1] - self.suffix].transpose(1, 2)
             return cells.reshape(*cells.shape[:2], *self.grid)
         return output if self.function is None else self.function(output)
 
@@ -107,19 +107,14 @@ class _Output:
     use: int
     shape: tuple[int, ...]
     """Its shape for one image."""
-    forms: list[tuple[Form, bool | None]]
-    """Forms of a feature map that its shape allows; whether the cells lie on the image, None if that cannot be told."""
+    forms: list[Form]
+    """Forms of a feature map that its shape allows."""
     node: Any = None
     """Its node of the autograd graph; None if it has none."""
     source: Any = None
     """The node of the module's input."""
     tensor: Tensor | None = None
     """The tokens of one image, with their graph."""
-
-    @property
-    def form(self) -> Form | None:
-        """The form whose cells lie on the image; None if there is none."""
-        return next((form for form, lies in self.forms if lies), None)
 
 
 @dataclass
@@ -148,6 +143,12 @@ class _Trace:
         if self.score is None or not self.matters(output):
             return False
         return self.image not in nodes_of(self.score.grad_fn, without=output.node)
+
+    def passes(self, output: _Output, last: _Output) -> bool:
+        """Whether all that the logits read of an output passes through a later one."""
+        if self.score is None or output.node is None or last.node is None:
+            return False
+        return output.node in self.above(last.node) and output.node not in nodes_of(self.score.grad_fn, last.node)
 
     def feeds_all(self, output: _Output) -> bool:
         """Whether everything that the logits know of the image passes through what the module was given."""
@@ -188,23 +189,59 @@ def target_layer(model: nn.Module, layer: str | None, inputs: Tensor, reshape: R
 
 
 def check_transformer(model: nn.Module, vit: Any, inputs: Tensor) -> None:
-    """Raise `NotApplicable` if a prediction uses a timm vision transformer several times, or other parts beside it.
+    """Raise `NotApplicable` unless a prediction is made by the class token of a timm vision transformer, which is used
+    once, without other parts beside it, and whose patches lie on the image in order.
 
     The result is cached as that of `target_layer`.
     """
     known, key = known_of(model), ("transformer", id(vit), tuple(inputs.shape[1:]))
     if key not in known:
-        last = next(name for name, part in model.named_modules() if part is vit.blocks[-1])
         with uncounted(), torch.inference_mode(False):
-            trace = _traced(model, inputs[:1].detach().clone(), only=last)
-        known[key] = len(trace.outputs), trace.score is None or all(trace.holds_all(one) for one in trace.outputs)
-    times, whole = known[key]
-    if times != 1:
-        raise NotApplicable(f"the transformer ran {times} times for one prediction; expected once")
-    if not whole:
-        raise NotApplicable(
-            f"{class_name(model)} does not predict by one transformer alone, but also by parts beside it"
-        )
+            known[key] = _why_not(model, vit, inputs[:1].detach().clone())
+    if known[key] is not None:
+        raise NotApplicable(known[key])
+
+
+def _why_not(model: nn.Module, vit: Any, image: Tensor) -> str | None:
+    """Why methods of a timm vision transformer cannot explain a model; None if they can."""
+    name, size = class_name(model), (image.shape[2], image.shape[3])
+    last = next(name for name, part in model.named_modules() if part is vit.blocks[-1])
+    trace = _traced(model, image, only=last)
+    if len(trace.outputs) != 1:
+        return f"the transformer ran {len(trace.outputs)} times for one prediction; expected once"
+    if trace.score is None:
+        return f"no gradient flows through {name}, so that it cannot be told what it reads of its transformer"
+    output = trace.outputs[0]
+    if not trace.holds_all(output):
+        return f"{name} does not predict by one transformer alone, but also by parts beside it"
+    if explains_itself(model):
+        return None
+    gradient = None
+    if output.tensor is not None:
+        (gradient,) = torch.autograd.grad(trace.score, output.tensor, allow_unused=True, retain_graph=True)
+    if gradient is None or not bool(gradient[:, 0].any()) or bool(gradient[:, vit.num_prefix_tokens :].any()):
+        return f"{name} does not predict by the class token of its transformer alone"
+    entered: list[Tensor] = []
+
+    def enters(module: nn.Module, args: Any) -> None:
+        entered.append(args[0])
+
+    def read(images: Tensor) -> Tensor:
+        handle = vit.blocks[-1].register_forward_pre_hook(own_thread(enters))
+        try:
+            with torch.no_grad():
+                parts = [model(part) for part in torch.split(images, default_batch(images))]
+        finally:
+            handle.remove()
+        del parts
+        tokens = torch.cat(entered)
+        entered.clear()
+        return to_map(vit, tokens, size)
+
+    grid = tuple(read(image).shape[2:])
+    if (share := order(image, (grid[0], grid[1]), read)) is not None and share < EXPLAINED:
+        return f"the patches of {name}'s transformer do not lie on the image in order"
+    return None
 
 
 def _own(model: Any, image: Tensor) -> Layer:
@@ -220,13 +257,10 @@ Place = tuple[str, Form, int]
 
 def _found(model: nn.Module, image: Tensor) -> Place:
     vit = find_transformer(model)
-    if vit is not None and _reads_class_token(vit) and _ran(model, vit, image):
-        check_transformer(model, vit, image)
+    if vit is not None and _reads_class_token(vit) and _why_not(model, vit, image) is None:
         name = next(name for name, part in model.named_modules() if part is vit.blocks[-1].norm1)
         return name, _patches(vit, (image.shape[2], image.shape[3])), 0  # later, only the class token has a gradient
-    chosen = _last(model, image, _traced(model, image))
-    assert chosen.form is not None
-    return chosen.name, chosen.form, chosen.use
+    return _last(model, image, _traced(model, image))
 
 
 def _reads_class_token(vit: Any) -> bool:
@@ -236,95 +270,153 @@ def _reads_class_token(vit: Any) -> bool:
     return known and block and getattr(vit, "cls_token", None) is not None and vit.global_pool in ("token", "")
 
 
-def _ran(model: nn.Module, vit: Any, image: Tensor) -> bool:
-    """Whether a prediction uses a part of the model at all."""
-    name = next(name for name, part in model.named_modules() if part is vit.blocks[-1])
-    return bool(_traced(model, image, only=name).outputs)
-
-
-def _last(model: nn.Module, image: Tensor, trace: _Trace) -> _Output:
+def _last(model: nn.Module, image: Tensor, trace: _Trace) -> Place:
     """The last output that fulfils all conditions."""
     name = class_name(model)
-    fitting = [output for output in trace.outputs if output.form is not None]
     scripted = any(isinstance(part, torch.jit.ScriptModule) for part in model.modules())
-    if not fitting or scripted:
-        why = "; parts made by torch.jit cannot be read" if scripted else ""
-        raise NotApplicable(
-            f"no layer of {name} gives a feature map whose cells lie on the image{why}; name one with layer="
-        )
-    if trace.score is None:
-        for output in fitting[: -MOST_HELD - 1 : -1]:
-            if _holds_all_values(model, image, output):
-                return output
-        raise NotApplicable(
-            f"no gradient flows through {name}, and none of its last layers holds all that the logits know of the "
-            "image; name a layer with layer="
-        )
-    read = _cells_read(trace, fitting)
-    for output in reversed(fitting):
-        form, module = output.form, model.get_submodule(output.name)
-        assert form is not None
-        tokens = form.kind == "tokens"
-        if not trace.matters(output) or (tokens and (output.name, output.use) not in read):
-            continue
+    outputs = [] if scripted else [output for output in reversed(trace.outputs) if output.forms]
+    reached = _reached(trace, outputs)
+    tried, passed_over = 0, ""
+    for output in outputs:
+        module = model.get_submodule(output.name)
         if output.shape == tuple(image.shape[1:]) and not any(x.dim() == 4 for x in module.parameters()):
             continue  # the image itself, normalised
-        if trace.holds_all(output) and _holds_all_values(model, image, output):
-            return output
         # Beside the patches, the class token passes the last attention by the residual connection.
-        if tokens and "norm" in type(module).__name__.lower() and trace.feeds_all(output):
-            return output
+        norm = "norm" in type(module).__name__.lower() and len(output.shape) == 2
+        if trace.score is not None and not (trace.holds_all(output) or (norm and trace.feeds_all(output))):
+            continue
+        whole = trace.score is None or trace.holds_all(output)
+        if whole and not _holds_all_values(model, image, output):
+            continue
+        if (tried := tried + 1) > MOST_TRIED:
+            break
+        form = _form(model, image, output, output.forms)
+        if form is None:
+            passed_over = passed_over or (output.name if any(form.kind == "nchw" for form in output.forms) else "")
+            continue
+        if form.kind == "tokens" and trace.score is not None:
+            gradient = reached.get((output.name, output.use))
+            if gradient is None or not bool(form.to_map(gradient).any()):
+                continue  # in the last layers, often only the class token reaches the logits
+        if passed_over and passed_over not in output.name:
+            warnings.warn(
+                f"layer {output.name} of {name} is read: in the later {passed_over} no map lies on the image in order",
+                stacklevel=2,
+            )
+        return output.name, form, output.use
     uses = {output.name: output.use + 1 for output in trace.outputs if output.forms}
     often = [part for part, count in uses.items() if count > 1]
-    why = f" ({often[-1]} is passed {uses[often[-1]]} times for one prediction)" if often else ""
+    why = "; parts made by torch.jit cannot be read" if scripted else ""
+    if trace.score is None and not scripted:
+        why = "; no gradient flows through it"
+    elif often:
+        why = f"; {often[-1]} is passed {uses[often[-1]]} times for one prediction"
     raise NotApplicable(
-        f"no layer of {name} holds all that the logits know of the image{why}; name a layer with layer="
+        f"no layer of {name} holds all that the logits know of the image, in a map whose cells lie on the image in "
+        f"order{why}; name a layer with layer="
     )
 
 
-def _cells_read(trace: _Trace, outputs: Iterable[_Output]) -> set[tuple[str, int]]:
-    """The outputs of tokens whose cells reach the logits; in the last layers, often only the class token does."""
+def _reached(trace: _Trace, outputs: list[_Output]) -> dict[tuple[str, int], Tensor | None]:
+    """The gradients of the logits by outputs of tokens."""
     some = [output for output in outputs if output.tensor is not None and trace.matters(output)]
-    tensors = [output.tensor for output in some if output.tensor is not None]
     if not some or trace.score is None:
-        return set()
-    gradients = torch.autograd.grad(trace.score, tensors, allow_unused=True)
-    found = set()
-    for output, gradient in zip(some, gradients, strict=True):
-        if output.form is not None and gradient is not None and bool(output.form.to_map(gradient).any()):
-            found.add((output.name, output.use))
-    return found
+        return {}
+    tensors = [output.tensor for output in some if output.tensor is not None]
+    gradients = torch.autograd.grad(trace.score, tensors, allow_unused=True, retain_graph=True)
+    return {(output.name, output.use): gradient for output, gradient in zip(some, gradients, strict=True)}
+
+
+def _form(model: nn.Module, image: Tensor, output: _Output, forms: list[Form], least: float = EXPLAINED) -> Form | None:
+    """The form whose cells lie best on the image in order; None if they lie worse than `least` in all forms.
+
+    A map that does not change at all tells nothing. Then it must have channels first, and the image's aspect ratio.
+    """
+    outputs: dict[Any, Tensor] = {}
+    best: tuple[float, Form | None] = (least, None)
+    for form in forms:
+        grid, calls = _grid(form, output.shape), itertools.count()
+
+        def read(images: Tensor, form: Form = form, grid: Any = grid, calls: Iterator[int] = calls) -> Tensor:
+            key = (grid, next(calls))  # forms of one grid are tried with the same images
+            if key not in outputs:
+                outputs[key] = _outputs(model, images, output)
+            return form.to_map(outputs[key])
+
+        try:
+            share = order(image, grid, read)
+        except _OtherRows:
+            return None
+        if share is None and form.kind == "nchw" and _fits(grid, (image.shape[2], image.shape[3])):
+            return form
+        if share is not None and share >= best[0]:
+            best = (share, form)
+            if form.kind == "nchw":
+                break
+    return best[1]
+
+
+class _OtherRows(Exception):
+    """A layer does not give one row per image."""
+
+
+def _outputs(model: nn.Module, images: Tensor, output: _Output) -> Tensor:
+    """A layer's output for images."""
+    kept: list[Tensor] = []
+
+    def keep(name: str, use: int, tensor: Tensor, given: Any) -> None:
+        if use == output.use:
+            kept.append(tensor.clone())  # the next layer may work in place
+
+    with torch.no_grad():
+        for part in torch.split(images, default_batch(images)):
+            with _seen(model, keep, output.name):
+                model(part)
+            if not kept or len(kept[-1]) != len(part) or kept[-1].shape[1:] != output.shape:
+                raise _OtherRows
+    return torch.cat(kept)
+
+
+def _grid(form: Form, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of the map in an output of this shape per image."""
+    return form.grid if form.kind == "tokens" else (shape[0], shape[1]) if form.kind == "nhwc" else (shape[1], shape[2])
 
 
 def _named(model: nn.Module, layer: str, image: Tensor, reshape: Reshape) -> Place:
     outer = "network." if isinstance(model, Classifier) else ""  # the user knows the network's names
-    names = [name.removeprefix(outer) for name, _ in model.named_modules() if name.startswith(outer) and name != outer]
-    names = [name for name in names if name and (not outer or name != "network")]
-    if layer not in names:
-        raise unknown("layer", layer, names)
-    name = f"{outer}{layer}"
-    size = (image.shape[2], image.shape[3])
+    parts = {
+        name.removeprefix(outer): part
+        for name, part in model.named_modules(remove_duplicate=False)
+        if name.startswith(outer) and name.removeprefix(outer)
+    }
+    if layer not in parts:
+        raise unknown("layer", layer, list(parts))
+    name = next(name for name, part in model.named_modules() if part is parts[layer])  # `layer` may be another name
     trace = _traced(model, image, only=name)
     if not trace.outputs:
         raise InputError(f"layer {layer} was not used in the forward pass, or gives no tensor with one row per image")
     last, count = trace.outputs[-1], len(trace.outputs)
-    in_a_row = last.node is not None and all(one.node in trace.above(last.node) for one in trace.outputs)
-    if count > 1 and not in_a_row:
-        raise NotApplicable(f"layer {layer} is passed {count} times side by side for one prediction, not once")
+    if count > 1 and not all(trace.passes(one, last) for one in trace.outputs[:-1]):
+        raise NotApplicable(
+            f"layer {layer} is passed {count} times for one prediction, and the logits read more than the last"
+        )
     if trace.score is not None and last.node is not None and not trace.matters(last):
         raise NotApplicable(f"the logits do not depend on layer {layer}")
     if callable(reshape):
         return name, Form("function", function=reshape), last.use
+    size = (image.shape[2], image.shape[3])
     if (vit := find_transformer(model)) is not None and reshape in (None, "tokens") and len(last.shape) == 2:
         return name, _patches(vit, size), last.use
-    allowed = [form for form, lies in last.forms if lies and reshape is None]
-    allowed += [form for form, _ in sorted(last.forms, key=lambda pair: not pair[1]) if form.kind == reshape]
-    if not allowed:
+    if reshape is None:
+        form = _form(model, image, last, last.forms)
+    else:
+        form = _form(model, image, last, [form for form in last.forms if form.kind == reshape], least=-1)
+    if form is None:
         raise InputError(
             f"layer {layer} gives no feature map (B, C, h, w) whose cells lie on an image of {size[0]} × {size[1]} in "
             f"order; it gives {last.shape} per image. Name another layer, or say how the cells lie with reshape="
         )
-    return name, allowed[0], last.use
+    return name, form, last.use
 
 
 def _patches(vit: Any, size: tuple[int, int]) -> Form:
@@ -334,39 +426,33 @@ def _patches(vit: Any, size: tuple[int, int]) -> Form:
 
 
 def _traced(model: nn.Module, image: Tensor, only: str | None = None) -> _Trace:
-    """Trace the outputs of all modules, or only of one, that have a row per image."""
-    probes = _probes(image)
+    """Trace the outputs of all modules, or only of one, for an image."""
     outputs: dict[tuple[str, int], _Output] = {}
 
-    def probed(name: str, use: int, output: Tensor, given: Any) -> None:
-        if len(output) == len(probes) and output.dim() > 1:
-            shape = tuple(output.shape[1:])
-            forms = [(form, _lies(form.to_map(output), probes)) for form in _forms(shape, tuple(image.shape[1:]))]
-            if output.dim() == 4:  # a map of zeros tells nothing; its sides must do
-                fits = _fits(shape[1:], (image.shape[2], image.shape[3]))
-                forms = [(form, fits if lies is None and form.kind == "nchw" else bool(lies)) for form, lies in forms]
-            outputs[name, use] = _Output(name, use, shape, [(form, bool(lies)) for form, lies in forms])
-
-    with torch.no_grad(), _seen(model, probed, only):
-        model(probes)
-
     def linked(name: str, use: int, output: Tensor, given: Any) -> None:
-        if (name, use) in outputs:
-            one = outputs[name, use]
-            one.node, one.source = output.grad_fn, getattr(given, "grad_fn", None)
-            if one.form is not None and one.form.kind == "tokens" and output.requires_grad:
-                one.tensor = output
+        if len(output) == 1 and output.dim() > 1:
+            shape = tuple(output.shape[1:])
+            forms = list(_forms(shape, tuple(image.shape[1:])))
+            kept = output if output.dim() == 3 and output.requires_grad else None
+            source = getattr(given, "grad_fn", None)
+            outputs[name, use] = _Output(name, use, shape, forms, output.grad_fn, source, kept)
+
+    def passed(start: Tensor) -> Tensor:
+        outputs.clear()
+        with _seen(model, linked, only):
+            return logits_of(model(start))
 
     start = image.clone().requires_grad_(True).clone()  # a network may work in place, which a leaf forbids
     node, score = start.grad_fn, None
     try:
-        with torch.enable_grad(), _seen(model, linked, only):
-            logits = logits_of(model(start))
+        with torch.enable_grad():
+            logits = passed(start)
         score = (logits * torch.linspace(1, 2, logits.shape[1], device=logits.device, dtype=logits.dtype)).sum()
     except torch.OutOfMemoryError:
         raise
     except RuntimeError:  # an operation without a gradient
-        score = None
+        with torch.no_grad():
+            passed(image.clone())
     if score is None or score.grad_fn is None or node not in nodes_of(score.grad_fn):
         score = None
     return _Trace(list(outputs.values()), score, node)
@@ -379,6 +465,7 @@ def _seen(model: nn.Module, note: Callable[[str, int, Tensor, Any], None], only:
     calls: dict[str, int] = {}
 
     def hook_of(name: str) -> Any:
+        @own_thread
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             use = calls[name] = calls.get(name, -1) + 1
             tensor = tensor_of(output)
@@ -410,71 +497,21 @@ def _forms(shape: tuple[int, ...], image: tuple[int, ...]) -> Iterator[Form]:
         (h, w), last = shape[1:], shape[:2]
         if h * w > 1 and h <= height and w <= width:
             yield Form("nchw")
-        if h * w > 1 and last[0] * last[1] > 1 and last[0] <= height and last[1] <= width:
+        if last[0] * last[1] > 1 and last[0] <= height and last[1] <= width and _fits(last, (height, width)):
             yield Form("nhwc")
     if len(shape) == 2:
-        for prefix in range(min(MOST_PREFIX, shape[0] - 2) + 1):
-            cells = shape[0] - prefix
+        for others in range(min(MOST_OTHERS, shape[0] - 2) + 1):
+            cells = shape[0] - others
             h = round((cells * height / width) ** 0.5)
-            if h and cells % h == 0 and _fits((h, cells // h), (height, width)):
-                yield Form("tokens", (h, cells // h), prefix)
+            if others < cells and h and cells % h == 0 and _fits((h, cells // h), (height, width)):
+                for suffix in range(others + 1):
+                    yield Form("tokens", (h, cells // h), others - suffix, suffix)
 
 
 def _fits(grid: tuple[int, ...], size: tuple[int, ...]) -> bool:
     """Whether a grid has the image's aspect ratio, up to one cell."""
     (height, width), (h, w) = size, grid
     return (h - 1) * width <= (w + 1) * height and (w - 1) * height <= (h + 1) * width
-
-
-def _halves(side: int) -> list[slice]:
-    """The halves of a side; a side of one cell is whole."""
-    return [slice(side // 2), slice(side - side // 2, side)] if side > 1 else [slice(1)]
-
-
-def _quarters(size: Sequence[int]) -> list[tuple[slice, ...]]:
-    """The quarters of an image or a map: halves of both sides, or four parts of a line of at least four cells."""
-    if min(size) == 1 and max(size) >= 4:
-        ends = [round(place * max(size) / 4) for place in range(5)]
-        line = [slice(*pair) for pair in itertools.pairwise(ends)]
-        return [(slice(1), part) if size[0] == 1 else (part, slice(1)) for part in line]
-    return list(itertools.product(*map(_halves, size)))
-
-
-def _probes(image: Tensor) -> Tensor:
-    """An image, and copies of it with noise in one quarter each, `DRAWS` times."""
-    low, high = (float(value) for value in torch.aminmax(image))
-    low, high = (low, high) if low < high else (0.0, 1.0)
-    quarters, generator = _quarters(image.shape[2:]), torch.Generator().manual_seed(0)
-    probes = image.repeat(1 + DRAWS * len(quarters), 1, 1, 1)
-    for number, probe in enumerate(probes[1:]):
-        noise = torch.rand(image.shape[1:], generator=generator).to(image)
-        place = (slice(None), *quarters[number % len(quarters)])
-        probe[place] = (low + (high - low) * noise)[place]
-    return probes
-
-
-def _lies(features: Tensor, probes: Tensor) -> bool | None:
-    """Whether noise in a quarter of the image changes the same quarter of a feature map most; None if nothing changes.
-
-    Some cells change more than others, and cells see more than one quarter. So the way to assign quarters of the image
-    to quarters of the map is sought whose changes have the highest product. It must leave all in place, by `MARGIN`.
-    """
-    change = (features[1:] - features[:1]).detach().abs().float().mean(dim=1)
-    if float(change.max()) <= 1e-6 * float(features.detach().abs().max()):
-        return None
-    parts, seen = _quarters(change.shape[1:]), _quarters(probes.shape[2:])
-    means = torch.stack([change[:, rows, columns].mean(dim=(1, 2)) for rows, columns in parts], dim=1)
-    means = means.view(DRAWS, len(seen), len(parts)).mean(dim=0)
-    if min(change.shape[1:]) == 1 < min(probes.shape[2:]):  # a map of one row or column sees both halves across it
-        means = means.view(2, 2, len(parts)).mean(dim=1 if change.shape[2] == 1 else 0)
-        means = means.view(2, 2, -1).mean(dim=2)
-    if means.shape[0] != means.shape[1]:
-        return None
-    logs = (means + 1e-3 * means.mean()).log().tolist()
-    count = range(len(logs))
-    sums = {order: sum(logs[q][order[q]] for q in count) for order in itertools.permutations(count)}
-    own = sums.pop(tuple(count))
-    return bool(own > max(sums.values(), default=-math.inf) + MARGIN)
 
 
 def _holds_all_values(model: nn.Module, image: Tensor, output: _Output) -> bool:
@@ -495,6 +532,7 @@ def _holds_all_values(model: nn.Module, image: Tensor, output: _Output) -> bool:
         before = logits_of(model(image.clone())).clone()
     calls = itertools.count()
 
+    @own_thread
     def put(module: nn.Module, args: Any, given: Any) -> Any:
         return swapped(given, kept[0].clone()) if next(calls) == output.use else None
 
