@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from interp_models.core.eager import name_of
 from interp_models.core.errors import InputError
 from interp_models.core.known import known_of
 from interp_models.core.outputs import field_of
@@ -83,7 +84,41 @@ def _found(network: nn.Module, image: Tensor, where: str | int | None) -> Ending
     if most > 1 + near:
         return None
     call = _call(network, image, where, output, noting, SOFTMAX if softmax else SIGMOID)
-    return None if constant and call is None else Ending("softmax" if softmax else "sigmoid", call)
+    if call is None and (constant or _ends_linearly(network, image, where)):
+        return None
+    return Ending("softmax" if softmax else "sigmoid", call)
+
+
+LINEAR = {"Addmm", "Mm", "Bmm", "Addbmm", "Convolution", "Baddbmm"}
+"""Operations of the autograd graph by which logits are made, whatever lies before."""
+HARMLESS = {
+    "View", "UnsafeView", "Reshape", "Alias", "Squeeze", "Unsqueeze", "Transpose", "T", "Permute", "Clone", "ToCopy",
+    "Select", "Slice", "Index", "Expand", "Mean", "Sum", "Add", "Sub", "Neg", "Cat", "Stack", "Split", "Unbind",
+    "AccumulateGrad",
+}  # fmt: skip
+"""Operations that keep logits unbounded."""
+
+
+def _ends_linearly(network: nn.Module, image: Tensor, where: str | int | None) -> bool:
+    """Whether only operations that bound nothing follow the last product with weights. Then outputs are logits, also
+    of a network without training, whose outputs may all lie in [0, 1]."""
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            output = field_of(network(image.clone().requires_grad_(True)), where, one=True)
+    except RuntimeError:
+        return False
+    waiting, seen = [output.grad_fn], {output.grad_fn}
+    while waiting:
+        node = waiting.pop()
+        if node is None or name_of(node) not in LINEAR | HARMLESS:
+            return False
+        if name_of(node) in LINEAR:
+            continue
+        for parent, _ in node.next_functions:
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                waiting.append(parent)
+    return True
 
 
 def _call(

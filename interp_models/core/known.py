@@ -35,7 +35,14 @@ def state_of(model: nn.Module) -> list[object]:
     that is no attribute, such as a global variable.
     """
     parts = [
-        (name, _Same(part), getattr_static(type(part), "forward", None), _attributes(part), tuple(part._forward_hooks), _before(part))
+        (
+            name,
+            _Same(part),
+            getattr_static(type(part), "forward", None),
+            _attributes(part),
+            tuple(part._forward_hooks),
+            _before(part),
+        )
         for name, part in model.named_modules()
     ]
     tensors = chain(model.parameters(), model.buffers())
