@@ -49,9 +49,9 @@ def order(image: Tensor, grid: tuple[int, int], read: Callable[[Tensor], Tensor]
         if float(change.max()) <= ROUNDING * float(features.detach().abs().max()):
             return None
         parts = torch.split(change, [n for n in map(stripes, grid) if n > 1])
-        logs.append([_centred((part + 1e-3 * part.mean()).log()) for part in parts])
+        logs.append([_logarithm(part) for part in parts])
         axes = [axis for axis in (0, 1) if stripes(grid[axis]) > 1]
-        means = [torch.stack(some).mean(dim=0) for some in zip(*logs, strict=True)]
+        means = [torch.stack(some).nanmean(dim=0) for some in zip(*logs, strict=True)]
         share = min(_share(log, axis) for log, axis in zip(means, axes, strict=True))
         if not HOPELESS < share < SURE:
             break
@@ -113,30 +113,40 @@ def _put(image: Tensor, noise: Tensor, axis: int, first: int, length: int) -> Te
     return made
 
 
+def _logarithm(change: Tensor) -> Tensor:
+    """Logarithms (stripes, h, w) of changes; NaN for cells that never change, as behind a ReLU."""
+    log = (change + 1e-3 * change.mean()).log()
+    return log.masked_fill(change.amax(dim=0) <= 1e-3 * change.mean(), torch.nan)
+
+
 def _centred(log: Tensor) -> Tensor:
-    """Logarithms (stripes, h, w) without what a stripe changes everywhere, and what a cell changes always."""
-    log = log - log.mean(dim=(1, 2), keepdim=True)
+    """Logarithms (stripes, cells) without what a stripe changes everywhere, and what a cell changes always."""
+    log = log - log.mean(dim=1, keepdim=True)
     return log - log.mean(dim=0, keepdim=True)
 
 
 def _share(log: Tensor, axis: int) -> float:
-    """The share of the variance of centred logarithms that a function of the distance along an axis explains."""
-    count, cells = len(log), log.shape[1 + axis]
-    if float(log.std()) < LEAST:
+    """The share of the variance of logarithms (stripes, h, w) that a function of the distance along an axis explains,
+    over the cells that change."""
+    count, changes = len(log), ~log.isnan().any(dim=0)
+    if 4 * int(changes.sum()) < changes.numel():
         return 0.0
-    y = log.flatten().double()
+    y = _centred(log[:, changes]).double()
+    if float(y.std()) < LEAST:
+        return 0.0
     shares = []
+    cells = log.shape[1 + axis]
     place = (torch.arange(cells, device=log.device) + 0.5) / cells - 0.5
     # Strides can move what a cell sees by half a cell; without padding, cells at the border see less of the image.
     for offset, scale in ((0.0, 1.0), (-0.5, 1.0), (0.5, 1.0), (0.0, 0.85)):
         own = ((place + offset / cells) * scale + 0.5) * count - 0.5
-        own = own[:, None].expand(log.shape[1:]) if axis == 0 else own[None].expand(log.shape[1:])
-        distance = (torch.arange(count, device=log.device)[:, None, None] - own).abs()
-        if float(_centred(-distance).flatten().double() @ y) <= 0:
+        own = (own[:, None] if axis == 0 else own[None]).expand(log.shape[1:])[changes]
+        distance = (torch.arange(count, device=log.device)[:, None] - own).abs()
+        if float((_centred(-distance).double() * y).sum()) <= 0:
             continue
         steps = (2 * distance + 1e-4).floor()
         x = torch.stack([_centred((steps == step).float()).flatten() for step in torch.unique(steps)], dim=1).double()
-        left = y - x @ (torch.linalg.pinv(x, rtol=1e-6) @ y)
-        free, used = (count - 1) * (log[0].numel() - 1), x.shape[1] - 1
-        shares.append(1 - float(left @ left / (y @ y)) * free / max(1, free - used))
+        left = y.flatten() - x @ (torch.linalg.pinv(x, rtol=1e-6) @ y.flatten())
+        free, used = (count - 1) * max(1, y.shape[1] - 1), x.shape[1] - 1
+        shares.append(1 - float(left @ left / (y * y).sum()) * free / max(1, free - used))
     return max([0.0, *shares])

@@ -174,8 +174,11 @@ def test_the_family_shares_one_pass():
     family |= {"ablationcam": AblationCAM, "liftcam": LIFTCAM}
     alone = {name: cls(net).attribute(images, 2) for name, cls in family.items()}
     passes = []
-    cam.GradCAM(net, layer="features").attribute(images[..., :8], 2)  # finds out about the model, once per size
     handle = net.register_forward_pre_hook(lambda module, args: passes.append(len(args[0])))
+    for size in (8, 12):  # finds out about the model, once per size and layer
+        for layer in (None, "features"):
+            cam.GradCAM(net, layer=layer).attribute(images[..., :size], 2)
+    passes.clear()
     with shared_passes():
         together = {name: cls(net).attribute(images, 2) for name, cls in reversed(family.items())}
         other = cam.GradCAM(net).attribute(images, 1)

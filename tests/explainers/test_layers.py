@@ -67,7 +67,9 @@ def test_a_network_passed_twice_side_by_side_is_refused(name: str) -> None:
     assert explained(name, network, pictures(3, 32, 32)).shape == (2, 8, 8)
     with pytest.raises(NotApplicable, match="passed 2 times"):
         explained(name, Mirrored(network).eval(), pictures(3, 32, 32))
-    with pytest.raises(NotApplicable, match=r"layer network.features is passed 2 times for one prediction, and the logits read more"):
+    with pytest.raises(
+        NotApplicable, match=r"layer network.features is passed 2 times for one prediction, and the logits read more"
+    ):
         explained(name, Mirrored(network).eval(), pictures(3, 32, 32), layer="network.features")
 
 

@@ -81,8 +81,9 @@ def test_images_stop_on_their_own():
     model[0].bias.data += 0.3
     passes = []
     explainer = OptiCAM(model, layer="1", steps=60, patience=2)
-    explainer.attribute(images, 0)  # finds out about the model, once
     handle = model.register_forward_pre_hook(lambda module, args: passes.append(len(args[0])))
+    explainer.attribute(images, 0)  # finds out about the model, once
+    passes.clear()
     explainer.preparation = "none"
     maps = explainer.attribute(images, 0)
     handle.remove()
