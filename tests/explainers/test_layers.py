@@ -385,7 +385,7 @@ def test_without_gradients_the_layer_that_holds_everything_is_found_by_values() 
     plain.fc = model.fc
     for name in ("activation_map", "gradcam"):  # the gradient begins at the layer
         assert torch.allclose(explained(name, model, images), explained(name, plain, images), atol=1e-7)
-    with pytest.raises(NotApplicable, match="no layer of Mean holds all .* no gradient flows through it"):
+    with pytest.raises(NotApplicable, match=r"no layer of Mean holds all .* no gradient flows through it"):
         explained("activation_map", Mean(model, Frozen(body()).eval()).eval(), images)
 
 
