@@ -20,6 +20,13 @@ HIDING = ("CompiledFunction", "DifferentiableGraph")
 """Parts of the names of autograd nodes that hide other operations: those of torch.compile and of torch.jit."""
 
 
+HIDDEN = {
+    "Inference tensors cannot be saved": "has weights made in inference mode, through which no gradient flows",
+    "functorch transforms": "uses vmap or another transform of torch.func, through which the method cannot reach",
+}
+"""By a part of an error of torch: what a network does that methods by gradients cannot follow."""
+
+
 @contextmanager
 def eagerly(model: nn.Module) -> Iterator[None]:
     """Run a model inside the context as if it were neither compiled nor checkpointed.
@@ -42,6 +49,8 @@ def eagerly(model: nn.Module) -> Iterator[None]:
         except RuntimeError as error:
             if is_recomputed(error):
                 raise NotApplicable(RECOMPUTES) from None
+            if hidden := next((why for sign, why in HIDDEN.items() if sign in str(error)), None):
+                raise NotApplicable(f"{type(model).__name__} {hidden}") from None
             raise
 
 

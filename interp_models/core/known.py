@@ -1,5 +1,6 @@
 """What was found out about a model, kept as long as the model stays as it is."""
 
+from collections.abc import Iterator
 from inspect import getattr_static
 from itertools import chain
 from typing import Any
@@ -56,7 +57,7 @@ def fingerprint(model: nn.Module) -> list[object]:
     """
     by_device: dict[torch.device, list[Tensor]] = {}
     with torch.no_grad():
-        for x in chain(model.parameters(), model.buffers()):
+        for x in chain(model.parameters(), model.buffers(), _hidden(model)):
             if x.numel() and not _meta(x):
                 m = x.detach()
                 m = m if m.is_floating_point() and m.element_size() >= 4 else m.float()
@@ -95,6 +96,21 @@ def _attributes(part: nn.Module) -> list[tuple[str, object]]:
     return [(name, _value(value)) for name, value in vars(part).items() if name not in _INTERNAL and name != "training"]
 
 
+def _hidden(model: nn.Module) -> Iterator[Tensor]:
+    """Tensors in attributes that are neither parameters nor buffers, as in a plain list of tensors or modules."""
+    for part in model.modules():
+        waiting = [value for name, value in vars(part).items() if name not in _INTERNAL]
+        for value in waiting:
+            if isinstance(value, Tensor):
+                yield value
+            elif isinstance(value, nn.Module):
+                yield from chain(value.parameters(), value.buffers())
+            elif isinstance(value, list | tuple | dict) and len(waiting) < MOST_VALUES:
+                waiting += value.values() if isinstance(value, dict) else value
+
+
+MOST_VALUES = 10_000
+"""Most values of a module's attributes that are looked at."""
 _INTERNAL = frozenset(vars(nn.Module()))
 
 
@@ -106,6 +122,8 @@ def _value(value: object, depth: int = 2) -> object:
         return _version(value)
     if depth and isinstance(value, list | tuple):
         return tuple(_value(one, depth - 1) for one in value)
+    if isinstance(value, nn.Module):
+        return tuple(map(_version, chain(value.parameters(), value.buffers())))
     if depth and isinstance(value, dict):
         return tuple((_value(key, 0), _value(one, depth - 1)) for key, one in value.items())
     return _Same(value)

@@ -138,7 +138,7 @@ def _prepare(model: nn.Module, images: Tensor, how: Preparation) -> nn.Module | 
             found = logits_of(made(images.clone()))
             if how == "exact":  # with gradients the copy uses other kernels
                 with torch.enable_grad():
-                    found = torch.cat([found, logits_of(made(images.clone()))])
+                    found = torch.cat([found, logits_of(made(images.clone())).detach()])
                 again, expected = (torch.cat([logits, logits]) for logits in (again, expected))
         if _apart(again, expected):
             why: str | None = "its scores change from pass to pass"

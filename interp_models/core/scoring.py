@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from interp_models.core.classifier import Classifier
 from interp_models.core.endings import Ending, ending_of, without
-from interp_models.core.errors import InputError
+from interp_models.core.errors import InputError, first_line
 from interp_models.core.inputs import check_images_for, check_probabilities, fitting
 from interp_models.core.known import known_of
 from interp_models.core.outputs import LabelLogits, Regression, field_of
@@ -168,11 +168,14 @@ def _check_steady(model: nn.Module, images: Tensor) -> None:
     known = known_of(model)
     if "steady" in known:
         return
+    name = _name_of(model)
     other = images[:1].flip(3).roll(images.shape[2] // 2, dims=2)
     with uncounted(), torch.no_grad():
-        first, again = (logits_of(model(images[:1].clone())) for _ in range(2))
-        beside = logits_of(model(torch.cat([images[:1], other, other.flip(2)])))
-    name = _name_of(model)
+        try:
+            first, again = (logits_of(model(images[:1].clone())) for _ in range(2))
+            beside = logits_of(model(torch.cat([images[:1], other, other.flip(2)])))
+        except AssertionError as error:  # of an exported program, which takes batches of one size only
+            raise InputError(f"{name} does not take batches of one and of three images: {first_line(error)}") from None
     if len(first) != 1 or len(beside) != 3:
         raise InputError(f"{name} returns {len(first)} rows of logits for 1 image and {len(beside)} for 3")
     for found, why in ((again, "from pass to pass: switch its randomness off"), (beside[:1], "with its batch")):
