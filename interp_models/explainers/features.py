@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -236,9 +236,17 @@ def activations(explainer: OfLayer, inputs: Tensor, target: Target) -> tuple[Ten
     return _at_least_float32(made.a.detach()), resolve_target(target, logits_of(made.output).detach())
 
 
-def activations_and_gradients(explainer: OfLayer, inputs: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+def activations_and_gradients(
+    explainer: OfLayer, inputs: Tensor, target: Target, of: Callable[[Any], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """A and g = ∂y/∂A of the target layer, float32 or better (B, C, h, w): one forward pass, and the backward pass of
     the layers after it.
+
+    Args:
+        explainer: names the model, the layer and the score.
+        inputs: images (B, C, H, W).
+        target: class: one for all images, one per image (B,), or None for the predicted class.
+        of: maps the model's output to the values y (B,); None takes the target's score.
 
     Raises:
         NotApplicable: if the score does not depend on the layer through differentiable operations.
@@ -246,18 +254,25 @@ def activations_and_gradients(explainer: OfLayer, inputs: Tensor, target: Target
     made = _passed(explainer, inputs, gradient=True)
     classes = None if target is None else tuple(torch.as_tensor(target).flatten().tolist())
     key = (explainer.score, classes)
+    if of is not None:
+        return _at_least_float32(made.a.detach()), _gradient(made, of)
     if key not in made.gradients:
-        with torch.enable_grad():
-            score = target_scores(made.output, explainer.score, target).sum()
-        g = None
-        if score.requires_grad:
-            (g,) = torch.autograd.grad(score, made.raw, allow_unused=True, retain_graph=_shared.get() is not None)
-        if g is not None and g.dim() == 3 and not made.layer.feature_map(g).any():
-            g = None  # after the last attention only the class token reaches the score
-        if g is None:
-            raise NotApplicable(f"no gradient path from the score back to layer {made.layer.name}")
-        made.gradients[key] = g
-    return _at_least_float32(made.a.detach()), _at_least_float32(made.layer.feature_map(made.gradients[key]))
+        made.gradients[key] = _gradient(made, lambda output: target_scores(output, explainer.score, target))
+    return _at_least_float32(made.a.detach()), made.gradients[key]
+
+
+def _gradient(made: _Pass, of: Callable[[Any], Tensor]) -> Tensor:
+    """The gradient of values of the model's output with respect to A."""
+    with torch.enable_grad():
+        score = of(made.output).sum()
+    g = None
+    if score.requires_grad:
+        (g,) = torch.autograd.grad(score, made.raw, allow_unused=True, retain_graph=_shared.get() is not None)
+    if g is not None and g.dim() == 3 and not made.layer.feature_map(g).any():
+        g = None  # after the last attention only the class token reaches the score
+    if g is None:
+        raise NotApplicable(f"no gradient path from the score back to layer {made.layer.name}")
+    return _at_least_float32(made.layer.feature_map(g))
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
