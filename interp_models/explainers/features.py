@@ -15,9 +15,19 @@ from torch import Tensor, nn
 from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.maps import stretched
 from interp_models.core.passes import count_reused
-from interp_models.core.scoring import Score, Target, logits_of, resolve_target
+from interp_models.core.scoring import Score, Target, logits_of, resolve_target, scores_of
 from interp_models.explainers.base import Explainer, target_scores
-from interp_models.explainers.layers import KINDS, Fuse, Layer, LayerNames, Reshape, swapped, target_layer, tensor_of
+from interp_models.explainers.layers import (
+    KINDS,
+    Fuse,
+    Layer,
+    LayerNames,
+    Reshape,
+    stages,
+    swapped,
+    target_layer,
+    tensor_of,
+)
 
 _shared: "ContextVar[dict[Any, _Pass] | None]" = ContextVar("shared_passes", default=None)
 
@@ -161,6 +171,36 @@ def captured(layer: Layer, *, gradient: bool) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
+def captured_together(layers: Sequence[Layer], *, gradient: bool) -> Iterator[dict[int, Tensor]]:
+    """As `captured`, of several layers in one pass: outputs by the layer's place in the sequence. With `gradient`, the
+    autograd graph starts at the output of the first that runs."""
+    outputs: dict[int, Tensor] = {}
+
+    def hook_of(place: int, layer: Layer) -> Any:
+        calls = itertools.count()
+
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            tensor = tensor_of(output)
+            if next(calls) != layer.use or tensor is None:
+                return None
+            if not gradient:
+                outputs[place] = tensor.detach().clone()  # the next layer may modify it in place
+                return None
+            outputs[place] = tensor if tensor.requires_grad else tensor.detach().requires_grad_(True)
+            torch.set_grad_enabled(True)
+            return swapped(output, outputs[place].clone())
+
+        return hook
+
+    handles = [layer.module.register_forward_hook(hook_of(place, layer)) for place, layer in enumerate(layers)]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def replaced(layer: Layer, features: Tensor) -> Iterator[None]:
     """While open, for one pass, the layer's output has the features (B, C, h, w) in place of its own; the pass may
     be of one image only."""
@@ -273,6 +313,45 @@ def _gradient(made: _Pass, of: Callable[[Any], Tensor]) -> Tensor:
     if g is None:
         raise NotApplicable(f"no gradient path from the score back to layer {made.layer.name}")
     return _at_least_float32(made.layer.feature_map(g))
+
+
+def stage_activations(
+    explainer: OfLayer, inputs: Tensor, target: Target, *, gradient: bool
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Feature maps of the layers that are named, or of those that `layers.stages` finds, by one pass.
+
+    Returns:
+        A of each layer, float32 or better (B, C, h, w); with `gradient`, ∂y/∂A for the target's logit y, else an empty
+        list; and the explained classes (B,).
+
+    Raises:
+        NotApplicable: if the logit does not depend on a layer through differentiable operations.
+    """
+    names = [explainer.layer] if isinstance(explainer.layer, str) else explainer.layer
+    if names is None:
+        layers = stages(explainer.model, inputs)
+    else:
+        layers = [target_layer(explainer.model, name, inputs, explainer.reshape) for name in names]
+    with torch.no_grad(), captured_together(layers, gradient=gradient) as outputs:
+        output = explainer.model(inputs)
+    missing = [layer.name for place, layer in enumerate(layers) if place not in outputs]
+    if missing:
+        raise InputError(f"layer {missing[0]} was not used in the forward pass, or gives no tensor")
+    logits = scores_of(output, "logit")
+    targets, found = resolve_target(target, logits.detach()), []
+    raw = [outputs[place] for place in range(len(layers))]
+    if gradient:
+        gradients: Sequence[Tensor | None] = [None] * len(raw)
+        if logits.requires_grad:
+            with torch.enable_grad():
+                score = logits.gather(1, targets[:, None]).sum()
+            gradients = torch.autograd.grad(score, raw, allow_unused=True)
+        for layer, g in zip(layers, gradients, strict=True):
+            if g is None:
+                raise NotApplicable(f"no gradient path from the score back to layer {layer.name}")
+            found.append(_at_least_float32(layer.feature_map(g)))
+    pairs = zip(layers, raw, strict=True)
+    return [_at_least_float32(layer.feature_map(x.detach())) for layer, x in pairs], found, targets
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
