@@ -53,12 +53,7 @@ class OfLayer(Explainer, ABC):
         score: Score = "logit",
     ) -> None:
         super().__init__(model, score=score)
-        if reshape is not None and not callable(reshape) and reshape not in KINDS:
-            raise InputError(f"reshape must be one of {', '.join(KINDS)}, or a function; got {reshape!r}")
-        if reshape is not None and layer is None:
-            raise InputError("reshape= says what a layer gives, so that it needs layer=NAME")
-        if isinstance(layer, list) and not layer:
-            raise InputError("layer must name at least one layer; got an empty list")
+        check_layers(layer, reshape)
         self.layer, self.reshape, self.fuse = layer, reshape, fuse
         self._one = layer if not isinstance(layer, list) else layer[-1]
 
@@ -78,6 +73,16 @@ class OfLayer(Explainer, ABC):
     @abstractmethod
     def _of_layer(self, inputs: Tensor, target: Target) -> Tensor:
         """The maps (B, h, w) of one layer, see `target_layer`."""
+
+
+def check_layers(layer: LayerNames, reshape: Reshape) -> None:
+    """Raise `InputError` for options `layer` and `reshape` that make no sense."""
+    if reshape is not None and not callable(reshape) and reshape not in KINDS:
+        raise InputError(f"reshape must be one of {', '.join(KINDS)}, or a function; got {reshape!r}")
+    if reshape is not None and layer is None:
+        raise InputError("reshape= says what a layer gives, so that it needs layer=NAME")
+    if isinstance(layer, list) and not layer:
+        raise InputError("layer must name at least one layer; got an empty list")
 
 
 def fused(maps: Sequence[Tensor], fuse: Fuse) -> Tensor:
@@ -316,7 +321,7 @@ def _gradient(made: _Pass, of: Callable[[Any], Tensor]) -> Tensor:
 
 
 def stage_activations(
-    explainer: OfLayer, inputs: Tensor, target: Target, *, gradient: bool
+    model: nn.Module, layer: LayerNames, reshape: Reshape, inputs: Tensor, target: Target, *, gradient: bool
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """Feature maps of the layers that are named, or of those that `layers.stages` finds, by one pass.
 
@@ -327,14 +332,11 @@ def stage_activations(
     Raises:
         NotApplicable: if the logit does not depend on a layer through differentiable operations.
     """
-    names = [explainer.layer] if isinstance(explainer.layer, str) else explainer.layer
-    if names is None:
-        layers = stages(explainer.model, inputs)
-    else:
-        layers = [target_layer(explainer.model, name, inputs, explainer.reshape) for name in names]
+    names = [layer] if isinstance(layer, str) else layer
+    layers = stages(model, inputs) if names is None else [target_layer(model, x, inputs, reshape) for x in names]
     with torch.no_grad(), captured_together(layers, gradient=gradient) as outputs:
-        output = explainer.model(inputs)
-    missing = [layer.name for place, layer in enumerate(layers) if place not in outputs]
+        output = model(inputs)
+    missing = [one.name for place, one in enumerate(layers) if place not in outputs]
     if missing:
         raise InputError(f"layer {missing[0]} was not used in the forward pass, or gives no tensor")
     logits = scores_of(output, "logit")
@@ -346,12 +348,12 @@ def stage_activations(
             with torch.enable_grad():
                 score = logits.gather(1, targets[:, None]).sum()
             gradients = torch.autograd.grad(score, raw, allow_unused=True)
-        for layer, g in zip(layers, gradients, strict=True):
+        for one, g in zip(layers, gradients, strict=True):
             if g is None:
-                raise NotApplicable(f"no gradient path from the score back to layer {layer.name}")
-            found.append(_at_least_float32(layer.feature_map(g)))
+                raise NotApplicable(f"no gradient path from the score back to layer {one.name}")
+            found.append(_at_least_float32(one.feature_map(g)))
     pairs = zip(layers, raw, strict=True)
-    return [_at_least_float32(layer.feature_map(x.detach())) for layer, x in pairs], found, targets
+    return [_at_least_float32(one.feature_map(x.detach())) for one, x in pairs], found, targets
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -72,5 +72,5 @@ class MLFEM(FEM):
     """
 
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
-        maps, _, _ = stage_activations(self, inputs, target, gradient=False)
+        maps, _, _ = stage_activations(self.model, self.layer, self.reshape, inputs, target, gradient=False)
         return fused([self._marked(a) for a in maps], self.fuse)
