@@ -60,7 +60,7 @@ class LeGrad(OfAttention):
                 f"{class_name(self.model)} returned {len(scores)} rows of logits for {len(inputs) * (1 + len(a))} rows "
                 "of tokens after the blocks; expected one for each"
             )
-        own, *of_blocks = scores.split(len(inputs))
+        own, *of_blocks = torch.split(scores, len(inputs))
         targets = resolve_target(target, own.detach())[:, None]
         found = []
         for attention, of_block in zip(a, of_blocks, strict=True):

@@ -63,8 +63,8 @@ def test_the_oracle_can_fail() -> None:
         ("x.relu().mean", "x.abs().mean"),
         ("-layers, None", "layers, None"),
         (
-            "own, *of_blocks = scores.split(len(inputs))",
-            "own, *of_blocks = scores.split(len(inputs)); of_blocks[0] = own",
+            "own, *of_blocks = torch.split(scores, len(inputs))",
+            "own, *of_blocks = torch.split(scores, len(inputs)); of_blocks[0] = own",
         ),
     ):
         with pytest.raises((AssertionError, IndexError, InputError, ValueError)):
