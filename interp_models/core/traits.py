@@ -2,12 +2,15 @@
 
 from typing import Literal
 
-Trait = Literal["attention", "explain", "mean_and_linear", "relu", "rescale_tail"]
+Trait = Literal["any_size", "attention", "explain", "mean_and_linear", "piecewise_linear", "relu", "rescale_tail"]
 
 TRAITS: dict[Trait, str] = {
+    "any_size": "The network takes images of other sizes, too; a transformer, of a whole number of patches.",
     "attention": "The network is, or contains, a vision transformer of timm with a class token.",
     "explain": "The network explains itself by a method `explain`.",
     "mean_and_linear": "After the last feature map, the network has only the mean over cells and a linear layer.",
+    "piecewise_linear": "Logits are piecewise linear in the image: convolutions, linear layers, batch norms, ReLU and "
+    "pools, but no product of two features.",
     "relu": "All activations are ReLU or ReLU6.",
     "rescale_tail": "DeepLIFT's rescale rule covers all layers after the last feature map: linear maps, means and "
     "activations, but no product of two features.",

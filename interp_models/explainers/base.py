@@ -51,8 +51,8 @@ class Explainer(ABC):
     """Traits that the network must have, see `TRAITS`. The explainer raises `NotApplicable` for other networks."""
     passes: ClassVar[str] = "1"
     """Forward passes per image if the class is given, on a network that ends in mean pooling and a linear layer. It is
-    a formula: it may use the names of options, `channels` (of the layer) and `windows` (squares that cover the
-    image)."""
+    a formula: it may use the names of options, `channels` (of the layer), `windows` (squares that cover the image) and
+    `selected` (feature maps that the method chooses)."""
     back_to_images: ClassVar[bool] = False
     """Whether each pass also goes backward to the images, or to a mask on them."""
     uses_class: ClassVar[bool] = True

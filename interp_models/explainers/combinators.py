@@ -113,12 +113,10 @@ class Smooth(Combinator):
     def raw(self, model: nn.Module, inputs: Tensor, target: Target) -> Tensor:
         """Return the average before the reduction of channels: (B, C, H, W) as the base gives it."""
         targets = resolved(model, inputs, target)
-        sigma = torch.full_like(inputs[:, :1, :1, :1], self.noise)
-        if self.noise_scale == "range":
-            sigma = sigma * (inputs.amax(dim=(1, 2, 3), keepdim=True) - inputs.amin(dim=(1, 2, 3), keepdim=True))
+        sigma = sigmas(inputs, self.noise, self.noise_scale)
         for chunk in self._jobs(inputs, self.samples):
             i, b = chunk // len(inputs), chunk % len(inputs)
-            drawn = {n: self._noise(n, inputs) for n in set(i.tolist())}
+            drawn = {n: noise_like(inputs[0], self.seed, n) for n in set(i.tolist())}
             noisy = inputs[b] + sigma[b] * torch.stack([drawn[n] for n in i.tolist()])
             found = self._raw_of_base(model, noisy, targets[b])
             if not chunk[0]:
@@ -134,10 +132,20 @@ class Smooth(Combinator):
         squares = squares / self.samples
         return squares if self.average == "square" else (squares - (total / self.samples).square()).clamp(min=0)
 
-    def _noise(self, number: int, inputs: Tensor) -> Tensor:
-        """Standard normal noise (C, H, W), drawn on the CPU so that it is the same on every device."""
-        generator = torch.Generator().manual_seed(seed_of(self.seed, number))
-        return torch.randn(inputs.shape[1:], generator=generator).to(inputs)
+
+def sigmas(inputs: Tensor, noise: float, scale: NoiseScale) -> Tensor:
+    """The standard deviation of each image's noise, (B, 1, 1, 1)."""
+    sigma = torch.full_like(inputs[:, :1, :1, :1], noise)
+    if scale == "absolute":
+        return sigma
+    return sigma * (inputs.amax(dim=(1, 2, 3), keepdim=True) - inputs.amin(dim=(1, 2, 3), keepdim=True))
+
+
+def noise_like(image: Tensor, seed: int, number: int) -> Tensor:
+    """Standard normal noise (C, H, W), a function of the seed and a number only. It is drawn on the CPU so that it is
+    the same on every device."""
+    generator = torch.Generator().manual_seed(seed_of(seed, number))
+    return torch.randn(image.shape, generator=generator).to(image)
 
 
 class Integrate(Combinator):

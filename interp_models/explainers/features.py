@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -16,9 +16,19 @@ from interp_models.core.eager import own_thread
 from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.maps import stretched
 from interp_models.core.passes import count_reused
-from interp_models.core.scoring import Score, Target, logits_of, resolve_target
+from interp_models.core.scoring import Score, Target, logits_of, resolve_target, scores_of
 from interp_models.explainers.base import Explainer, target_scores
-from interp_models.explainers.layers import KINDS, Fuse, Layer, LayerNames, Reshape, swapped, target_layer, tensor_of
+from interp_models.explainers.layers import (
+    KINDS,
+    Fuse,
+    Layer,
+    LayerNames,
+    Reshape,
+    stages,
+    swapped,
+    target_layer,
+    tensor_of,
+)
 
 _shared: "ContextVar[dict[Any, _Pass] | None]" = ContextVar("shared_passes", default=None)
 
@@ -44,12 +54,7 @@ class OfLayer(Explainer, ABC):
         score: Score = "logit",
     ) -> None:
         super().__init__(model, score=score)
-        if reshape is not None and not callable(reshape) and reshape not in KINDS:
-            raise InputError(f"reshape must be one of {', '.join(KINDS)}, or a function; got {reshape!r}")
-        if reshape is not None and layer is None:
-            raise InputError("reshape= says what a layer gives, so that it needs layer=NAME")
-        if isinstance(layer, list) and not layer:
-            raise InputError("layer must name at least one layer; got an empty list")
+        check_layers(layer, reshape)
         self.layer, self.reshape, self.fuse = layer, reshape, fuse
         self._one = layer if not isinstance(layer, list) else layer[-1]
 
@@ -69,6 +74,16 @@ class OfLayer(Explainer, ABC):
     @abstractmethod
     def _of_layer(self, inputs: Tensor, target: Target) -> Tensor:
         """The maps (B, h, w) of one layer, see `target_layer`."""
+
+
+def check_layers(layer: LayerNames, reshape: Reshape) -> None:
+    """Raise `InputError` for options `layer` and `reshape` that make no sense."""
+    if reshape is not None and not callable(reshape) and reshape not in KINDS:
+        raise InputError(f"reshape must be one of {', '.join(KINDS)}, or a function; got {reshape!r}")
+    if reshape is not None and layer is None:
+        raise InputError("reshape= says what a layer gives, so that it needs layer=NAME")
+    if isinstance(layer, list) and not layer:
+        raise InputError("layer must name at least one layer; got an empty list")
 
 
 def fused(maps: Sequence[Tensor], fuse: Fuse) -> Tensor:
@@ -162,6 +177,36 @@ def captured(layer: Layer, *, gradient: bool) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
+def captured_together(layers: Sequence[Layer], *, gradient: bool) -> Iterator[dict[int, Tensor]]:
+    """As `captured`, of several layers in one pass: outputs by the layer's place in the sequence. With `gradient`, the
+    autograd graph starts at the output of the first that runs."""
+    outputs: dict[int, Tensor] = {}
+
+    def hook_of(place: int, layer: Layer) -> Any:
+        calls = itertools.count()
+
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            tensor = tensor_of(output)
+            if next(calls) != layer.use or tensor is None:
+                return None
+            if not gradient:
+                outputs[place] = tensor.detach().clone()  # the next layer may modify it in place
+                return None
+            outputs[place] = tensor if tensor.requires_grad else tensor.detach().requires_grad_(True)
+            torch.set_grad_enabled(True)
+            return swapped(output, outputs[place].clone())
+
+        return hook
+
+    handles = [layer.module.register_forward_hook(hook_of(place, layer)) for place, layer in enumerate(layers)]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def replaced(layer: Layer, features: Tensor) -> Iterator[None]:
     """While open, for one pass, the layer's output has the features (B, C, h, w) in place of its own; the pass may
     be of one image only."""
@@ -241,9 +286,17 @@ def activations(explainer: OfLayer, inputs: Tensor, target: Target) -> tuple[Ten
     return _at_least_float32(made.a.detach()), resolve_target(target, logits_of(made.output).detach())
 
 
-def activations_and_gradients(explainer: OfLayer, inputs: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+def activations_and_gradients(
+    explainer: OfLayer, inputs: Tensor, target: Target, of: Callable[[Any], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """A and g = ∂y/∂A of the target layer, float32 or better (B, C, h, w): one forward pass, and the backward pass of
     the layers after it.
+
+    Args:
+        explainer: names the model, the layer and the score.
+        inputs: images (B, C, H, W).
+        target: class: one for all images, one per image (B,), or None for the predicted class.
+        of: maps the model's output to the values y (B,); None takes the target's score.
 
     Raises:
         NotApplicable: if the score does not depend on the layer through differentiable operations.
@@ -251,18 +304,61 @@ def activations_and_gradients(explainer: OfLayer, inputs: Tensor, target: Target
     made = _passed(explainer, inputs, gradient=True)
     classes = None if target is None else tuple(torch.as_tensor(target).flatten().tolist())
     key = (explainer.score, classes)
+    if of is not None:
+        return _at_least_float32(made.a.detach()), _gradient(made, of)
     if key not in made.gradients:
-        with torch.enable_grad():
-            score = target_scores(made.output, explainer.score, target).sum()
-        g = None
-        if score.requires_grad:
-            (g,) = torch.autograd.grad(score, made.raw, allow_unused=True, retain_graph=_shared.get() is not None)
-        if g is not None and g.dim() == 3 and not made.layer.feature_map(g).any():
-            g = None  # after the last attention only the class token reaches the score
-        if g is None:
-            raise NotApplicable(f"no gradient path from the score back to layer {made.layer.name}")
-        made.gradients[key] = g
-    return _at_least_float32(made.a.detach()), _at_least_float32(made.layer.feature_map(made.gradients[key]))
+        made.gradients[key] = _gradient(made, lambda output: target_scores(output, explainer.score, target))
+    return _at_least_float32(made.a.detach()), made.gradients[key]
+
+
+def _gradient(made: _Pass, of: Callable[[Any], Tensor]) -> Tensor:
+    """The gradient of values of the model's output with respect to A."""
+    with torch.enable_grad():
+        score = of(made.output).sum()
+    g = None
+    if score.requires_grad:
+        (g,) = torch.autograd.grad(score, made.raw, allow_unused=True, retain_graph=_shared.get() is not None)
+    if g is not None and g.dim() == 3 and not made.layer.feature_map(g).any():
+        g = None  # after the last attention only the class token reaches the score
+    if g is None:
+        raise NotApplicable(f"no gradient path from the score back to layer {made.layer.name}")
+    return _at_least_float32(made.layer.feature_map(g))
+
+
+def stage_activations(
+    model: nn.Module, layer: LayerNames, reshape: Reshape, inputs: Tensor, target: Target, *, gradient: bool
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Feature maps of the layers that are named, or of those that `layers.stages` finds, by one pass.
+
+    Returns:
+        A of each layer, float32 or better (B, C, h, w); with `gradient`, ∂y/∂A for the target's logit y, else an empty
+        list; and the explained classes (B,).
+
+    Raises:
+        NotApplicable: if the logit does not depend on a layer through differentiable operations.
+    """
+    names = [layer] if isinstance(layer, str) else layer
+    layers = stages(model, inputs) if names is None else [target_layer(model, x, inputs, reshape) for x in names]
+    with torch.no_grad(), captured_together(layers, gradient=gradient) as outputs:
+        output = model(inputs)
+    missing = [one.name for place, one in enumerate(layers) if place not in outputs]
+    if missing:
+        raise InputError(f"layer {missing[0]} was not used in the forward pass, or gives no tensor")
+    logits = scores_of(output, "logit")
+    targets, found = resolve_target(target, logits.detach()), []
+    raw = [outputs[place] for place in range(len(layers))]
+    if gradient:
+        gradients: Sequence[Tensor | None] = [None] * len(raw)
+        if logits.requires_grad:
+            with torch.enable_grad():
+                score = logits.gather(1, targets[:, None]).sum()
+            gradients = torch.autograd.grad(score, raw, allow_unused=True)
+        for one, g in zip(layers, gradients, strict=True):
+            if g is None:
+                raise NotApplicable(f"no gradient path from the score back to layer {one.name}")
+            found.append(_at_least_float32(one.feature_map(g)))
+    pairs = zip(layers, raw, strict=True)
+    return [_at_least_float32(one.feature_map(x.detach())) for one, x in pairs], found, targets
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

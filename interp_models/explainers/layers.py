@@ -72,6 +72,10 @@ class Form:
         return rows.index_copy(1, places, features.flatten(1).to(rows.dtype)).view(-1, *output.shape[1:])
 
 
+Place = tuple[str, Form, int]
+"""Name of a layer's module in the model, form of its output, and number of the call."""
+
+
 @dataclass(frozen=True)
 class Layer:
     """A layer of a network."""
@@ -188,6 +192,47 @@ def target_layer(model: nn.Module, layer: str | None, inputs: Tensor, reshape: R
     return Layer(model.get_submodule(name), name, form, use)
 
 
+def stages(model: nn.Module, inputs: Tensor) -> list[Layer]:
+    """Find the last feature map of every resolution, the finest first.
+
+    These are the inputs of the layers that reduce the resolution, and the last feature map: outputs (B, C, h, w) or
+    (B, h, w, C) whose cells lie on the image in order, and through which passes everything that the logits know of the
+    image. A resolution at which no layer has weights, as after a last pooling, has none. If there are no such outputs,
+    and in timm's vision transformers, the only one is `target_layer`.
+
+    The result is cached as that of `target_layer`.
+    """
+    if find_transformer(model) is not None:
+        return [target_layer(model, None, inputs)]
+    known, key = known_of(model), ("stages", tuple(inputs.shape[1:]))
+    if key not in known:
+        with uncounted(), torch.inference_mode(False):
+            known[key] = _stages(model, inputs[:1].detach().clone())
+    found = [Layer(model.get_submodule(name), name, form, use) for name, form, use in known[key]]
+    return found or [target_layer(model, None, inputs)]
+
+
+def _stages(model: nn.Module, image: Tensor) -> list[Place]:
+    trace = _traced(model, image)
+    by_size: dict[tuple[int, ...], list[_Output]] = {}
+    weighted: set[tuple[int, ...]] = set()
+    for output in trace.outputs:
+        if output.form is None or output.form.kind not in ("nchw", "nhwc"):
+            continue
+        grid = output.shape[1:] if output.form.kind == "nchw" else output.shape[:2]
+        by_size.setdefault(grid, []).append(output)
+        if list(model.get_submodule(output.name).parameters(recurse=False)):
+            weighted.add(grid)
+    found: list[Place] = []
+    cells = math.inf
+    for grid, outputs in by_size.items():
+        last = next((output for output in reversed(outputs) if trace.holds_all(output)), None)
+        if grid in weighted and last is not None and last.form is not None and math.prod(grid) < cells:
+            cells = math.prod(grid)
+            found.append((last.name, last.form, last.use))
+    return found
+
+
 def check_transformer(model: nn.Module, vit: Any, inputs: Tensor) -> None:
     """Raise `NotApplicable` unless a prediction is made by the class token of a timm vision transformer, which is used
     once, without other parts beside it, and whose patches lie on the image in order.
@@ -249,10 +294,6 @@ def _own(model: Any, image: Tensor) -> Layer:
     vit, module = find_transformer(model), model.feature_layer
     form = Form("nchw") if vit is None else _patches(vit, (image.shape[2], image.shape[3]))
     return Layer(module, "feature_layer", form)
-
-
-Place = tuple[str, Form, int]
-"""Name of a layer's module in the model, form of its output, and number of the call."""
 
 
 def _found(model: nn.Module, image: Tensor) -> Place:

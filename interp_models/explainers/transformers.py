@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ class CLSAttention(Explainer):
         check_transformer(self.model, vit, inputs)
         with class_rows(attentions(vit)[-1]) as rows:
             resolve_target(target, logits_of(self.model(inputs)))  # raises for a class that does not exist
-        _once(rows, 1)
+        once(rows, 1)
         heads = on_grid(vit, rows[0].float(), (inputs.shape[2], inputs.shape[3]))
         if self.head is not None and not 0 <= self.head < heads.shape[1]:
             raise InputError(f"cls_attention: head must be from 0 to {heads.shape[1] - 1}; got {self.head}")
@@ -55,7 +56,7 @@ class CLSAttention(Explainer):
         return maps if self.mass is None else highest(maps, self.mass)
 
 
-def _once(found: list[Tensor], layers: int) -> None:
+def once(found: list[Tensor], layers: int) -> None:
     """Refuse a model that runs its transformer more than once per image, for example also on the mirrored image."""
     if len(found) != layers:
         raise NotApplicable(f"the transformer ran {len(found) / layers:g} times for one prediction; expected once")
@@ -75,7 +76,7 @@ def highest(maps: Tensor, mass: float) -> Tensor:
     return torch.zeros_like(kept).scatter(1, order, kept).view_as(maps)
 
 
-class _OfAttention(Explainer, ABC):
+class OfAttention(Explainer, ABC):
     """Abstract: one value per token, computed from the attention of transformer blocks."""
 
     needs = ("attention",)
@@ -97,19 +98,25 @@ class _OfAttention(Explainer, ABC):
             targets = None if target is None else per_image(target, len(inputs))
             parts = [slice(first, first + few) for first in range(0, len(inputs), few)]
             return torch.cat([self._attribute(inputs[p], None if targets is None else targets[p]) for p in parts])
+        a, g = self._passed(vit, layers, inputs, target)
+        with full_precision(inputs), torch.no_grad():
+            values = self._combine([x.detach().float() for x in a], [y.float() for y in g])
+        return on_grid(vit, values, size)
+
+    def _passed(
+        self, vit: Any, layers: list[Any], inputs: Tensor, target: Target
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Attention A and g = ∂y/∂A of each block (B, heads, T, T), by one pass; g is empty without `gradients`."""
         with torch.set_grad_enabled(self.gradients), weights(layers) as a:
             score = target_scores(self.model(inputs), self.score, target).sum()
-        _once(a, len(layers))
+        once(a, len(layers))
         found: Sequence[Tensor | None] = [None]
         if self.gradients and score.requires_grad:
             found = torch.autograd.grad(score, a, allow_unused=True)
         if self.gradients and found[0] is None:
             raise NotApplicable("no gradient path from the score back to the attention")
         pairs = zip(a, found, strict=True) if self.gradients else ()
-        g = [torch.zeros_like(x) if y is None else y.float() for x, y in pairs]
-        with full_precision(inputs), torch.no_grad():
-            values = self._combine([x.detach().float() for x in a], g)
-        return on_grid(vit, values, size)
+        return a, [torch.zeros_like(x) if y is None else y for x, y in pairs]
 
     @abstractmethod
     def _combine(self, a: list[Tensor], g: list[Tensor]) -> Tensor:
@@ -117,7 +124,7 @@ class _OfAttention(Explainer, ABC):
 
 
 @EXPLAINERS.register("rollout")
-class Rollout(_OfAttention):
+class Rollout(OfAttention):
     """Attention rollout: the class token's row of Â_L ... Â_1, where Â is mean_h A + I with rows normalised to sum to 1
     (Abnar and Zuidema, ACL 2020, section 3).
 
@@ -146,7 +153,7 @@ class Rollout(_OfAttention):
 
 
 @EXPLAINERS.register("attention_gradcam")
-class AttentionGradCAM(_OfAttention):
+class AttentionGradCAM(OfAttention):
     """Grad-CAM on the last block's attention: ReLU(mean_h w_h A_h[cls]), with w_h the mean of ∂y/∂A_h[cls] over all
     tokens except the class token (Chefer et al., CVPR 2021, the baseline of section 4).
 
@@ -165,7 +172,7 @@ class AttentionGradCAM(_OfAttention):
 
 
 @EXPLAINERS.register("gradsam")
-class GradSAM(_OfAttention):
+class GradSAM(OfAttention):
     """Grad-SAM: the mean over blocks, heads and rows of A ⊙ ReLU(∂y/∂A) (Barkan et al., CIKM 2021, section 3).
 
     A is the attention of a block, and y is the target's score.
@@ -180,7 +187,7 @@ class GradSAM(_OfAttention):
 
 
 @EXPLAINERS.register("chefer")
-class Chefer(_OfAttention):
+class Chefer(OfAttention):
     """Relevance by gradients: the class token's row of R, with R = I at first and R ← R + Ā R for each block, where
     Ā = mean_h ReLU(∂y/∂A ⊙ A) (Chefer et al., ICCV 2021, equations 5 and 6).
 

@@ -59,7 +59,7 @@ class InterpModule(pl.LightningModule, ABC):
     """Whether `InterpOutput.maps` can have negative values."""
     class_maps: ClassVar[bool] = False
     """Whether the default kind of `explain` depends on the class."""
-    offers: ClassVar[tuple[Trait, ...]] = ("explain",)
+    offers: ClassVar[tuple[Trait, ...]] = ("any_size", "explain")
     """Traits that explainers can rely on, see `TRAITS`. The backbone alone decides about `relu`."""
     small: ClassVar[Mapping[str, Any]] = {"backbone": "test_efficientnet", "weights": None, "output_stride": 16}
     """Options that make the model small enough for tests."""

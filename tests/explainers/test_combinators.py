@@ -91,7 +91,7 @@ def test_smooth_has_the_moments_of_its_noise():
         ("found = found - first[b]", "first = first"),
         ("- inputs.amin(dim=(1, 2, 3), keepdim=True))", ")"),
         ("inputs[b] + sigma[b]", "inputs[b] + 0.9 * sigma[b]"),
-        ("seed_of(self.seed, number)", "seed_of(self.seed, 0)"),
+        ("seed_of(seed, number)", "seed_of(seed, 0)"),
         ("squares.index_add_(0, b, found.square())", "squares.index_add_(0, b, found.abs())"),
     ],
 )
