@@ -2,12 +2,14 @@
 
 from typing import Literal
 
-Trait = Literal["attention", "explain", "mean_and_linear", "relu", "rescale_tail"]
+Trait = Literal["attention", "explain", "mean_and_linear", "plain_cnn", "relu", "rescale_tail"]
 
 TRAITS: dict[Trait, str] = {
     "attention": "The network is, or contains, a vision transformer of timm with a class token.",
     "explain": "The network explains itself by a method `explain`.",
     "mean_and_linear": "After the last feature map, the network has only the mean over cells and a linear layer.",
+    "plain_cnn": "The network has only convolutions, linear layers, pooling, batch norm, ReLU or ReLU6, sums and "
+    "concatenations.",
     "relu": "All activations are ReLU or ReLU6.",
     "rescale_tail": "DeepLIFT's rescale rule covers all layers after the last feature map: linear maps, means and "
     "activations, but no product of two features.",

@@ -13,7 +13,7 @@ from interp_models.core.rng import uniform
 from interp_models.core.scoring import Target, resolve_target, scores_of_variants
 from interp_models.explainers.base import EXPLAINERS, Explainer
 
-Array = NDArray[np.float64]
+Array = NDArray[Any]
 
 
 @EXPLAINERS.register("prediction_difference")
@@ -145,7 +145,7 @@ class Patches:
     def __init__(self, image: Array, size: int) -> None:
         self.image, self.size = image, size
         every = np.lib.stride_tricks.sliding_window_view(image, (size, size), axis=(1, 2))
-        count, total, products = every[0, :, :, 0, 0].size, 0.0, 0.0
+        count, total, products = every[0, :, :, 0, 0].size, np.zeros(1), np.zeros(1)
         centre = image.mean(axis=(1, 2))[:, None, None]
         for row in range(every.shape[1]):  # all patches at once would take size² times the memory of the image
             some = every[:, row].reshape(len(image), -1, size**2) - centre

@@ -65,10 +65,10 @@ SUBJECTS: dict[str, Subject] = {
         name: Subject(lambda name=name: ours(name), MODELS.get(name).offers, f"`{name}`")  # type: ignore[misc]
         for name in MODELS.names()
     },
-    "resnet18": Subject(resnet, ("mean_and_linear", "relu", "rescale_tail"), "ResNet"),
-    "vgg": Subject(vgg, ("relu", "rescale_tail"), "VGG"),
+    "resnet18": Subject(resnet, ("mean_and_linear", "plain_cnn", "relu", "rescale_tail"), "ResNet"),
+    "vgg": Subject(vgg, ("plain_cnn", "relu", "rescale_tail"), "VGG"),
     "vit": Subject(vit, ("attention",), "ViT"),
-    "sequential": Subject(bare, ("mean_and_linear", "relu", "rescale_tail"), "Sequential"),
+    "sequential": Subject(bare, ("mean_and_linear", "plain_cnn", "relu", "rescale_tail"), "Sequential"),
 }
 
 
