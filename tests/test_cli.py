@@ -968,6 +968,11 @@ def test_help_on_one_thing(script: Script) -> None:
     assert about.out.startswith("explainers: rise (interp_models.explainers.rise.RISE)\n  RISE: S(p) = ")
     assert "    masks: int = " in about.out
     assert "\n\n  grid: Any = None   Grid to which every map is brought:" in about.out
+    seed, of = (
+        "    seed: int = 0   Seed of the noise.\n",
+        "    of: Literal['gradient', 'integrated_gradients'] = gradient",
+    )
+    assert f"{seed}{of}   The maps:" in script("evaluate", "--help", "vargrad").out  # of a base's field, and its own
     metrics = script("evaluate", "--help", "metrics").out
     for name in METRICS:
         for value, meaning in METRICS.get(name).legend.items():

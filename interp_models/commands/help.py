@@ -110,7 +110,8 @@ def _about_class(topic: Topic, name: str, *, brief: bool = False) -> str:
     ]
     if legend := getattr(cls, "legend", None):
         lines += [f"  {key}: {meaning}" for key, meaning in legend.items()]
-    if options := describe(schema_of(cls, topic.given), "    "):
+    noted = cls if hasattr(cls, "__dataclass_fields__") else None  # others have them in their docstring
+    if options := describe(schema_of(cls, topic.given), "    ", noted=noted):
         lines += ["  Options:", options]
     if actions := getattr(cls, "actions", ()):
         lines.append(f"  Actions of phases[i].on_start and on_end: {', '.join(actions)}")

@@ -5,16 +5,17 @@ import typing
 from typing import Any
 
 
-def describe(schema: type, indent: str = "  ", only: str | None = None) -> str:
+def describe(schema: type, indent: str = "  ", only: str | None = None, noted: type | None = None) -> str:
     """A text with the type, default and meaning of each key of a schema.
 
     Args:
         schema: a dataclass.
         indent: start of each line.
         only: the only key to describe; None describes all.
+        noted: the dataclass with the meanings below its fields; None takes the schema itself.
     """
     lines = []
-    notes = attribute_notes(schema)
+    notes = attribute_notes(noted or schema)
     for item in dataclasses.fields(schema):
         if only not in (None, item.name):
             continue

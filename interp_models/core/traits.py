@@ -2,7 +2,9 @@
 
 from typing import Literal
 
-Trait = Literal["any_size", "attention", "explain", "mean_and_linear", "piecewise_linear", "relu", "rescale_tail"]
+Trait = Literal[
+    "any_size", "attention", "explain", "mean_and_linear", "piecewise_linear", "plain_cnn", "relu", "rescale_tail"
+]
 
 TRAITS: dict[Trait, str] = {
     "any_size": "The network takes images of other sizes, too; a transformer, of a whole number of patches.",
@@ -11,6 +13,8 @@ TRAITS: dict[Trait, str] = {
     "mean_and_linear": "After the last feature map, the network has only the mean over cells and a linear layer.",
     "piecewise_linear": "Logits are piecewise linear in the image: convolutions, linear layers, batch norms, ReLU and "
     "pools, but no product of two features.",
+    "plain_cnn": "The network has only convolutions, linear layers, pooling, batch norm, ReLU or ReLU6, sums and "
+    "concatenations.",
     "relu": "All activations are ReLU or ReLU6.",
     "rescale_tail": "DeepLIFT's rescale rule covers all layers after the last feature map: linear maps, means and "
     "activations, but no product of two features.",

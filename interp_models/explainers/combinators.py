@@ -59,9 +59,10 @@ class Combinator(PixelExplainer, ABC):
                 self.base.preparation = asked
         return found.detach().to(torch.promote_types(found.dtype, torch.float32))
 
-    def _jobs(self, inputs: Tensor, each: int) -> tuple[Tensor, ...]:
-        """Numbers of (sample, image) pairs, in chunks: sample 0 of every image, then sample 1, ..."""
-        return torch.split(torch.arange(each * len(inputs), device=inputs.device), self.batch or default_batch(inputs))
+
+def pairs(inputs: Tensor, each: int, batch: int | None) -> tuple[Tensor, ...]:
+    """Numbers of (sample, image) pairs, in chunks: sample 0 of every image, then sample 1, ..."""
+    return torch.split(torch.arange(each * len(inputs), device=inputs.device), batch or default_batch(inputs))
 
 
 def resolved(model: nn.Module, inputs: Tensor, target: Target) -> Tensor:
@@ -114,7 +115,7 @@ class Smooth(Combinator):
         """Return the average before the reduction of channels: (B, C, H, W) as the base gives it."""
         targets = resolved(model, inputs, target)
         sigma = sigmas(inputs, self.noise, self.noise_scale)
-        for chunk in self._jobs(inputs, self.samples):
+        for chunk in pairs(inputs, self.samples, self.batch):
             i, b = chunk // len(inputs), chunk % len(inputs)
             drawn = {n: noise_like(inputs[0], self.seed, n) for n in set(i.tolist())}
             noisy = inputs[b] + sigma[b] * torch.stack([drawn[n] for n in i.tolist()])
@@ -186,7 +187,7 @@ class Integrate(Combinator):
         """Return the integral before the reduction of channels: (B, C, H, W) as the base gives it."""
         targets, change = resolved(model, inputs, target), inputs - self.baseline
         alphas, weights = (torch.as_tensor(x).to(inputs) for x in points(self.steps, self.quadrature))
-        for chunk in self._jobs(inputs, self.steps):
+        for chunk in pairs(inputs, self.steps, self.batch):
             t, b = chunk // len(inputs), chunk % len(inputs)
             found = self._raw_of_base(model, self.baseline + alphas[t].view(-1, 1, 1, 1) * change[b], targets[b])
             if not chunk[0]:

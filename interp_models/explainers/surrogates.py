@@ -1,5 +1,6 @@
 """Linear surrogate models of the score as a function of the visible segments: LIME and KernelSHAP."""
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -147,9 +148,11 @@ class KernelSHAP(_Surrogate):
     NeurIPS 2017, theorem 2).
 
     z says which segments are visible, and v(z) is the score of that image. The sum of φ is constrained to v(1) - v(0).
-    The kernel is π(z) = (P - 1) / (C(P, |z|) |z| (P - |z|)). If `samples` suffice for all z, all are used and φ is
-    exact. Otherwise pairs of a z and its complement are drawn in proportion to π; an odd sample is left out. All images
-    share the z. Each sample takes one forward pass.
+    The kernel is π(z) = (P - 1) / (C(P, |z|) |z| (P - |z|)). Pairs of a z and its complement are drawn by leverage
+    (Musco and Witter, ICLR 2025, section 3): all different, and as many of each size |z| as there are, up to an equal
+    share. A z counts with its kernel, divided by the share of the sets of its size that are drawn. If `samples` suffice
+    for all z, all are used and φ is exact. An odd sample is left out. All images share the z. Each sample takes one
+    forward pass.
 
     Args:
         model: any module that returns logits.
@@ -185,28 +188,59 @@ class KernelSHAP(_Surrogate):
 
     def _switched(self) -> NDArray[np.bool_]:
         count = self.cells**2
+        drawn = [_drawn(count, size, pairs, self.seed) for size, pairs in pairs_per_size(count, self.samples // 2)]
+        on = np.concatenate(drawn)
         ends = np.repeat([[False], [True]], count, axis=1)
-        if count < 31 and 2**count - 2 <= self.samples:
-            every = np.arange(1, 2**count - 1)[:, None] >> np.arange(count) & 1 == 1
-            return np.concatenate([ends, every])
-        sizes = np.arange(1, count)
-        cumulative = np.cumsum(1 / (sizes * (count - sizes)))  # π summed over all z of each size, up to a factor
-        draws = uniform(self.seed, np.arange(self.samples // 2)[:, None], np.arange(count + 1))
-        size = sizes[np.searchsorted(cumulative / cumulative[-1], draws[:, 0], side="right").clip(max=count - 2)]
-        on = draws[:, 1:].argsort(axis=1).argsort(axis=1) < size[:, None]
         return np.concatenate([ends, np.stack([on, ~on], axis=1).reshape(-1, count)])
 
     def _fit(self, on: NDArray[np.bool_], scores: NDArray[np.float64]) -> NDArray[np.float64]:
         z, count = on[2:].astype(float), on.shape[1]
         none, change = scores[:, :1], scores[:, 1:2] - scores[:, :1]
-        weights = np.ones(len(z))
-        if len(z) == 2**count - 2:
-            size = z.sum(axis=1)
-            choose = np.asarray([math.comb(count, int(n)) for n in size], dtype=float)
-            weights = (count - 1) / (choose * size * (count - size))
+        size = on[2:].sum(axis=1)
+        weights = 1 / (np.bincount(size)[size] * size * (count - size))  # π(z) C(P, |z|) / sets drawn of that size
         # The constraint on the sum gives the last segment's value, so it is eliminated from the regression.
         last, others = z[:, -1:], z[:, :-1] - z[:, -1:]
         y = (scores[:, 2:] - none).T - last * change.T  # (n, B)
         root = np.sqrt(weights)[:, None]
         found = np.linalg.lstsq(root * others, root * y, rcond=None)[0].T
         return np.concatenate([found, change - found.sum(axis=1, keepdims=True)], axis=1)
+
+
+def pairs_per_size(count: int, pairs: int) -> list[tuple[int, int]]:
+    """Share pairs of complements evenly among the sizes 1 ... count - 1 of subsets, as far as there are such sets.
+
+    Returns:
+        The smaller size of a pair, and the number of pairs.
+
+    >>> pairs_per_size(5, 8)
+    [(1, 4), (2, 4)]
+    >>> pairs_per_size(5, 12), pairs_per_size(4, 100)
+    ([(1, 5), (2, 7)], [(1, 4), (2, 3)])
+    """
+    sizes = range(1, count // 2 + 1)
+    left = {size: math.comb(count, size) // (2 if 2 * size == count else 1) for size in sizes}
+    share = {size: 1 if 2 * size == count else 2 for size in sizes}  # sizes in a pair
+    given = dict.fromkeys(sizes, 0)
+    for size in sorted(sizes, key=lambda size: left[size] / share[size]):  # those that run out come first
+        given[size] = min(left[size], round(pairs * share[size] / sum(share.values())))
+        pairs -= given[size]
+        del share[size]
+    return list(given.items())
+
+
+def _drawn(count: int, size: int, number: int, seed: int) -> NDArray[np.bool_]:
+    """Different subsets of a size, (number, count), none of which is the complement of another."""
+    half = 2 * size == count
+    if number == math.comb(count, size) // (2 if half else 1):
+        members = np.array([one for one in itertools.combinations(range(count), size) if one[0] == 0 or not half])
+        every = np.zeros((number, count), dtype=bool)
+        np.put_along_axis(every, members, True, axis=1)
+        return every
+    found, draws = np.zeros((0, count), dtype=bool), 0
+    while len(found) < number:
+        numbers = np.arange(draws, draws + 2 * number)[:, None]
+        on = uniform(seed, size, numbers, np.arange(count)).argsort(axis=1).argsort(axis=1) < size
+        found = np.concatenate([found, np.where(on[:, :1], on, ~on) if half else on])
+        found = found[np.sort(np.unique(found, axis=0, return_index=True)[1])]
+        draws += 2 * number
+    return found[:number]

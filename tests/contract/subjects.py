@@ -65,11 +65,13 @@ SUBJECTS: dict[str, Subject] = {
         name: Subject(lambda name=name: ours(name), MODELS.get(name).offers, f"`{name}`")  # type: ignore[misc]
         for name in MODELS.names()
     },
-    "resnet18": Subject(resnet, ("any_size", "mean_and_linear", "piecewise_linear", "relu", "rescale_tail"), "ResNet"),
-    "vgg": Subject(vgg, ("any_size", "piecewise_linear", "relu", "rescale_tail"), "VGG"),
+    "resnet18": Subject(
+        resnet, ("any_size", "mean_and_linear", "piecewise_linear", "plain_cnn", "relu", "rescale_tail"), "ResNet"
+    ),
+    "vgg": Subject(vgg, ("any_size", "piecewise_linear", "plain_cnn", "relu", "rescale_tail"), "VGG"),
     "vit": Subject(vit, ("any_size", "attention"), "ViT"),
     "sequential": Subject(
-        bare, ("any_size", "mean_and_linear", "piecewise_linear", "relu", "rescale_tail"), "Sequential"
+        bare, ("any_size", "mean_and_linear", "piecewise_linear", "plain_cnn", "relu", "rescale_tail"), "Sequential"
     ),
 }
 

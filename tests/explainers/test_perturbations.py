@@ -306,22 +306,54 @@ def check_sampled_shap(cls=KernelSHAP):
 
 
 def check_drawn_sizes(cls=KernelSHAP):
+    """Pairs of complements, all different, as many of each size as there are, and all alike within a size."""
     z = cls(nn.Identity(), samples=20000, cells=3)._switched()[2:]
-    assert len(z) == 510  # all of them, as they are fewer
-    z = cls(nn.Identity(), samples=20000, cells=4)._switched()[2:]
-    assert (z[::2] == ~z[1::2]).all()
-    expected = np.array([1 / (s * (16 - s)) for s in range(1, 16)])
-    found = np.bincount(z.sum(1), minlength=16)[1:16] / len(z)
-    np.testing.assert_allclose(found, expected / expected.sum(), atol=5 * 0.5 / math.sqrt(10000))
-    assert abs(z.mean(axis=0) - 0.5).max() < 1e-9  # by the pairs
-    of_three = z[::2][z[::2].sum(1) == 3]
-    np.testing.assert_allclose(of_three.mean(0), 3 / 16, atol=5 * 0.4 / math.sqrt(len(of_three)))
+    assert {tuple(row) for row in z} == set(itertools.product((False, True), repeat=9)) - {(False,) * 9, (True,) * 9}
+    assert len(z) == 510
+    every = []
+    for seed in range(40):
+        z = cls(nn.Identity(), samples=1001, cells=4, seed=seed)._switched()[2:]
+        assert len(z) == 1000
+        assert (z[::2] == ~z[1::2]).all()
+        assert len(np.unique(z, axis=0)) == 1000
+        sizes = np.bincount(z.sum(1), minlength=17)
+        assert (sizes[1], sizes[15]) == (16, 16)  # all that there are
+        assert abs(sizes[2:15] - 968 / 13).max() <= 1.5
+        every.append(z)
+    every = np.concatenate(every)
+    for size in (2, 3, 8):
+        some = every[every.sum(1) == size]
+        rate, count = size / 16, len(some)
+        np.testing.assert_allclose(some.mean(0), rate, atol=5 * math.sqrt(rate * (1 - rate) / count))
+        together = (some[:, 0] & some[:, 5]).mean()
+        assert together == pytest.approx(rate * (size - 1) / 15, abs=5 * math.sqrt(rate / count))
+    assert not np.array_equal(every[:1000], every[1000:2000])
+
+
+def check_weights_of_sets(cls=KernelSHAP):
+    """The regression is that of all sets, each with its kernel by the share of its size that was drawn."""
+    explainer = cls(nn.Identity(), samples=100, cells=4)
+    z = explainer._switched()
+    scores = np.random.default_rng(0).normal(size=(2, len(z)))
+    found = explainer._fit(z, scores)
+    for y, values in zip(scores, found, strict=True):
+        drawn, y0, change = z[2:].astype(float), y[0], y[1] - y[0]
+        sizes = drawn.sum(1)
+        weights = [
+            15 / (math.comb(16, int(s)) * s * (16 - s)) / (np.sum(sizes == s) / math.comb(16, int(s))) for s in sizes
+        ]
+        # Lagrange: the normal equations, with a multiplier of the sum.
+        w = np.diag(weights)
+        matrix = np.block([[drawn.T @ w @ drawn, np.ones((16, 1))], [np.ones((1, 16)), np.zeros((1, 1))]])
+        right = np.concatenate([drawn.T @ w @ (y[2:] - y0), [change]])
+        np.testing.assert_allclose(values, np.linalg.solve(matrix, right)[:16], rtol=1e-6, atol=1e-8)
 
 
 def check_kernelshap(cls=KernelSHAP):
     check_exact_shap(cls)
     check_sampled_shap(cls)
     check_drawn_sizes(cls)
+    check_weights_of_sets(cls)
 
 
 def test_kernelshap():
@@ -331,17 +363,66 @@ def test_kernelshap():
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("math.comb(count, int(n))", "1"),
-        ("/ (choose * size * (count - size))", "/ (choose * size)"),
+        ("(np.bincount(size)[size] * size", "(size"),
+        ("* size * (count - size))", "* size)"),
         ("z[:, :-1] - z[:, -1:]", "z[:, :-1]"),
         ("- last * change.T", "- last"),
         ("change - found.sum(axis=1, keepdims=True)", "change"),
-        ("1 / (sizes * (count - sizes))", "1.0 + 0 * sizes"),
+        ("1 if 2 * size == count else 2 for", "size for"),
+        ("key=lambda size: left[size] / share[size]", "key=lambda size: -size"),
+        ("np.sort(np.unique(found, axis=0, return_index=True)[1])", "slice(None)"),
+        ("np.where(on[:, :1], on, ~on) if half else on", "on"),
+        ("uniform(seed, size,", "uniform(0, size,"),
     ],
 )
 def test_mutations_of_kernelshap_are_rejected(right, wrong):
     with pytest.raises(AssertionError):
         check_kernelshap(mutated(SURROGATES, right, wrong).KernelSHAP)
+
+
+def by_kernel(values, count, samples, seed):
+    """KernelSHAP as before: pairs in proportion to π, which may repeat; the same constraint."""
+    rng = np.random.default_rng(seed)
+    sizes = np.arange(1, count)
+    weights = 1 / (sizes * (count - sizes))
+    z = np.zeros((samples // 2, count), bool)
+    for row, size in zip(z, rng.choice(sizes, len(z), p=weights / weights.sum()), strict=True):
+        row[rng.choice(count, size, replace=False)] = True
+    z = np.concatenate([z, ~z])
+    none, change = values(np.zeros((1, count), bool)), values(np.ones((1, count), bool)) - values(np.zeros((1, count)))
+    y = values(z) - none - z[:, -1] * change
+    found = np.linalg.lstsq(z[:, :-1].astype(float) - z[:, -1:], y, rcond=None)[0]
+    return np.append(found, change - found.sum())
+
+
+def test_leverage_has_a_smaller_error_than_the_kernel():
+    """Games whose Shapley values are known: c for those in T, if all of T are on, is shared evenly in T."""
+    rng = np.random.default_rng(5)
+    ratios = {}
+    for cells, largest in ((3, 5), (4, 5), (4, 12), (7, 5)):
+        count = cells**2
+        members = np.zeros((60, count))
+        for row in members:
+            row[rng.choice(count, rng.integers(1, largest + 1), replace=False)] = 1
+        worth = rng.normal(size=60)
+        exact = (worth / members.sum(1)) @ members
+
+        def values(z, members=members, worth=worth):
+            return (z.astype(float) @ members.T >= members.sum(1)) @ worth
+
+        for samples in (4 * count, 10 * count, 40 * count):
+            errors = {"leverage": [], "kernel": []}
+            for seed in range(12):
+                explainer = KernelSHAP(nn.Identity(), samples=samples, cells=cells, seed=seed)
+                on = explainer._switched()
+                found = explainer._fit(on, values(on)[None])[0]
+                assert found.sum() == pytest.approx(float(np.diff(values(on[:2]))[0]))
+                errors["leverage"].append(np.linalg.norm(found - exact))
+                errors["kernel"].append(np.linalg.norm(by_kernel(values, count, samples, seed) - exact))
+            ratios[count, largest, samples] = np.mean(errors["leverage"]) / np.mean(errors["kernel"])
+    assert max(ratios.values()) < 1.1
+    assert np.mean(list(ratios.values())) < 0.8
+    assert ratios[9, 5, 360] < 0.4  # where most of all sets are drawn
 
 
 def test_additive_models_give_what_segments_add():
