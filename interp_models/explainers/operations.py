@@ -68,6 +68,16 @@ LARGEST = _names(
     """
 )
 
+ACTIVATIONS = _names(
+    """
+    relu relu6 hardtanh threshold clamp clamp_min clamp_max clip elu celu selu gelu silu mish softplus sigmoid
+    special_expit tanh hardswish hardsigmoid leaky_relu prelu logsigmoid log_sigmoid softsign rrelu hardshrink
+    softshrink tanhshrink logit special_logit maximum minimum
+    """
+)
+"""Functions of one value that grow with it, or nearly so."""
+SIGMOIDS = frozenset(["sigmoid", "special_expit", "hardsigmoid"])
+"""Functions that make gates."""
 KINDS: dict[str, Kind] = {
     **dict.fromkeys(MOVES, "structure"), **dict.fromkeys(ADDS, "sum"), **dict.fromkeys(WEIGHS, "linear"),
     **dict.fromkeys(MULTIPLIES, "product"), **dict.fromkeys(DIVIDES, "quotient"),

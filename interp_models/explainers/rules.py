@@ -34,6 +34,7 @@ from interp_models.explainers.operations import (
     ONLY_SHAPES,
     POWERS,
     SHIFTS,
+    SIGMOIDS,
     SILENT,
     Kind,
 )
@@ -92,6 +93,8 @@ class Mark:
     """Of a raw tensor, its values for a black and for a white image."""
     call: "Call | None" = None
     """The weighted sum that it is the output of."""
+    gate: bool = False
+    """Whether it is the output of a sigmoid."""
     mask: tuple[Tensor, bool] | None = None
     """Of a mask, the tensor whose values above 0 (or not above 0) it marks."""
 
@@ -223,10 +226,10 @@ class Rules(TorchFunctionMode):
         self._kept: dict[int, list[Kept]] = {}
         self._starts: list[Any] = []
 
-    def start(self, x: Tensor) -> Tensor:
-        """Follow what depends on a leaf of the graph, such as the images."""
-        black = (torch.zeros_like(x), torch.ones_like(x)) if self.bounds else None
-        self._marks[x] = Mark(raw=self.relevance, bounds=black)
+    def start(self, x: Tensor, *, image: bool = True) -> Tensor:
+        """Follow what depends on a leaf of the graph, the images or features."""
+        black = (torch.zeros_like(x), torch.ones_like(x)) if self.bounds and image else None
+        self._marks[x] = Mark(raw=self.relevance and image, bounds=black)
         self._starts.append(get_gradient_edge(x).node)
         return x
 
@@ -251,17 +254,19 @@ class Rules(TorchFunctionMode):
         return made
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", str(func))
         if name in ("__get__", "__set__"):
             name = func.__self__.__name__
         if name in SILENT or name.startswith("_set_"):
             return func(*args, **kwargs)
+        if not args and "input" in kwargs:
+            args = (kwargs.pop("input"),)
         in_place = _in_place(name, args, kwargs)
         name = name.strip("_")
         if name == "requires_grad":
             made: Tensor = func(*args, **kwargs)
-            return self.start(made) if made.requires_grad and made.is_leaf else made
+            return self.start(made, image=False) if made.requires_grad and made.is_leaf else made
         marked: list[tuple[Tensor, Mark]] = []
         for x in _tensors((args, kwargs)):
             mark = self.mark(x)
@@ -398,9 +403,11 @@ class Rules(TorchFunctionMode):
             if not x.requires_grad:
                 self._mark_blind(x, call.name, call.args, call.kwargs)
             elif (mark := self.mark(x)) is None or mark.blind or call.in_place:
-                self._marks[x] = Mark()
+                before = [self.mark(operand) for operand in call.operands]
+                moved = KINDS.get(call.name) == "structure" and all(one is not None and one.gate for one in before)
+                self._marks[x] = Mark(gate=moved or call.name in SIGMOIDS)
         if call.in_place and isinstance(call.args[0], Tensor):
-            self._marks[call.args[0]] = Mark()
+            self._marks[call.args[0]] = Mark(gate=call.name in SIGMOIDS)
 
     def _mark_blind(self, result: Any, name: str, args: Any, kwargs: Any) -> None:
         if name in ONLY_SHAPES:
