@@ -10,7 +10,8 @@ layers with weights w and outputs z = Σ_i x_i w_i + b are below; x⁺ and x⁻ 
 - box (z^B), at pixels x between l and h: R_i = (x_i w_i - l w_i⁺ - h w_i⁻) R / Σ of the same.
 - flat: R_i = R / (number of inputs).
 
-A batch norm is merged into the layer before it, or is a layer of its own. Sources: Bach et al., PLOS ONE 2015 (ε, α and
+A batch norm is merged into the convolution before it. If there is none, it passes relevance on (with ε everywhere, it
+is a layer with ε). Sources: Bach et al., PLOS ONE 2015 (ε, α and
 β); Montavon et al., Pattern Recognition 2017 (z⁺, box); Montavon et al. 2019 (γ); Lapuschkin et al., Nature
 Communications 2019 (flat); Achtibat et al., ICML 2024 (attention).
 """
@@ -23,8 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from interp_models.core.errors import NotApplicable
-from interp_models.explainers.operations import Kind
+from interp_models.core.errors import InputError, NotApplicable
+from interp_models.core.scoring import Target, logits_of, resolve_target
+from interp_models.explainers.features import OfLayer, captured
+from interp_models.explainers.operations import ACTIVATIONS, Kind
 from interp_models.explainers.rules import Call, Mark, Rule, Rules, Table, plain, ruled
 
 DENSE = frozenset(["linear", "matmul", "rmatmul", "mm", "bmm", "mv", "addmm"])
@@ -47,7 +50,7 @@ class Layer:
 
 
 Spread = Callable[[Layer, Tensor], Tensor]
-"""From a layer and the relevance R of z to the multipliers of x; of a first layer, see `Relevance`, to its relevance."""
+"""From a layer and the relevance R of z to the multipliers of x; `Composite.first` gives the relevance of x."""
 
 
 def stabilised(z: Tensor, epsilon: float) -> Tensor:
@@ -185,7 +188,8 @@ class Composite:
 class Relevance(Rules):
     """LRP: what leaves the network at the image is relevance, at the image as normalised by the network.
 
-    Products and attention share relevance equally between their factors (Achtibat et al., proposition 3.3). Softmax has
+    Products and attention share relevance equally between their factors (Achtibat et al., proposition 3.3), but a gate
+    takes none (Arras et al., WASSA 2017, section 3.3). Softmax has
     its own derivative, which is their equation 13. Denominators, and the deviations that norms divide by, take none
     (their proposition 3.4).
 
@@ -226,29 +230,25 @@ class Relevance(Rules):
             call = self._entered(call)
         if not (dense or convolution):
             return call.plain()  # einsum and others, with a constant: ε = 0
-        return self.spreading(call, parts(call), special or rule, first=special is not None)
+        return self.spreading(call, parts(call), special or rule)
 
-    def spreading(self, call: Call, found: tuple[Any, Any, Any], rule: Spread, *, first: bool = False) -> Tensor:
+    def spreading(self, call: Call, found: tuple[Any, Any, Any], rule: Spread) -> Tensor:
         """The output of a layer, with a rule."""
         f, w, b = found
-        x, value = call.operands[0], call.value()
-        kept, z = self.keep(x), self.keep(value)
-        mark = self.mark(x)
-        bounds = mark.bounds if mark is not None else None
-        if isinstance(rule, Epsilon) and not first:  # the derivative is enough
-            own = Call(self, call.name, call.func, call.args, call.kwargs, call.operands, call.in_place)
-            result = own.plain()
-            if rule.epsilon and not call.in_place:
-                epsilon = rule.epsilon
-                result = ruled(result.detach(), lambda m: [m * share(z.value, z.value, epsilon)], [result])
+        x = call.operands[0]
+        if isinstance(rule, Epsilon) and call.name != "merged":  # the derivative is enough
+            made, epsilon = call.plain(), rule.epsilon
+            z = self.keep(made)
+            result = ruled(made.detach(), lambda m: [m * share(z.value, z.value, epsilon)], [made]) if epsilon else made
         else:
+            value = call.value()
+            kept, z = self.keep(x), self.keep(value)
+            bounds = mark.bounds if (mark := self.mark(x)) is not None else None
 
             def back(m: Tensor) -> list[Tensor]:
                 wide = torch.promote_types(kept.value.dtype, z.value.dtype)
-                layer = Layer(
-                    f, kept.value.to(wide), w.detach().to(wide), None if b is None else b.detach().to(wide),
-                    z.value.to(wide), bounds,
-                )  # fmt: skip
+                bias = None if b is None else b.detach().to(wide)
+                layer = Layer(f, kept.value.to(wide), w.detach().to(wide), bias, z.value.to(wide), bounds)
                 with torch.autocast(m.device.type, enabled=False):
                     return [rule(layer, m.to(wide) * layer.z).to(kept.value.dtype)]
 
@@ -267,24 +267,20 @@ class Relevance(Rules):
         scale = scale if gain is None else scale * gain.double()
         add = -mean.double() * scale if shift is None else shift.double() - mean.double() * scale
         before = mark.call if (mark := self.mark(x)) is not None else None
-        if before is None:
-            if x.dim() != 4:
-                return call.plain()
-            groups, w = x.shape[1], scale.view(-1, 1, 1, 1).to(x.dtype)
-            of_one = (lambda x, w: F.conv2d(x, w, groups=groups)), w, add.view(-1, 1, 1).to(x.dtype)
-            return self.spreading(call, of_one, self.composite.convolution)
+        if before is None:  # as α and β on it would multiply relevance at every batch norm
+            return call.plain() if isinstance(self.composite.convolution, Epsilon) else elementwise(call)
         f, w, b = parts(before)
-        first = (mark := self.mark(before.operands[0])) is not None and mark.raw
-        special = self.composite.first if first else None
-        source = self.entered(before.operands[0]) if first and special is None else before.operands[0]
-        if "transpose" in before.name:
+        source = before.operands[0]
+        first = (mark := self.mark(source)) is not None and mark.raw
+        rule = (self.composite.first if first else None) or self.composite.convolution
+        if "transpose" in before.name or (isinstance(rule, Epsilon) and not rule.epsilon):
             return call.plain()
-        bias = add.view(-1, *(1,) * (x.dim() - 2)) + (0 if b is None else b.double() * scale.view(-1, *(1,) * (x.dim() - 2)))
-        weight = (w.double() * scale.view(-1, *(1,) * (w.dim() - 1))).to(w.dtype)
-        with torch.no_grad():
-            value = call.value()
-        merged = Call(self, "conv", lambda _: value, (source,), {}, [source])
-        return self.spreading(merged, (f, weight, bias.to(w.dtype)), _exact(special or self.composite.convolution), first=special is not None)
+        wide = (-1, *(1,) * (x.dim() - 2))
+        bias = add.view(wide) if b is None else add.view(wide) + b.double() * scale.view(wide)
+        weight = w.double() * scale.view(-1, *(1,) * (w.dim() - 1))
+        value = call.value()
+        merged = Call(self, "merged", lambda _: value, (source,), {}, [source])
+        return self.spreading(merged, (f, weight.to(w.dtype), bias.to(w.dtype)), rule)
 
     def attention(self, call: Call) -> Any:
         """Attention, by its single operations."""
@@ -299,11 +295,6 @@ class Relevance(Rules):
         with self:
             one, gate = call.args[0].chunk(2, dim=call.arg(1, "dim", -1))
             return one * gate.sigmoid()
-
-
-def _exact(rule: Spread) -> Spread:
-    """ε as a rule with weights, which a merged layer needs."""
-    return (lambda layer, r: rule(layer, r)) if isinstance(rule, Epsilon) else rule
 
 
 def parts(call: Call) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor | None]:
@@ -325,6 +316,13 @@ def parts(call: Call) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor, Tenso
 
 def elementwise(call: Call) -> Any:
     """A function of one value passes relevance on: m = m · y / x."""
+    if call.name not in ACTIVATIONS and call.name != "batch_norm":
+        return call.refused(f"has {call.name}, a function that {call.rules.method} has no rule for")
+    return unchanged(call)
+
+
+def unchanged(call: Call) -> Any:
+    """Relevance of each value for that at its place."""
     if len(call.operands) != 1:
         return call.refused(f"has {call.name} of several features, which {call.rules.method} has no rule for")
     x, value = call.operands[0], call.value()
@@ -342,13 +340,15 @@ def elementwise(call: Call) -> Any:
 
 
 def product(call: Call) -> Any:
-    """A product of features shares relevance equally between them."""
+    """A product of features shares relevance equally between them; a gate, the output of a sigmoid, takes none."""
+    gates = [(mark := call.rules.mark(x)) is not None and mark.gate for x in call.operands]
+    if any(gates) and not all(gates):
+        made = call.of(*(x.detach() if gate else x for x, gate in zip(call.operands, gates, strict=True)))
+        return call.args[0].copy_(made) if call.in_place else made
     count = 2 if len(call.operands) == 1 else len(call.operands)
-    if call.in_place:
-        call = Call(call.rules, call.name, torch.mul, call.args, call.kwargs, call.operands)
-        return call.args[0].copy_(product(call))
-    made = call.plain()
-    return ruled(made.detach().clone(), lambda m: [m / count], [made])
+    made = call.of(*call.operands)
+    result = ruled(made.detach(), lambda m: [m / count], [made])
+    return call.args[0].copy_(result) if call.in_place else result
 
 
 def quotient(call: Call) -> Any:
@@ -360,16 +360,20 @@ def quotient(call: Call) -> Any:
 
 def norm(call: Call) -> Any:
     """A norm whose divisor takes no relevance."""
+    if call.name == "normalize" and not call.in_place:
+        x = call.args[0]
+        return x * (call.plain().detach() / torch.where(x == 0, 1.0, x.detach()))
     found = normed(call)
     if found is None:
         return call.refused(f"has {call.name} in a form that {call.rules.method} has no rule for")
     centred, square, gain, shift = found
-    y = centred * (square.detach() + _eps(call)).rsqrt().to(centred.dtype)
+    y = centred * (square.detach() + epsilon_of(call)).rsqrt().to(centred.dtype)
     y = y if gain is None else y * gain
     return (y if shift is None else y + shift).view_as(call.args[0])
 
 
-def _eps(call: Call) -> float:
+def epsilon_of(call: Call) -> float:
+    """What a norm adds before it divides."""
     place = {"layer_norm": 4, "group_norm": 4, "instance_norm": 7, "rms_norm": 3}.get(call.name, 0)
     found = call.arg(place, "eps")
     return torch.finfo(call.args[0].dtype).eps if found is None else float(found)
@@ -396,15 +400,20 @@ def normed(call: Call) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None] | 
 def attended(call: Call) -> Callable[[], Any] | None:
     """Attention as single operations, to run under the rules; None for another form of it."""
     if call.name == "scaled_dot_product_attention":
-        q, k, v = call.args[:3] if len(call.args) >= 3 else (call.arg(i, n) for i, n in enumerate(("query", "key", "value")))
+        q, k, v = (call.arg(i, name) for i, name in enumerate(("query", "key", "value")))
         if call.arg(5, "is_causal", False) or call.kwargs.get("enable_gqa"):
             return None
         mask, scale = call.arg(3, "attn_mask"), call.kwargs.get("scale")
         return lambda: _attend(q, k, v, mask, scale)
-    x, key, value, dim, heads, weight, bias = (list(call.args) + [None] * 7)[:7]
-    plain_form = x is key and key is value and weight is not None and not any(
-        call.kwargs.get(name) is not None
-        for name in ("key_padding_mask", "attn_mask", "static_k", "static_v", "q_proj_weight")
+    x, key, value, dim, heads, weight, bias = ([*call.args] + [None] * 7)[:7]
+    plain_form = (
+        x is key
+        and key is value
+        and weight is not None
+        and not any(
+            call.kwargs.get(name) is not None
+            for name in ("key_padding_mask", "attn_mask", "static_k", "static_v", "q_proj_weight")
+        )
     )
     extra = list(call.args[7:10])
     if not plain_form or any(one is not None and one is not False for one in extra) or len(call.args) < 13:
@@ -429,12 +438,38 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float |
     return a.softmax(dim=-1) @ v
 
 
-def finite(relevance: Tensor, method: str) -> Tensor:
-    """The relevance, if it is finite everywhere.
+def seeded(logits: Tensor, targets: Tensor, others: float | None) -> Tensor:
+    """What to differentiate so that relevance starts as 1 at the target class, and as `others` at every other one; None
+    is -1/C for C classes."""
+    start = torch.full_like(logits, -1 / logits.shape[1] if others is None else others)
+    start = start.scatter(1, targets[:, None], 1.0)
+    values = logits.detach()
+    return (torch.where(values == 0, 0.0, start / torch.where(values == 0, 1.0, values)) * logits).sum()
+
+
+def relevance_at(
+    explainer: OfLayer, rules: Rules, inputs: Tensor, target: Target, *, others: float | None
+) -> tuple[Tensor, Tensor]:
+    """Feature maps A of the target layer and their relevance, float32 or better (B, C, h, w), by one pass. Relevance
+    starts as in `seeded`.
 
     Raises:
-        NotApplicable: if it is not.
+        NotApplicable: if an operation after the layer has no rule, or the score does not depend on the layer.
     """
-    if not bool(torch.isfinite(relevance).all()):
-        raise NotApplicable(f"{method}: relevance is not finite; raise epsilon")
-    return relevance
+    layer = explainer.target_layer(inputs)
+    with torch.no_grad(), captured(layer, gradient=True) as outputs, rules:
+        output = explainer.model(inputs)
+    if not outputs:
+        raise InputError(f"layer {layer.name} was not used in the forward pass")
+    raw, logits = outputs[0], logits_of(output)
+    rules.check(logits)
+    m = None
+    if logits.requires_grad:
+        with torch.enable_grad():
+            score = seeded(logits, resolve_target(target, logits.detach()), others)
+        (m,) = torch.autograd.grad(score, raw, allow_unused=True)
+    if m is None:
+        raise NotApplicable(f"no gradient path from the score back to layer {layer.name}")
+    a, m = layer.feature_map(raw.detach()), layer.feature_map(m)
+    a, m = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (a, m))
+    return a, a * m

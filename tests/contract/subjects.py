@@ -65,10 +65,10 @@ SUBJECTS: dict[str, Subject] = {
         name: Subject(lambda name=name: ours(name), MODELS.get(name).offers, f"`{name}`")  # type: ignore[misc]
         for name in MODELS.names()
     },
-    "resnet18": Subject(resnet, ("mean_and_linear", "relu", "rescale_tail"), "ResNet"),
-    "vgg": Subject(vgg, ("relu", "rescale_tail"), "VGG"),
-    "vit": Subject(vit, ("attention",), "ViT"),
-    "sequential": Subject(bare, ("mean_and_linear", "relu", "rescale_tail"), "Sequential"),
+    "resnet18": Subject(resnet, ("mean_and_linear", "relu", "rescale", "rescale_tail", "rules"), "ResNet"),
+    "vgg": Subject(vgg, ("relu", "rescale", "rescale_tail", "rules"), "VGG"),
+    "vit": Subject(vit, ("attention", "rescale", "rules"), "ViT"),
+    "sequential": Subject(bare, ("mean_and_linear", "relu", "rescale", "rescale_tail", "rules"), "Sequential"),
 }
 
 
