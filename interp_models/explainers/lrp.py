@@ -8,7 +8,7 @@ from interp_models.core.errors import InputError
 from interp_models.core.scoring import Target
 from interp_models.explainers.base import EXPLAINERS
 from interp_models.explainers.gradients import Channels, PixelExplainer, input_gradient
-from interp_models.explainers.relevance import AlphaBeta, Box, Composite, Epsilon, Flat, Gamma, Relevance
+from interp_models.explainers.relevance import AlphaBeta, Box, Composite, Epsilon, Flat, Gamma, Relevance, finite
 
 CompositeName = Literal["epsilon", "epsilon_plus", "epsilon_gamma_box", "epsilon_alpha2_beta1", "epsilon_plus_flat"]
 """Rules of dense layers (always ε), of convolutions (ε, z⁺, γ, α = 2 and β = 1, z⁺), and of the first layer if that has
@@ -66,4 +66,4 @@ class LRP(PixelExplainer):
         if self.composite == "epsilon_gamma_box" and not (float(inputs.min()) >= 0 and float(inputs.max()) <= 1):
             raise InputError("lrp: composite epsilon_gamma_box needs images in [0, 1]; let the model normalise them")
         rules = Relevance(model, "lrp", self._composite)
-        return input_gradient(model, inputs, target, self.score, rules)
+        return finite(input_gradient(model, inputs, target, self.score, rules), rules)

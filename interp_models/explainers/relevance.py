@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from interp_models.core.errors import InputError, NotApplicable
+from interp_models.core.prepared import class_name
 from interp_models.core.scoring import Target, logits_of, resolve_target
 from interp_models.explainers.features import OfLayer, captured
 from interp_models.explainers.operations import ACTIVATIONS, Kind
@@ -470,6 +471,19 @@ def relevance_at(
         (m,) = torch.autograd.grad(score, raw, allow_unused=True)
     if m is None:
         raise NotApplicable(f"no gradient path from the score back to layer {layer.name}")
-    a, m = layer.feature_map(raw.detach()), layer.feature_map(m)
+    a, m = layer.feature_map(raw.detach()), layer.feature_map(finite(m, rules))
     a, m = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (a, m))
     return a, a * m
+
+
+def finite(relevance: Tensor, rules: Rules) -> Tensor:
+    """Relevance, if it is finite everywhere.
+
+    Raises:
+        NotApplicable: if it is not.
+    """
+    if not bool(torch.isfinite(relevance).all()):
+        raise NotApplicable(
+            f"{rules.method}: relevance in {class_name(rules.model)} exceeds {relevance.dtype}; use a higher precision"
+        )
+    return relevance

@@ -61,6 +61,22 @@ class _Ruled(torch.autograd.Function):
         return (None, None, *back)
 
 
+class _InPlace(torch.autograd.Function):
+    """An operation on its operand's own memory, with a backward of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, back: Back, call: "Call", target: Tensor) -> Tensor:
+        ctx.back = back
+        ctx.set_materialize_grads(False)
+        ctx.mark_dirty(target)
+        result = call.func(target, *call.args[1:], **call.kwargs)
+        return target if result is target else target.copy_(result)
+
+    @staticmethod
+    def backward(ctx: Any, *multipliers: Tensor | None) -> Any:
+        return (None, None, None if multipliers[0] is None else ctx.back(multipliers[0])[0])
+
+
 class _Refused(torch.autograd.Function):
     """The identity, which leaves its reason in the graph: the check finds it if it lies on the way to the score."""
 
@@ -543,11 +559,21 @@ class BackwardRules(Rules):
         if low != 0.0 or high <= 0.0:
             return call.refused(self._without_rule(call.name))
         self.count += 1
-        value = call.value()
-        if self.rule == "deconvnet":
-            return call.ruled(lambda m: [m.clamp(min=0)], value)
-        y = self.keep(value)
-        return call.ruled(lambda m: [hardtanh_backward(m, y.value, 0.0, high).clamp_(min=0)], value)
+        kept: list[Kept] = []
+
+        def back(m: Tensor) -> list[Tensor]:
+            return [hardtanh_backward(m, kept[0].value, 0.0, high).clamp_(min=0) if kept else m.clamp(min=0)]
+
+        x = call.operands[0]
+        if call.in_place and not x._is_view():  # torch does not let a custom function modify a view
+            made: Tensor = _InPlace.apply(back, call, x)  # type: ignore[no-untyped-call]
+            value = made
+        else:
+            value = call.value()
+            made = call.ruled(back, value)
+        if self.rule == "guided":
+            kept.append(self.keep(value))
+        return made
 
     def _without_rule(self, name: str) -> str:
         letters = name.replace("_", "")

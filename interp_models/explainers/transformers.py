@@ -12,7 +12,7 @@ from interp_models.core.maps import full_precision
 from interp_models.core.scoring import Target, logits_of, per_image, resolve_target
 from interp_models.explainers.base import EXPLAINERS, Explainer, target_scores
 from interp_models.explainers.layers import check_transformer
-from interp_models.explainers.relevance import AlphaBeta, Composite, Relevance, seeded, share, unchanged
+from interp_models.explainers.relevance import AlphaBeta, Composite, Relevance, finite, seeded, share, unchanged
 from interp_models.explainers.rules import Call, Kept, Table
 from interp_models.nn.attention import attentions, class_rows, on_grid, patch_size, transformer, weights
 
@@ -256,7 +256,7 @@ class TransformerAttribution(_OfAttention):
         rules.check(logits)
         score = seeded(logits, resolve_target(target, logits.detach()), 0.0)
         m = torch.autograd.grad(score, a, allow_unused=True)
-        r = [torch.zeros_like(x) if y is None else x * y for x, y in zip(a, m, strict=True)]
+        r = [torch.zeros_like(x) if y is None else x * finite(y, rules) for x, y in zip(a, m, strict=True)]
         return [x.detach().float() for x in r], g
 
     def _combine(self, a: list[Tensor], g: list[Tensor]) -> Tensor:

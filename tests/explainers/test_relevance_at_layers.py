@@ -294,7 +294,7 @@ def test_relevance_of_an_image_does_not_depend_on_the_others():
         ("share(share(part.abs() * whole, sizes, 0.0), part, 0.0)", "torch.ones_like(part)"),
         ('"norm": unchanged}', "}"),
         ("AlphaBeta(1.0, 0.0, 1e-9, bias=False)", "AlphaBeta(1.0, 0.0, 1e-9)"),
-        ("torch.zeros_like(x) if y is None else x * y for x, y in zip(a, m", "x for x, y in zip(a, m"),
+        ("torch.zeros_like(x) if y is None else x * finite(y, rules) for x, y in zip(a, m", "x for x, y in zip(a, m"),
     ],
 )
 def test_mutations_of_transformer_attribution_are_rejected(right, wrong):
