@@ -3,7 +3,16 @@
 from typing import Literal
 
 Trait = Literal[
-    "any_size", "attention", "explain", "mean_and_linear", "piecewise_linear", "plain_cnn", "relu", "rescale_tail"
+    "any_size",
+    "attention",
+    "explain",
+    "mean_and_linear",
+    "piecewise_linear",
+    "plain_cnn",
+    "relu",
+    "rescale",
+    "rescale_tail",
+    "rules",
 ]
 
 TRAITS: dict[Trait, str] = {
@@ -18,5 +27,8 @@ TRAITS: dict[Trait, str] = {
     "relu": "All activations are ReLU or ReLU6.",
     "rescale_tail": "DeepLIFT's rescale rule covers all layers after the last feature map: linear maps, means and "
     "activations, but no product of two features.",
+    "rescale": "DeepLIFT's rules cover the whole network: weights, sums, functions of one value, products, quotients, "
+    "norms, attention and maxima, but no values that depend on the image without a gradient.",
+    "rules": "LRP's rules cover the whole network: as `rescale`, but of functions of one value only activations.",
 }
 """Meaning of each trait."""

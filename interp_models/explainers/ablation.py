@@ -1,17 +1,16 @@
 """Feature maps weighted by the drop of the score without them: Ablation-CAM and LIFT-CAM."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from interp_models.core.errors import NotApplicable
 from interp_models.core.maps import weighted
 from interp_models.core.scoring import Target, logits_of, scores_of
 from interp_models.explainers.base import EXPLAINERS, target_scores
+from interp_models.explainers.deeplift import Rescale, check_complete
 from interp_models.explainers.features import LayerExplainer, activations, linear_head, replaced
 
 VALUES = 2**21
@@ -100,7 +99,7 @@ class LIFTCAM(_OfTail):
     reference A = 0 (Jung and Oh, ICCV 2021, section 4.2).
 
     On a network that ends in mean pooling and a linear layer, w_k = w_ck · (mean of A_k). On other networks the
-    contributions come from DeepLIFT's rescale rule at activation modules.
+    contributions come from DeepLIFT's rescale rule at functions of one value; other operations have their derivative.
 
     Args:
         model: any module that returns logits.
@@ -124,21 +123,18 @@ class LIFTCAM(_OfTail):
         weights = []
         for i in range(len(a)):
             both = torch.stack([a[i], torch.zeros_like(a[i])]).to(inputs.dtype).requires_grad_(True)
-            with torch.enable_grad(), rescaled(self.model):
-                scores = target_scores(self._tail(inputs[i : i + 1], both), self.score, targets[i].repeat(2))
-                multiplier = None
-                if scores.requires_grad:
-                    (multiplier,) = torch.autograd.grad(scores[0], both, allow_unused=True)
+            rules = Rescale(self.model, "liftcam", only=True)
+            with torch.enable_grad(), rules:
+                output = self._tail(inputs[i : i + 1], rules.start(both))
+                scores = target_scores(output, self.score, targets[i].repeat(2))
+            multiplier = None
+            if scores.requires_grad:
+                (multiplier,) = torch.autograd.grad(scores[0], both, allow_unused=True)
             if multiplier is None:
                 raise NotApplicable("no gradient path from the score back to the layer")
             contributions = (multiplier[0] * both[0]).detach().float()
-            change = float((scores[0] - scores[1]).detach())
-            if abs(float(contributions.sum()) - change) > 1e-3 * max(abs(change), float(contributions.abs().sum())):
-                raise NotApplicable(
-                    f"liftcam: contributions add up to {float(contributions.sum()):.4g}, the score changes by "
-                    f"{change:.4g}: after the layer, {type(self.model).__name__} has operations that DeepLIFT's "
-                    "rescale rule does not cover"
-                )
+            change = (scores[:1] - scores[1:]).detach()
+            check_complete("liftcam", self.model, contributions[None], change, "after the layer, ")
             weights.append(contributions.sum(dim=(1, 2)))
         return torch.stack(weights)
 
@@ -147,59 +143,3 @@ def _guarded(y: Tensor) -> Tensor:
     """|y|, at least 1e-6, shaped to divide weights."""
     size = y.abs().clamp(min=1e-6)
     return size[:, None] if size.dim() else size
-
-
-ELEMENTWISE = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus,
-    nn.Sigmoid, nn.Tanh, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid,
-)  # fmt: skip
-
-
-class _Rescale(torch.autograd.Function):
-    """An activation whose backward follows the rescale rule. The first half of the batch are inputs, the second half
-    their references. The gradient is the slope between the two, or the derivative where they are equal."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, derivative: Tensor) -> Tensor:
-        half = len(x) // 2
-        dx, dy = x[:half] - x[half:], y[:half] - y[half:]
-        same = dx.abs() < 1e-6
-        slope = torch.where(same, derivative[:half], dy / torch.where(same, 1.0, dx))
-        ctx.save_for_backward(torch.cat([slope, slope]))
-        return y.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (slope,) = ctx.saved_tensors
-        return gradients[0] * slope, None, None
-
-
-@contextmanager
-def rescaled(model: nn.Module) -> Iterator[None]:
-    """While open, activation modules follow DeepLIFT's rescale rule in the backward pass. The first half of a batch are
-    inputs, the second half references."""
-    kept: dict[nn.Module, Tensor] = {}
-
-    def before(module: nn.Module, args: Any) -> Any:
-        kept[module] = args[0]
-        return (args[0].clone(), *args[1:])  # the activation may work in place
-
-    def after(module: nn.Module, args: Any, output: Any) -> Any:
-        x = kept.pop(module)
-        if len(x) % 2:  # before the target layer the batch is one image
-            return None
-        with torch.enable_grad():
-            start = x.detach().requires_grad_(True)
-            y = type(module).forward(module, start.clone())
-            (derivative,) = torch.autograd.grad(y.sum(), start)
-        return _Rescale.apply(x, y.detach(), derivative)  # type: ignore[no-untyped-call]
-
-    handles = []
-    for part in model.modules():
-        if isinstance(part, ELEMENTWISE):
-            handles += [part.register_forward_pre_hook(before), part.register_forward_hook(after)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -185,6 +185,7 @@ def captured_together(layers: Sequence[Layer], *, gradient: bool) -> Iterator[di
     def hook_of(place: int, layer: Layer) -> Any:
         calls = itertools.count()
 
+        @own_thread
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             tensor = tensor_of(output)
             if next(calls) != layer.use or tensor is None:

@@ -1,16 +1,16 @@
 """Explainers by the derivative of the score with respect to the pixels."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from interp_models.core.errors import NotApplicable
-from interp_models.core.scoring import Score, Target
+from interp_models.core.scoring import Score, Target, logits_of
 from interp_models.explainers.base import EXPLAINERS, Explainer, target_scores
-from interp_models.explainers.rules import Rule, backward_rule
+from interp_models.explainers.rules import Backward, Rules, backward_rule
 
 Channels = Literal["sum", "abs_sum", "max_abs", "mean"]
 """Reduction of a pixel's colour channels: sum, sum of absolute values, maximum of absolute values, or mean."""
@@ -61,20 +61,22 @@ class PixelExplainer(Explainer, ABC):
 
 
 def input_gradient(
-    model: nn.Module, inputs: Tensor, target: Target, score: Score, check: Callable[[Tensor], None] | None = None
+    model: nn.Module, inputs: Tensor, target: Target, score: Score, rules: Rules | None = None
 ) -> Tensor:
     """∂y/∂x (B, C, H, W), by one forward and one backward pass.
 
-    `check` gets the score before the backward pass.
+    With rules, the pass follows them. The score itself, a softmax perhaps, has its own derivative.
 
     Raises:
         NotApplicable: if the score does not depend on the images through differentiable operations.
     """
     x = inputs.detach().clone().requires_grad_(True)
     with torch.enable_grad():
-        total = target_scores(model(x), score, target).sum()
-    if check is not None:
-        check(total)
+        with nullcontext() if rules is None else rules:
+            output = model(x if rules is None else rules.start(x))
+        if rules is not None:
+            rules.check(logits_of(output))
+        total = target_scores(output, score, target).sum()
     gradient = None
     if total.requires_grad:
         (gradient,) = torch.autograd.grad(total, x, allow_unused=True)
@@ -128,7 +130,7 @@ class _OfRule(PixelExplainer, ABC):
 
     needs = ("relu",)
 
-    rule: Rule
+    rule: Backward
 
     def __init__(
         self,
@@ -143,8 +145,8 @@ class _OfRule(PixelExplainer, ABC):
 
     def raw(self, model: nn.Module, inputs: Tensor, target: Target) -> Tensor:
         """The modified gradient."""
-        with backward_rule(model, self.rule, self.activations) as check:
-            return input_gradient(model, inputs, target, self.score, check)
+        with backward_rule(model, self.rule, self.activations) as rules:
+            return input_gradient(model, inputs, target, self.score, rules)
 
 
 @EXPLAINERS.register("deconvnet")

@@ -5,6 +5,7 @@ passes beside it, its output has one row per image, and its cells lie on the ima
 """
 
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -214,22 +215,21 @@ def stages(model: nn.Module, inputs: Tensor) -> list[Layer]:
 
 def _stages(model: nn.Module, image: Tensor) -> list[Place]:
     trace = _traced(model, image)
-    by_size: dict[tuple[int, ...], list[_Output]] = {}
-    weighted: set[tuple[int, ...]] = set()
+    last: dict[tuple[str, int, int], tuple[_Output, Form]] = {}
+    weighted: set[tuple[str, int, int]] = set()
     for output in trace.outputs:
-        if output.form is None or output.form.kind not in ("nchw", "nhwc"):
-            continue
-        grid = output.shape[1:] if output.form.kind == "nchw" else output.shape[:2]
-        by_size.setdefault(grid, []).append(output)
-        if list(model.get_submodule(output.name).parameters(recurse=False)):
-            weighted.add(grid)
+        for form in output.forms if len(output.shape) == 3 else ():
+            size = (form.kind, *_grid(form, output.shape))
+            if list(model.get_submodule(output.name).parameters(recurse=False)):
+                weighted.add(size)
+            if trace.holds_all(output):
+                last[size] = (output, form)
     found: list[Place] = []
     cells = math.inf
-    for grid, outputs in by_size.items():
-        last = next((output for output in reversed(outputs) if trace.holds_all(output)), None)
-        if grid in weighted and last is not None and last.form is not None and math.prod(grid) < cells:
-            cells = math.prod(grid)
-            found.append((last.name, last.form, last.use))
+    for (kind, h, w), (output, form) in last.items():
+        if (kind, h, w) in weighted and h * w < cells and _form(model, image, output, [form]) is not None:
+            cells = h * w
+            found.append((output.name, form, output.use))
     return found
 
 

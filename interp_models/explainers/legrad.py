@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interp_models.core.eager import own_thread
 from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.prepared import class_name
 from interp_models.core.scoring import Score, Target, resolve_target, scores_of
@@ -39,6 +40,7 @@ class LeGrad(OfAttention):
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         read, tokens = list(vit.blocks)[self.blocks], list[Tensor]()
 
+        @own_thread
         def keep(block: nn.Module, args: Any, output: Tensor) -> Tensor | None:
             tokens.append(output)
             if block is not read[-1]:

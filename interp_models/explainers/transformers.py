@@ -7,11 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interp_models.core.eager import own_thread
 from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.maps import full_precision
 from interp_models.core.scoring import Target, logits_of, per_image, resolve_target
 from interp_models.explainers.base import EXPLAINERS, Explainer, target_scores
 from interp_models.explainers.layers import check_transformer
+from interp_models.explainers.relevance import AlphaBeta, Composite, Relevance, finite, seeded, share, unchanged
+from interp_models.explainers.rules import Call, Kept, Table
 from interp_models.nn.attention import attentions, class_rows, on_grid, patch_size, transformer, weights
 
 MOST = 2**30
@@ -201,9 +204,80 @@ class Chefer(OfAttention):
     """
 
     def _combine(self, a: list[Tensor], g: list[Tensor]) -> Tensor:
-        # R = (I + Ā_L) ... (I + Ā_1). Its row e R is computed from the left, without products of two matrices.
-        row = torch.zeros(len(a[0]), 1, a[0].shape[-1], device=a[0].device)
-        row[:, :, 0] = 1.0
-        for x, y in zip(reversed(a), reversed(g), strict=True):
-            row = row + row @ (x * y).relu().mean(dim=1)
-        return row[:, 0]
+        return class_row(a, g)
+
+
+def class_row(a: list[Tensor], g: list[Tensor]) -> Tensor:
+    """The class token's row (B, T) of (I + Ā_L) ... (I + Ā_1), where Ā = mean_h ReLU(A ⊙ g) of a block (B, h, T, T)."""
+    row = torch.zeros(len(a[0]), 1, a[0].shape[-1], device=a[0].device)
+    row[:, :, 0] = 1.0
+    for x, y in zip(reversed(a), reversed(g), strict=True):  # from the left, without products of two matrices
+        row = row + row @ (x * y).relu().mean(dim=1)
+    return row[:, 0]
+
+
+@EXPLAINERS.register("transformer_attribution")
+class TransformerAttribution(OfAttention):
+    """Transformer attribution: the class token's row of Ā_L ... Ā_1, where Ā = I + mean_h ReLU(∂y/∂A ⊙ R^A) and R^A is
+    the relevance of a block's attention A by LRP (Chefer et al., CVPR 2021, equations 13 and 14).
+
+    LRP has the rules of the paper, section 3.2: z⁺ for linear layers, relevance passed on as it is by GELU, softmax and
+    layer norm, half of it to each factor of a product, and at skip connections the normalisation of equations 9 and
+    10, for each image. The authors recommend `chefer` instead, which needs no LRP.
+
+    Args:
+        model: a timm vision transformer with a class token, or a module that contains one.
+
+    Raises:
+        NotApplicable: for another network, and for one with operations that the paper has no rule for.
+    """
+
+    needs = ("attention",)
+    passes = "2"
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+
+    def _passed(
+        self, vit: Any, layers: list[Any], inputs: Tensor, target: Target
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        _, g = super()._passed(vit, layers, inputs, target)
+        first = vit.blocks[0]
+        plus = AlphaBeta(1.0, 0.0, 1e-9, bias=False)
+        others: Table = {"sum": skip, "softmax": unchanged, "norm": unchanged}
+        rules = Relevance(self.model, "transformer_attribution", Composite(plus, plus), others=others)
+
+        @own_thread
+        def start(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (args[0].detach().requires_grad_(True), *args[1:])
+
+        handle = first.register_forward_pre_hook(start)
+        try:
+            with torch.enable_grad(), weights(layers) as a, rules:
+                logits = logits_of(self.model(inputs))
+        finally:
+            handle.remove()
+        rules.check(logits)
+        score = seeded(logits, resolve_target(target, logits.detach()), 0.0)
+        m = torch.autograd.grad(score, a, allow_unused=True)
+        r = [torch.zeros_like(x) if y is None else x * finite(y, rules) for x, y in zip(a, m, strict=True)]
+        return [x.detach().float() for x in r], g
+
+    def _combine(self, a: list[Tensor], g: list[Tensor]) -> Tensor:
+        return class_row(a, g)
+
+
+def skip(call: Call) -> Any:
+    """A sum of two features: each gets the share |Σ R_a| / (|Σ R_a| + |Σ R_b|) of an image's relevance, with R_a in
+    proportion to a / (a + b) (Chefer et al., CVPR 2021, equations 9 and 10)."""
+    if len(call.operands) != 2 or call.name != "add" or any(x.shape != call.operands[0].shape for x in call.operands):
+        return call.plain()
+    kept = [Kept(x.detach().clone()) if call.in_place else call.rules.keep(x) for x in call.operands]
+
+    def back(m: Tensor) -> list[Tensor]:
+        sums = [(one.value * m).flatten(1).sum(dim=1) for one in kept]
+        whole, sizes = sums[0] + sums[1], sums[0].abs() + sums[1].abs()
+        shape = (-1, *(1,) * (m.dim() - 1))
+        return [m * share(share(part.abs() * whole, sizes, 0.0), part, 0.0).view(shape) for part in sums]
+
+    return call.ruled(back)

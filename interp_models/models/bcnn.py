@@ -44,6 +44,7 @@ class BCNN(InterpModule):
     """
 
     additive = True
+    offers = ("explain", "rescale", "rules")
     explanations: ClassVar[tuple[str, ...]] = ("mean", "class")
 
     def __init__(

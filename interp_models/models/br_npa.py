@@ -51,7 +51,7 @@ class BRNPA(InterpModule):
 
     additive = True
     explanations: ClassVar[tuple[str, ...]] = ("salience", "class")
-    offers = ("any_size", "explain", "rescale_tail")
+    offers = ("any_size", "explain", "rescale", "rescale_tail", "rules")
 
     def __init__(
         self,

@@ -43,7 +43,7 @@ class CNN(InterpModule):
     """
 
     explanations: ClassVar[tuple[str, ...]] = ("activation",)
-    offers = ("any_size", "explain", "mean_and_linear", "rescale_tail")
+    offers = ("any_size", "explain", "mean_and_linear", "rescale", "rescale_tail", "rules")
     signed_maps = True  # not every timm backbone ends in a ReLU
 
     def __init__(

@@ -56,7 +56,7 @@ class DPNet(InterpModule, PartModel):
     signed_maps = True
     explanations: ClassVar[tuple[str, ...]] = ("class", "mean")
     class_maps = True
-    offers = ("any_size", "explain", "rescale_tail")
+    offers = ("any_size", "explain", "rescale", "rescale_tail", "rules")
 
     def __init__(
         self,

@@ -48,7 +48,7 @@ class ViTCLS(InterpModule):
     mean: Tensor
     std: Tensor
     explanations: ClassVar[tuple[str, ...]] = ("mean", "max")
-    offers = ("any_size", "attention", "explain")
+    offers = ("any_size", "attention", "explain", "rescale", "rules")
     small: ClassVar[Mapping[str, Any]] = {"backbone": "test_vit", "weights": None}
 
     def __init__(

@@ -66,12 +66,18 @@ SUBJECTS: dict[str, Subject] = {
         for name in MODELS.names()
     },
     "resnet18": Subject(
-        resnet, ("any_size", "mean_and_linear", "piecewise_linear", "plain_cnn", "relu", "rescale_tail"), "ResNet"
+        resnet,
+        ("any_size", "mean_and_linear", "piecewise_linear", "plain_cnn", "relu", "rescale", "rescale_tail", "rules"),
+        "ResNet",
     ),
-    "vgg": Subject(vgg, ("any_size", "piecewise_linear", "plain_cnn", "relu", "rescale_tail"), "VGG"),
-    "vit": Subject(vit, ("any_size", "attention"), "ViT"),
+    "vgg": Subject(
+        vgg, ("any_size", "piecewise_linear", "plain_cnn", "relu", "rescale", "rescale_tail", "rules"), "VGG"
+    ),
+    "vit": Subject(vit, ("any_size", "attention", "rescale", "rules"), "ViT"),
     "sequential": Subject(
-        bare, ("any_size", "mean_and_linear", "piecewise_linear", "plain_cnn", "relu", "rescale_tail"), "Sequential"
+        bare,
+        ("any_size", "mean_and_linear", "piecewise_linear", "plain_cnn", "relu", "rescale", "rescale_tail", "rules"),
+        "Sequential",
     ),
 }
 

@@ -120,7 +120,7 @@ def test_quantised_layers_give_no_map_of_zeros() -> None:
     quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
     for name in ("gradient", "guided_backprop", "deconvnet", "opticam", "smoothed_guided_backprop"):
         assert explained(name, model, images()).abs().sum() > 0
-        with pytest.raises(NotApplicable, match="no gradient path"):
+        with pytest.raises(NotApplicable, match=r"no gradient path|has linear_dynamic, an operation that"):
             explained(name, quantised, images())
 
 

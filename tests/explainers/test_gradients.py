@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from interp_models.core.errors import InputError
+from interp_models.core.classifier import Classifier
+from interp_models.core.errors import InputError, NotApplicable
 from interp_models.explainers.gradients import Deconvnet, Gradient, GradXInput, GuidedBackprop
 from interp_models.models.cnn import CNN
 from tests.mutation import mutated
@@ -119,7 +120,31 @@ def views_in_place(x):
     return x
 
 
+class AtZero(nn.Threshold):
+    def __init__(self):
+        super().__init__(0, 0)
+
+
+def masked_in_place(x):
+    x = x * 1
+    x[x < 0] = 0
+    return x
+
+
 ACTIVATIONS = {
+    "torch.maximum": (lambda: lambda x: torch.maximum(x, torch.zeros_like(x)), np.inf),
+    "torch.maximum with a number": (lambda: lambda x: torch.maximum(torch.tensor(0.0, dtype=x.dtype), x), np.inf),
+    "torch.clip": (lambda: lambda x: torch.clip(x, 0), np.inf),
+    "torch.clip to 6": (lambda: lambda x: torch.clip(x, min=0, max=6), 6.0),
+    "clamp_min": (lambda: lambda x: x.clamp_min(0), np.inf),
+    "torch.where": (lambda: lambda x: torch.where(x > 0, x, 0), np.inf),
+    "torch.where with a tensor": (lambda: lambda x: torch.where(x >= 0, x, torch.zeros_like(x)), np.inf),
+    "x * (x > 0)": (lambda: lambda x: x * (x > 0), np.inf),
+    "x * (x > 0).float()": (lambda: lambda x: (x > 0).to(x.dtype) * x, np.inf),
+    "masked_fill": (lambda: lambda x: x.masked_fill(~(x > 0), 0), np.inf),
+    "x[x < 0] = 0": (lambda: masked_in_place, np.inf),
+    "F.threshold": (lambda: lambda x: F.threshold(x, 0, 0), np.inf),
+    "nn.Threshold": (lambda: AtZero(), np.inf),
     "x.clamp": (lambda: lambda x: x.clamp(min=0), np.inf),
     "torch.clamp to 6": (lambda: lambda x: torch.clamp(x, 0, 6), 6.0),
     "a view in place": (lambda: views_in_place, np.inf),
@@ -168,19 +193,20 @@ def test_rules_at_modules_and_functions(name):
 @pytest.mark.parametrize(
     ("right", "wrong", "name"),
     [
-        ("ctx.high).clamp_(min=0)", "ctx.high)", "nn.ReLU"),
-        ("return gradients[0].clamp(min=0), None", "return gradients[0].clone(), None", "nn.ReLU"),
-        ("torch.ops.aten.hardtanh_backward(gradients[0], y, 0.0, ctx.high)", "gradients[0].clone()", "nn.ReLU"),
-        ("gradients[0], y, 0.0, ctx.high", "gradients[0], y, 0.0, torch.inf", "nn.ReLU6"),
-        ("gradients[0], y, 0.0, ctx.high", "gradients[0], y, -1.0, ctx.high", "F.relu"),
-        ("bool(func in IN_PLACE or", "bool(", "x.relu_ as a statement"),
-        ("return x.copy_(_Clamped.apply(x.clone(), high, self.rule, False))", "x.clamp_(0.0)", "a view in place"),
+        ("0.0, high).clamp_(min=0) if", "0.0, high) if", "nn.ReLU"),
+        ("if kept else m.clamp(min=0)]", "if kept else m]", "nn.ReLU"),
+        ("[hardtanh_backward(m, kept[0].value, 0.0, high).clamp_", "[m.clamp", "nn.ReLU"),
+        ("hardtanh_backward(m, kept[0].value, 0.0, high)", "hardtanh_backward(m, kept[0].value, 0.0, 9.0)", "nn.ReLU6"),
+        ("ctx.back(multipliers[0])[0])", "multipliers[0])", "x.relu_ as a statement"),
+        ("return target.copy_(made)", "return target", "a view in place"),
+        ("else target.copy_(result)", "else target", "x[x < 0] = 0"),
+        ("positive and len(args) == 2", "False", "x * (x > 0)"),
     ],
 )
 def test_mutations_of_rules_are_rejected(right, wrong, name, monkeypatch):
     copy = mutated("interp_models.explainers.rules", right, wrong)
     monkeypatch.setattr("interp_models.explainers.gradients.backward_rule", copy.backward_rule)
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, InputError)):
         check_rules(name)
 
 
@@ -207,6 +233,117 @@ def test_functions_without_a_rule_are_refused_beside_a_relu(other):
     net = ByHand(lambda x: other(x).relu()).double()
     with pytest.raises(InputError, match="is an activation that guided has no rule for"):
         GuidedBackprop(net).attribute(images(), 1)
+
+
+class Doubled(torch.autograd.Function):
+    """A ReLU in a function of its own."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.relu()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * (ctx.saved_tensors[0] > 0)
+
+
+def gated(x):
+    return torch.einsum("bc,bc->bc", x, (x > 0.1).to(x.dtype))
+
+
+OTHERS = {
+    "clip": lambda x: torch.clip(x, -1, 1),
+    "clamp from 1": lambda x: x.clamp(min=1.0),
+    "maximum with 1": lambda x: torch.maximum(x, torch.ones_like(x)),
+    "a leaky maximum": lambda x: torch.maximum(x, 0.1 * x),
+    "threshold": lambda x: F.threshold(x, 0.5, 0.0),
+    "where": lambda x: torch.where(x > 0, x, 0.1 * x),
+    "where above 1": lambda x: torch.where(x > 1, x, 0),
+    "a mask of 0.1": lambda x: x * (x > 0.1),
+    "a mask of another": lambda x: x * (x.flip(1) > 0),
+    "a sign": lambda x: x * x.sign().clamp(min=0),
+    "a detached gate": lambda x: x * x.detach().relu(),
+    "an einsum gate": gated,
+    "glu": lambda x: F.glu(torch.cat([x, x], dim=1), dim=1),
+    "a custom function": lambda x: Doubled.apply(x),
+    "a scripted function": torch.jit.script(F.relu),
+    "abs": lambda x: x.abs(),
+    "positive values": lambda x: x + x[x > 0].sum(),
+}
+
+
+@pytest.mark.parametrize("cls", [Deconvnet, GuidedBackprop])
+@pytest.mark.parametrize("name", OTHERS)
+def test_activations_that_are_no_relu_are_refused_however_they_are_written(name, cls):
+    cls(ByHand(lambda x: x.relu()).double()).attribute(images(), 1)
+    with pytest.raises(NotApplicable, match=r"ByHand (has|computes|combines)"):
+        cls(ByHand(lambda x: OTHERS[name](x).relu()).double()).attribute(images(), 1)
+
+
+class Excited(nn.Module):
+    """A squeeze-excitation, and a second output that no score reads."""
+
+    def __init__(self, gate):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.squeeze, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Linear(4, 3)
+        self.gate = gate
+
+    def forward(self, x):
+        a = self.first(x).relu()
+        self.unread = torch.special.i0(a.abs())
+        a = a * self.gate(self.squeeze(a.mean(dim=(2, 3), keepdim=True)))
+        return self.head(a.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("end", [nn.Sigmoid(), nn.Softmax(dim=1), torch.sigmoid, torch.softmax])
+def test_the_end_of_a_network_is_no_activation(end):
+    """A sigmoid or softmax after the logits only scales the map of an image; one inside is refused."""
+    net = Excited(F.relu).double()
+    expected = GuidedBackprop(net).attribute(images(), 1)
+    ended = nn.Sequential(net, end if isinstance(end, nn.Module) else Applied(end)).double()
+    output = "sigmoid" if "igmoid" in repr(end) else "probabilities"
+    for model, score in (
+        (Classifier(ended, output=output), "logit"),
+        (Classifier(ended, output=output), "probability"),
+        (net, "probability"),
+        (Classifier(net, output="sigmoid"), "probability"),
+    ):
+        maps = GuidedBackprop(model, score=score).attribute(images(), 1)
+        assert float(maps.amax()) > 0
+        if output == "sigmoid" and model is not net:
+            scaled = [m / m.amax(dim=(1, 2), keepdim=True) for m in (maps, expected)]
+            torch.testing.assert_close(*scaled, rtol=1e-4, atol=1e-6)
+    with pytest.raises(NotApplicable, match="Excited has the function sigmoid, which is an activation"):
+        GuidedBackprop(Excited(torch.sigmoid).double()).attribute(images(), 1)
+
+
+class Applied(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x) if self.function is torch.sigmoid else self.function(x, dim=1)
+
+
+def test_a_quantised_part_beside_others_is_refused():
+    class Part(nn.Module):
+        def __init__(self, quantise):
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.second, self.head = nn.Linear(192, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+            if quantise:
+                self.second = torch.ao.quantization.quantize_dynamic(nn.Sequential(self.second), {nn.Linear})
+
+        def forward(self, x):
+            x = self.first(x.flatten(1)).relu()
+            return self.head(x + self.second(x).relu())
+
+    GuidedBackprop(Part(False)).attribute(images().float(), 1)
+    with pytest.raises(NotApplicable, match="Part has linear_dynamic, an operation that guided has no rule for"):
+        GuidedBackprop(Part(True)).attribute(images().float(), 1)
 
 
 def test_a_named_relu_keeps_its_rule():

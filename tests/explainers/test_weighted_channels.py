@@ -261,15 +261,35 @@ def test_lift_is_the_rescale_rule():
 
 @pytest.mark.parametrize(
     ("right", "wrong"),
-    [
-        ("dy / torch.where(same, 1.0, dx)", "derivative[:half]"),
-        ("contributions.sum(dim=(1, 2))", "contributions.mean(dim=(1, 2))"),
-        ("multiplier[0] * both[0]", "multiplier[0]"),
-    ],
+    [("contributions.sum(dim=(1, 2))", "contributions.mean(dim=(1, 2))"), ("multiplier[0] * both[0]", "multiplier[0]")],
 )
 def test_mutations_of_lift_are_rejected(right, wrong):
     with pytest.raises((AssertionError, InputError)):
         check_lift(mutated("interp_models.explainers.ablation", right, wrong).LIFTCAM)
+
+
+def test_a_mutation_of_the_rescale_rule_is_rejected(monkeypatch):
+    copy = mutated("interp_models.explainers.deeplift", "(c - d) / torch.where(same, 1.0, a - b)", "at_zero")
+    monkeypatch.setattr(ablation, "Rescale", copy.Rescale)
+    with pytest.raises((AssertionError, InputError)):
+        check_lift()
+
+
+def test_lift_at_functions_is_lift_at_modules():
+    """ReLU as a function, as a maximum, in place, and one module for two places."""
+
+    class Written(nn.Module):
+        def __init__(self, net, relu):
+            super().__init__()
+            self.net, self.relu = net, relu
+
+        def forward(self, x):
+            return self.net[6](self.relu(self.net[4](self.net[3](self.net[2](self.net[1](self.net[0](x)))))))
+
+    net = deep()
+    expected = LIFTCAM(net, layer="1").attribute(images(), 1)
+    for relu in (F.relu, lambda x: torch.maximum(x, torch.zeros_like(x)), lambda x: x.clamp_(min=0), net[5]):
+        torch.testing.assert_close(LIFTCAM(Written(net, relu), layer="net.1").attribute(images(), 1), expected)
 
 
 @pytest.mark.parametrize("tail", [nn.Softmax(dim=1), nn.GroupNorm(2, 4)], ids=["softmax", "group norm"])
