@@ -215,21 +215,26 @@ def stages(model: nn.Module, inputs: Tensor) -> list[Layer]:
 
 def _stages(model: nn.Module, image: Tensor) -> list[Place]:
     trace = _traced(model, image)
-    last: dict[tuple[str, int, int], tuple[_Output, Form]] = {}
-    weighted: set[tuple[str, int, int]] = set()
+    whole: dict[tuple[int, int], list[tuple[_Output, Form]]] = {}
+    weighted: set[tuple[int, int]] = set()
     for output in trace.outputs:
         for form in output.forms if len(output.shape) == 3 else ():
-            size = (form.kind, *_grid(form, output.shape))
+            grid = _grid(form, output.shape)
             if list(model.get_submodule(output.name).parameters(recurse=False)):
-                weighted.add(size)
+                weighted.add(grid)
             if trace.holds_all(output):
-                last[size] = (output, form)
+                whole.setdefault(grid, []).append((output, form))
     found: list[Place] = []
     cells = math.inf
-    for (kind, h, w), (output, form) in last.items():
-        if (kind, h, w) in weighted and h * w < cells and _form(model, image, output, [form]) is not None:
-            cells = h * w
-            found.append((output.name, form, output.use))
+    for grid, outputs in whole.items():
+        if grid not in weighted or math.prod(grid) >= cells:
+            continue
+        lying = (
+            pair for pair in outputs[: -MOST_TRIED - 1 : -1] if _form(model, image, pair[0], [pair[1]]) is not None
+        )
+        if (last := next(lying, None)) is not None:
+            cells = math.prod(grid)
+            found.append((last[0].name, last[1], last[0].use))
     return found
 
 

@@ -4,6 +4,7 @@ Noise in a stripe of the image changes the cells of that stripe most, and others
 cells are in order, one function of the distance explains nearly all changes.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -71,6 +72,11 @@ def stripes(cells: int) -> int:
     return cells if cells <= MOST else next((n for n in range(MOST, MOST // 2, -1) if cells % n == 0), MOST - 1)
 
 
+def _ends(cells: int) -> list[int]:
+    """The cells at which stripes begin and end."""
+    return [round(stripe * cells / stripes(cells)) for stripe in range(stripes(cells) + 1)]
+
+
 def edges(image: Tensor, grid: tuple[int, int]) -> Tensor:
     """An image (1, C, H, W), and copies of it with noise in a border as wide as a cell, for each of its sides."""
     made = [image]
@@ -92,9 +98,9 @@ def probes(image: Tensor, grid: tuple[int, int]) -> Tensor:
     """An image (1, C, H, W), and copies of it with noise in one stripe of rows or of columns each, `draws` times."""
     generator, made = torch.Generator().manual_seed(0), [image]
     for axis in (0, 1) * draws(grid):
-        count, side = stripes(grid[axis]), image.shape[2 + axis]
-        for stripe in range(count if count > 1 else 0):
-            first, last = round(stripe * side / count), round((stripe + 1) * side / count)
+        side, ends = image.shape[2 + axis], _ends(grid[axis])
+        for pair in itertools.pairwise(ends) if len(ends) > 2 else ():
+            first, last = (round(end * side / grid[axis]) for end in pair)
             made.append(_put(image, _noise(image, generator), 2 + axis, first, last - first))
     return torch.cat(made)
 
@@ -136,12 +142,13 @@ def _share(log: Tensor, axis: int) -> float:
         return 0.0
     shares = []
     cells = log.shape[1 + axis]
-    place = (torch.arange(cells, device=log.device) + 0.5) / cells - 0.5
-    # Strides can move what a cell sees by half a cell; without padding, cells at the border see less of the image.
-    for offset, scale in ((0.0, 1.0), (-0.5, 1.0), (0.5, 1.0), (0.0, 0.85)):
-        own = ((place + offset / cells) * scale + 0.5) * count - 0.5
+    place = torch.arange(cells, device=log.device) + 0.5 - cells / 2
+    centres = torch.tensor([(a + b) / 2 for a, b in itertools.pairwise(_ends(cells))], device=log.device)
+    # Strides can move what a cell sees by half a cell; without padding, cells at the border lie up to a cell inside.
+    for offset, inside in ((0.0, 0.0), (-0.5, 0.0), (0.5, 0.0), (0.0, 0.5), (0.0, 1.0)):
+        own = (place + offset) * (1 - 2 * inside / cells) + cells / 2
         own = (own[:, None] if axis == 0 else own[None]).expand(log.shape[1:])[changes]
-        distance = (torch.arange(count, device=log.device)[:, None] - own).abs()
+        distance = (centres[:, None] - own).abs() * count / cells
         if float((_centred(-distance).double() * y).sum()) <= 0:
             continue
         steps = (2 * distance + 1e-4).floor()

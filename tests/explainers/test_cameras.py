@@ -95,6 +95,7 @@ def test_networks_of_one_size_are_refused_in_one_line() -> None:
     assert EXPLAINERS.build("cameras", options, model=vit(True)).attribute(x).shape == (2, 64, 64)
     with pytest.raises(NotApplicable, match="VisionTransformer does not take images of 96 × 96 beside those of 64"):
         EXPLAINERS.build("cameras", options, model=vit(False)).attribute(x)
+    torch.manual_seed(0)
     fixed = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 62 * 62, 3)).double()
     with pytest.raises(NotApplicable, match=r"Sequential does not take images of 96 × 96 .*, as cameras needs: mat1"):
         EXPLAINERS.build("cameras", options, model=fixed).attribute(x)

@@ -65,8 +65,8 @@ def test_activation_map():
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("explainer.score, target).sum()", "explainer.score, None).sum()"),
-        ("explainer.score, target).sum()", '"probability", target).sum()'),
+        ("output, explainer.score, target))", "output, explainer.score, None))"),
+        ("output, explainer.score, target))", 'output, "probability", target))'),
         ("swapped(output, start.clone())", "swapped(output, start * 2)"),
     ],
 )
