@@ -2,11 +2,13 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from interp_models.core.errors import InputError, NotApplicable
+from interp_models.core.passes import are_counted
 from interp_models.explainers.base import Explainer
 
 
@@ -179,10 +181,12 @@ def check_passes(make: Make, model: nn.Module, images: Tensor) -> None:
     explainer.preparation = "none"
     passes: list[tuple[int, bool]] = []
     boxes = torch.tensor([[8.0, 16.0, 40.0, 30.0]] * len(images)) if "box" in cls.shown else None
-    explainer.attribute(images[:1], 0, boxes if boxes is None else boxes[:1])  # finds out about the model, once
-    handle = model.register_forward_pre_hook(
-        lambda module, args: passes.append((len(args[0]), args[0].requires_grad and torch.is_grad_enabled()))
-    )
+
+    def note(module: nn.Module, args: Any) -> None:
+        if are_counted():  # those that find out about the model, once, are not
+            passes.append((len(args[0]), args[0].requires_grad and torch.is_grad_enabled()))
+
+    handle = model.register_forward_pre_hook(note)
     explainer.attribute(images, torch.arange(len(images)), boxes)
     handle.remove()
     known = {"channels": 8, "windows": 4, **vars(explainer), **vars(getattr(explainer, "base", explainer))}
