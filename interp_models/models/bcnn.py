@@ -44,7 +44,7 @@ class BCNN(InterpModule):
     """
 
     additive = True
-    offers = ("explain", "rescale", "rules")
+    offers = ("any_size", "explain", "rescale", "rules")
     explanations: ClassVar[tuple[str, ...]] = ("mean", "class")
 
     def __init__(

@@ -79,7 +79,7 @@ class ProtoPNet(InterpModule, Prototypical):
     additive = True
     actions: ClassVar[tuple[str, ...]] = ("reset_optimizer", "push", "fit_last_layer", "prune")
     pushed_by, after_push = "push", ("last_layer",)
-    offers = ("explain", "rescale")
+    offers = ("any_size", "explain", "rescale")
     explanations: ClassVar[tuple[str, ...]] = ("class", "best", "mean")
     class_maps = True
     untrained: ClassVar[Mapping[str, Any]] = {"prune_least": 0}

@@ -45,7 +45,7 @@ class WSDAN(InterpModule):
     """
 
     additive = True
-    offers = ("explain", "rescale")
+    offers = ("any_size", "explain", "rescale")
     explanations: ClassVar[tuple[str, ...]] = ("mean",)
     amplifies_rounding = True  # the slope of √|f| is up to 5e5 where f is near 0
 
