@@ -78,9 +78,10 @@ def _ends(cells: int) -> list[int]:
 
 
 def edges(image: Tensor, grid: tuple[int, int]) -> Tensor:
-    """An image (1, C, H, W), and copies of it with noise in a border as wide as a cell, for each of its sides."""
-    made = [image]
+    """An image (1, C, H, W), noise, and copies of the image with noise in a border as wide as a cell, for each of its
+    sides."""
     noise = _noise(image, torch.Generator().manual_seed(1))
+    made = [image, noise]
     for axis in (0, 1):
         side, cells = image.shape[2 + axis], grid[axis]
         width = -(-side // cells)
