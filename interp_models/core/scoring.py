@@ -144,6 +144,9 @@ def read_as(model: nn.Module, images: Tensor, score: Score) -> Iterator[None]:
         InputError: if the prediction for an image changes from pass to pass or with its batch; if all outputs lie in
             [0, 1] but it cannot be told whether they are probabilities; and if logits are lost by rounding.
     """
+    if not _has_logits(model, images):  # a method that reads them says so
+        yield
+        return
     if not explains_itself(model):
         _check_steady(model, images)
     ending = _ending_of(model, images)
@@ -161,6 +164,20 @@ def read_as(model: nn.Module, images: Tensor, score: Score) -> Iterator[None]:
             yield
     finally:
         _read.reset(token)
+
+
+def _has_logits(model: nn.Module, images: Tensor) -> bool:
+    known = known_of(model)
+    if "logits" not in known:
+        try:
+            with uncounted(), torch.no_grad():
+                logits_of(model(images[:1].clone()))
+            known["logits"] = True
+        except InputError:
+            known["logits"] = False
+        except AssertionError:  # of an exported program, see `_check_steady`
+            known["logits"] = True
+    return bool(known["logits"])
 
 
 def _check_steady(model: nn.Module, images: Tensor) -> None:
@@ -224,8 +241,9 @@ def _ending_of(model: nn.Module, images: Tensor) -> Ending | None:
         what = "ends in a sigmoid: its outputs are read as probabilities of independent labels (output='sigmoid')"
     else:
         raise InputError(
-            f"all outputs of {_name_of(model)} lie in [0, 1], also for noise: say by Classifier(model, output=...) or "
-            "output= whether they are probabilities of independent labels ('sigmoid') or logits ('softmax')"
+            f"all outputs of {_name_of(model)} lie in [0, 1], also for noise: pass output='sigmoid', or "
+            "Classifier(model, output='sigmoid'), if they are probabilities of independent labels, and "
+            "output='softmax' if they are logits"
         )
     warnings.warn(f"{_name_of(model)} {what}", stacklevel=4)
     return ending

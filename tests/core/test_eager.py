@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from interp_models import EXPLAINERS, InputError, NotApplicable, probabilities
-from interp_models.core.scoring import full_float32
+from interp_models.core.scoring import PRODUCTS, full_float32
 
 
 def body() -> nn.Sequential:
@@ -154,6 +154,7 @@ def test_threads_get_the_maps_of_one_alone(name: str, training: bool) -> None:
 
 
 def test_precision_is_restored_by_the_last_of_several_threads() -> None:
+    own = [product.fp32_precision for product in PRODUCTS]
     torch.set_float32_matmul_precision("high")
     try:
         first = full_float32()
@@ -166,6 +167,8 @@ def test_precision_is_restored_by_the_last_of_several_threads() -> None:
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")
+        for product, precision in zip(PRODUCTS, own, strict=True):
+            product.fp32_precision = precision
 
 
 def test_an_error_of_the_network_is_not_taken_for_a_checkpoint() -> None:

@@ -102,9 +102,9 @@ def test_values_in_the_unit_interval_must_be_declared_or_are_taken_as_they_are(e
     assert ending is not None
     assert (ending.kind, ending.call) == ("sigmoid", None)
     for explainer, options in (("rise", {"masks": 8}), ("gradcam", {"score": "probability"})):
-        with pytest.raises(InputError, match=r"all outputs of Ends lie in \[0, 1\], also for noise: say"):
+        with pytest.raises(InputError, match=r"all outputs of Ends lie in \[0, 1\], also for noise: pass"):
             EXPLAINERS.build(explainer, options, model=network).attribute(images(), 1)
-    with pytest.raises(InputError, match="say by Classifier"):
+    with pytest.raises(InputError, match="pass output='sigmoid'"):
         judge(network, images(), ["random"], progress=False)
     labels = Classifier(network, output="sigmoid")
     torch.testing.assert_close(probabilities(labels)(images()), network(images()))

@@ -77,7 +77,7 @@ def one():
 
 
 def labels():
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4), nn.Sigmoid())
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4), nn.Hardsigmoid())
 
 
 def number():
@@ -292,7 +292,7 @@ def test_two_names_of_one_folder_are_refused(
     ("function", "says", "output"),
     [
         ("one", "networks: one: the model returns one logit per image, whose softmax is always 1: ", "one_logit"),
-        ("labels", "networks: labels: Classifier ends in a sigmoid, so its outputs are probabilities of ", "sigmoid"),
+        ("labels", "networks: labels: all outputs of Classifier lie in [0, 1], also for noise: pass ", "sigmoid"),
     ],
 )
 def test_a_network_that_cannot_be_judged_is_refused_before_others_are(
