@@ -17,8 +17,14 @@ from tests.contract.subjects import SUBJECTS, applies, bare, host, maker, option
 LAYERS = {name for name in EXPLAINERS if "layer" in EXPLAINERS.options(name, {}, given=("model",))}
 
 
+QUICK = ("cnn", "sequential", "vit")
+"""Networks on which the contract is always checked, beside the explainer's own; the others are slow together."""
+
+
 def cases():
-    return [pytest.param(e, s, id=f"{e}-{s}") for e in EXPLAINERS for s in SUBJECTS if applies(e, s)]
+    pairs = [(e, s) for e in EXPLAINERS for s in SUBJECTS if applies(e, s)]
+    marks = {pair: () if pair[1] in (*QUICK, host(pair[0])) else pytest.mark.slow for pair in pairs}
+    return [pytest.param(*pair, id="-".join(pair), marks=marks[pair]) for pair in pairs]
 
 
 @pytest.mark.parametrize("explainer", EXPLAINERS)
