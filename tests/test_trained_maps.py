@@ -53,6 +53,7 @@ def test_efficientnet_with_trained_weights_loses_more_without_the_upper_half() -
 @pytest.mark.slow
 def test_a_trained_transformer_loses_more_without_the_upper_half(tmp_path: Path) -> None:
     """DINOv2's ViT-S/14; the logits are the class token's similarities to the mean features of ten birds."""
+    pytest.importorskip("onnx", reason="onnx, which reads the weights, is not installed")
     script, birds = SHARED / "weights" / "vit_small.py", SHARED / "cub" / "images"
     if not script.is_file() or not birds.is_dir():
         pytest.skip("the weights of ViT-S/14 and the images of CUB are not beside the repository")
