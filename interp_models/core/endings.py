@@ -1,5 +1,6 @@
 """Networks that end in a softmax or a sigmoid: how that is found, and how their logits are read all the same."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -152,7 +153,7 @@ def is_left_out() -> bool:
     return _without.get()
 
 
-class _Calls(TorchFunctionMode):
+class _Calls(TorchFunctionMode, ABC):
     """Sees the calls of softmax and sigmoid in each pass of a network, and counts them."""
 
     def __init__(self) -> None:
@@ -170,9 +171,9 @@ class _Calls(TorchFunctionMode):
         """A pass begins."""
         self.count = 0
 
+    @abstractmethod
     def called(self, number: int, func: Any, args: Any, kwargs: Any) -> Any:
         """What a call of softmax or sigmoid returns."""
-        raise NotImplementedError
 
 
 class _Noting(_Calls):

@@ -278,10 +278,10 @@ def _why_not(model: nn.Module, vit: Any, image: Tensor) -> str | None:
         handle = vit.blocks[-1].register_forward_pre_hook(own_thread(enters))
         try:
             with torch.no_grad():
-                parts = [model(part) for part in torch.split(images, default_batch(images))]
+                for part in torch.split(images, default_batch(images)):
+                    model(part)
         finally:
             handle.remove()
-        del parts
         tokens = torch.cat(entered)
         entered.clear()
         return to_map(vit, tokens, size)
@@ -327,10 +327,8 @@ def _last(model: nn.Module, image: Tensor, trace: _Trace) -> Place:
             continue  # the image itself, normalised
         # Beside the patches, the class token passes the last attention by the residual connection.
         norm = "norm" in type(module).__name__.lower() and len(output.shape) == 2
-        if trace.score is not None and not (trace.holds_all(output) or (norm and trace.feeds_all(output))):
-            continue
         whole = trace.score is None or trace.holds_all(output)
-        if whole and not _holds_all_values(model, image, output):
+        if not (_holds_all_values(model, image, output) if whole else norm and trace.feeds_all(output)):
             continue
         if (tried := tried + 1) > MOST_TRIED:
             break
