@@ -16,8 +16,8 @@ from interp_models.core.scoring import Score, Target, logits_of, per_image, reso
 from interp_models.explainers.base import EXPLAINERS, target_scores
 from interp_models.explainers.gradients import Channels, PixelExplainer
 from interp_models.explainers.operations import KINDS, Kind
-from interp_models.explainers.relevance import attended, epsilon_of, normed
-from interp_models.explainers.rules import Call, Rule, Rules, plain, ruled
+from interp_models.explainers.relevance import Decomposed, epsilon_of, normed
+from interp_models.explainers.rules import Call, Rule, plain, ruled
 
 TOLERANCE = 1e-3
 """Largest accepted difference between the sum of contributions and the change of the score, relative to the larger of
@@ -140,7 +140,7 @@ def softmax(call: Call) -> Any:
     return call.ruled(back, s)
 
 
-class Rescale(Rules):
+class Rescale(Decomposed):
     """DeepLIFT's rules, so that contributions add up to the change of the score.
 
     Functions of one value follow the rescale rule. Products share a change equally between the two ways to make it one
@@ -196,20 +196,6 @@ class Rescale(Rules):
             return call.refused(f"has {call.name} in a form that {self.method} has no rule for")
         with self:
             return (x * x).sum(dim=dim, keepdim=call.arg(3, "keepdim", False)).sqrt()
-
-    def attention(self, call: Call) -> Any:
-        """Attention, by its single operations."""
-        found = attended(call)
-        if found is None:
-            return call.refused(f"has {call.name} in a form that {self.method} has no rule for")
-        with self:
-            return found()
-
-    def gated(self, call: Call) -> Any:
-        """A gated linear unit, by its single operations."""
-        with self:
-            one, gate = call.args[0].chunk(2, dim=call.arg(1, "dim", -1))
-            return one * gate.sigmoid()
 
 
 @EXPLAINERS.register("deeplift")

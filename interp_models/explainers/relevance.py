@@ -186,7 +186,25 @@ class Composite:
     first_dense: bool = True
 
 
-class Relevance(Rules):
+class Decomposed(Rules):
+    """Abstract: rules that follow a compound operation through its single operations."""
+
+    def attention(self, call: Call) -> Any:
+        """Attention, by its single operations."""
+        found = attended(call)
+        if found is None:
+            return call.refused(f"has {call.name} in a form that {self.method} has no rule for")
+        with self:
+            return found()
+
+    def gated(self, call: Call) -> Any:
+        """A gated linear unit, by its single operations."""
+        with self:
+            one, gate = call.args[0].chunk(2, dim=call.arg(1, "dim", -1))
+            return one * gate.sigmoid()
+
+
+class Relevance(Decomposed):
     """LRP: what leaves the network at the image is relevance, at the image as normalised by the network.
 
     Products and attention share relevance equally between their factors (Achtibat et al., proposition 3.3), but a gate
@@ -282,20 +300,6 @@ class Relevance(Rules):
         value = call.value()
         merged = Call(self, "merged", lambda _: value, (source,), {}, [source])
         return self.spreading(merged, (f, weight.to(w.dtype), bias.to(w.dtype)), rule)
-
-    def attention(self, call: Call) -> Any:
-        """Attention, by its single operations."""
-        found = attended(call)
-        if found is None:
-            return call.refused(f"has {call.name} in a form that {self.method} has no rule for")
-        with self:
-            return found()
-
-    def gated(self, call: Call) -> Any:
-        """A gated linear unit, by its single operations."""
-        with self:
-            one, gate = call.args[0].chunk(2, dim=call.arg(1, "dim", -1))
-            return one * gate.sigmoid()
 
 
 def parts(call: Call) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor | None]:
