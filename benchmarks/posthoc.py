@@ -54,6 +54,8 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     count: int | None = None
     """Number of images; None is all."""
+    passes: int | None = None
+    """Passes per image of the floor; None counts those of the method. Images of another size count by their area."""
     gradient: bool = False
     many: bool = False
 
@@ -64,15 +66,27 @@ def cases(scale: int) -> list[Case]:
     few = max(2, n // 25)
     return [
         *(Case(name) for name in FAMILY),
+        *(Case(name) for name in ("fem", "mlfem", "finercam", "relevancecam")),
         *(Case(name, gradient=True) for name in ("gradient", "grad_x_input", "deconvnet", "guided_backprop")),
+        *(Case(name, gradient=True) for name in ("fullgrad", "deeplift", "lrp")),
+        Case("cameras", {}, 1, passes=61),
         Case("rise", {"masks": n}, 1, many=True),
         Case("occlusion", {}, 1, many=True),
         Case("lime", {"samples": n}, 1, many=True),
         Case("kernelshap", {"samples": n}, 1, many=True),
         Case("scorecam", {"layer": NARROW}, 1, many=True),
+        Case("sise", {"threshold": 0.8}, 1, many=True),
+        Case("ada_sise", {}, 1, many=True),
+        Case("sobol", {"designs": 2 * scale}, 1, many=True),
+        Case("hsic", {"samples": n}, 1, many=True),
+        Case("prediction_difference", {"stride": 16, "samples": 2}, 1, many=True),
+        Case("integrated_gradcam", {"steps": few * 3}, 4, many=True),
         Case("opticam", {"steps": few}, 4, gradient=True, many=True),
         Case("integrated_gradients", {"steps": few * 3}, 4, gradient=True, many=True),
         *(Case(name, {}, 4, gradient=True, many=True) for name in ("smoothgrad", "vargrad")),
+        Case("smooth_fullgrad", {"samples": few * 3}, 4, gradient=True, many=True),
+        Case("gradientshap", {"samples": few * 3}, 4, gradient=True, many=True),
+        Case("extremal_perturbation", {"steps": few * 6}, 1, gradient=True, many=True),
         Case("smoothed_guided_backprop", {}, 4, gradient=True, many=True),
         Case("integrated_guided_backprop", {"steps": few * 3}, 4, gradient=True, many=True),
         Case("smoothed_integrated_gradients", {"samples": 3, "steps": few}, 4, gradient=True, many=True),
@@ -96,12 +110,14 @@ class Benches:
         return bench
 
 
-def timings(benches: Benches, scale: int) -> list[Timing]:
+def timings(benches: Benches, scale: int, methods: Sequence[str]) -> list[Timing]:
     """One row per method, two for methods of many passes, and one for all class activation maps."""
     rows = []
     layer = target_layer(benches.model, None, benches.images)  # warm-up: it is found once
     assert layer.module is benches.model.get_submodule(LAST)
     for case in cases(scale):
+        if methods and case.name not in methods:
+            continue
         bench = benches.of(case.count, case.gradient)
         target = torch.zeros(len(bench.images), dtype=torch.long)
         explainer: Explainer = EXPLAINERS.build(case.name, case.options, model=bench.model)
@@ -109,14 +125,14 @@ def timings(benches: Benches, scale: int) -> list[Timing]:
         work = partial(explainer.attribute, bench.images, target)
         what = ", ".join([case.name, *(f"{key} {value}" for key, value in case.options.items() if key != "layer")])
         floor = "passes there and back" if case.gradient else "passes"
-        row = bench.compare(f"{what}, plain" if case.many else what, floor, work)
+        fixed = None if case.passes is None else case.passes * len(bench.images)
+        row = bench.compare(f"{what}, plain" if case.many else what, floor, work, fixed)
         rows.append(row)
         if case.many:
             explainer.preparation = "exact"
             assert isinstance(explainer.prepared(bench.images), Prepared)
             prepared = bench.compare(f"{what}, prepared", floor, work, round(row.passes * len(bench.images)))
             rows.append(replace(prepared, passes=row.passes, flops=None))  # torch counts no FLOPs of fused kernels
-    rows.append(family(benches))
     return rows
 
 
@@ -259,17 +275,22 @@ def main(argv: Sequence[str] | None = None) -> Path:
     p.add_argument(
         "--scale", type=int, default=1, help="methods of many passes make about 100 times this number of passes"
     )
+    p.add_argument("--methods", nargs="+", default=[], help="measure only these explainers, without peers")
+    p.add_argument("--name", default="posthoc", help="name of the results")
     args = parse(p, "posthoc", argv)
     warnings.filterwarnings("ignore", module="captum")  # it warns at every call
     images, described = load_images(args)
     benches = Benches(imagenet_network(), images, args.pairs, args.seconds, args.clock)
-    rows: list[Row] = [*timings(benches, args.scale)]
-    write("posthoc", args, described, rows)  # in case the peers fail
+    rows: list[Row] = [*timings(benches, args.scale, args.methods)]
+    if args.methods:
+        return write(args.name, args, described, [*rows, *benches.of(None, False).values()])
+    rows.append(family(benches))
+    write(args.name, args, described, rows)  # in case the peers fail
     peers = {"captum": partial(captums, benches, args.scale), "pytorch_grad_cam": partial(grad_cams, benches)}
     for module, measure in (peers | {"torchcam": partial(torchcams, benches)}).items():
         if importlib.util.find_spec(module):
             rows += measure()
-            write("posthoc", args, described, rows)
+            write(args.name, args, described, rows)
     for name, what in (
         ("rise", "masks"),
         ("scorecam", "channels"),
@@ -277,7 +298,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         ("smoothgrad", "samples"),
     ):
         rows += [Memory(name, f"{n} {what}", peak_memory(work_of_size, name, n)) for n in args.memory]
-    return write("posthoc", args, described, [*rows, *benches.of(None, False).values()])
+    return write(args.name, args, described, [*rows, *benches.of(None, False).values()])
 
 
 if __name__ == "__main__":

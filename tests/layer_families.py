@@ -6,11 +6,11 @@ Face's transformers, with random weights.
 python -m tests.layer_families [timm | torchvision | transformers ...]
 """
 
-import itertools
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from interp_models.core.errors import InputError, first_line
 from interp_models.explainers import EXPLAINERS
-from interp_models.explainers.layers import target_layer
+from interp_models.explainers.layers import Layer, target_layer, tensor_of
 from tests.trunk_families import MOST, millions, smallest
 
 TABLE = Path(__file__).parents[1] / "docs" / "layers.md"
@@ -29,6 +29,10 @@ SMALL = {
     "num_attention_heads": 3,
 }  # fmt: skip
 """Options of transformers' configs that make a model small."""
+STRIPES, DRAWS = 5, 2
+"""Most stripes of cells whose gradients are compared, and random combinations of the features of each."""
+ORDERED = 0.9
+"""Least correlation between the places of stripes of cells and those of their gradients."""
 
 
 def named(source: str) -> dict[str, Callable[[], nn.Module]]:
@@ -108,7 +112,7 @@ def verdict(make: Callable[[], nn.Module]) -> str:
         saliency = EXPLAINERS.build("hirescam", model=model).attribute(images, 1)
     except InputError as error:
         return f"refused: {error}"
-    check(model, images)
+    check(model, layer, images)
     rows, columns = saliency.shape[1:]
     form = {"nchw": "", "nhwc": ", channels last", "tokens": ", tokens", "function": ", tokens"}[layer.form.kind]
     return f"`{layer.name}`, {rows} × {columns}{form}"
@@ -155,28 +159,51 @@ def adapted(model: nn.Module, images: Tensor) -> None:
     model.eval()
 
 
-def check(model: nn.Module, images: Tensor) -> None:
-    """Noise in a quarter of the images changes activation maps most in the same quarter.
+def check(model: nn.Module, layer: Layer, images: Tensor) -> None:
+    """Each row of cells has its gradient in its own rows of the image, and each column in its own columns.
 
-    This looks at maps alone. As cells differ in how much they change, the way to assign quarters of images to quarters
-    of maps is sought whose changes have the highest product.
+    The search for the layer uses changes of pixels and never this gradient. A random combination of the features of a
+    stripe of cells is differentiated by the pixels. The centres of the squared gradients must lie in the stripes'
+    order: their correlation with the stripes' places is at least `ORDERED`.
+
+    Raises:
+        AssertionError: if they do not.
     """
     generator = torch.Generator().manual_seed(1)
-    explainer = EXPLAINERS.build("activation_map", model=model)
-    plain = explainer.attribute(images, 1)
-    rows, columns = ([slice(side // 2), slice(side - side // 2, side)] for side in images.shape[2:])
-    up, across = ([slice(side // 2), slice(side - side // 2, side)] for side in plain.shape[1:])
-    changes = torch.zeros(4, 4)
-    for _ in range(3):
-        for q, (r, c) in enumerate(itertools.product(rows, columns)):
-            changed = images.clone()
-            changed[..., r, c] = torch.rand(changed[..., r, c].shape, generator=generator)
-            change = (explainer.attribute(changed, 1) - plain).abs()
-            for k, (y, x) in enumerate(itertools.product(up, across)):
-                changes[q, k] += float(change[:, y, x].mean())
-    orders = list(itertools.permutations(range(4)))
-    best = max(orders, key=lambda order: sum(float(changes[q, order[q]].log()) for q in range(4)))
-    assert best == (0, 1, 2, 3), f"noise in quarters of the image changes quarters {best} of the map"
+    pixels = images[:1].clone().requires_grad_()
+    features = features_of(model, layer, pixels)
+    for axis in (2, 3):
+        cells, side = features.shape[axis], images.shape[axis]
+        if cells == 1:
+            continue
+        stripes = torch.arange(cells).tensor_split(min(cells, STRIPES))
+        centres = []
+        for stripe in stripes:
+            some, found = features.index_select(axis, stripe), torch.zeros(side)
+            for _ in range(DRAWS):
+                weights = torch.randn(some.shape, generator=generator)
+                (gradient,) = torch.autograd.grad((some * weights).sum(), pixels, retain_graph=True)
+                found += gradient.square().sum(dim=(0, 1, 5 - axis))
+            assert float(found.sum()) > 0, f"no pixel changes the cells {stripe.tolist()} of axis {axis}"
+            centres.append(float(found @ torch.arange(side).float() / found.sum()))
+        own = torch.stack([stripe.float().mean() for stripe in stripes])
+        together = float(torch.corrcoef(torch.stack([own, torch.tensor(centres)]))[0, 1])
+        assert together >= ORDERED, f"centres of the gradients, axis {axis}: {[round(c) for c in centres]} of {side}"
+
+
+def features_of(model: nn.Module, layer: Layer, images: Tensor) -> Tensor:
+    """The feature map of a layer, with its graph."""
+    outputs: list[Tensor] = []
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        outputs.append(tensor_of(output).clone())
+
+    handle = layer.module.register_forward_hook(keep)
+    try:
+        model(images.clone())
+    finally:
+        handle.remove()
+    return layer.feature_map(outputs[layer.use])
 
 
 def listed() -> dict[tuple[str, str], str]:
