@@ -35,8 +35,9 @@ class CNNFixations(Explainer):
     map of several cells, to the one with the largest. A convolution passes it to the channel with the largest sum of
     contributions over its window, and there to the place with the largest contribution. Pooling passes it to the
     largest activation of the window, a sum to its larger term, a concatenation to its part, and batch norm and ReLU
-    pass it on. Paths that meet are one. A fixation is kept if more than 5 % of all lie within a tenth of the diagonal.
-    One forward pass is recorded. The map has the resolution of the input. It is 0 if no contribution is positive.
+    pass it on. A path into padding by an operation of its own ends there. Paths that meet are one. A fixation is kept
+    if more than 5 % of all lie within a tenth of the diagonal. One forward pass is recorded. The map has the resolution
+    of the input. It is 0 if no contribution is positive.
 
     Args:
         model: any module that returns logits, of the layers above.
@@ -166,6 +167,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if step.name == "convolution" and not step.args[6]:
                 parts = [_of_convolution(value, *step.args[1:], points=some) for some in torch.split(points, AT_ONCE)]
                 return [(source, torch.cat(parts))]
+            if step.name == "constant_pad_nd":
+                return [(source, _of_padding(value, step.args[1], points))]
             if step.name == "max_pool2d_with_indices" and step.places is not None:
                 places = _at(step.places, points)
                 return [(source, torch.stack([*points[:, :2].T, places // value.shape[3], places % value.shape[3]], 1))]
@@ -198,6 +201,13 @@ def _of_linear(x: Tensor, weight: Tensor, points: Tensor, *, largest: bool) -> T
         return torch.stack([points[:, 0], contributions.argmax(dim=1)], dim=1)
     n, c = (contributions > 0).nonzero(as_tuple=True)
     return torch.stack([points[n, 0], c], dim=1)
+
+
+def _of_padding(x: Tensor, pads: Any, points: Tensor) -> Tensor:
+    """The places in x (B, C, h, w) of points (n, 4) of the padded x; points in the padding have none."""
+    pairs = [*zip(pads[::2], pads[1::2], strict=True), (0, 0), (0, 0), (0, 0)][:4]  # from the last axis to the first
+    found = points - torch.tensor([before for before, _ in reversed(pairs)], device=points.device)
+    return found[((found >= 0) & (found < torch.tensor(x.shape, device=points.device))).all(dim=1)]
 
 
 def _of_cat(step: _Step, points: Tensor) -> list[tuple[int, Tensor]]:

@@ -190,3 +190,21 @@ def test_others_are_refused():
         CNNFixations(torchvision.models.mobilenet_v3_small(weights=None).eval()).attribute(torch.rand(1, 3, 64, 64))
     with pytest.raises(InputError, match="sigma must be above 0; got 0"):
         CNNFixations(nn.Identity(), sigma=0.0)
+
+
+def test_padding_by_an_operation_of_its_own_is_as_that_of_a_convolution():
+    torch.manual_seed(0)
+    inside = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+    outside = nn.Conv2d(3, 4, 3, stride=2)
+    outside.load_state_dict({key: value.abs_() for key, value in inside.state_dict().items()})  # none prefers a zero
+    head = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3))
+    x = torch.rand(2, 3, 15, 16)
+    own, other = (nn.Sequential(*layers, head).eval() for layers in ([inside], [nn.ZeroPad2d((1, 1, 1, 1)), outside]))
+    assert torch.equal(own(x), other(x))
+    maps = [CNNFixations(model).attribute(x, 1) for model in (own, other)]
+    assert torch.equal(*maps)
+    assert float(maps[0].std()) > 0
+    uneven = nn.Sequential(nn.ZeroPad2d((0, 3, 2, 0)), outside, head).eval()
+    padded = torch.nn.functional.pad(x, (0, 3, 2, 0))
+    plain = CNNFixations(nn.Sequential(outside, head).eval()).attribute(padded, 1)
+    assert torch.allclose(CNNFixations(uneven).attribute(x, 1), plain[:, 2:, :16])
