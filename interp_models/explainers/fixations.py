@@ -181,7 +181,7 @@ def _distinct(points: Tensor) -> Tensor:
     """The points (n, d) without repetitions, in order."""
     sides = torch.Size((points.amax(dim=0) + 1).tolist()) if len(points) else torch.Size([1] * points.shape[1])
     strides = _strides(sides, points)
-    flat = torch.unique((points * strides).sum(dim=1))  # of numbers: rows take several times as long
+    flat: Tensor = torch.unique((points * strides).sum(dim=1))  # of numbers: rows take several times as long
     return flat[:, None] // strides % torch.tensor(sides, device=points.device)
 
 
