@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from interp_models.core.endings import Ending, ending_of, is_left_out
 from interp_models.core.errors import InputError
 from interp_models.core.inputs import are_probabilities
+from interp_models.core.modes import evaluating
 from interp_models.core.outputs import LabelLogits, Regression, field_of
 
 KINDS = ("softmax", "sigmoid", "one_logit", "probabilities", "regression")
@@ -117,8 +118,6 @@ class Classifier(nn.Module):
         low, high = torch.aminmax(found.detach())
         if is_left_out() or not bool((low >= 0) & (high <= 1)):
             return False
-        from interp_models.core.scoring import evaluating  # which imports this file
-
         with evaluating(self.network):
             return ending_of(self.network, images[:1], self.where) is not None
 

@@ -9,25 +9,15 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from interp_models.core.batches import default_batch
 from interp_models.core.choices import Preparation
 from interp_models.core.eager import eagerly
 from interp_models.core.errors import InputError
 from interp_models.core.inputs import check_images_for, fitting
+from interp_models.core.modes import alone, evaluating, full_float32
 from interp_models.core.prepared import class_name, prepare, unwrapped
 from interp_models.core.registry import Registry
-from interp_models.core.scoring import (
-    Score,
-    ScoreFn,
-    Target,
-    alone,
-    default_batch,
-    evaluating,
-    full_float32,
-    per_image,
-    read_as,
-    resolve_target,
-    scores_of,
-)
+from interp_models.core.scoring import Score, ScoreFn, Target, per_image, read_as, resolve_target, scores_of
 from interp_models.core.traits import Trait
 
 EXPLAINERS: Registry["Explainer"] = Registry("explainer", "interp_models.explainers.EXPLAINERS")

@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from interp_models.core.batches import default_batch
 from interp_models.core.errors import InputError, NotApplicable, first_line
 from interp_models.core.maps import full_precision
 from interp_models.core.prepared import class_name
-from interp_models.core.scoring import Score, Target, default_batch, logits_of
+from interp_models.core.scoring import Score, Target, logits_of
 from interp_models.explainers.base import EXPLAINERS, target_scores
 from interp_models.explainers.combinators import resolved
 from interp_models.explainers.features import OfLayer, activations_and_gradients

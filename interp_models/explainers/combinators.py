@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from interp_models.core.batches import default_batch
 from interp_models.core.errors import InputError
 from interp_models.core.rng import seed_of
-from interp_models.core.scoring import Target, default_batch, logits_of, resolve_target
+from interp_models.core.scoring import Target, logits_of, resolve_target
 from interp_models.explainers.base import Explainer
 from interp_models.explainers.features import shared_passes
 from interp_models.explainers.gradients import Channels, PixelExplainer, reduced

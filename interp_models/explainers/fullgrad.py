@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from interp_models.core.batches import default_batch
 from interp_models.core.eager import HIDING, name_of, nodes_of
 from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.maps import full_precision
 from interp_models.core.prepared import class_name
-from interp_models.core.scoring import Target, default_batch, resolve_target, scores_of
+from interp_models.core.scoring import Target, resolve_target, scores_of
 from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.explainers.combinators import NoiseScale, noise_like, resolved, sigmas
 

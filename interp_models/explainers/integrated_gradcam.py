@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from interp_models.core.batches import default_batch
 from interp_models.core.errors import InputError
-from interp_models.core.scoring import Score, Target, default_batch
+from interp_models.core.scoring import Score, Target
 from interp_models.explainers.base import EXPLAINERS
 from interp_models.explainers.combinators import points, resolved
 from interp_models.explainers.features import OfLayer, activations_and_gradients

@@ -16,13 +16,15 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
+from interp_models.core.batches import default_batch
 from interp_models.core.classifier import Classifier
 from interp_models.core.eager import nodes_of, own_thread
 from interp_models.core.errors import InputError, NotApplicable, unknown
 from interp_models.core.known import known_of
 from interp_models.core.passes import uncounted
 from interp_models.core.prepared import class_name
-from interp_models.core.scoring import default_batch, explains_itself, logits_of
+from interp_models.core.protocols import explains_itself
+from interp_models.core.scoring import logits_of
 from interp_models.explainers.places import EXPLAINED, order
 from interp_models.nn.attention import find_transformer, to_map
 

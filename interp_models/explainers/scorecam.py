@@ -5,9 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from interp_models.core.batches import scores_of_variants
 from interp_models.core.errors import InputError
 from interp_models.core.maps import stretched, weighted
-from interp_models.core.scoring import Score, Target, scores_of_variants
+from interp_models.core.scoring import Score, Target
 from interp_models.explainers.base import EXPLAINERS
 from interp_models.explainers.features import OfLayer, activations
 from interp_models.explainers.layers import Fuse, LayerNames, Reshape

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from interp_models.core.batches import default_batch
 from interp_models.core.errors import InputError
 from interp_models.core.maps import full_precision, stretched
-from interp_models.core.scoring import Score, ScoreFn, Target, default_batch
+from interp_models.core.scoring import Score, ScoreFn, Target
 from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.explainers.features import check_layers, stage_activations
 from interp_models.explainers.layers import LayerNames, Reshape

@@ -8,7 +8,8 @@ from torch import nn
 
 from interp_models import EXPLAINERS, MODELS
 from interp_models.core.errors import InputError
-from interp_models.core.scoring import evaluating, resolve_target
+from interp_models.core.modes import evaluating
+from interp_models.core.scoring import resolve_target
 from interp_models.core.traits import TRAITS
 from interp_models.explainers.base import Explainer
 from tests.contract import explainers as contract
