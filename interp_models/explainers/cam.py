@@ -16,7 +16,8 @@ from interp_models.explainers.features import (
     activations_and_gradients,
     linear_head,
 )
-from interp_models.explainers.layers import Fuse, LayerNames, Reshape
+from interp_models.explainers.forms import Reshape
+from interp_models.explainers.layers import Fuse, LayerNames
 
 
 @EXPLAINERS.register("activation_map")

@@ -15,7 +15,8 @@ from interp_models.core.scoring import Score, Target, logits_of
 from interp_models.explainers.base import EXPLAINERS, target_scores
 from interp_models.explainers.combinators import resolved
 from interp_models.explainers.features import OfLayer, activations_and_gradients
-from interp_models.explainers.layers import Fuse, Layer, LayerNames, Reshape
+from interp_models.explainers.forms import Reshape
+from interp_models.explainers.layers import Fuse, Layer, LayerNames
 from interp_models.nn.attention import find_transformer, patch_size
 
 VALUES = 2**22

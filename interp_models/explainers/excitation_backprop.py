@@ -10,7 +10,8 @@ from interp_models.core.prepared import class_name
 from interp_models.core.scoring import Target
 from interp_models.explainers.base import EXPLAINERS
 from interp_models.explainers.features import OfLayer
-from interp_models.explainers.layers import Fuse, LayerNames, Reshape
+from interp_models.explainers.forms import Reshape
+from interp_models.explainers.layers import Fuse, LayerNames
 from interp_models.explainers.operations import SIGMOIDS
 from interp_models.explainers.relevance import (
     AlphaBeta,

@@ -18,17 +18,8 @@ from interp_models.core.maps import stretched
 from interp_models.core.passes import count_reused
 from interp_models.core.scoring import Score, Target, logits_of, resolve_target, scores_of
 from interp_models.explainers.base import Explainer, target_scores
-from interp_models.explainers.layers import (
-    KINDS,
-    Fuse,
-    Layer,
-    LayerNames,
-    Reshape,
-    stages,
-    swapped,
-    target_layer,
-    tensor_of,
-)
+from interp_models.explainers.forms import KINDS, Reshape, swapped, tensor_of
+from interp_models.explainers.layers import Fuse, Layer, LayerNames, stages, target_layer
 
 _shared: "ContextVar[dict[Any, _Pass] | None]" = ContextVar("shared_passes", default=None)
 

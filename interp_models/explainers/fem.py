@@ -8,7 +8,8 @@ from interp_models.core.maps import weighted
 from interp_models.core.scoring import Target
 from interp_models.explainers.base import EXPLAINERS
 from interp_models.explainers.features import OfLayer, activations, fused, stage_activations
-from interp_models.explainers.layers import Fuse, LayerNames, Reshape
+from interp_models.explainers.forms import Reshape
+from interp_models.explainers.layers import Fuse, LayerNames
 
 
 @EXPLAINERS.register("fem")

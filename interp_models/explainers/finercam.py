@@ -10,7 +10,8 @@ from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.scoring import Target, resolve_target, scores_of
 from interp_models.explainers.base import EXPLAINERS
 from interp_models.explainers.features import LayerExplainer, activations_and_gradients
-from interp_models.explainers.layers import Fuse, LayerNames, Reshape
+from interp_models.explainers.forms import Reshape
+from interp_models.explainers.layers import Fuse, LayerNames
 
 ReferenceWeights = Literal["equal", "probability"]
 """Weights of the reference classes: equal, or proportional to their probabilities."""

@@ -13,7 +13,8 @@ from interp_models.core.scoring import Score, Target
 from interp_models.explainers.base import EXPLAINERS
 from interp_models.explainers.combinators import points, resolved
 from interp_models.explainers.features import OfLayer, activations_and_gradients
-from interp_models.explainers.layers import Fuse, LayerNames, Reshape
+from interp_models.explainers.forms import Reshape
+from interp_models.explainers.layers import Fuse, LayerNames
 
 PathPoints = Literal["left", "right", "gauss_legendre"]
 """Points of a path: k / steps for k = 0 ... steps - 1, or for k = 1 ... steps, with equal weights; or the

@@ -11,7 +11,8 @@ from interp_models.core.maps import stretched, weighted
 from interp_models.core.scoring import Score, Target
 from interp_models.explainers.base import EXPLAINERS, target_scores
 from interp_models.explainers.features import OfLayer, activations
-from interp_models.explainers.layers import Fuse, LayerNames, Reshape
+from interp_models.explainers.forms import Reshape
+from interp_models.explainers.layers import Fuse, LayerNames
 
 
 @EXPLAINERS.register("opticam")

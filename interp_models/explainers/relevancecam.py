@@ -6,7 +6,8 @@ from interp_models.core.maps import weighted
 from interp_models.core.scoring import Target
 from interp_models.explainers.base import EXPLAINERS
 from interp_models.explainers.features import LayerExplainer
-from interp_models.explainers.layers import Fuse, LayerNames, Reshape
+from interp_models.explainers.forms import Reshape
+from interp_models.explainers.layers import Fuse, LayerNames
 from interp_models.explainers.relevance import AlphaBeta, Composite, Relevance, relevance_at
 
 TINY = 1e-9

@@ -13,7 +13,8 @@ from interp_models.core.maps import full_precision, stretched
 from interp_models.core.scoring import Score, ScoreFn, Target
 from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.explainers.features import check_layers, stage_activations
-from interp_models.explainers.layers import LayerNames, Reshape
+from interp_models.explainers.forms import Reshape
+from interp_models.explainers.layers import LayerNames
 
 
 def otsu(values: Tensor) -> Tensor:
