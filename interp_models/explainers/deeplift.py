@@ -14,10 +14,10 @@ from interp_models.core.errors import NotApplicable
 from interp_models.core.prepared import class_name
 from interp_models.core.scoring import Score, Target, logits_of, per_image, resolve_target
 from interp_models.explainers.base import EXPLAINERS, target_scores
+from interp_models.explainers.calls import Call, Rule, plain, ruled
+from interp_models.explainers.decomposed import Decomposed, epsilon_of, normed
 from interp_models.explainers.gradients import Channels, PixelExplainer
 from interp_models.explainers.operations import KINDS, Kind
-from interp_models.explainers.relevance import Decomposed, epsilon_of, normed
-from interp_models.explainers.rules import Call, Rule, plain, ruled
 
 TOLERANCE = 1e-3
 """Largest accepted difference between the sum of contributions and the change of the score, relative to the larger of

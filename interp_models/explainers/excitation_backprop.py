@@ -9,21 +9,15 @@ from interp_models.core.errors import NotApplicable
 from interp_models.core.prepared import class_name
 from interp_models.core.scoring import Target
 from interp_models.explainers.base import EXPLAINERS
+from interp_models.explainers.calls import Call, Kept
 from interp_models.explainers.features import OfLayer
 from interp_models.explainers.forms import Reshape
+from interp_models.explainers.guided_rules import clamped
+from interp_models.explainers.layer_rules import AlphaBeta, Composite, Layer, Spread, share
 from interp_models.explainers.layers import Fuse, LayerNames
 from interp_models.explainers.operations import SIGMOIDS
-from interp_models.explainers.relevance import (
-    AlphaBeta,
-    Composite,
-    Layer,
-    Relevance,
-    Spread,
-    elementwise,
-    relevance_at,
-    share,
-)
-from interp_models.explainers.rules import Call, Kept, clamped
+from interp_models.explainers.relevance import Relevance, elementwise
+from interp_models.explainers.relevance_at_layer import relevance_at
 
 TINY = 1e-12
 """Added to denominators."""

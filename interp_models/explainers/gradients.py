@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from interp_models.core.errors import NotApplicable
 from interp_models.core.scoring import Score, Target, logits_of
 from interp_models.explainers.base import EXPLAINERS, Explainer, target_scores
-from interp_models.explainers.rules import Backward, Rules, backward_rule
+from interp_models.explainers.guided_rules import Backward, backward_rule
+from interp_models.explainers.rules import Rules
 
 Channels = Literal["sum", "abs_sum", "max_abs", "mean"]
 """Reduction of a pixel's colour channels: sum, sum of absolute values, maximum of absolute values, or mean."""

@@ -7,8 +7,10 @@ from interp_models.core.scoring import Target
 from interp_models.explainers.base import EXPLAINERS
 from interp_models.explainers.features import LayerExplainer
 from interp_models.explainers.forms import Reshape
+from interp_models.explainers.layer_rules import AlphaBeta, Composite
 from interp_models.explainers.layers import Fuse, LayerNames
-from interp_models.explainers.relevance import AlphaBeta, Composite, Relevance, relevance_at
+from interp_models.explainers.relevance import Relevance
+from interp_models.explainers.relevance_at_layer import relevance_at
 
 TINY = 1e-9
 """Added to denominators."""

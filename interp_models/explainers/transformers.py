@@ -12,9 +12,10 @@ from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.maps import full_precision
 from interp_models.core.scoring import Target, logits_of, per_image, resolve_target
 from interp_models.explainers.base import EXPLAINERS, Explainer, target_scores
+from interp_models.explainers.calls import Call, Kept, Table
 from interp_models.explainers.class_token import check_transformer
-from interp_models.explainers.relevance import AlphaBeta, Composite, Relevance, finite, seeded, share, unchanged
-from interp_models.explainers.rules import Call, Kept, Table
+from interp_models.explainers.layer_rules import AlphaBeta, Composite, share
+from interp_models.explainers.relevance import Relevance, finite, seeded, unchanged
 from interp_models.nn.attention import attentions, class_rows, on_grid, patch_size, transformer, weights
 
 MOST = 2**30
