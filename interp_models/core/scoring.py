@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from interp_models.core.endings import Ending, without
 from interp_models.core.errors import InputError
 from interp_models.core.inputs import check_images_for, check_probabilities, fitting
+from interp_models.core.maps import at_least_float32
 from interp_models.core.modes import alone, evaluating, full_float32
 from interp_models.core.outputs import LabelLogits, Regression, field_of
 from interp_models.core.reading import check_unrounded, ending_to_leave_out, is_declared, network_of, typed_logits
@@ -59,8 +60,7 @@ def scores_of(output: Any, score: Score) -> Tensor:
     Raises:
         InputError: as `logits_of`, and for the softmax of a single logit, which is always 1.
     """
-    logits = logits_of(output)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = at_least_float32(logits_of(output))
     read = None if isinstance(output, LabelLogits | Regression) else _read.get()
     if read == "probabilities":
         return logits if score == "probability" else logits.clamp(min=torch.finfo(logits.dtype).tiny).log()
@@ -220,7 +220,6 @@ def probabilities(model: nn.Module) -> ScoreFn:
             return scores_of(found, "probability")
         if ending.kind == "sigmoid":
             score.of_labels = True  # type: ignore[attr-defined]
-        output = logits_of(found)
-        return output.to(torch.promote_types(output.dtype, torch.float32))
+        return at_least_float32(logits_of(found))
 
     return score

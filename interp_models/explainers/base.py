@@ -56,12 +56,14 @@ class Explainer(ABC):
     batches in float64."""
     stands_bfloat16: ClassVar[bool] = True
     """Whether maps computed in bfloat16 are close to those computed in float32."""
+    score: Score = "logit"
+    """What is explained; see the constructor."""
     preparation: Preparation = "exact"
     """How the model is prepared for many passes, see `Preparation`."""
 
     def __init__(self, model: nn.Module, *, score: Score = "logit") -> None:
         self.model = unwrapped(model)  # with a wrapper, hooks are skipped or run once per device
-        self.score: Score = score
+        self.score = score
         self._stack = ExitStack()
 
     def attribute(self, inputs: Tensor, target: Target = None, boxes: Tensor | None = None) -> Tensor:

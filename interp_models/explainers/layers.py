@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,6 @@ from interp_models.explainers.forms import Form, Reshape, fits, patches
 from interp_models.explainers.places import EXPLAINED, order
 from interp_models.explainers.traces import OtherRows, Output, Trace, gradients_by, holds_all_values, outputs_of, traced
 from interp_models.nn.attention import find_transformer
-
-LayerNames = str | list[str] | None
-"""Type of the option `layer`: a dotted name, several, or None to find the last feature map."""
-Fuse = Literal["mean", "max"]
-"""How the maps of several layers become one."""
 
 MOST_TRIED = 12
 """Most layers whose cells are tried."""

@@ -4,8 +4,10 @@ import torch
 from torch import Tensor
 
 from interp_models.core.errors import InputError, NotApplicable
+from interp_models.core.maps import at_least_float32
 from interp_models.core.scoring import Target, logits_of, resolve_target
-from interp_models.explainers.features import OfLayer, captured
+from interp_models.explainers.captures import captured
+from interp_models.explainers.of_layer import OfLayer
 from interp_models.explainers.relevance import finite, seeded
 from interp_models.explainers.rules import Rules
 
@@ -34,5 +36,5 @@ def relevance_at(
     if m is None:
         raise NotApplicable(f"no gradient path from the score back to layer {layer.name}")
     a, m = layer.feature_map(raw.detach()), layer.feature_map(finite(m, rules))
-    a, m = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (a, m))
+    a, m = (at_least_float32(x) for x in (a, m))
     return a, a * m
