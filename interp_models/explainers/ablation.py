@@ -9,7 +9,7 @@ from torch import Tensor
 from interp_models.core.errors import NotApplicable
 from interp_models.core.maps import weighted
 from interp_models.core.scoring import Target, logits_of, scores_of
-from interp_models.explainers.base import EXPLAINERS, target_scores
+from interp_models.explainers.base import EXPLAINERS, gradient_of, target_scores
 from interp_models.explainers.captures import replaced
 from interp_models.explainers.deeplift import Rescale, check_complete
 from interp_models.explainers.features import activations, linear_head
@@ -113,11 +113,7 @@ class LIFTCAM(_OfTail):
             with torch.enable_grad(), rules:
                 output = self._tail(inputs[i : i + 1], rules.start(both))
                 scores = target_scores(output, self.score, targets[i].repeat(2))
-            multiplier = None
-            if scores.requires_grad:
-                (multiplier,) = torch.autograd.grad(scores[0], both, allow_unused=True)
-            if multiplier is None:
-                raise NotApplicable("no gradient path from the score back to the layer")
+            multiplier = gradient_of(scores[0], both, "the layer")
             contributions = (multiplier[0] * both[0]).detach().float()
             change = (scores[:1] - scores[1:]).detach()
             check_complete("liftcam", self.model, contributions[None], change, "after the layer, ")

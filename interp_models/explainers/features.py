@@ -15,7 +15,7 @@ from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.maps import at_least_float32
 from interp_models.core.passes import count_reused
 from interp_models.core.scoring import Target, logits_of, resolve_target, scores_of
-from interp_models.explainers.base import target_scores
+from interp_models.explainers.base import gradient_of, no_path, target_scores
 from interp_models.explainers.captures import captured, captured_together
 from interp_models.explainers.forms import Reshape
 from interp_models.explainers.layers import Layer, stages, target_layer
@@ -126,13 +126,10 @@ def _gradient(made: _Pass, of: Callable[[Any], Tensor]) -> Tensor:
     """The gradient of values of the model's output with respect to A."""
     with torch.enable_grad():
         score = of(made.output).sum()
-    g = None
-    if score.requires_grad:
-        (g,) = torch.autograd.grad(score, made.raw, allow_unused=True, retain_graph=_shared.get() is not None)
-    if g is not None and g.dim() == 3 and not made.layer.feature_map(g).any():
-        g = None  # after the last attention only the class token reaches the score
-    if g is None:
-        raise NotApplicable(f"no gradient path from the score back to layer {made.layer.name}")
+    what = f"layer {made.layer.name}"
+    g = gradient_of(score, made.raw, what, again=_shared.get() is not None)
+    if g.dim() == 3 and not made.layer.feature_map(g).any():
+        raise no_path(what)  # after the last attention only the class token reaches the score
     return at_least_float32(made.layer.feature_map(g))
 
 
@@ -166,7 +163,7 @@ def stage_activations(
             gradients = torch.autograd.grad(score, raw, allow_unused=True)
         for one, g in zip(layers, gradients, strict=True):
             if g is None:
-                raise NotApplicable(f"no gradient path from the score back to layer {one.name}")
+                raise no_path(f"layer {one.name}")
             found.append(at_least_float32(one.feature_map(g)))
     pairs = zip(layers, raw, strict=True)
     return [at_least_float32(one.feature_map(x.detach())) for one, x in pairs], found, targets

@@ -5,16 +5,16 @@ The fields of a class are its options, as in `mixtures`.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from interp_models.core.errors import InputError
 from interp_models.core.maps import stretched
 from interp_models.core.scoring import Score, Target
-from interp_models.explainers.base import Explainer
+from interp_models.explainers.base import ByFields
 from interp_models.explainers.forms import KINDS, Reshape
 from interp_models.explainers.layers import Layer, target_layer
 
@@ -24,16 +24,13 @@ Fuse = Literal["mean", "max"]
 """How the maps of several layers become one."""
 
 
-@dataclass(eq=False, repr=False)
-class OfLayer(Explainer, ABC):
+@dataclass(kw_only=True, eq=False, repr=False)
+class OfLayer(ByFields, ABC):
     """Abstract: an explainer that reads the feature maps of a layer.
 
-    A subclass implements `_of_layer`. One with options of its own is a dataclass too, with `kw_only=True`.
+    A subclass implements `_of_layer`.
     """
 
-    model: nn.Module
-    """Any module that returns logits."""
-    _: KW_ONLY
     layer: LayerNames = None
     """Dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`."""
     reshape: Reshape = None
@@ -42,7 +39,7 @@ class OfLayer(Explainer, ABC):
     """`mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid."""
 
     def __post_init__(self) -> None:
-        super().__init__(self.model, score=self.score)
+        super().__post_init__()
         check_layers(self.layer, self.reshape)
         self._one = self.layer if not isinstance(self.layer, list) else self.layer[-1]
 

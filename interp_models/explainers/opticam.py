@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from interp_models.core.errors import InputError, NotApplicable
+from interp_models.core.errors import InputError
 from interp_models.core.maps import stretched, weighted
 from interp_models.core.scoring import Score, Target
-from interp_models.explainers.base import EXPLAINERS, target_scores
+from interp_models.explainers.base import EXPLAINERS, gradient_of, target_scores
 from interp_models.explainers.features import activations
 from interp_models.explainers.of_layer import OfLayer
 
@@ -59,10 +59,7 @@ class OptiCAM(OfLayer):
             with torch.enable_grad():
                 masks = stretched(_mixed(u[live], a[live]), (inputs.shape[-2], inputs.shape[-1]))
                 found = target_scores(model(inputs[live] * masks.to(inputs.dtype)), self.score, targets[live])
-                loss = -found.sum()
-                gradient = torch.autograd.grad(loss, u, allow_unused=True)[0] if loss.requires_grad else None
-            if gradient is None:
-                raise NotApplicable("no gradient path from the score back to the images")
+                gradient = gradient_of(-found.sum(), u, "the images")
             found = found.detach().to(best.dtype)
             better = found > best[live]
             best[live] = torch.where(better, found, best[live])

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from interp_models.core.errors import InputError, NotApplicable
+from interp_models.core.errors import InputError
 from interp_models.core.maps import at_least_float32
 from interp_models.core.scoring import Target, logits_of, resolve_target
+from interp_models.explainers.base import gradient_of
 from interp_models.explainers.captures import captured
 from interp_models.explainers.of_layer import OfLayer
 from interp_models.explainers.relevance import finite, seeded
@@ -28,13 +29,9 @@ def relevance_at(
         raise InputError(f"layer {layer.name} was not used in the forward pass")
     raw, logits = outputs[0], logits_of(output)
     rules.check(logits)
-    m = None
-    if logits.requires_grad:
-        with torch.enable_grad():
-            score = seeded(logits, resolve_target(target, logits.detach()), others)
-        (m,) = torch.autograd.grad(score, raw, allow_unused=True)
-    if m is None:
-        raise NotApplicable(f"no gradient path from the score back to layer {layer.name}")
+    with torch.enable_grad():
+        score = seeded(logits, resolve_target(target, logits.detach()), others)
+    m = gradient_of(score, raw, f"layer {layer.name}")
     a, m = layer.feature_map(raw.detach()), layer.feature_map(finite(m, rules))
     a, m = (at_least_float32(x) for x in (a, m))
     return a, a * m

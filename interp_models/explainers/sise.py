@@ -2,17 +2,17 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from interp_models.core.batches import default_batch
 from interp_models.core.errors import InputError
 from interp_models.core.maps import full_precision, stretched
 from interp_models.core.scoring import Score, ScoreFn, Target
-from interp_models.explainers.base import EXPLAINERS, Explainer
+from interp_models.explainers.base import EXPLAINERS, ByFields
 from interp_models.explainers.features import stage_activations
 from interp_models.explainers.forms import Reshape
 from interp_models.explainers.of_layer import LayerNames, check_layers
@@ -35,8 +35,8 @@ def otsu(values: Tensor) -> Tensor:
     return ordered[between.argmax()]
 
 
-@dataclass(eq=False, repr=False)
-class _OfStages(Explainer, ABC):
+@dataclass(kw_only=True, eq=False, repr=False)
+class _OfStages(ByFields, ABC):
     """Abstract: scores of images masked by chosen feature maps of several layers, fused.
 
     A subclass implements `_chosen`.
@@ -46,9 +46,6 @@ class _OfStages(Explainer, ABC):
     stands_bfloat16 = False
     passes = "selected + 1"
 
-    model: nn.Module
-    """Any module that returns logits."""
-    _: KW_ONLY
     layer: LayerNames = None
     """Dotted names of the layers, from the lowest to the highest; None takes the last feature map of every
     resolution."""
@@ -60,7 +57,7 @@ class _OfStages(Explainer, ABC):
     """Masked images per forward pass; None chooses it for the device."""
 
     def __post_init__(self) -> None:
-        super().__init__(self.model, score=self.score)
+        super().__post_init__()
         check_layers(self.layer, self.reshape)
         if self.batch is not None and self.batch < 1:
             raise InputError(f"batch must be at least 1; got {self.batch}")

@@ -11,7 +11,7 @@ from interp_models.core.eager import own_thread
 from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.maps import full_precision
 from interp_models.core.scoring import Target, logits_of, per_image, resolve_target
-from interp_models.explainers.base import EXPLAINERS, Explainer, target_scores
+from interp_models.explainers.base import EXPLAINERS, Explainer, no_path, target_scores
 from interp_models.explainers.calls import Call, Kept, Table
 from interp_models.explainers.class_token import check_transformer
 from interp_models.explainers.layer_rules import AlphaBeta, Composite, share
@@ -118,7 +118,7 @@ class OfAttention(Explainer, ABC):
         if self.gradients and score.requires_grad:
             found = torch.autograd.grad(score, a, allow_unused=True)
         if self.gradients and found[0] is None:
-            raise NotApplicable("no gradient path from the score back to the attention")
+            raise no_path("the attention")
         pairs = zip(a, found, strict=True) if self.gradients else ()
         return a, [torch.zeros_like(x) if y is None else y for x, y in pairs]
 
