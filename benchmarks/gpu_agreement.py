@@ -26,8 +26,9 @@ from benchmarks.prototype_interruptions import MODELS as RECIPES
 from benchmarks.prototype_interruptions import SHARED
 from interp_models.config.loading import check
 from interp_models.core.errors import NotApplicable
+from interp_models.core.modes import full_float32
 from interp_models.core.prepared import Prepared, prepare
-from interp_models.core.scoring import full_float32, logits_of, probabilities
+from interp_models.core.scoring import logits_of, probabilities
 from interp_models.data.part_birds.dataset import PartBirds
 from interp_models.evaluation.config import EvaluateConfig
 from interp_models.explainers import EXPLAINERS

@@ -22,8 +22,9 @@ from torchvision.transforms import v2
 from benchmarks import faithfulness, posthoc
 from benchmarks.gpu_agreement import Check, Sizes, birds
 from benchmarks.harness import Bench, Memory, Row, Timing, Value, Work, batch_times, interleaved, repeated, summary
+from interp_models.core.modes import full_float32
 from interp_models.core.prepared import Preparation, Prepared, prepare
-from interp_models.core.scoring import full_float32, logits_of, probabilities
+from interp_models.core.scoring import logits_of, probabilities
 from interp_models.explainers import EXPLAINERS
 from interp_models.models import MODELS
 from interp_models.training.recipe import Phase, Recipe

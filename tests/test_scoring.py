@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from interp_models.core.scoring import PRODUCTS, full_float32, probabilities
+from interp_models.core.modes import PRODUCTS, full_float32
+from interp_models.core.scoring import probabilities
 from interp_models.explainers import EXPLAINERS
 from interp_models.metrics import METRICS
 

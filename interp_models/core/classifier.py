@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from interp_models.core.endings import Ending, ending_of, is_left_out
 from interp_models.core.errors import InputError
 from interp_models.core.inputs import are_probabilities
+from interp_models.core.maps import at_least_float32
+from interp_models.core.modes import evaluating
 from interp_models.core.outputs import LabelLogits, Regression, field_of
 
 KINDS = ("softmax", "sigmoid", "one_logit", "probabilities", "regression")
@@ -84,10 +86,10 @@ class Classifier(nn.Module):
                 return found
             if not are_probabilities(found, max(1e-3, 2 * torch.finfo(found.dtype).eps)):
                 raise InputError("output probabilities: the network returns values that are no probabilities")
-            wide = found.to(torch.promote_types(found.dtype, torch.float32))
+            wide = at_least_float32(found)
             return wide.clamp(min=torch.finfo(wide.dtype).tiny).log()
         if self._are_probabilities(found, images):
-            wide = found.to(torch.promote_types(found.dtype, torch.float32))
+            wide = at_least_float32(found)
             wide = wide.clamp(torch.finfo(wide.dtype).tiny, 1 - torch.finfo(wide.dtype).eps / 2)
             found = wide.log() - (-wide).log1p()
         if self.kind == "one_logit":
@@ -117,8 +119,6 @@ class Classifier(nn.Module):
         low, high = torch.aminmax(found.detach())
         if is_left_out() or not bool((low >= 0) & (high <= 1)):
             return False
-        from interp_models.core.scoring import evaluating  # which imports this file
-
         with evaluating(self.network):
             return ending_of(self.network, images[:1], self.where) is not None
 

@@ -47,3 +47,8 @@ def weighted(weights: Tensor, maps: Tensor) -> Tensor:
 def full_precision(x: Tensor) -> torch.autocast:
     """A context that switches autocast off, for sums that need the full precision."""
     return torch.autocast(x.device.type, enabled=False)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """A tensor in float32, or in float64 if it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -16,8 +16,9 @@ from interp_models.core.eager import is_recomputed
 from interp_models.core.endings import begin_pass
 from interp_models.core.errors import first_line
 from interp_models.core.known import fingerprint, state_of
+from interp_models.core.modes import alone, evaluating, full_float32
 from interp_models.core.outputs import LabelLogits, Regression
-from interp_models.core.scoring import alone, evaluating, full_float32, logits_of
+from interp_models.core.scoring import logits_of
 
 TOLERANCE = 1e-5
 """Largest accepted difference of probabilities, and of logits relative to the largest logit (if that is above 1)."""

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from interp_models.core.digests import _bytes, weights_digest
 from interp_models.core.errors import InputError
 from interp_models.core.files import whole
-from interp_models.core.scoring import evaluating
+from interp_models.core.modes import evaluating
 from interp_models.data.base import Sample, collate
 from interp_models.data.contents import content_digests
 from interp_models.data.module import DataModule, TransformedDataset

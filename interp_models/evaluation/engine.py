@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from interp_models.core.batches import all_scores
 from interp_models.core.distributed import gathered_objects, is_first
 from interp_models.core.errors import InputError, NotApplicable
+from interp_models.core.modes import evaluating, full_float32
 from interp_models.core.passes import counted_passes
 from interp_models.core.prepared import prepare, unwrapped
-from interp_models.core.scoring import all_scores, evaluating, full_float32, probabilities, resolve_target
+from interp_models.core.scoring import probabilities, resolve_target
 from interp_models.data.base import Sample
 from interp_models.evaluation.cache import Cache, Part
 from interp_models.evaluation.config import ExplanationConfig

@@ -14,10 +14,11 @@ from interp_models.core.digests import network_digest
 from interp_models.core.distributed import gathered_objects, is_first, rank_and_ranks, wait_for_all
 from interp_models.core.errors import InputError, first_line
 from interp_models.core.files import locked
+from interp_models.core.modes import evaluating
 from interp_models.core.plugins import import_plugins
 from interp_models.core.prepared import class_name, release, unwrapped
 from interp_models.core.schema import parse
-from interp_models.core.scoring import evaluating, logits_of
+from interp_models.core.scoring import logits_of
 from interp_models.data.base import of_each
 from interp_models.evaluation.cache import FolderCache, MemoryCache
 from interp_models.evaluation.config import ExplanationConfig

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from interp_models.core.files import short
+from interp_models.core.modes import evaluating, full_float32
 from interp_models.core.outputs import InterpOutput
-from interp_models.core.scoring import evaluating, full_float32
 from interp_models.data.base import collate
 from interp_models.data.module import DataModule
 from interp_models.prototypes.parts import PartModel

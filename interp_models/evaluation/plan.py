@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from interp_models.core.digests import code_digest
 from interp_models.core.errors import InputError, NotApplicable
-from interp_models.core.scoring import evaluating
+from interp_models.core.modes import evaluating
 from interp_models.evaluation.config import ExplanationConfig
 from interp_models.explainers.base import EXPLAINERS
 from interp_models.explainers.cam import ActivationMap

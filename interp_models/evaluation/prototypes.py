@@ -13,7 +13,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from tqdm import tqdm
 
 from interp_models.core.files import whole, write_json
-from interp_models.core.scoring import evaluating, full_float32
+from interp_models.core.modes import evaluating, full_float32
 from interp_models.data.contents import together
 from interp_models.data.module import DataModule, data_of
 from interp_models.evaluation.cache import METHOD_VERSION

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from interp_models.core.modes import evaluating, full_float32
 from interp_models.core.outputs import InterpOutput
-from interp_models.core.scoring import evaluating, full_float32
 from interp_models.data.base import collate
 from interp_models.data.module import DataModule
 from interp_models.evaluation.comparison import Shown

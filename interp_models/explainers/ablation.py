@@ -9,15 +9,17 @@ from torch import Tensor
 from interp_models.core.errors import NotApplicable
 from interp_models.core.maps import weighted
 from interp_models.core.scoring import Target, logits_of, scores_of
-from interp_models.explainers.base import EXPLAINERS, target_scores
+from interp_models.explainers.base import EXPLAINERS, gradient_of, target_scores
+from interp_models.explainers.captures import replaced
 from interp_models.explainers.deeplift import Rescale, check_complete
-from interp_models.explainers.features import LayerExplainer, activations, linear_head, replaced
+from interp_models.explainers.features import activations, linear_head
+from interp_models.explainers.of_layer import ScoredLayerExplainer
 
 VALUES = 2**21
 """Activations per pass of the layers after the target layer (8 MiB of float32)."""
 
 
-class _OfTail(LayerExplainer, ABC):
+class _OfTail(ScoredLayerExplainer, ABC):
     """Abstract: a map Σ_k w_k A_k. Its weights only need the tail: the part of the model after the layer."""
 
     def _signed(self, inputs: Tensor, target: Target) -> Tensor:
@@ -67,14 +69,6 @@ class AblationCAM(_OfTail):
     A are the layer's feature maps, and y is the target's score. A channel is ablated by setting it to 0. Only the part
     of the model after the layer runs once per channel. On a network that ends in mean pooling and a linear layer,
     w_k = w_ck · (mean of A_k) / |y| needs no further pass.
-
-    Args:
-        model: any module that returns logits.
-        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
-        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
-        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
-        relu: keep positive evidence only, as in the paper.
-        score: explain the target's `logit` or its `probability`.
     """
 
     def _closed(self, a: Tensor, w: Tensor, y: Tensor) -> Tensor:
@@ -101,14 +95,6 @@ class LIFTCAM(_OfTail):
     On a network that ends in mean pooling and a linear layer, w_k = w_ck · (mean of A_k). On other networks the
     contributions come from DeepLIFT's rescale rule at functions of one value; other operations have their derivative.
 
-    Args:
-        model: any module that returns logits.
-        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
-        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
-        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
-        relu: keep positive evidence only, as in the paper.
-        score: explain the target's `logit` or its `probability`.
-
     Raises:
         NotApplicable: if the contributions do not add up to the change of the score, because the layers after the
             target layer do something that the rescale rule does not cover.
@@ -127,11 +113,7 @@ class LIFTCAM(_OfTail):
             with torch.enable_grad(), rules:
                 output = self._tail(inputs[i : i + 1], rules.start(both))
                 scores = target_scores(output, self.score, targets[i].repeat(2))
-            multiplier = None
-            if scores.requires_grad:
-                (multiplier,) = torch.autograd.grad(scores[0], both, allow_unused=True)
-            if multiplier is None:
-                raise NotApplicable("no gradient path from the score back to the layer")
+            multiplier = gradient_of(scores[0], both, "the layer")
             contributions = (multiplier[0] * both[0]).detach().float()
             change = (scores[:1] - scores[1:]).detach()
             check_complete("liftcam", self.model, contributions[None], change, "after the layer, ")

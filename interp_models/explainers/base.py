@@ -3,31 +3,22 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
+from interp_models.core.batches import default_batch
 from interp_models.core.choices import Preparation
 from interp_models.core.eager import eagerly
-from interp_models.core.errors import InputError
+from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.inputs import check_images_for, fitting
+from interp_models.core.modes import alone, evaluating, full_float32
 from interp_models.core.prepared import class_name, prepare, unwrapped
 from interp_models.core.registry import Registry
-from interp_models.core.scoring import (
-    Score,
-    ScoreFn,
-    Target,
-    alone,
-    default_batch,
-    evaluating,
-    full_float32,
-    per_image,
-    read_as,
-    resolve_target,
-    scores_of,
-)
+from interp_models.core.scoring import Score, ScoreFn, Target, per_image, read_as, resolve_target, scores_of
 from interp_models.core.traits import Trait
 
 EXPLAINERS: Registry["Explainer"] = Registry("explainer", "interp_models.explainers.EXPLAINERS")
@@ -66,12 +57,14 @@ class Explainer(ABC):
     batches in float64."""
     stands_bfloat16: ClassVar[bool] = True
     """Whether maps computed in bfloat16 are close to those computed in float32."""
+    score: Score = "logit"
+    """What is explained; see the constructor."""
     preparation: Preparation = "exact"
     """How the model is prepared for many passes, see `Preparation`."""
 
     def __init__(self, model: nn.Module, *, score: Score = "logit") -> None:
         self.model = unwrapped(model)  # with a wrapper, hooks are skipped or run once per device
-        self.score: Score = score
+        self.score = score
         self._stack = ExitStack()
 
     def attribute(self, inputs: Tensor, target: Target = None, boxes: Tensor | None = None) -> Tensor:
@@ -138,6 +131,20 @@ class Explainer(ABC):
         return lambda images: scores_of(model(images), self.score)
 
 
+@dataclass(eq=False, repr=False)
+class ByFields(Explainer, ABC):
+    """Abstract: an explainer whose fields are its options.
+
+    Subclasses with options of their own are dataclasses with `kw_only=True`. They check options in `__post_init__`.
+    """
+
+    model: nn.Module
+    """Any module that returns logits."""
+
+    def __post_init__(self) -> None:
+        super().__init__(self.model, score=self.score)
+
+
 def target_scores(output: Any, score: Score, target: Target) -> Tensor:
     """The score of each image's target class (B,), with its autograd graph.
 
@@ -148,3 +155,28 @@ def target_scores(output: Any, score: Score, target: Target) -> Tensor:
     """
     scores = scores_of(output, score)
     return scores.gather(1, resolve_target(target, scores)[:, None])[:, 0]
+
+
+def gradient_of(total: Tensor, x: Tensor, what: str, *, again: bool = False) -> Tensor:
+    """The gradient of a total score, a scalar, with respect to x.
+
+    Args:
+        total: the sum of the explained scores, with its autograd graph.
+        x: a tensor of the graph.
+        what: what x is, for the message.
+        again: whether to keep the graph for another gradient.
+
+    Raises:
+        NotApplicable: if the score does not depend on x through differentiable operations.
+    """
+    gradient = None
+    if total.requires_grad:
+        (gradient,) = torch.autograd.grad(total, x, allow_unused=True, retain_graph=again)
+    if gradient is None:
+        raise no_path(what)
+    return gradient
+
+
+def no_path(what: str) -> NotApplicable:
+    """The refusal of a model whose score does not depend on something through differentiable operations."""
+    return NotApplicable(f"no gradient path from the score back to {what}")

@@ -1,22 +1,17 @@
 """Class activation maps of one layer: A are its feature maps (C, h, w), y is the target's score, g = ∂y/∂A."""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from interp_models.core.errors import NotApplicable
 from interp_models.core.maps import full_precision, weighted
-from interp_models.core.scoring import Score, Target
+from interp_models.core.scoring import Target
 from interp_models.explainers.base import EXPLAINERS
-from interp_models.explainers.features import (
-    LayerExplainer,
-    OfLayer,
-    activations,
-    activations_and_gradients,
-    linear_head,
-)
-from interp_models.explainers.layers import Fuse, LayerNames, Reshape
+from interp_models.explainers.features import activations, activations_and_gradients, linear_head
+from interp_models.explainers.of_layer import OfLayer, ScoredLayerExplainer
 
 
 @EXPLAINERS.register("activation_map")
@@ -24,20 +19,9 @@ class ActivationMap(OfLayer):
     """AM = (1/C) Σ_k A_k, the same for every class (Gomez et al. 2023, section 3.1.3).
 
     A are the layer's C feature maps.
-
-    Args:
-        model: any module that returns logits.
-        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
-        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
-        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
     """
 
     uses_class = False
-
-    def __init__(
-        self, model: nn.Module, *, layer: LayerNames = None, reshape: Reshape = None, fuse: Fuse = "mean"
-    ) -> None:
-        super().__init__(model, layer=layer, reshape=reshape, fuse=fuse)
 
     def _of_layer(self, inputs: Tensor, target: Target) -> Tensor:
         a, _ = activations(self, inputs, target)
@@ -45,34 +29,19 @@ class ActivationMap(OfLayer):
 
 
 @EXPLAINERS.register("eigencam")
+@dataclass(kw_only=True, eq=False, repr=False)
 class EigenCAM(OfLayer):
     """Eigen-CAM = A v, with A the feature maps as a matrix (h·w, C) and v its first right singular vector (Muhammad and
     Yeasin, IJCNN 2020, equation 4).
 
     The map is the same for every class. The sign of a singular vector is arbitrary: v is chosen so that the map
     correlates positively with the activation map.
-
-    Args:
-        model: any module that returns logits.
-        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
-        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
-        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
-        centred: subtract each channel's mean over the cells first (as in pytorch-grad-cam).
     """
 
     uses_class = False
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        layer: LayerNames = None,
-        reshape: Reshape = None,
-        fuse: Fuse = "mean",
-        centred: bool = False,
-    ) -> None:
-        super().__init__(model, layer=layer, reshape=reshape, fuse=fuse)
-        self.centred = centred
+    centred: bool = False
+    """Subtract each channel's mean over the cells first (as in pytorch-grad-cam)."""
 
     def _of_layer(self, inputs: Tensor, target: Target) -> Tensor:
         a, _ = activations(self, inputs, target)
@@ -97,23 +66,12 @@ class CAM(OfLayer):
     """CAM = Σ_k w_ck A_k for a network that ends in mean pooling of A and a linear layer w (Zhou et al., CVPR 2016,
     equation 2).
 
-    Args:
-        model: any module that returns logits.
-        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
-        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
-        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
-
     Raises:
         NotApplicable: for other networks: the linear layer that gives the logits must read the mean of A over the
             cells.
     """
 
     needs = ("mean_and_linear",)
-
-    def __init__(
-        self, model: nn.Module, *, layer: LayerNames = None, reshape: Reshape = None, fuse: Fuse = "mean"
-    ) -> None:
-        super().__init__(model, layer=layer, reshape=reshape, fuse=fuse)
 
     def _of_layer(self, inputs: Tensor, target: Target) -> Tensor:
         head = linear_head(self, inputs, target)
@@ -126,7 +84,7 @@ class CAM(OfLayer):
         return weighted(weights, a)
 
 
-class _OfGradient(LayerExplainer, ABC):
+class _OfGradient(ScoredLayerExplainer, ABC):
     """Abstract: a map computed from A and g."""
 
     def _signed(self, inputs: Tensor, target: Target) -> Tensor:
@@ -142,14 +100,6 @@ class GradCAM(_OfGradient):
     """Grad-CAM = ReLU(Σ_k w_k A_k) with w_k = mean over cells of g_k (Selvaraju et al., ICCV 2017, equations 1 and 2).
 
     A are the layer's feature maps, y is the target's score, and g = ∂y/∂A.
-
-    Args:
-        model: any module that returns logits.
-        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
-        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
-        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
-        relu: keep positive evidence only, as in the paper.
-        score: explain the target's `logit` or its `probability`.
     """
 
     def _combine(self, a: Tensor, g: Tensor) -> Tensor:
@@ -162,14 +112,6 @@ class GradCAMPlusPlus(_OfGradient):
 
     A are the layer's feature maps, y is the target's score, and g = ∂y/∂A. Source: Chattopadhay et al., WACV 2018,
     equations 5, 10 and 19, for the score exp(y). Its factor exp(y), common to all weights, is left out.
-
-    Args:
-        model: any module that returns logits.
-        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
-        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
-        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
-        relu: keep positive evidence only, as in the paper.
-        score: explain the target's `logit` or its `probability`.
     """
 
     def _combine(self, a: Tensor, g: Tensor) -> Tensor:
@@ -179,31 +121,15 @@ class GradCAMPlusPlus(_OfGradient):
 
 
 @EXPLAINERS.register("hirescam")
+@dataclass(kw_only=True, eq=False, repr=False)
 class HiResCAM(_OfGradient):
     """HiResCAM = Σ_k g_k ⊙ A_k (Draelos and Carin 2020, equation 5).
 
     A are the layer's feature maps, y is the target's score, and g = ∂y/∂A.
-
-    Args:
-        model: any module that returns logits.
-        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
-        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
-        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
-        relu: keep positive evidence only; the paper keeps both signs.
-        score: explain the target's `logit` or its `probability`.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        layer: LayerNames = None,
-        reshape: Reshape = None,
-        fuse: Fuse = "mean",
-        relu: bool = False,
-        score: Score = "logit",
-    ) -> None:
-        super().__init__(model, layer=layer, reshape=reshape, fuse=fuse, relu=relu, score=score)
+    relu: bool = False
+    """Keep positive evidence only; the paper keeps both signs."""
 
     def _combine(self, a: Tensor, g: Tensor) -> Tensor:
         return (g * a).sum(dim=1)
@@ -215,14 +141,6 @@ class XGradCAM(_OfGradient):
     equation 7).
 
     A are the layer's feature maps, y is the target's score, and g = ∂y/∂A.
-
-    Args:
-        model: any module that returns logits.
-        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
-        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
-        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
-        relu: keep positive evidence only.
-        score: explain the target's `logit` or its `probability`.
     """
 
     amplifies_rounding = True
@@ -238,14 +156,6 @@ class LayerCAM(_OfGradient):
     """LayerCAM = ReLU(Σ_k ReLU(g_k) ⊙ A_k) (Jiang et al., TIP 2021, equations 5 to 7).
 
     A are the layer's feature maps, y is the target's score, and g = ∂y/∂A.
-
-    Args:
-        model: any module that returns logits.
-        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
-        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
-        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
-        relu: keep positive evidence only, as in the paper.
-        score: explain the target's `logit` or its `probability`.
     """
 
     def _combine(self, a: Tensor, g: Tensor) -> Tensor:
@@ -259,14 +169,6 @@ class GuidanceCAM(_OfGradient):
     A are the layer's feature maps, y is the target's score, and g = ∂y/∂A. Source: "Rethinking Gradient Weight's
     Influence over Saliency Map Estimation", Sensors 2022, equations 5 and 6. On a network that ends in mean pooling and
     a linear layer, the map is the square of Grad-CAM's.
-
-    Args:
-        model: any module that returns logits.
-        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
-        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
-        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
-        relu: keep positive evidence only, as in the paper.
-        score: explain the target's `logit` or its `probability`.
     """
 
     def _combine(self, a: Tensor, g: Tensor) -> Tensor:

@@ -1,20 +1,23 @@
 """CAMERAS: feature maps and gradients of several resolutions of the image, fused before they are multiplied."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from interp_models.core.batches import default_batch
 from interp_models.core.errors import InputError, NotApplicable, first_line
 from interp_models.core.maps import full_precision
 from interp_models.core.prepared import class_name
-from interp_models.core.scoring import Score, Target, default_batch, logits_of
+from interp_models.core.scoring import Score, Target, logits_of
 from interp_models.explainers.base import EXPLAINERS, target_scores
 from interp_models.explainers.combinators import resolved
-from interp_models.explainers.features import OfLayer, activations_and_gradients
-from interp_models.explainers.layers import Fuse, Layer, LayerNames, Reshape
+from interp_models.explainers.features import activations_and_gradients
+from interp_models.explainers.layers import Layer
+from interp_models.explainers.of_layer import OfLayer
 from interp_models.nn.attention import find_transformer, patch_size
 
 VALUES = 2**22
@@ -22,6 +25,7 @@ VALUES = 2**22
 
 
 @EXPLAINERS.register("cameras")
+@dataclass(kw_only=True, eq=False, repr=False)
 class CAMERAS(OfLayer):
     """CAMERAS = ReLU(Σ_k mean_r up(A_rk) ⊙ mean_r up(g_rk)) over several resolutions r of the image (Jalwana et al.,
     CVPR 2021, algorithm 1).
@@ -32,15 +36,6 @@ class CAMERAS(OfLayer):
     own are left out. Images and channels are processed a few at a time. A pass of a larger image takes longer: with the
     defaults, the passes take as long as 58 of the image itself.
 
-    Args:
-        model: any module that returns logits, for images of several sizes.
-        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
-        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
-        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
-        resolutions: number of resolutions.
-        largest: sides of the largest ÷ sides of the image (authors: 224, 324, ..., 924 pixels).
-        score: explain the target's `logit` or its `probability`.
-
     Raises:
         NotApplicable: if the network takes images of one size only.
     """
@@ -50,21 +45,19 @@ class CAMERAS(OfLayer):
     passes = "resolutions"
     small: ClassVar[Mapping[str, Any]] = {"resolutions": 2, "largest": 1.5}
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        layer: LayerNames = None,
-        reshape: Reshape = None,
-        fuse: Fuse = "mean",
-        resolutions: int = 8,
-        largest: float = 4.125,
-        score: Score = "logit",
-    ) -> None:
-        super().__init__(model, layer=layer, reshape=reshape, fuse=fuse, score=score)
-        if resolutions < 1 or not largest >= 1:
-            raise InputError(f"cameras: resolutions and largest must be at least 1; got {resolutions}, {largest}")
-        self.resolutions, self.largest = resolutions, largest
+    resolutions: int = 8
+    """Number of resolutions."""
+    largest: float = 4.125
+    """Sides of the largest ÷ sides of the image (authors: 224, 324, ..., 924 pixels)."""
+    score: Score = "logit"
+    """Explain the target's `logit` or its `probability`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.resolutions < 1 or not self.largest >= 1:
+            raise InputError(
+                f"cameras: resolutions and largest must be at least 1; got {self.resolutions}, {self.largest}"
+            )
         self._own_size: Tensor | None = None
 
     def target_layer(self, inputs: Tensor) -> Layer:

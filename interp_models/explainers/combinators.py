@@ -7,9 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from interp_models.core.batches import default_batch
 from interp_models.core.errors import InputError
+from interp_models.core.maps import at_least_float32
 from interp_models.core.rng import seed_of
-from interp_models.core.scoring import Target, default_batch, logits_of, resolve_target
+from interp_models.core.scoring import Target, logits_of, resolve_target
 from interp_models.explainers.base import Explainer
 from interp_models.explainers.features import shared_passes
 from interp_models.explainers.gradients import Channels, PixelExplainer, reduced
@@ -57,7 +59,7 @@ class Combinator(PixelExplainer, ABC):
                     found = self.base._attribute(inputs, target)[:, None]
             finally:
                 self.base.preparation = asked
-        return found.detach().to(torch.promote_types(found.dtype, torch.float32))
+        return at_least_float32(found.detach())
 
 
 def pairs(inputs: Tensor, each: int, batch: int | None) -> tuple[Tensor, ...]:

@@ -16,8 +16,22 @@ from interp_models.core.scoring import Target
 from interp_models.explainers.base import EXPLAINERS, Explainer
 
 
+class Control(Explainer, ABC):
+    """Abstract: an explainer that runs no model, so that there is no score to choose.
+
+    Args:
+        model: not used.
+    """
+
+    passes = "0"
+    uses_class = False
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+
+
 @EXPLAINERS.register("random")
-class Random(Explainer):
+class Random(Control):
     """Uniform noise in [0, 1) for every pixel.
 
     It depends on the seed and the image's pixels only, not on the batch. The map has the resolution of the input;
@@ -27,9 +41,6 @@ class Random(Explainer):
         model: not used.
         seed: seed of the noise.
     """
-
-    passes = "0"
-    uses_class = False
 
     def __init__(self, model: nn.Module, *, seed: int = 0) -> None:
         super().__init__(model)
@@ -43,7 +54,7 @@ class Random(Explainer):
 
 
 @EXPLAINERS.register("fakecam")
-class FakeCAM(Explainer):
+class FakeCAM(Control):
     """Fake-CAM: 1 everywhere except for 0 in the upper left pixel (Poppi et al., CVPR Workshops 2021, section 4).
 
     As a mask it leaves nearly the whole image. A metric that prefers it, such as average drop, does not measure the
@@ -53,12 +64,6 @@ class FakeCAM(Explainer):
         model: not used.
     """
 
-    passes = "0"
-    uses_class = False
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
-
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
         maps = torch.ones(len(inputs), *inputs.shape[-2:], device=inputs.device)
         maps[:, 0, 0] = 0.0
@@ -66,7 +71,7 @@ class FakeCAM(Explainer):
 
 
 @EXPLAINERS.register("center_gaussian")
-class CenterGaussian(Explainer):
+class CenterGaussian(Control):
     """A Gaussian at the image centre, exp(-(u² + v²) / 2σ²): photographs usually show their object there.
 
     u and v are a pixel's vertical and horizontal distances from the centre, as fractions of the image's height and
@@ -76,9 +81,6 @@ class CenterGaussian(Explainer):
         model: not used.
         sigma: σ, as a fraction of the image's sides.
     """
-
-    passes = "0"
-    uses_class = False
 
     def __init__(self, model: nn.Module, *, sigma: float = 0.25) -> None:
         super().__init__(model)
@@ -93,7 +95,7 @@ class CenterGaussian(Explainer):
 
 
 @EXPLAINERS.register("edges")
-class Edges(Explainer):
+class Edges(Control):
     """Edge detector: the norm of the brightness gradient, by Sobel filters (Adebayo et al., NeurIPS 2018, section 5).
 
     Brightness is the mean of the colours. Border pixels are repeated.
@@ -101,12 +103,6 @@ class Edges(Explainer):
     Args:
         model: not used.
     """
-
-    passes = "0"
-    uses_class = False
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
 
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
         grey = F.pad(inputs.float().mean(dim=1, keepdim=True), (1, 1, 1, 1), mode="replicate")
@@ -116,19 +112,14 @@ class Edges(Explainer):
         return slopes.square().sum(dim=1).sqrt()
 
 
-class GroundTruth(Explainer, ABC):
+class GroundTruth(Control, ABC):
     """Abstract: a map made from the ground-truth box of each image.
 
     Args:
         model: not used.
     """
 
-    passes = "0"
-    uses_class = False
     shown = ("box",)
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
 
     def attribute(self, inputs: Tensor, target: Target = None, boxes: Tensor | None = None) -> Tensor:
         """Return one map per image, float32 (B, H, W).

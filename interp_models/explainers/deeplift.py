@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from interp_models.core.errors import NotApplicable
 from interp_models.core.prepared import class_name
 from interp_models.core.scoring import Score, Target, logits_of, per_image, resolve_target
-from interp_models.explainers.base import EXPLAINERS, target_scores
+from interp_models.explainers.base import EXPLAINERS, gradient_of, target_scores
+from interp_models.explainers.calls import Call, Rule, plain, ruled
+from interp_models.explainers.decomposed import Decomposed, epsilon_of, normed
 from interp_models.explainers.gradients import Channels, PixelExplainer
 from interp_models.explainers.operations import KINDS, Kind
-from interp_models.explainers.relevance import Decomposed, epsilon_of, normed
-from interp_models.explainers.rules import Call, Rule, plain, ruled
 
 TOLERANCE = 1e-3
 """Largest accepted difference between the sum of contributions and the change of the score, relative to the larger of
@@ -237,11 +237,7 @@ class DeepLIFT(PixelExplainer):
                 target = resolve_target(None, logits_of(output).detach()[:n])
             scores = target_scores(output, self.score, per_image(target, n).repeat(2))
         rules.check(scores)
-        multipliers = None
-        if scores.requires_grad:
-            (multipliers,) = torch.autograd.grad(scores[:n].sum(), x, allow_unused=True)
-        if multipliers is None:
-            raise NotApplicable("no gradient path from the score back to the images")
+        multipliers = gradient_of(scores[:n].sum(), x, "the images")
         contributions = (multipliers * (x - x.roll(n, 0))).detach()[:n]
         check_complete("deeplift", model, contributions, (scores[:n] - scores[n:]).detach())
         return contributions

@@ -1,5 +1,6 @@
 """Excitation backpropagation."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,20 +10,13 @@ from interp_models.core.errors import NotApplicable
 from interp_models.core.prepared import class_name
 from interp_models.core.scoring import Target
 from interp_models.explainers.base import EXPLAINERS
-from interp_models.explainers.features import OfLayer
-from interp_models.explainers.layers import Fuse, LayerNames, Reshape
+from interp_models.explainers.calls import Call, Kept
+from interp_models.explainers.guided_rules import clamped
+from interp_models.explainers.layer_rules import AlphaBeta, Composite, Layer, Spread, share
+from interp_models.explainers.of_layer import OfLayer
 from interp_models.explainers.operations import SIGMOIDS
-from interp_models.explainers.relevance import (
-    AlphaBeta,
-    Composite,
-    Layer,
-    Relevance,
-    Spread,
-    elementwise,
-    relevance_at,
-    share,
-)
-from interp_models.explainers.rules import Call, Kept, clamped
+from interp_models.explainers.relevance import Relevance, elementwise
+from interp_models.explainers.relevance_at_layer import relevance_at
 
 TINY = 1e-12
 """Added to denominators."""
@@ -109,20 +103,14 @@ class Excitation(Relevance):
 
 
 @EXPLAINERS.register("excitation_backprop")
+@dataclass(kw_only=True, eq=False, repr=False)
 class ExcitationBackprop(OfLayer):
     """Excitation backpropagation: the probability that a neuron of the layer wins, from 1 at the target class, summed
     over the channels of each cell (Zhang et al., ECCV 2016, section 3.2).
 
     Each neuron passes its probability to its inputs x_j in proportion to x_j w⁺_ij. With `contrast`, the probabilities
     of the dual class, whose weights in the last layer are -w, are subtracted, and the positive part is kept (section
-    3.3). Without it, maps of networks without dead ends sum to 1.
-
-    Args:
-        model: any module that returns logits, whose activations are never negative.
-        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
-        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
-        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
-        contrast: subtract the probabilities of the dual class.
+    3.3). Without it, maps of networks without dead ends sum to 1. Activations of the network must never be negative.
 
     Raises:
         NotApplicable: for a network with an operation without a rule after the layer, or if the layer's features are
@@ -131,17 +119,8 @@ class ExcitationBackprop(OfLayer):
 
     needs = ("relu",)
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        layer: LayerNames = None,
-        reshape: Reshape = None,
-        fuse: Fuse = "mean",
-        contrast: bool = True,
-    ) -> None:
-        super().__init__(model, layer=layer, reshape=reshape, fuse=fuse)
-        self.contrast = contrast
+    contrast: bool = True
+    """Subtract the probabilities of the dual class."""
 
     def _of_layer(self, inputs: Tensor, target: Target) -> Tensor:
         rules = Excitation(self.model, contrast=self.contrast)

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from interp_models.core.errors import InputError, NotApplicable
+from interp_models.core.errors import InputError
 from interp_models.core.scoring import Score, Target
-from interp_models.explainers.base import EXPLAINERS, Explainer, target_scores
+from interp_models.explainers.base import EXPLAINERS, Explainer, no_path, target_scores
 from interp_models.explainers.combinators import pairs, resolved
 
 LEVELS = 8
@@ -103,7 +103,7 @@ class ExtremalPerturbation(Explainer):
                 y = target_scores(model(seen if step % 2 else seen.flip(-1)), self.score, targets)
                 reward = y if self.variant == "preserve" else -y
                 if not reward.requires_grad:
-                    raise NotApplicable("no gradient path from the score back to the images")
+                    raise no_path("the images")
                 apart = (masks.flatten(1).sort(dim=1, stable=True).values - wanted).square().mean(dim=1)
                 energy = (reward.to(apart) - weight * apart).sum()
             (gradient,) = torch.autograd.grad(energy, heights)

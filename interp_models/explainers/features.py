@@ -1,8 +1,6 @@
-"""Activations of a layer and their gradients, for class activation maps."""
+"""A layer's feature maps and their gradients, by one pass."""
 
 import dataclasses
-import itertools
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,124 +12,16 @@ from torch import Tensor, nn
 
 from interp_models.core.eager import own_thread
 from interp_models.core.errors import InputError, NotApplicable
-from interp_models.core.maps import stretched
+from interp_models.core.maps import at_least_float32
 from interp_models.core.passes import count_reused
-from interp_models.core.scoring import Score, Target, logits_of, resolve_target, scores_of
-from interp_models.explainers.base import Explainer, target_scores
-from interp_models.explainers.layers import (
-    KINDS,
-    Fuse,
-    Layer,
-    LayerNames,
-    Reshape,
-    stages,
-    swapped,
-    target_layer,
-    tensor_of,
-)
+from interp_models.core.scoring import Target, logits_of, resolve_target, scores_of
+from interp_models.explainers.base import gradient_of, no_path, target_scores
+from interp_models.explainers.captures import captured, captured_together
+from interp_models.explainers.forms import Reshape
+from interp_models.explainers.layers import Layer, stages, target_layer
+from interp_models.explainers.of_layer import LayerNames, OfLayer
 
 _shared: "ContextVar[dict[Any, _Pass] | None]" = ContextVar("shared_passes", default=None)
-
-
-class OfLayer(Explainer, ABC):
-    """Abstract: an explainer that reads the feature maps of a layer.
-
-    Args:
-        model: any module that returns logits.
-        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
-        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
-        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
-        score: explain the target's `logit` or its `probability`.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        layer: LayerNames = None,
-        reshape: Reshape = None,
-        fuse: Fuse = "mean",
-        score: Score = "logit",
-    ) -> None:
-        super().__init__(model, score=score)
-        check_layers(layer, reshape)
-        self.layer, self.reshape, self.fuse = layer, reshape, fuse
-        self._one = layer if not isinstance(layer, list) else layer[-1]
-
-    def target_layer(self, inputs: Tensor) -> Layer:
-        """The layer that is read for these images; of several, the one whose turn it is."""
-        return target_layer(self.model, self._one, inputs, self.reshape)
-
-    def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
-        if not isinstance(self.layer, list):
-            return self._of_layer(inputs, target)
-        maps = []
-        for name in self.layer:
-            self._one = name
-            maps.append(self._of_layer(inputs, target))
-        return fused(maps, self.fuse)
-
-    @abstractmethod
-    def _of_layer(self, inputs: Tensor, target: Target) -> Tensor:
-        """The maps (B, h, w) of one layer, see `target_layer`."""
-
-
-def check_layers(layer: LayerNames, reshape: Reshape) -> None:
-    """Raise `InputError` for options `layer` and `reshape` that make no sense."""
-    if reshape is not None and not callable(reshape) and reshape not in KINDS:
-        raise InputError(f"reshape must be one of {', '.join(KINDS)}, or a function; got {reshape!r}")
-    if reshape is not None and layer is None:
-        raise InputError("reshape= says what a layer gives, so that it needs layer=NAME")
-    if isinstance(layer, list) and not layer:
-        raise InputError("layer must name at least one layer; got an empty list")
-
-
-def fused(maps: Sequence[Tensor], fuse: Fuse) -> Tensor:
-    """The mean or maximum of several maps of each image, scaled to [0, 1] and resized bilinearly to the finest grid.
-
-    >>> coarse, fine = torch.tensor([[[0.0, 2.0]]]), torch.tensor([[[0.0, 0.0, 0.0, 8.0]]])
-    >>> fused([coarse, fine], "mean").tolist(), fused([coarse, fine], "max").tolist()
-    ([[[0.0, 0.125, 0.375, 1.0]]], [[[0.0, 0.25, 0.75, 1.0]]])
-    """
-    size = (max(one.shape[1] for one in maps), max(one.shape[2] for one in maps))
-    large = torch.stack([stretched(one.float(), size)[:, 0] for one in maps])
-    return large.mean(dim=0) if fuse == "mean" else large.amax(dim=0)
-
-
-class LayerExplainer(OfLayer, ABC):
-    """Abstract: a map computed from a layer's features. By default only its positive part is kept.
-
-    A subclass implements `_signed`.
-
-    Args:
-        model: any module that returns logits.
-        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
-        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
-        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
-        relu: keep positive evidence only.
-        score: explain the target's `logit` or its `probability`.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        layer: LayerNames = None,
-        reshape: Reshape = None,
-        fuse: Fuse = "mean",
-        relu: bool = True,
-        score: Score = "logit",
-    ) -> None:
-        super().__init__(model, layer=layer, reshape=reshape, fuse=fuse, score=score)
-        self.relu = relu
-
-    def _of_layer(self, inputs: Tensor, target: Target) -> Tensor:
-        maps = self._signed(inputs, target)
-        return maps.relu() if self.relu else maps
-
-    @abstractmethod
-    def _signed(self, inputs: Tensor, target: Target) -> Tensor:
-        """The map (B, h, w) before the ReLU."""
 
 
 @contextmanager
@@ -143,86 +33,6 @@ def shared_passes() -> Iterator[None]:
         yield
     finally:
         _shared.reset(token)
-
-
-@contextmanager
-def captured(layer: Layer, *, gradient: bool) -> Iterator[list[Tensor]]:
-    """While open, append the layer's output to the list; see `Layer.form` for its form.
-
-    With `gradient`, the autograd graph starts at the layer's output; open this inside `torch.no_grad()`. The gradient
-    with respect to the layer then costs one forward pass and the backward pass of the layers after it.
-    """
-    outputs: list[Tensor] = []
-    calls = itertools.count()
-
-    def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        if next(calls) != layer.use:
-            return None
-        tensor = tensor_of(output)
-        if tensor is None:
-            raise InputError(f"layer {layer.name} gives no tensor but {type(output).__name__}")
-        if not gradient:
-            outputs.append(tensor.detach().clone())  # the next layer may modify it in place
-            return None
-        start = tensor.detach().requires_grad_(True)
-        outputs.append(start)
-        torch.set_grad_enabled(True)
-        return swapped(output, start.clone())  # the next layer may work in place, which autograd forbids for a leaf
-
-    handle = layer.module.register_forward_hook(own_thread(hook))
-    try:
-        yield outputs
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def captured_together(layers: Sequence[Layer], *, gradient: bool) -> Iterator[dict[int, Tensor]]:
-    """As `captured`, of several layers in one pass: outputs by the layer's place in the sequence. With `gradient`, the
-    autograd graph starts at the output of the first that runs."""
-    outputs: dict[int, Tensor] = {}
-
-    def hook_of(place: int, layer: Layer) -> Any:
-        calls = itertools.count()
-
-        @own_thread
-        def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            tensor = tensor_of(output)
-            if next(calls) != layer.use or tensor is None:
-                return None
-            if not gradient:
-                outputs[place] = tensor.detach().clone()  # the next layer may modify it in place
-                return None
-            outputs[place] = tensor if tensor.requires_grad else tensor.detach().requires_grad_(True)
-            torch.set_grad_enabled(True)
-            return swapped(output, outputs[place].clone())
-
-        return hook
-
-    handles = [layer.module.register_forward_hook(hook_of(place, layer)) for place, layer in enumerate(layers)]
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def replaced(layer: Layer, features: Tensor) -> Iterator[None]:
-    """While open, for one pass, the layer's output has the features (B, C, h, w) in place of its own; the pass may
-    be of one image only."""
-    calls = itertools.count()
-
-    def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        if next(calls) != layer.use or (tensor := tensor_of(output)) is None:
-            return None
-        return swapped(output, layer.form.replaced(tensor, features))
-
-    handle = layer.module.register_forward_hook(own_thread(hook))
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @dataclass
@@ -284,7 +94,7 @@ def activations(explainer: OfLayer, inputs: Tensor, target: Target) -> tuple[Ten
     """Feature maps A of the target layer, float32 or better (B, C, h, w), and the explained classes (B,), by one
     pass."""
     made = _passed(explainer, inputs, gradient=False)
-    return _at_least_float32(made.a.detach()), resolve_target(target, logits_of(made.output).detach())
+    return at_least_float32(made.a.detach()), resolve_target(target, logits_of(made.output).detach())
 
 
 def activations_and_gradients(
@@ -306,24 +116,21 @@ def activations_and_gradients(
     classes = None if target is None else tuple(torch.as_tensor(target).flatten().tolist())
     key = (explainer.score, classes)
     if of is not None:
-        return _at_least_float32(made.a.detach()), _gradient(made, of)
+        return at_least_float32(made.a.detach()), _gradient(made, of)
     if key not in made.gradients:
         made.gradients[key] = _gradient(made, lambda output: target_scores(output, explainer.score, target))
-    return _at_least_float32(made.a.detach()), made.gradients[key]
+    return at_least_float32(made.a.detach()), made.gradients[key]
 
 
 def _gradient(made: _Pass, of: Callable[[Any], Tensor]) -> Tensor:
     """The gradient of values of the model's output with respect to A."""
     with torch.enable_grad():
         score = of(made.output).sum()
-    g = None
-    if score.requires_grad:
-        (g,) = torch.autograd.grad(score, made.raw, allow_unused=True, retain_graph=_shared.get() is not None)
-    if g is not None and g.dim() == 3 and not made.layer.feature_map(g).any():
-        g = None  # after the last attention only the class token reaches the score
-    if g is None:
-        raise NotApplicable(f"no gradient path from the score back to layer {made.layer.name}")
-    return _at_least_float32(made.layer.feature_map(g))
+    what = f"layer {made.layer.name}"
+    g = gradient_of(score, made.raw, what, again=_shared.get() is not None)
+    if g.dim() == 3 and not made.layer.feature_map(g).any():
+        raise no_path(what)  # after the last attention only the class token reaches the score
+    return at_least_float32(made.layer.feature_map(g))
 
 
 def stage_activations(
@@ -356,14 +163,10 @@ def stage_activations(
             gradients = torch.autograd.grad(score, raw, allow_unused=True)
         for one, g in zip(layers, gradients, strict=True):
             if g is None:
-                raise NotApplicable(f"no gradient path from the score back to layer {one.name}")
-            found.append(_at_least_float32(one.feature_map(g)))
+                raise no_path(f"layer {one.name}")
+            found.append(at_least_float32(one.feature_map(g)))
     pairs = zip(layers, raw, strict=True)
-    return [_at_least_float32(one.feature_map(x.detach())) for one, x in pairs], found, targets
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return [at_least_float32(one.feature_map(x.detach())) for one, x in pairs], found, targets
 
 
 def linear_head(explainer: OfLayer, inputs: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor] | None:

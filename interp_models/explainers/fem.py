@@ -1,47 +1,38 @@
 """The feature explanation method (FEM): cells where feature maps are unusually high, of one layer or of several."""
 
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from interp_models.core.errors import InputError
 from interp_models.core.maps import weighted
 from interp_models.core.scoring import Target
 from interp_models.explainers.base import EXPLAINERS
-from interp_models.explainers.features import OfLayer, activations, fused, stage_activations
-from interp_models.explainers.layers import Fuse, LayerNames, Reshape
+from interp_models.explainers.features import activations, stage_activations
+from interp_models.explainers.forms import Reshape
+from interp_models.explainers.of_layer import Fuse, LayerNames, OfLayer, fused
 
 
 @EXPLAINERS.register("fem")
+@dataclass(kw_only=True, eq=False, repr=False)
 class FEM(OfLayer):
     """FEM = Σ_k μ_k B_k, with B_k = 1 where A_k > μ_k + K σ_k, else 0 (Fuad et al., IPTA 2020: the K-sigma rule).
 
     A are the layer's feature maps, μ_k and σ_k the mean and standard deviation of A_k over its cells. The map is the
     same for every class.
-
-    Args:
-        model: any module that returns logits.
-        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
-        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
-        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
-        sigmas: factor K of the standard deviation.
     """
 
     uses_class = False
     amplifies_rounding = True
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        layer: LayerNames = None,
-        reshape: Reshape = None,
-        fuse: Fuse = "mean",
-        sigmas: float = 2.0,
-    ) -> None:
-        super().__init__(model, layer=layer, reshape=reshape, fuse=fuse)
-        if not sigmas >= 0:
-            raise InputError(f"sigmas must not be below 0; got {sigmas}")
-        self.sigmas = sigmas
+    sigmas: float = 2.0
+    """Factor K of the standard deviation."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.sigmas >= 0:
+            raise InputError(f"sigmas must not be below 0; got {self.sigmas}")
 
     def _of_layer(self, inputs: Tensor, target: Target) -> Tensor:
         return self._marked(activations(self, inputs, target)[0])
@@ -56,20 +47,21 @@ class FEM(OfLayer):
 
 
 @EXPLAINERS.register("mlfem")
+@dataclass(kw_only=True, eq=False, repr=False)
 class MLFEM(FEM):
     """Multi-layered FEM: the maps of FEM of several layers, each scaled to [0, 1], fused at the finest resolution
     (Bourroux et al., ICPRAI 2022).
 
     See `fem`. The layers are the last feature map of every resolution, see `layers.stages`, all read in one pass. The
     map is the same for every class.
-
-    Args:
-        model: any module that returns logits.
-        layer: dotted names of the layers; None takes the last feature map of every resolution.
-        reshape: form of the layers' outputs, `nchw`, `nhwc`, `tokens` or a function; None finds out.
-        fuse: `mean` or `max` of the maps.
-        sigmas: factor K of the standard deviation.
     """
+
+    layer: LayerNames = None
+    """Dotted names of the layers; None takes the last feature map of every resolution."""
+    reshape: Reshape = None
+    """Form of the layers' outputs, `nchw`, `nhwc`, `tokens` or a function; None finds out."""
+    fuse: Fuse = "mean"
+    """`mean` or `max` of the maps."""
 
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
         maps, _, _ = stage_activations(self.model, self.layer, self.reshape, inputs, target, gradient=False)

@@ -1,22 +1,24 @@
 """Finer-CAM: what tells the target class from the classes that are most like it."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.scoring import Target, resolve_target, scores_of
 from interp_models.explainers.base import EXPLAINERS
-from interp_models.explainers.features import LayerExplainer, activations_and_gradients
-from interp_models.explainers.layers import Fuse, LayerNames, Reshape
+from interp_models.explainers.features import activations_and_gradients
+from interp_models.explainers.of_layer import LayerExplainer
 
 ReferenceWeights = Literal["equal", "probability"]
 """Weights of the reference classes: equal, or proportional to their probabilities."""
 
 
 @EXPLAINERS.register("finercam")
+@dataclass(kw_only=True, eq=False, repr=False)
 class FinerCAM(LayerExplainer):
     """Finer-CAM: Grad-CAM of the difference Σ_d v_d (y_c - α y_d) / Σ_d v_d of the target's logit y_c and those of the
     reference classes d (Zhang et al., CVPR 2025, section 3).
@@ -24,39 +26,26 @@ class FinerCAM(LayerExplainer):
     The references are the classes whose logits are nearest to y_c, without c. A are the layer's feature maps; the
     weight of A_k is the mean over cells of the difference's gradient by A_k.
 
-    Args:
-        model: any module that returns logits.
-        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
-        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
-        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
-        alpha: strength α of the comparison; 0 is Grad-CAM.
-        references: number of reference classes; fewer if there are not so many.
-        weights: v_d is `equal` for all, as in the paper, or the class's `probability`, through which the gradient
-            passes, too, as in later code of the authors.
-        relu: keep positive evidence only, as in the paper.
-
     Raises:
         NotApplicable: for a model with a single class.
     """
 
     small: ClassVar[Mapping[str, Any]] = {"references": 2}
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        layer: LayerNames = None,
-        reshape: Reshape = None,
-        fuse: Fuse = "mean",
-        alpha: float = 0.6,
-        references: int = 3,
-        weights: ReferenceWeights = "equal",
-        relu: bool = True,
-    ) -> None:
-        super().__init__(model, layer=layer, reshape=reshape, fuse=fuse, relu=relu)
-        if references < 1 or not alpha >= 0:
-            raise InputError(f"finercam: references must be at least 1, alpha not below 0; got {references}, {alpha}")
-        self.alpha, self.references, self.weights = alpha, references, weights
+    alpha: float = 0.6
+    """Strength α of the comparison; 0 is Grad-CAM."""
+    references: int = 3
+    """Number of reference classes; fewer if there are not so many."""
+    weights: ReferenceWeights = "equal"
+    """v_d is `equal` for all, as in the paper, or the class's `probability`, through which the gradient passes, too, as
+    in later code of the authors."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.references < 1 or not self.alpha >= 0:
+            raise InputError(
+                f"finercam: references must be at least 1, alpha not below 0; got {self.references}, {self.alpha}"
+            )
 
     def _signed(self, inputs: Tensor, target: Target) -> Tensor:
         a, g = activations_and_gradients(self, inputs, target, lambda output: self._difference(output, target))

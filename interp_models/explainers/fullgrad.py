@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from interp_models.core.batches import default_batch
 from interp_models.core.eager import HIDING, name_of, nodes_of
 from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.maps import full_precision
 from interp_models.core.prepared import class_name
-from interp_models.core.scoring import Target, default_batch, resolve_target, scores_of
-from interp_models.explainers.base import EXPLAINERS, Explainer
+from interp_models.core.scoring import Target, resolve_target, scores_of
+from interp_models.explainers.base import EXPLAINERS, Explainer, gradient_of
 from interp_models.explainers.combinators import NoiseScale, noise_like, resolved, sigmas
 
 TOLERANCE = 1e-3
@@ -167,11 +168,7 @@ class _Terms(Explainer):
                 output = self.model(images.clone())  # it may work in place, which a leaf forbids
             scores = scores_of(output, "logit")
             logits = scores.gather(1, resolve_target(target, scores)[:, None])[:, 0]
-            gradient = None
-            if logits.requires_grad:
-                (gradient,) = torch.autograd.grad(logits.sum(), images, allow_unused=True)
-        if gradient is None:
-            raise NotApplicable("no gradient path from the score back to the images")
+            gradient = gradient_of(logits.sum(), images, "the images")
         with torch.no_grad(), full_precision(inputs):
             add(0, gradient.to(wide) * inputs.to(wide))
             values = logits.detach().to(wide)

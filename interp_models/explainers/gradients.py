@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from interp_models.core.errors import NotApplicable
 from interp_models.core.scoring import Score, Target, logits_of
-from interp_models.explainers.base import EXPLAINERS, Explainer, target_scores
-from interp_models.explainers.rules import Backward, Rules, backward_rule
+from interp_models.explainers.base import EXPLAINERS, Explainer, gradient_of, target_scores
+from interp_models.explainers.guided_rules import Backward, backward_rule
+from interp_models.explainers.rules import Rules
 
 Channels = Literal["sum", "abs_sum", "max_abs", "mean"]
 """Reduction of a pixel's colour channels: sum, sum of absolute values, maximum of absolute values, or mean."""
@@ -77,12 +77,7 @@ def input_gradient(
         if rules is not None:
             rules.check(logits_of(output))
         total = target_scores(output, score, target).sum()
-    gradient = None
-    if total.requires_grad:
-        (gradient,) = torch.autograd.grad(total, x, allow_unused=True)
-    if gradient is None:
-        raise NotApplicable("no gradient path from the score back to the images")
-    return gradient
+    return gradient_of(total, x, "the images")
 
 
 @EXPLAINERS.register("gradient")

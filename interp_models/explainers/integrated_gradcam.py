@@ -1,18 +1,20 @@
 """Integrated Grad-CAM: Grad-CAM averaged along the path from a baseline to the image."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from interp_models.core.batches import default_batch
 from interp_models.core.errors import InputError
-from interp_models.core.scoring import Score, Target, default_batch
+from interp_models.core.scoring import Score, Target
 from interp_models.explainers.base import EXPLAINERS
 from interp_models.explainers.combinators import points, resolved
-from interp_models.explainers.features import OfLayer, activations_and_gradients
-from interp_models.explainers.layers import Fuse, LayerNames, Reshape
+from interp_models.explainers.features import activations_and_gradients
+from interp_models.explainers.of_layer import OfLayer
 
 PathPoints = Literal["left", "right", "gauss_legendre"]
 """Points of a path: k / steps for k = 0 ... steps - 1, or for k = 1 ... steps, with equal weights; or the
@@ -20,49 +22,36 @@ Gauss-Legendre points and weights."""
 
 
 @EXPLAINERS.register("integrated_gradcam")
+@dataclass(kw_only=True, eq=False, repr=False)
 class IntegratedGradCAM(OfLayer):
     """Integrated Grad-CAM = ∫ ReLU(Σ_k w_k A_k) dα at x' + α (x - x'), with w_k = mean over cells of g_k (Sattarzadeh
     et al., ICASSP 2021; the sum of the authors' code).
 
     x is the image, x' the baseline; α runs from 0 to 1. A are the layer's feature maps, y is the target's score, and
     g = ∂y/∂A, both at the point of the path. Points are passed a few at a time, so memory does not grow with `steps`.
-
-    Args:
-        model: any module that returns logits.
-        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
-        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
-        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
-        steps: number of points on the path, with one forward pass and the backward pass of the layers after the layer
-            each.
-        points: `left` takes the points k / steps from k = 0 (as in the authors' code), `right` from k = 1;
-            `gauss_legendre` has a smaller error for the same number of points.
-        baseline: value of every pixel of the baseline x'; 0 is black.
-        relu: keep positive evidence only, at each point, as in the paper.
-        score: explain the target's `logit` or its `probability`.
-        batch: images per forward pass; None chooses it for the device.
     """
 
     passes = "steps"
     small: ClassVar[Mapping[str, Any]] = {"steps": 3, "batch": 2}
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        layer: LayerNames = None,
-        reshape: Reshape = None,
-        fuse: Fuse = "mean",
-        steps: int = 50,
-        points: PathPoints = "left",
-        baseline: float = 0.0,
-        relu: bool = True,
-        score: Score = "logit",
-        batch: int | None = None,
-    ) -> None:
-        super().__init__(model, layer=layer, reshape=reshape, fuse=fuse, score=score)
-        if steps < 1 or (batch is not None and batch < 1):
-            raise InputError(f"integrated_gradcam: steps and batch must be at least 1; got {steps}, {batch}")
-        self.steps, self.points, self.baseline, self.relu, self.batch = steps, points, baseline, relu, batch
+    steps: int = 50
+    """Number of points on the path, with one forward pass and the backward pass of the layers after the layer each."""
+    points: PathPoints = "left"
+    """`left` takes the points k / steps from k = 0 (as in the authors' code), `right` from k = 1; `gauss_legendre` has
+    a smaller error for the same number of points."""
+    baseline: float = 0.0
+    """Value of every pixel of the baseline x'; 0 is black."""
+    relu: bool = True
+    """Keep positive evidence only, at each point, as in the paper."""
+    score: Score = "logit"
+    """Explain the target's `logit` or its `probability`."""
+    batch: int | None = None
+    """Images per forward pass; None chooses it for the device."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 1 or (self.batch is not None and self.batch < 1):
+            raise InputError(f"integrated_gradcam: steps and batch must be at least 1; got {self.steps}, {self.batch}")
 
     def _of_layer(self, inputs: Tensor, target: Target) -> Tensor:
         targets, change = resolved(self.model, inputs, target), inputs - self.baseline

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from interp_models.core.errors import NotApplicable
 from interp_models.core.prepared import class_name
-from interp_models.core.scoring import Target, explains_itself, logits_of, resolve_target
+from interp_models.core.protocols import explains_itself
+from interp_models.core.scoring import Target, logits_of, resolve_target
 from interp_models.explainers.base import EXPLAINERS, Explainer
 
 

@@ -8,7 +8,8 @@ from interp_models.core.errors import InputError
 from interp_models.core.scoring import Target
 from interp_models.explainers.base import EXPLAINERS
 from interp_models.explainers.gradients import Channels, PixelExplainer, input_gradient
-from interp_models.explainers.relevance import AlphaBeta, Box, Composite, Epsilon, Flat, Gamma, Relevance, finite
+from interp_models.explainers.layer_rules import AlphaBeta, Box, Composite, Epsilon, Flat, Gamma
+from interp_models.explainers.relevance import Relevance, finite
 
 CompositeName = Literal["epsilon", "epsilon_plus", "epsilon_gamma_box", "epsilon_alpha2_beta1", "epsilon_plus_flat"]
 """Rules of dense layers (always ε), of convolutions (ε, z⁺, γ, α = 2 and β = 1, z⁺), and of the first layer if that has
@@ -21,9 +22,9 @@ TINY = 1e-9
 class LRP(PixelExplainer):
     """LRP: the score's relevance R = y, shared out layer by layer down to the pixels (Bach et al., PLOS ONE 2015).
 
-    `relevance` has the rules. Composites are those of Kohlbrenner et al. (IJCNN 2020) and Montavon et al. (2019). If
-    the network normalises its images, relevance is that of the normalised pixels. With ε = 0 and without biases, the
-    map of `composite: epsilon` adds up to the score.
+    `layer_rules` and `relevance` have the rules. Composites are those of Kohlbrenner et al. (IJCNN 2020) and
+    Montavon et al. (2019). If the network normalises its images, relevance is that of the normalised pixels. With ε
+    = 0 and without biases, the map of `composite: epsilon` adds up to the score.
 
     Args:
         model: any module that returns logits, with rules for all its operations.

@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from interp_models.core.batches import scores_of_variants
 from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.maps import full_precision
-from interp_models.core.scoring import Score, Target, resolve_target, scores_of_variants
+from interp_models.core.scoring import Score, Target, resolve_target
 from interp_models.explainers.base import EXPLAINERS, Explainer
 
 

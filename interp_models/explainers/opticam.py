@@ -1,20 +1,22 @@
 """Opti-CAM: the weighted sum of feature maps that, as a mask of the image, maximises the score."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from interp_models.core.errors import InputError, NotApplicable
+from interp_models.core.errors import InputError
 from interp_models.core.maps import stretched, weighted
 from interp_models.core.scoring import Score, Target
-from interp_models.explainers.base import EXPLAINERS, target_scores
-from interp_models.explainers.features import OfLayer, activations
-from interp_models.explainers.layers import Fuse, LayerNames, Reshape
+from interp_models.explainers.base import EXPLAINERS, gradient_of, target_scores
+from interp_models.explainers.features import activations
+from interp_models.explainers.of_layer import OfLayer
 
 
 @EXPLAINERS.register("opticam")
+@dataclass(kw_only=True, eq=False, repr=False)
 class OptiCAM(OfLayer):
     """Opti-CAM: S = Σ_k softmax(u)_k A_k, where u maximises the score of x ⊙ n(up(S)) (Zhang et al., CVIU 2024).
 
@@ -22,16 +24,6 @@ class OptiCAM(OfLayer):
     optimises u from a constant start, and the best u of each image is kept. Images of a batch do not influence each
     other. Each step takes one forward and one backward pass. Adam makes steps of full size even where gradients are
     as small as rounding errors, so such maps may differ slightly between batches in float32.
-
-    Args:
-        model: any module that returns logits.
-        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
-        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
-        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
-        steps: maximal number of Adam steps.
-        lr: learning rate of Adam.
-        patience: stop an image after so many steps without a better score; None makes all steps.
-        score: maximise the target's `logit` or its `probability`.
     """
 
     passes = "steps + 1"
@@ -39,22 +31,21 @@ class OptiCAM(OfLayer):
     amplifies_rounding = True
     small: ClassVar[Mapping[str, Any]] = {"steps": 4}
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        layer: LayerNames = None,
-        reshape: Reshape = None,
-        fuse: Fuse = "mean",
-        steps: int = 50,
-        lr: float = 0.1,
-        patience: int | None = None,
-        score: Score = "logit",
-    ) -> None:
-        super().__init__(model, layer=layer, reshape=reshape, fuse=fuse, score=score)
-        if steps < 1 or lr <= 0 or (patience is not None and patience < 1):
-            raise InputError(f"opticam needs steps, patience >= 1 and lr > 0; got {steps}, {patience}, {lr}")
-        self.steps, self.lr, self.patience = steps, lr, patience
+    steps: int = 50
+    """Maximal number of Adam steps."""
+    lr: float = 0.1
+    """Learning rate of Adam."""
+    patience: int | None = None
+    """Stop an image after so many steps without a better score; None makes all steps."""
+    score: Score = "logit"
+    """Maximise the target's `logit` or its `probability`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 1 or self.lr <= 0 or (self.patience is not None and self.patience < 1):
+            raise InputError(
+                f"opticam needs steps, patience >= 1 and lr > 0; got {self.steps}, {self.patience}, {self.lr}"
+            )
 
     def _of_layer(self, inputs: Tensor, target: Target) -> Tensor:
         a, targets = activations(self, inputs, target)
@@ -68,10 +59,7 @@ class OptiCAM(OfLayer):
             with torch.enable_grad():
                 masks = stretched(_mixed(u[live], a[live]), (inputs.shape[-2], inputs.shape[-1]))
                 found = target_scores(model(inputs[live] * masks.to(inputs.dtype)), self.score, targets[live])
-                loss = -found.sum()
-                gradient = torch.autograd.grad(loss, u, allow_unused=True)[0] if loss.requires_grad else None
-            if gradient is None:
-                raise NotApplicable("no gradient path from the score back to the images")
+                gradient = gradient_of(-found.sum(), u, "the images")
             found = found.detach().to(best.dtype)
             better = found > best[live]
             best[live] = torch.where(better, found, best[live])

@@ -8,9 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from interp_models.core.batches import scores_of_variants
 from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.rng import uniform
-from interp_models.core.scoring import Target, resolve_target, scores_of_variants
+from interp_models.core.scoring import Target, resolve_target
 from interp_models.explainers.base import EXPLAINERS, Explainer
 
 Array = NDArray[Any]

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from interp_models.core.batches import default_batch
 from interp_models.core.errors import InputError
 from interp_models.core.rng import uniform
-from interp_models.core.scoring import Score, Target, default_batch, resolve_target
+from interp_models.core.scoring import Score, Target, resolve_target
 from interp_models.explainers.base import EXPLAINERS, Explainer
 
 

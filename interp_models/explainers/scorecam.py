@@ -1,19 +1,22 @@
 """Score-CAM: feature maps weighted by the score of the image that they mask."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from interp_models.core.batches import scores_of_variants
 from interp_models.core.errors import InputError
 from interp_models.core.maps import stretched, weighted
-from interp_models.core.scoring import Score, Target, scores_of_variants
+from interp_models.core.scoring import Score, Target
 from interp_models.explainers.base import EXPLAINERS
-from interp_models.explainers.features import OfLayer, activations
-from interp_models.explainers.layers import Fuse, LayerNames, Reshape
+from interp_models.explainers.features import activations
+from interp_models.explainers.of_layer import OfLayer
 
 
 @EXPLAINERS.register("scorecam")
+@dataclass(kw_only=True, eq=False, repr=False)
 class ScoreCAM(OfLayer):
     """Score-CAM = ReLU(Σ_k w_k A_k), with w_k from the score u_k of the image masked by A_k (Wang et al., CVPR
     Workshops 2020, algorithm 1).
@@ -21,36 +24,22 @@ class ScoreCAM(OfLayer):
     A are the layer's feature maps. The mask H_k is A_k, upsampled bilinearly and min-max normalised to [0, 1]; u_k is
     the score of x ⊙ H_k. Constant channels have the weight 0. Each channel takes one pass. Masked images are made a few
     at a time, so memory does not grow with the number of channels. The map has the layer's resolution.
-
-    Args:
-        model: any module that returns logits.
-        layer: dotted name of the layer, or several; None finds the last feature map, see `layers.target_layer`.
-        reshape: form of the layer's output, `nchw`, `nhwc`, `tokens` or a function; None finds out.
-        fuse: `mean` or `max` of several layers' maps, each scaled to [0, 1] and resized to the finest grid.
-        weights: `softmax` is w = softmax over channels of u (the paper's algorithm, with logits). `increase` is w_k =
-            u_k minus the score of a black image (with `score: probability` close to the authors' code, which subtracts
-            nothing).
-        score: u is the target's `logit` or its `probability`.
-        batch: masked images per forward pass; None chooses it for the device.
     """
 
     passes = "channels + 1"
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        layer: LayerNames = None,
-        reshape: Reshape = None,
-        fuse: Fuse = "mean",
-        weights: Literal["softmax", "increase"] = "softmax",
-        score: Score = "logit",
-        batch: int | None = None,
-    ) -> None:
-        super().__init__(model, layer=layer, reshape=reshape, fuse=fuse, score=score)
-        if batch is not None and batch < 1:
-            raise InputError(f"scorecam needs batch >= 1; got {batch}")
-        self.weights, self.batch = weights, batch
+    weights: Literal["softmax", "increase"] = "softmax"
+    """`softmax` is w = softmax over channels of u (the paper's algorithm, with logits). `increase` is w_k = u_k minus
+    the score of a black image (with `score: probability` close to the authors' code, which subtracts nothing)."""
+    score: Score = "logit"
+    """u is the target's `logit` or its `probability`."""
+    batch: int | None = None
+    """Masked images per forward pass; None chooses it for the device."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch is not None and self.batch < 1:
+            raise InputError(f"scorecam needs batch >= 1; got {self.batch}")
 
     @torch.no_grad()
     def _of_layer(self, inputs: Tensor, target: Target) -> Tensor:

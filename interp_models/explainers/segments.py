@@ -5,10 +5,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from interp_models.core.errors import InputError
+
 Segments = Literal["superpixels", "grid"]
 """Kind of segments: superpixels, or cells of a grid."""
 Fill = Literal["mean", "black"]
 """Colour of a hidden segment: its mean colour, or black."""
+
+
+def check_cells(cells: int, images: Tensor) -> None:
+    """Raise `InputError` if there are more cells along each side than pixels."""
+    size = tuple(images.shape[-2:])
+    if cells > min(size):
+        raise InputError(f"cells must be at most the side of the images; got {cells} for images of {size} pixels")
 
 
 def segmented(images: Tensor, cells: int, how: Segments) -> Tensor:

@@ -3,24 +3,28 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from interp_models.core.batches import scores_of_variants
 from interp_models.core.errors import InputError
 from interp_models.core.rng import uniform
-from interp_models.core.scoring import Score, Target, resolve_target, scores_of_variants
-from interp_models.explainers.base import EXPLAINERS, Explainer
+from interp_models.core.scoring import Score, Target, resolve_target
+from interp_models.explainers.base import EXPLAINERS, ByFields
+from interp_models.explainers.segments import check_cells
 
 MOST_DIMENSIONS = torch.quasirandom.SobolEngine.MAXDIM
 """Most numbers per point of torch's Sobol' sequence."""
 
 
-class _OfMasks(Explainer, ABC):
+@dataclass(kw_only=True, eq=False, repr=False)
+class _OfMasks(ByFields, ABC):
     """Abstract: one value per cell of a grid, from the scores of images that are multiplied by masks.
 
     All images share the same masks, which are made a few at a time. The map has the grid's resolution.
@@ -29,19 +33,23 @@ class _OfMasks(Explainer, ABC):
     amplifies_rounding = True
     stands_bfloat16 = False
 
-    def __init__(self, model: nn.Module, *, cells: int, seed: int, score: Score, batch: int | None) -> None:
-        super().__init__(model, score=score)
-        if cells < 1 or (batch is not None and batch < 1):
-            raise InputError(f"cells and batch must be at least 1; got {cells}, {batch}")
-        self.cells, self.seed, self.batch = cells, seed, batch
+    cells: int = 7
+    """Cells along each side."""
+    seed: int = 0
+    """Seed of the masks."""
+    score: Score = "logit"
+    """Explain the target's `logit` or its `probability`."""
+    batch: int | None = None
+    """Masked images per forward pass; None chooses it for the device."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cells < 1 or (self.batch is not None and self.batch < 1):
+            raise InputError(f"cells and batch must be at least 1; got {self.cells}, {self.batch}")
 
     @torch.no_grad()
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
-        if self.cells > min(inputs.shape[-2:]):
-            raise InputError(
-                f"cells must be at most the side of the images; got {self.cells} for images of "
-                f"{tuple(inputs.shape[-2:])} pixels"
-            )
+        check_cells(self.cells, inputs)
         score = self.score_fn(inputs)
         targets = resolve_target(target, score(inputs))
         masks = self._masks()
@@ -66,6 +74,7 @@ class _OfMasks(Explainer, ABC):
 
 
 @EXPLAINERS.register("sobol")
+@dataclass(kw_only=True, eq=False, repr=False)
 class Sobol(_OfMasks):
     """Sobol attribution: total Sobol' indices of the cells, ST_i = Σ_j (f(A_j) - f(C_ij))² / (2 N V) (Fel et al.,
     NeurIPS 2021, equation 6: Jansen's estimator).
@@ -75,35 +84,20 @@ class Sobol(_OfMasks):
     with divisor N - 1. ST_i is the share of the variance in which cell i takes part, alone or with others; it is not
     negative, so it does not tell evidence for the class from evidence against it. If no mask changes the score, the map
     is 0.
-
-    Args:
-        model: any module that returns logits.
-        designs: number N of masks in A, a power of 2 (authors: 32).
-        cells: cells along each side.
-        seed: seed of the sequence.
-        score: f is the target's `logit` or its `probability`.
-        batch: masked images per forward pass; None chooses it for the device.
     """
 
     passes = "designs * (cells**2 + 1) + 1"
     small: ClassVar[Mapping[str, Any]] = {"designs": 4, "cells": 2}
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        designs: int = 32,
-        cells: int = 7,
-        seed: int = 0,
-        score: Score = "logit",
-        batch: int | None = None,
-    ) -> None:
-        super().__init__(model, cells=cells, seed=seed, score=score, batch=batch)
-        if 2 * cells**2 > MOST_DIMENSIONS:
-            raise InputError(f"sobol: cells must be at most {math.isqrt(MOST_DIMENSIONS // 2)}; got {cells}")
-        if designs < 2 or designs & (designs - 1):
-            raise InputError(f"sobol: designs must be a power of 2, at least 2; got {designs}")
-        self.designs = designs
+    designs: int = 32
+    """Number N of masks in A, a power of 2 (authors: 32)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if 2 * self.cells**2 > MOST_DIMENSIONS:
+            raise InputError(f"sobol: cells must be at most {math.isqrt(MOST_DIMENSIONS // 2)}; got {self.cells}")
+        if self.designs < 2 or self.designs & (self.designs - 1):
+            raise InputError(f"sobol: designs must be a power of 2, at least 2; got {self.designs}")
 
     def _masks(self) -> NDArray[np.float64]:
         count = self.cells**2
@@ -125,6 +119,7 @@ class Sobol(_OfMasks):
 
 
 @EXPLAINERS.register("hsic")
+@dataclass(kw_only=True, eq=False, repr=False)
 class HSIC(_OfMasks):
     """HSIC attribution: the dependence of the score on each cell, HSIC_i = tr(K_i H L H) / n² (Novello et al., NeurIPS
     2022, section 3).
@@ -133,33 +128,18 @@ class HSIC(_OfMasks):
     in cell i (1 or 0), L = exp(-(y - y')² / (2 σ²)) compares their scores, σ is the median of |y - y'| over pairs of
     masks, and H takes the mean off rows and columns. The map is not negative, so it does not tell evidence for the
     class from evidence against it. If no mask changes the score, the map is 0.
-
-    Args:
-        model: any module that returns logits.
-        samples: number n of masks.
-        cells: cells along each side.
-        seed: seed of the masks.
-        score: y is the target's `logit` or its `probability`.
-        batch: masked images per forward pass; None chooses it for the device.
     """
 
     passes = "samples + 1"
     small: ClassVar[Mapping[str, Any]] = {"samples": 8, "cells": 2}
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        samples: int = 500,
-        cells: int = 7,
-        seed: int = 0,
-        score: Score = "logit",
-        batch: int | None = None,
-    ) -> None:
-        super().__init__(model, cells=cells, seed=seed, score=score, batch=batch)
-        if samples < 2:
-            raise InputError(f"hsic: samples must be at least 2; got {samples}")
-        self.samples = samples
+    samples: int = 500
+    """Number n of masks."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.samples < 2:
+            raise InputError(f"hsic: samples must be at least 2; got {self.samples}")
 
     def _masks(self) -> NDArray[np.float64]:
         draws = uniform(self.seed, np.arange(self.samples)[:, None], np.arange(self.cells**2))

@@ -2,17 +2,20 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from interp_models.core.batches import default_batch
 from interp_models.core.errors import InputError
 from interp_models.core.maps import full_precision, stretched
-from interp_models.core.scoring import Score, ScoreFn, Target, default_batch
-from interp_models.explainers.base import EXPLAINERS, Explainer
-from interp_models.explainers.features import check_layers, stage_activations
-from interp_models.explainers.layers import LayerNames, Reshape
+from interp_models.core.scoring import Score, ScoreFn, Target
+from interp_models.explainers.base import EXPLAINERS, ByFields
+from interp_models.explainers.features import stage_activations
+from interp_models.explainers.forms import Reshape
+from interp_models.explainers.of_layer import LayerNames, check_layers
 
 
 def otsu(values: Tensor) -> Tensor:
@@ -32,7 +35,8 @@ def otsu(values: Tensor) -> Tensor:
     return ordered[between.argmax()]
 
 
-class _OfStages(Explainer, ABC):
+@dataclass(kw_only=True, eq=False, repr=False)
+class _OfStages(ByFields, ABC):
     """Abstract: scores of images masked by chosen feature maps of several layers, fused.
 
     A subclass implements `_chosen`.
@@ -42,14 +46,21 @@ class _OfStages(Explainer, ABC):
     stands_bfloat16 = False
     passes = "selected + 1"
 
-    def __init__(
-        self, model: nn.Module, *, layer: LayerNames, reshape: Reshape, score: Score, batch: int | None
-    ) -> None:
-        super().__init__(model, score=score)
-        check_layers(layer, reshape)
-        if batch is not None and batch < 1:
-            raise InputError(f"batch must be at least 1; got {batch}")
-        self.layer, self.reshape, self.batch = layer, reshape, batch
+    layer: LayerNames = None
+    """Dotted names of the layers, from the lowest to the highest; None takes the last feature map of every
+    resolution."""
+    reshape: Reshape = None
+    """Form of the layers' outputs, `nchw`, `nhwc`, `tokens` or a function; None finds out."""
+    score: Score = "probability"
+    """Masks are weighted by the target's `probability`, as in the authors' code, or its `logit`."""
+    batch: int | None = None
+    """Masked images per forward pass; None chooses it for the device."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_layers(self.layer, self.reshape)
+        if self.batch is not None and self.batch < 1:
+            raise InputError(f"batch must be at least 1; got {self.batch}")
         self.selected = 0.0
         """Feature maps that the last call chose per image, in all layers."""
 
@@ -93,6 +104,7 @@ class _OfStages(Explainer, ABC):
 
 
 @EXPLAINERS.register("sise")
+@dataclass(kw_only=True, eq=False, repr=False)
 class SISE(_OfStages):
     """SISE: V_l = n(Σ_k f(x ⊙ M_k) M_k / Σ M_k) of several layers l, fused by S ← (S + V_l) ⊙ [V_l > Otsu's threshold]
     from the lowest to the highest layer (Sattarzadeh et al., AAAI 2021).
@@ -102,33 +114,17 @@ class SISE(_OfStages):
     The layers are the last feature maps of every resolution (see `layers.stages`): the inputs of the layers that reduce
     it. Each chosen feature map takes one pass. Masked images are made a few at a time. The map has the resolution of
     the image.
-
-    Args:
-        model: any module that returns logits.
-        layer: dotted names of the layers, from the lowest to the highest; None takes the last feature map of every
-            resolution.
-        reshape: form of the layers' outputs, `nchw`, `nhwc`, `tokens` or a function; None finds out.
-        threshold: μ, at least 0 and below 1; 0 keeps all feature maps with a positive mean gradient.
-        score: f is the target's `probability`, as in the authors' code, or its `logit`.
-        batch: masked images per forward pass; None chooses it for the device.
     """
 
     small: ClassVar[Mapping[str, Any]] = {"threshold": 0.6}
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        layer: LayerNames = None,
-        reshape: Reshape = None,
-        threshold: float = 0.0,
-        score: Score = "probability",
-        batch: int | None = None,
-    ) -> None:
-        super().__init__(model, layer=layer, reshape=reshape, score=score, batch=batch)
-        if not 0 <= threshold < 1:
-            raise InputError(f"sise: threshold must be at least 0 and below 1; got {threshold}")
-        self.threshold = threshold
+    threshold: float = 0.0
+    """μ, at least 0 and below 1; 0 keeps all feature maps with a positive mean gradient."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.threshold < 1:
+            raise InputError(f"sise: threshold must be at least 0 and below 1; got {self.threshold}")
 
     def _chosen(self, means: Tensor) -> Tensor:
         return (means > 0) & (means > self.threshold * means.amax())
@@ -140,26 +136,7 @@ class AdaSISE(_OfStages):
     mean gradients (Sudhakar et al., ICASSP 2021).
 
     See `sise`. There are fewer masks, and no threshold to choose.
-
-    Args:
-        model: any module that returns logits.
-        layer: dotted names of the layers, from the lowest to the highest; None takes the last feature map of every
-            resolution.
-        reshape: form of the layers' outputs, `nchw`, `nhwc`, `tokens` or a function; None finds out.
-        score: masks are weighted by the target's `probability` or its `logit`.
-        batch: masked images per forward pass; None chooses it for the device.
     """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        layer: LayerNames = None,
-        reshape: Reshape = None,
-        score: Score = "probability",
-        batch: int | None = None,
-    ) -> None:
-        super().__init__(model, layer=layer, reshape=reshape, score=score, batch=batch)
 
     def _chosen(self, means: Tensor) -> Tensor:
         positive = means > 0

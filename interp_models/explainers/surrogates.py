@@ -4,51 +4,54 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from interp_models.core.batches import scores_of_variants
 from interp_models.core.errors import InputError
 from interp_models.core.rng import uniform
-from interp_models.core.scoring import Score, Target, resolve_target, scores_of_variants
-from interp_models.explainers.base import EXPLAINERS, Explainer
-from interp_models.explainers.segments import Fill, Segments, means, segmented
+from interp_models.core.scoring import Score, Target, resolve_target
+from interp_models.explainers.base import EXPLAINERS, ByFields
+from interp_models.explainers.segments import Fill, Segments, check_cells, means, segmented
 
 
-class _Surrogate(Explainer, ABC):
+@dataclass(kw_only=True, eq=False, repr=False)
+class _Surrogate(ByFields, ABC):
     """Abstract: a linear regression of the score on the visible segments. All images share the same samples."""
 
     amplifies_rounding = True
     stands_bfloat16 = False
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        samples: int,
-        segments: Segments,
-        cells: int,
-        fill: Fill,
-        seed: int,
-        score: Score,
-        batch: int | None,
-    ) -> None:
-        super().__init__(model, score=score)
-        if cells < 1 or samples < 1 or (batch is not None and batch < 1):
-            raise InputError(f"samples, cells and batch must be at least 1; got {samples}, {cells}, {batch}")
-        self.samples, self.segments, self.cells, self.fill = samples, segments, cells, fill
-        self.seed, self.batch = seed, batch
+    samples: int
+    """Number of samples."""
+    segments: Segments = "superpixels"
+    """`superpixels` (SLIC) or the cells of a `grid`. The map of a grid has its resolution."""
+    cells: int = 7
+    """Segments along each side; there are P = cells²."""
+    fill: Fill = "mean"
+    """Colour of hidden segments: their `mean` colour or `black`."""
+    seed: int = 0
+    """Seed of the samples."""
+    score: Score = "logit"
+    """Fit the target's `logit` or its `probability`, which also depends on the logits of other classes."""
+    batch: int | None = None
+    """Images per forward pass; None chooses it for the device."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cells < 1 or self.samples < 1 or (self.batch is not None and self.batch < 1):
+            raise InputError(
+                f"samples, cells and batch must be at least 1; got {self.samples}, {self.cells}, {self.batch}"
+            )
 
     @torch.no_grad()
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
-        if self.cells > min(inputs.shape[-2:]):
-            raise InputError(
-                f"cells must be at most the side of the images; got {self.cells} for images of "
-                f"{tuple(inputs.shape[-2:])} pixels"
-            )
+        check_cells(self.cells, inputs)
         score = self.score_fn(inputs)
         targets = resolve_target(target, score(inputs))
         numbers = segmented(inputs, self.cells, self.segments)
@@ -82,6 +85,7 @@ class _Surrogate(Explainer, ABC):
 
 
 @EXPLAINERS.register("lime")
+@dataclass(kw_only=True, eq=False, repr=False)
 class LIME(_Surrogate):
     """LIME: the weights w that minimise Σ_i π(z_i) (y(z_i) - w·z_i - w0)² + λ |w|² (Ribeiro et al., KDD 2016, equations
     1 and 2).
@@ -89,44 +93,24 @@ class LIME(_Surrogate):
     z_i says which segments are visible, each with probability 1/2, and y(z_i) is the score of that image. The kernel is
     π(z) = exp(-D² / σ²) with D the cosine distance between z and the image with all segments. As in the authors' code,
     all segments enter the ridge regression; the paper first selects a few by LASSO. All images share the z_i, and all
-    segments are visible in the first. Each sample takes one forward pass.
-
-    Args:
-        model: any module that returns logits.
-        samples: number of z_i.
-        segments: `superpixels` (SLIC), as in the paper, or the cells of a `grid`. The map of a grid has its resolution.
-        cells: segments along each side.
-        fill: colour of hidden segments: their `mean` colour (as in the authors' code) or `black`.
-        kernel_width: σ of the kernel.
-        ridge: λ, the weight of the penalty.
-        seed: seed of the samples.
-        score: fit the target's `logit` or its `probability`, which also depends on the logits of other classes.
-        batch: images per forward pass; None chooses it for the device.
+    segments are visible in the first. Each sample takes one forward pass. Superpixels are
+    those of the paper, and the mean colour is that of the authors' code.
     """
 
     passes = "samples + 1"
     small: ClassVar[Mapping[str, Any]] = {"samples": 6, "cells": 2}
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        samples: int = 1000,
-        segments: Segments = "superpixels",
-        cells: int = 7,
-        fill: Fill = "mean",
-        kernel_width: float = 0.25,
-        ridge: float = 1.0,
-        seed: int = 0,
-        score: Score = "logit",
-        batch: int | None = None,
-    ) -> None:
-        super().__init__(
-            model, samples=samples, segments=segments, cells=cells, fill=fill, seed=seed, score=score, batch=batch
-        )
-        if not (kernel_width > 0 and ridge > 0):
-            raise InputError(f"lime needs kernel_width and ridge > 0; got {kernel_width}, {ridge}")
-        self.kernel_width, self.ridge = kernel_width, ridge
+    samples: int = 1000
+    """Number of z_i."""
+    kernel_width: float = 0.25
+    """σ of the kernel."""
+    ridge: float = 1.0
+    """λ, the weight of the penalty."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.kernel_width > 0 and self.ridge > 0):
+            raise InputError(f"lime needs kernel_width and ridge > 0; got {self.kernel_width}, {self.ridge}")
 
     def _switched(self) -> NDArray[np.bool_]:
         on = uniform(self.seed, np.arange(self.samples)[:, None], np.arange(self.cells**2)) < 0.5
@@ -143,6 +127,7 @@ class LIME(_Surrogate):
 
 
 @EXPLAINERS.register("kernelshap")
+@dataclass(kw_only=True, eq=False, repr=False)
 class KernelSHAP(_Surrogate):
     """KernelSHAP: Shapley values φ of the P segments, which minimise Σ_z π(z) (v(z) - v(0) - φ·z)² (Lundberg and Lee,
     NeurIPS 2017, theorem 2).
@@ -153,38 +138,20 @@ class KernelSHAP(_Surrogate):
     share. A z counts with its kernel, divided by the share of the sets of its size that are drawn. If `samples` suffice
     for all z, all are used and φ is exact. An odd sample is left out. All images share the z. Each sample takes one
     forward pass.
-
-    Args:
-        model: any module that returns logits.
-        samples: number of z, in addition to no segments and all segments (authors' code: 2 P + 2048).
-        segments: `superpixels` (SLIC) or the cells of a `grid`. The map of a grid has its resolution.
-        cells: segments along each side; P = cells².
-        fill: colour of hidden segments: their `mean` colour or `black`.
-        seed: seed of the samples.
-        score: v is the target's `logit` or its `probability`, which also depends on the logits of other classes.
-        batch: images per forward pass; None chooses it for the device.
     """
 
     passes = "samples + 3"
     small: ClassVar[Mapping[str, Any]] = {"samples": 8, "cells": 2}
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        samples: int = 2048,
-        segments: Segments = "superpixels",
-        cells: int = 7,
-        fill: Fill = "mean",
-        seed: int = 0,
-        score: Score = "logit",
-        batch: int | None = None,
-    ) -> None:
-        super().__init__(
-            model, samples=samples, segments=segments, cells=cells, fill=fill, seed=seed, score=score, batch=batch
-        )
-        if cells < 2 or samples < 2 * cells**2:
-            raise InputError(f"kernelshap needs cells >= 2 and samples >= 2 cells²; got {cells} and {samples}")
+    samples: int = 2048
+    """Number of z, in addition to no segments and all segments (authors' code: 2 P + 2048)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cells < 2 or self.samples < 2 * self.cells**2:
+            raise InputError(
+                f"kernelshap needs cells >= 2 and samples >= 2 cells²; got {self.cells} and {self.samples}"
+            )
 
     def _switched(self) -> NDArray[np.bool_]:
         count = self.cells**2

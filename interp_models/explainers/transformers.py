@@ -11,10 +11,11 @@ from interp_models.core.eager import own_thread
 from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.maps import full_precision
 from interp_models.core.scoring import Target, logits_of, per_image, resolve_target
-from interp_models.explainers.base import EXPLAINERS, Explainer, target_scores
-from interp_models.explainers.layers import check_transformer
-from interp_models.explainers.relevance import AlphaBeta, Composite, Relevance, finite, seeded, share, unchanged
-from interp_models.explainers.rules import Call, Kept, Table
+from interp_models.explainers.base import EXPLAINERS, Explainer, no_path, target_scores
+from interp_models.explainers.calls import Call, Kept, Table
+from interp_models.explainers.class_token import check_transformer
+from interp_models.explainers.layer_rules import AlphaBeta, Composite, share
+from interp_models.explainers.relevance import Relevance, finite, seeded, unchanged
 from interp_models.nn.attention import attentions, class_rows, on_grid, patch_size, transformer, weights
 
 MOST = 2**30
@@ -117,7 +118,7 @@ class OfAttention(Explainer, ABC):
         if self.gradients and score.requires_grad:
             found = torch.autograd.grad(score, a, allow_unused=True)
         if self.gradients and found[0] is None:
-            raise NotApplicable("no gradient path from the score back to the attention")
+            raise no_path("the attention")
         pairs = zip(a, found, strict=True) if self.gradients else ()
         return a, [torch.zeros_like(x) if y is None else y for x, y in pairs]
 

@@ -14,8 +14,9 @@ from torchmetrics.utilities import dim_zero_cat
 
 from interp_models.core.errors import InputError, unknown
 from interp_models.core.inputs import check_clean, check_images, check_unit, pixel_range
+from interp_models.core.modes import full_float32
 from interp_models.core.registry import Registry
-from interp_models.core.scoring import ScoreFn, checked, checked_images, full_float32, per_image
+from interp_models.core.scoring import ScoreFn, checked, checked_images, per_image
 from interp_models.metrics import perturbation
 
 Grid = tuple[int, int]

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from interp_models.core.batches import all_scores, scores_of_variants
 from interp_models.core.errors import InputError
-from interp_models.core.scoring import ScoreFn, all_scores, resolve_target, scores_of_variants
+from interp_models.core.scoring import ScoreFn, resolve_target
 
 
 def check_maps(images: Tensor, maps: object) -> None:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from interp_models.core.maps import upsampled
+from interp_models.core.protocols import PrototypeModel
 from interp_models.core.registry import Registry
-from interp_models.core.scoring import PrototypeModel
 from interp_models.metrics.base import Measure
 
 

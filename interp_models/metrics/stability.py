@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from interp_models.core.protocols import PrototypeModel
 from interp_models.core.rng import seed_of
-from interp_models.core.scoring import PrototypeModel
 from interp_models.metrics.prototype_base import (
     PROTOTYPE_METRICS,
     Found,

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from interp_models.core.modes import evaluating
 from interp_models.core.outputs import InterpOutput
-from interp_models.core.scoring import evaluating
 from interp_models.nn.backbone import BUNDLED, Backbone, Weights, weights_path
 from interp_models.nn.weights import classifiers, find
 from interp_models.nn.weights_file import read

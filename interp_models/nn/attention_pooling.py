@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from interp_models.core.distributed import gathered
+from interp_models.core.maps import at_least_float32
 
 
 def attention_filters(channels: int, n_maps: int) -> nn.Conv2d:
@@ -42,7 +43,7 @@ def pooled_vectors(features: Tensor, maps: Tensor, *, normalise: bool) -> Tensor
 
 def unit(pooled: Tensor) -> Tensor:
     """v / |v| with v = sign(f) √|f| of the pooled features f (B, N, C); |v| is the norm over all N · C values."""
-    pooled = pooled.to(torch.promote_types(pooled.dtype, torch.float32))  # 1e-12 is 0 in float16
+    pooled = at_least_float32(pooled)  # 1e-12 is 0 in float16
     rooted = pooled.sign() * (pooled.abs() + 1e-12).sqrt()  # the slope of √ at 0 is infinite
     return F.normalize(rooted.flatten(1), dim=1).view_as(pooled)
 

@@ -9,7 +9,7 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from interp_models.core.errors import InputError, first_line, unknown
-from interp_models.core.scoring import evaluating
+from interp_models.core.modes import evaluating
 from interp_models.core.written import PathText
 from interp_models.nn.weights import classifiers, load_file
 

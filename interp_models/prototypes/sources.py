@@ -65,7 +65,7 @@ class Prototypical(nn.Module, ABC):
     """Abstract: a model with prototypes that are patches of training images.
 
     An architecture has it as a second base: `class MyModel(InterpModule, Prototypical)`. Its prototypes are then drawn
-    after the training, judged by prototype metrics, and shown on the page. It fulfils `core.scoring.PrototypeModel`.
+    after the training, judged by prototype metrics, and shown on the page. It fulfils `core.protocols.PrototypeModel`.
     """
 
     prototypes: nn.Parameter

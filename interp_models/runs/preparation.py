@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 
 from interp_models.core.errors import InputError, first_line
-from interp_models.core.scoring import evaluating
+from interp_models.core.modes import evaluating
 from interp_models.data.module import DataModule
 from interp_models.data.transforms import TRANSFORMS
 from interp_models.nn.backbone import Backbone

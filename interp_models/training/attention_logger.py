@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 
 from interp_models.core.files import whole
-from interp_models.core.scoring import evaluating
+from interp_models.core.modes import evaluating
 from interp_models.data.base import Sample, collate
 from interp_models.data.module import DataModule, data_of
 from interp_models.data.subsets import spread

@@ -9,8 +9,8 @@ from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from interp_models.core.distributed import share_buffers
 from interp_models.core.errors import InputError
+from interp_models.core.modes import evaluating
 from interp_models.core.rng import seed_of
-from interp_models.core.scoring import evaluating
 from interp_models.data.module import data_of
 
 if TYPE_CHECKING:

@@ -1,14 +1,20 @@
 """Every registered explainer keeps the contract, on our models and on anybody's; wrong ones do not."""
 
 import copy
+import dataclasses
+import inspect
+import typing
 
 import pytest
 import torch
 from torch import nn
 
 from interp_models import EXPLAINERS, MODELS
+from interp_models.config.describe import attribute_notes
 from interp_models.core.errors import InputError
-from interp_models.core.scoring import evaluating, resolve_target
+from interp_models.core.modes import evaluating
+from interp_models.core.schema import schema_of
+from interp_models.core.scoring import resolve_target
 from interp_models.core.traits import TRAITS
 from interp_models.explainers.base import Explainer
 from tests.contract import explainers as contract
@@ -33,6 +39,40 @@ def test_what_it_needs_exists(explainer):
     assert set(cls.needs) <= set(TRAITS)
     assert host(explainer)
     EXPLAINERS.options(explainer, cls.small, given=("model",))  # which are options
+
+
+def without_text(cls):
+    """Options that `--help` gives no text for."""
+    names = {field.name for field in dataclasses.fields(schema_of(cls, ("model",)))}
+    notes = attribute_notes(cls) if dataclasses.is_dataclass(cls) else {}
+    return {name for name in names if name not in notes and f"\n    {name}: " not in (inspect.getdoc(cls) or "")}
+
+
+def fields_that_are_no_options(cls):
+    """Fields of a class without the decorator of a dataclass, which its constructor does not take."""
+    bases = [base for base in cls.__mro__ if dataclasses.is_dataclass(base)]
+    written = {name: hint for base in bases for name, hint in inspect.get_annotations(base).items() if name != "_"}
+    fields = {name for name, hint in written.items() if typing.get_origin(hint) is not typing.ClassVar}
+    return fields - set(inspect.signature(cls).parameters)
+
+
+@pytest.mark.parametrize("explainer", EXPLAINERS)
+def test_options_are_told(explainer):
+    cls = EXPLAINERS.get(explainer)
+    assert without_text(cls) == set()
+    assert fields_that_are_no_options(cls) == set()
+
+
+def test_options_that_are_not_told_are_found():
+    class Undecorated(EXPLAINERS.get("fem")):
+        factor: float = 1.0
+
+    @dataclasses.dataclass(kw_only=True, eq=False, repr=False)
+    class Untold(EXPLAINERS.get("fem")):
+        factor: float = 1.0
+
+    assert fields_that_are_no_options(Undecorated) == {"factor"}
+    assert without_text(Untold) == {"factor"}
 
 
 @pytest.mark.parametrize("explainer", EXPLAINERS)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from interp_models import EXPLAINERS, InputError, NotApplicable, probabilities
-from interp_models.core.scoring import PRODUCTS, full_float32
+from interp_models.core.modes import PRODUCTS, full_float32
 
 
 def body() -> nn.Sequential:

@@ -16,7 +16,7 @@ from torch import nn
 import interp_models
 from interp_models import EXPLAINERS, METRICS, probabilities
 from interp_models.core.errors import InputError, NotApplicable
-from interp_models.core.scoring import explains_itself
+from interp_models.core.protocols import explains_itself
 from interp_models.evaluation.cache import FolderCache
 from interp_models.evaluation.config import ExplanationConfig
 from tests.conftest import BCNN_LRS, Cub, Script, copy_run, fit, tiny_config

@@ -8,9 +8,9 @@ import torchvision
 from torch import nn
 
 from interp_models import EXPLAINERS, InputError
-from interp_models.explainers.features import fused
 from interp_models.explainers.fem import FEM, MLFEM
 from interp_models.explainers.layers import stages, target_layer
+from interp_models.explainers.of_layer import fused
 from tests.contract.subjects import vgg
 from tests.mutation import mutated
 

@@ -197,17 +197,36 @@ def test_rules_at_modules_and_functions(name):
         ("if kept else m.clamp(min=0)]", "if kept else m]", "nn.ReLU"),
         ("[hardtanh_backward(m, kept[0].value, 0.0, high).clamp_", "[m.clamp", "nn.ReLU"),
         ("hardtanh_backward(m, kept[0].value, 0.0, high)", "hardtanh_backward(m, kept[0].value, 0.0, 9.0)", "nn.ReLU6"),
-        ("ctx.back(multipliers[0])[0])", "multipliers[0])", "x.relu_ as a statement"),
-        ("return target.copy_(made)", "return target", "a view in place"),
-        ("else target.copy_(result)", "else target", "x[x < 0] = 0"),
-        ("positive and len(args) == 2", "False", "x * (x > 0)"),
     ],
 )
 def test_mutations_of_rules_are_rejected(right, wrong, name, monkeypatch):
-    copy = mutated("interp_models.explainers.rules", right, wrong)
+    copy = mutated("interp_models.explainers.guided_rules", right, wrong)
     monkeypatch.setattr("interp_models.explainers.gradients.backward_rule", copy.backward_rule)
     with pytest.raises((AssertionError, InputError)):
         check_rules(name)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "name"),
+    [
+        ("ctx.back(multipliers[0])[0])", "multipliers[0])", "x.relu_ as a statement"),
+        ("return target.copy_(made)", "return target", "a view in place"),
+        ("else target.copy_(result)", "else target", "x[x < 0] = 0"),
+    ],
+)
+def test_mutations_of_calls_are_rejected(right, wrong, name, monkeypatch):
+    copy = mutated("interp_models.explainers.calls", right, wrong)
+    monkeypatch.setattr("interp_models.explainers.rules.Call", copy.Call)
+    monkeypatch.setattr("interp_models.explainers.guided_rules.InPlace", copy.InPlace)
+    with pytest.raises((AssertionError, InputError)):
+        check_rules(name)
+
+
+def test_a_mutation_of_relu_by_a_mask_is_rejected(monkeypatch):
+    copy = mutated("interp_models.explainers.rules", "positive and len(args) == 2", "False")
+    monkeypatch.setattr("interp_models.explainers.rules.Rules._as_relu", copy.Rules._as_relu)
+    with pytest.raises((AssertionError, InputError)):
+        check_rules("x * (x > 0)")
 
 
 @pytest.mark.parametrize("in_place", [False, True])

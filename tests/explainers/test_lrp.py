@@ -149,15 +149,29 @@ def test_lrp_is_the_rules_of_each_layer():
         ("above, below = w + self.gamma * w.clamp(min=0)", "above, below = w + w.clamp(min=0)"),
         ("(-low, w.clamp(min=0))", "(low, w.clamp(min=0))"),
         ("[(torch.ones_like(layer.x), torch", "[(layer.x, torch"),
-        ("[m * share(z.value, z.value, epsilon)]", "[m]"),
-        ("weight = w.double() * scale.view", "weight = w.double() * 0 + scale.view"),
         ("torch.where(x < 0, multipliers[1], found)", "found"),
     ],
 )
-def test_mutations_of_rules_are_rejected(right, wrong, monkeypatch):
-    copy = mutated("interp_models.explainers.relevance", right, wrong)
-    for name in ("AlphaBeta", "Box", "Composite", "Epsilon", "Flat", "Gamma", "Relevance"):
+def test_mutations_of_rules_of_layers_are_rejected(right, wrong, monkeypatch):
+    copy = mutated("interp_models.explainers.layer_rules", right, wrong)
+    for name in ("AlphaBeta", "Box", "Composite", "Epsilon", "Flat", "Gamma"):
         monkeypatch.setattr(f"interp_models.explainers.lrp.{name}", getattr(copy, name))
+    for name in ("Box", "Epsilon"):
+        monkeypatch.setattr(f"interp_models.explainers.relevance.{name}", getattr(copy, name))
+    with pytest.raises((AssertionError, InputError)):
+        check_lrp()
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("[m * share(z.value, z.value, epsilon)]", "[m]"),
+        ("weight = w.double() * scale.view", "weight = w.double() * 0 + scale.view"),
+    ],
+)
+def test_mutations_of_relevance_are_rejected(right, wrong, monkeypatch):
+    copy = mutated("interp_models.explainers.relevance", right, wrong)
+    monkeypatch.setattr("interp_models.explainers.lrp.Relevance", copy.Relevance)
     with pytest.raises((AssertionError, InputError)):
         check_lrp()
 

@@ -67,12 +67,18 @@ def test_activation_map():
     [
         ("output, explainer.score, target))", "output, explainer.score, None))"),
         ("output, explainer.score, target))", 'output, "probability", target))'),
-        ("swapped(output, start.clone())", "swapped(output, start * 2)"),
     ],
 )
 def test_mutations_of_what_gradcam_reads_are_rejected(right, wrong, monkeypatch):
     copy = mutated("interp_models.explainers.features", right, wrong)
     monkeypatch.setattr(cam, "activations_and_gradients", copy.activations_and_gradients)
+    with pytest.raises(AssertionError):
+        check_gradcam()
+
+
+def test_a_mutation_of_what_is_captured_is_rejected(monkeypatch):
+    copy = mutated("interp_models.explainers.captures", "swapped(output, start.clone())", "swapped(output, start * 2)")
+    monkeypatch.setattr("interp_models.explainers.features.captured", copy.captured)
     with pytest.raises(AssertionError):
         check_gradcam()
 

@@ -103,7 +103,7 @@ def test_mutations_of_stretching_are_rejected(right, wrong, monkeypatch):
 )
 def test_mutations_of_variants_are_rejected(right, wrong, monkeypatch):
     monkeypatch.setattr(
-        scorecam, "scores_of_variants", mutated("interp_models.core.scoring", right, wrong).scores_of_variants
+        scorecam, "scores_of_variants", mutated("interp_models.core.batches", right, wrong).scores_of_variants
     )
     with pytest.raises((AssertionError, IndexError)):
         check_scorecam()

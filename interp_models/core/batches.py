@@ -1,0 +1,61 @@
+"""Scores of many images, passed in batches of a size that suits the device."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from interp_models.core.scoring import ScoreFn, resolve_target
+
+
+def all_scores(score_fn: ScoreFn, images: Tensor, batch: int | None = None) -> Tensor:
+    """The scores (B, K) of images, computed in batches of size `batch`; None chooses it by the device."""
+    return torch.cat([score_fn(part) for part in torch.split(images, batch or default_batch(images))])
+
+
+def scores_of_variants(
+    score_fn: ScoreFn,
+    images: Tensor,
+    count: int,
+    variant: Callable[[Tensor, Tensor], Tensor],
+    target: Tensor,
+    batch: int | None = None,
+) -> Tensor:
+    """Scores of the target class for variants of each image, such as masked copies.
+
+    Variants of all images form one sequence, which is passed in batches. So memory does not grow with their number.
+
+    Args:
+        score_fn: maps images to class scores.
+        images: (B, C, H, W).
+        count: number of variants of each image.
+        variant: makes variants (m, C, H, W) from positions of images and numbers of variants, both (m,). If all
+            variants are of one image, its position comes as (1,).
+        target: class of each image, (B,).
+        batch: images per pass; None chooses a size for the device.
+
+    Returns:
+        (B, count).
+    """
+    total, size = len(images) * count, batch or default_batch(images)
+    # One tensor for all scores: many small ones would fragment the memory.
+    scores = torch.empty(total, device=images.device, dtype=torch.promote_types(images.dtype, torch.float32))
+    for first in range(0, total, size):
+        jobs = torch.arange(first, min(first + size, total), device=images.device)
+        b = jobs // count
+        of_one = first // count == (first + len(jobs) - 1) // count  # all of one image, which need not be repeated
+        found = score_fn(variant(b[:1] if of_one else b, jobs % count))
+        if not first:  # only once, because it waits for the device
+            target = resolve_target(target, found[:1].expand(len(images), -1))
+        scores[first : first + len(jobs)] = found.gather(1, target[b][:, None])[:, 0].to(scores.dtype)
+    return scores.view(len(images), count)
+
+
+def default_batch(images: Tensor) -> int:
+    """Batch size for many passes of images of the size of `images`, (..., H, W).
+
+    On a CPU it is four images of 224 pixels per thread, and at most 16. Larger batches are not faster there, because
+    memory is mapped again for every pass (see docs/results/speed.md).
+    """
+    at_224 = min(16, 4 * torch.get_num_threads()) if images.device.type == "cpu" else 128
+    return max(1, at_224 * 224**2 // (images.shape[-2] * images.shape[-1]))
