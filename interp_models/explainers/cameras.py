@@ -28,13 +28,13 @@ VALUES = 2**22
 @dataclass(kw_only=True, eq=False, repr=False)
 class CAMERAS(OfLayer):
     """CAMERAS = ReLU(Σ_k mean_r up(A_rk) ⊙ mean_r up(g_rk)) over several resolutions r of the image (Jalwana et al.,
-    CVPR 2021, algorithm 1).
+    CVPR 2021).
 
     A_r are the layer's feature maps for the image at resolution r (bicubic), y is the target's score, g_r = ∂y/∂A_r,
     and up enlarges bilinearly to the image's own resolution, which is that of the map. Resolutions grow linearly, from
     the image's own to `largest` times its sides. Those at which the model predicts another class than at the image's
     own are left out. Images and channels are processed a few at a time. A pass of a larger image takes longer: with the
-    defaults, the passes take as long as 58 of the image itself.
+    defaults, the images of all passes together have 61 times the area of the image itself.
 
     Raises:
         NotApplicable: if the network takes images of one size only.

@@ -201,7 +201,7 @@ class Rescale(Decomposed):
 @EXPLAINERS.register("deeplift")
 class DeepLIFT(PixelExplainer):
     """DeepLIFT: the contributions m (x - x') of the pixels to the difference of the scores of an image x and a
-    reference x', by the rescale rule (Shrikumar et al., ICML 2017, section 3.5.1).
+    reference x', by the linear and the rescale rule (Shrikumar et al., ICML 2017, sections 3.5.1 and 3.5.2).
 
     Contributions add up to y(x) - y(x'), which every call checks. The reference is an image of a constant value. The
     rules hold for functions as for modules, and for modules that a network uses several times. The paper has no rule

@@ -24,7 +24,7 @@ TINY = 1e-12
 
 class Excitation(Relevance):
     """Probabilities of winning, from each neuron to its inputs: P(j | i) = x_j w⁺_ij / Σ_j x_j w⁺_ij, and 0 if the sum
-    is 0 (Zhang et al., equation 5). Sums and averages are such layers, with weights of 1.
+    is 0 (Zhang et al.). Sums and averages are such layers, with weights of 1.
 
     Args:
         model: the network.
@@ -106,7 +106,7 @@ class Excitation(Relevance):
 @dataclass(kw_only=True, eq=False, repr=False)
 class ExcitationBackprop(OfLayer):
     """Excitation backpropagation: the probability that a neuron of the layer wins, from 1 at the target class, summed
-    over the channels of each cell (Zhang et al., ECCV 2016, section 3.2).
+    over the channels of each cell (Zhang et al., ECCV 2016).
 
     Each neuron passes its probability to its inputs x_j in proportion to x_j w⁺_ij. With `contrast`, the probabilities
     of the dual class, whose weights in the last layer are -w, are subtracted, and the positive part is kept (section

@@ -23,8 +23,8 @@ COLDNESS = 20.0
 
 @EXPLAINERS.register("extremal_perturbation")
 class ExtremalPerturbation(Explainer):
-    """Extremal perturbation: S = argmax over masks m of area a of y(m ⊗ x) (Fong, Patrick and Vedaldi, ICCV 2019,
-    equations 2 to 6), averaged over several a.
+    """Extremal perturbation: S = argmax over masks m of area a of y(m ⊗ x) (Fong, Patrick and Vedaldi, ICCV 2019),
+    averaged over several a.
 
     m ⊗ x takes each pixel from a pyramid of blurred images, unblurred where m is 1. m is the smooth maximum of copies
     of a bump, one every `cell` pixels, with a height in [0, 1]. SGD with momentum maximises the energy

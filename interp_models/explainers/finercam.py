@@ -21,7 +21,7 @@ ReferenceWeights = Literal["equal", "probability"]
 @dataclass(kw_only=True, eq=False, repr=False)
 class FinerCAM(LayerExplainer):
     """Finer-CAM: Grad-CAM of the difference Σ_d v_d (y_c - α y_d) / Σ_d v_d of the target's logit y_c and those of the
-    reference classes d (Zhang et al., CVPR 2025, section 3).
+    reference classes d (Zhang et al., CVPR 2025).
 
     The references are the classes whose logits are nearest to y_c, without c. A are the layer's feature maps; the
     weight of A_k is the mean over cells of the difference's gradient by A_k.

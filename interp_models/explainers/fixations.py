@@ -28,7 +28,7 @@ AT_ONCE = 128
 @EXPLAINERS.register("cnn_fixations")
 class CNNFixations(Explainer):
     """CNN Fixations: S(p) = Σ_f exp(-|p - f|² / (2 σ²)) over fixations f (Mopuri, Garg and Babu, IEEE Transactions on
-    Image Processing 2018, section III).
+    Image Processing 2019).
 
     Fixations are the pixels at which paths end that start at the target's logit and go back layer by layer. A linear
     layer passes a path to all inputs with a positive contribution (weight · activation), or, where it reads a feature

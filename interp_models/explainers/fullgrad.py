@@ -197,7 +197,7 @@ def _seen(terms: Tensor, size: tuple[int, int]) -> Tensor:
 @EXPLAINERS.register("fullgrad")
 class FullGrad(_Terms):
     """FullGrad = Σ_c ψ(x ⊙ ∂y/∂x) + Σ_l Σ_c ψ(b_l ⊙ ∂y/∂b_l) over the biases b_l of all layers l and their channels c
-    (Srinivas and Fleuret, NeurIPS 2019, equation 5).
+    (Srinivas and Fleuret, NeurIPS 2019).
 
     ψ takes absolute values, scales them to [0, 1] by the minimum and maximum over all channels and cells of the layer,
     and enlarges them to the image. y is the target's logit. Biases are those of convolutions and batch norms (β - γ μ /

@@ -17,7 +17,7 @@ from interp_models.explainers.gradients import Channels, PixelExplainer, input_g
 @EXPLAINERS.register("gradientshap")
 class GradientSHAP(PixelExplainer):
     """GradientSHAP = (1/n) Σ_i (x_i - x'_i) ⊙ ∂y/∂x at x'_i + α_i (x_i - x'_i), also known as expected gradients (Erion
-    et al., Nature Machine Intelligence 2021, equation 3; Lundberg and Lee, NeurIPS 2017).
+    et al., Nature Machine Intelligence 2021; Lundberg and Lee, NeurIPS 2017).
 
     α_i is uniform in [0, 1], x_i = x + ε_i is the image x with noise ε_i ~ N(0, σ²), and x'_i is a baseline. Draws
     depend on the seed and i only, so the result does not depend on the batch. With `channels: sum`, the expected sum of

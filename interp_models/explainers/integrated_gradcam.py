@@ -42,7 +42,7 @@ class IntegratedGradCAM(OfLayer):
     baseline: float = 0.0
     """Value of every pixel of the baseline x'; 0 is black."""
     relu: bool = True
-    """Keep positive evidence only, at each point, as in the paper."""
+    """Keep positive evidence only, at each point, as in the authors' code."""
     score: Score = "logit"
     """Explain the target's `logit` or its `probability`."""
     batch: int | None = None

@@ -17,7 +17,7 @@ from interp_models.nn.attention import weights
 
 @EXPLAINERS.register("legrad")
 class LeGrad(OfAttention):
-    """LeGrad: the mean over blocks l, heads and rows of ReLU(∂s^l/∂A^l) (Bousselham et al., ICCV 2025, section 3).
+    """LeGrad: the mean over blocks l, heads and rows of ReLU(∂s^l/∂A^l) (Bousselham et al., ICCV 2025).
 
     A^l is the attention of block l. Its score s^l is the target's, from the network's own classifier, if all tokens
     after the blocks are the mean of those that block l returns. Attention itself is no factor of the map. One pass

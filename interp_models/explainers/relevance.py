@@ -29,8 +29,8 @@ CONVOLUTIONS = frozenset(f"conv{kind}{n}d" for kind in ("", "_transpose") for n 
 class Relevance(Decomposed):
     """LRP: what leaves the network at the image is relevance, at the image as normalised by the network.
 
-    Products and attention share relevance equally between their factors (Achtibat et al., proposition 3.3), but a gate
-    takes none (Arras et al., WASSA 2017, section 3.3). Softmax has its own derivative, which is their equation 13.
+    Products and attention share relevance equally between their factors (Achtibat et al., propositions 3.2 and 3.3),
+    but a gate takes none (Arras et al., WASSA 2017). Softmax has its own derivative, which is their proposition 3.1.
     Denominators, and the deviations that norms divide by, take none (their proposition 3.4).
 
     Args:

@@ -77,7 +77,7 @@ class _OfMasks(ByFields, ABC):
 @dataclass(kw_only=True, eq=False, repr=False)
 class Sobol(_OfMasks):
     """Sobol attribution: total Sobol' indices of the cells, ST_i = Σ_j (f(A_j) - f(C_ij))² / (2 N V) (Fel et al.,
-    NeurIPS 2021, equation 6: Jansen's estimator).
+    NeurIPS 2021, with Jansen's estimator).
 
     f is the score of x ⊙ m, where each of the P = cells² cells of the mask m has one value in [0, 1]. A and B are two
     sets of N masks, together a scrambled Sobol' sequence. C_ij is A_j with cell i of B_j, and V is the variance of f(A)
@@ -122,7 +122,7 @@ class Sobol(_OfMasks):
 @dataclass(kw_only=True, eq=False, repr=False)
 class HSIC(_OfMasks):
     """HSIC attribution: the dependence of the score on each cell, HSIC_i = tr(K_i H L H) / n² (Novello et al., NeurIPS
-    2022, section 3).
+    2022; the published estimator divides by (n - 1)², a constant factor).
 
     Each cell is visible in half of the n masks, drawn at random (a Latin hypercube). K_i says whether two masks agree
     in cell i (1 or 0), L = exp(-(y - y')² / (2 σ²)) compares their scores, σ is the median of |y - y'| over pairs of
@@ -134,7 +134,7 @@ class HSIC(_OfMasks):
     small: ClassVar[Mapping[str, Any]] = {"samples": 8, "cells": 2}
 
     samples: int = 500
-    """Number n of masks."""
+    """Number n of masks (paper: 1500, or 750; Xplique: 500)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

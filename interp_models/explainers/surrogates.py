@@ -134,7 +134,7 @@ class KernelSHAP(_Surrogate):
 
     z says which segments are visible, and v(z) is the score of that image. The sum of φ is constrained to v(1) - v(0).
     The kernel is π(z) = (P - 1) / (C(P, |z|) |z| (P - |z|)). Pairs of a z and its complement are drawn by leverage
-    (Musco and Witter, ICLR 2025, section 3): all different, and as many of each size |z| as there are, up to an equal
+    (Musco and Witter, ICLR 2025, algorithm 1): all different, and as many of each size |z| as there are, up to an equal
     share. A z counts with its kernel, divided by the share of the sets of its size that are drawn. If `samples` suffice
     for all z, all are used and φ is exact. An odd sample is left out. All images share the z. Each sample takes one
     forward pass.
@@ -144,7 +144,7 @@ class KernelSHAP(_Surrogate):
     small: ClassVar[Mapping[str, Any]] = {"samples": 8, "cells": 2}
 
     samples: int = 2048
-    """Number of z, in addition to no segments and all segments (authors' code: 2 P + 2048)."""
+    """Number of z, in addition to no segments and all segments (the package shap: 2 P + 2048)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -220,11 +220,11 @@ def class_row(a: list[Tensor], g: list[Tensor]) -> Tensor:
 @EXPLAINERS.register("transformer_attribution")
 class TransformerAttribution(OfAttention):
     """Transformer attribution: the class token's row of Ā_L ... Ā_1, where Ā = I + mean_h ReLU(∂y/∂A ⊙ R^A) and R^A is
-    the relevance of a block's attention A by LRP (Chefer et al., CVPR 2021, equations 13 and 14).
+    the relevance of a block's attention A by LRP (Chefer et al., CVPR 2021).
 
-    LRP has the rules of the paper, section 3.2: z⁺ for linear layers, relevance passed on as it is by GELU, softmax and
-    layer norm, half of it to each factor of a product, and at skip connections the normalisation of equations 9 and
-    10, for each image. The authors recommend `chefer` instead, which needs no LRP.
+    LRP has the rules of the paper: z⁺ for linear layers, relevance passed on as it is by GELU, softmax and layer norm,
+    half of it to each factor of a product, and at skip connections their normalisation, for each image. The authors
+    recommend `chefer` instead, which needs no LRP.
 
     Args:
         model: a timm vision transformer with a class token, or a module that contains one.
@@ -270,7 +270,7 @@ class TransformerAttribution(OfAttention):
 
 def skip(call: Call) -> Any:
     """A sum of two features: each gets the share |Σ R_a| / (|Σ R_a| + |Σ R_b|) of an image's relevance, with R_a in
-    proportion to a / (a + b) (Chefer et al., CVPR 2021, equations 9 and 10)."""
+    proportion to a / (a + b) (Chefer et al., CVPR 2021)."""
     if len(call.operands) != 2 or call.name != "add" or any(x.shape != call.operands[0].shape for x in call.operands):
         return call.plain()
     kept = [Kept(x.detach().clone()) if call.in_place else call.rules.keep(x) for x in call.operands]
