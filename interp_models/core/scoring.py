@@ -19,7 +19,7 @@ from interp_models.core.endings import Ending, ending_of, without
 from interp_models.core.errors import InputError, first_line
 from interp_models.core.inputs import check_images_for, check_probabilities, fitting
 from interp_models.core.known import known_of
-from interp_models.core.outputs import LabelLogits, Regression, field_of
+from interp_models.core.outputs import Regression, field_of, has_labels
 from interp_models.core.passes import uncounted
 
 Score = Literal["logit", "probability"]
@@ -106,7 +106,7 @@ def scores_of(output: Any, score: Score) -> Tensor:
 
     Args:
         output: what the model returned.
-        score: `logit` for the logits, or `probability` for their softmax (for `LabelLogits`, their sigmoid).
+        score: `logit` for the logits, or `probability` for their softmax (for independent labels, their sigmoid).
 
     Returns:
         (B, K), in float32 or float64.
@@ -116,12 +116,12 @@ def scores_of(output: Any, score: Score) -> Tensor:
     """
     logits = logits_of(output)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    read = None if isinstance(output, LabelLogits | Regression) else _read.get()
+    read = None if isinstance(output, Regression) or has_labels(output) else _read.get()
     if read == "probabilities":
         return logits if score == "probability" else logits.clamp(min=torch.finfo(logits.dtype).tiny).log()
     if score == "logit" or isinstance(output, Regression):
         return logits
-    if isinstance(output, LabelLogits) or read == "labels":
+    if has_labels(output) or read == "labels":
         return logits.sigmoid()
     if logits.shape[1] == 1:
         raise InputError(ONE_LOGIT)
@@ -229,7 +229,8 @@ def _ending_of(model: nn.Module, images: Tensor) -> Ending | None:
         known = known_of(model)
         if "declares" not in known:
             with uncounted(), torch.no_grad():
-                known["declares"] = isinstance(model(images[:1].clone()), LabelLogits | Regression)
+                output = model(images[:1].clone())
+            known["declares"] = isinstance(output, Regression) or has_labels(output)
         ending = None if known["declares"] else ending_of(model, images)
     if ending is None or _is_declared(model):
         return ending
@@ -461,7 +462,7 @@ def probabilities(model: nn.Module) -> ScoreFn:
                     _check_steady(model, images)
                 ending, found_out = _ending_of(model, images), True
             found = model(images)
-        if isinstance(found, LabelLogits):
+        if has_labels(found):
             score.of_labels = True  # type: ignore[attr-defined]  # `checked` accepts rows that do not add up to 1
             return scores_of(found, "probability")
         if isinstance(found, Regression):

@@ -43,6 +43,7 @@ class CNN(InterpModule):
     """
 
     explanations: ClassVar[tuple[str, ...]] = ("activation",)
+    tasks = ("classes", "labels")
     offers = ("any_size", "explain", "mean_and_linear", "rescale", "rescale_tail", "rules")
     signed_maps = True  # not every timm backbone ends in a ReLU
 
@@ -95,7 +96,7 @@ class CNN(InterpModule):
 
     def loss(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
         """Cross-entropy."""
-        return {"ce": F.cross_entropy(output.logits, targets, label_smoothing=self.label_smoothing)}
+        return {"ce": self.cross_entropy(output.logits, targets, self.label_smoothing)}
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """`backbone` and `head`."""

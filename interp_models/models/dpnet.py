@@ -56,6 +56,7 @@ class DPNet(InterpModule, PartModel):
     signed_maps = True
     explanations: ClassVar[tuple[str, ...]] = ("class", "mean")
     class_maps = True
+    tasks = ("classes", "labels")
     offers = ("any_size", "explain", "rescale", "rescale_tail", "rules")
 
     def __init__(
@@ -113,7 +114,7 @@ class DPNet(InterpModule, PartModel):
 
     def loss(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
         """Cross-entropy `ce`, and the constraints whose weight is not 0."""
-        terms = {"ce": F.cross_entropy(output.logits, targets, label_smoothing=self.label_smoothing)}
+        terms = {"ce": self.cross_entropy(output.logits, targets, self.label_smoothing)}
         if self.complementary:
             terms["complementary"] = self.complementary * complementary(self.parts)
         if self.covering:
