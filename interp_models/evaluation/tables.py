@@ -316,9 +316,8 @@ def _row(frame: pd.DataFrame, protocol: Protocol) -> dict[str, Any]:
     All numbers are over images: the values of several labels of an image are averaged first, because they are not
     independent.
     """
-    first, values = frame.iloc[0], frame["value"].to_numpy(np.float64)
-    index = torch.from_numpy(frame["index"].to_numpy(np.int64))
-    values = image_means(index, torch.from_numpy(values)).numpy()
+    first, index = frame.iloc[0], torch.tensor(frame["index"].to_numpy())
+    values = image_means(index, torch.tensor(frame["value"].to_numpy(np.float64))).numpy()
     defined = values[~np.isnan(values)]
     low, high = interval(defined)
     return {

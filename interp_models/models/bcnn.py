@@ -82,7 +82,7 @@ class BCNN(InterpModule):
         maps = F.relu(maps) if self.relu else maps
         pooled = bilinear_attention_pool(features, maps)  # (B, N, C)
         logits = self.head(self.dropout(pooled.flatten(1)))
-        return InterpOutput(logits, maps, {"features": features, "pooled": pooled})
+        return self.output(logits, maps, {"features": features, "pooled": pooled})
 
     @property
     def head_weights(self) -> Tensor:

@@ -81,7 +81,7 @@ class BRNPA(InterpModule):
         features = self.backbone(images)
         vectors, maps = parts(features, self.n_parts)
         vectors = self.dropout(vectors)
-        return InterpOutput(self.head(vectors.flatten(1)), maps, {"features": features, "vectors": vectors})
+        return self.output(self.head(vectors.flatten(1)), maps, {"features": features, "vectors": vectors})
 
     @property
     def head_weights(self) -> Tensor:

@@ -71,7 +71,7 @@ class CNN(InterpModule):
         """Images (B, 3, H, W) -> logits (B, K) and the activation map (B, 1, h, w)."""
         features = self.backbone(images)
         logits = self.head(self.dropout(features.mean(dim=(2, 3))))
-        return InterpOutput(logits, features.mean(dim=1, keepdim=True))
+        return self.output(logits, features.mean(dim=1, keepdim=True))
 
     def keep_head(self, classes: list[str]) -> str | None:
         """Reset a head that was loaded from a file if its classes are not those of the data.

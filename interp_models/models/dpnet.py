@@ -102,7 +102,7 @@ class DPNet(InterpModule, PartModel):
         maps = F.conv2d(self.backbone(images), F.normalize(self.parts, dim=1)[:, :, None, None])
         regions = torch.cat([scores.flatten(2) for _, scores in self.pooled(maps)], dim=2)
         best = regions.amax(dim=2)
-        return InterpOutput(self.head(self.dropout(best)), maps, {"regions": regions, "best": best})
+        return self.output(self.head(self.dropout(best)), maps, {"regions": regions, "best": best})
 
     def pooled(self, maps: Tensor) -> list[tuple[int, Tensor]]:
         """For each side of windows, the side and the scores (B, P, h', w') of its regions.

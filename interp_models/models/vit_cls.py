@@ -92,7 +92,7 @@ class ViTCLS(InterpModule):
             tokens = self.backbone.forward_features((images - self.mean) / self.std)
         token = self.backbone.forward_head(tokens, pre_logits=True)
         size = (images.shape[2], images.shape[3])
-        return InterpOutput(self.head(self.dropout(token)), on_grid(self.backbone, rows[0], size))
+        return self.output(self.head(self.dropout(token)), on_grid(self.backbone, rows[0], size))
 
     def loss(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
         """Cross-entropy."""

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 
 from interp_models.core.errors import InputError, first_line
+from interp_models.core.outputs import has_labels
 from interp_models.core.scoring import evaluating
 from interp_models.data.module import DataModule
 from interp_models.data.transforms import TRANSFORMS
@@ -87,7 +88,9 @@ def check_images(model: InterpModule, data: DataModule, devices: int, *, synced:
     size, name = data.image_size, type(model).__name__
     try:
         with torch.no_grad(), evaluating(model):
-            model(torch.zeros(1, 3, size, size))
+            output = model(torch.zeros(1, 3, size, size))
+        if has_labels(output) != (model.task == "labels"):
+            raise InputError(f"{name}: forward must make its output by self.output(...) to learn several labels")
     except InputError:
         raise
     except Exception as error:  # models of timm raise errors of many types

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
 import pytorch_lightning as pl
@@ -61,7 +62,8 @@ class InterpModule(pl.LightningModule, ABC):
     class_maps: ClassVar[bool] = False
     """Whether the default kind of `explain` depends on the class."""
     tasks: ClassVar[tuple[Task, ...]] = ("classes",)
-    """What the model can learn; `labels` needs a loss that takes several labels per image, see `cross_entropy`."""
+    """What the model can learn; `labels` needs a loss that takes several labels per image, see `cross_entropy`, and
+    outputs made by `output`."""
     offers: ClassVar[tuple[Trait, ...]] = ("any_size", "explain")
     """Traits that explainers can rely on, see `TRAITS`. The backbone alone decides about `relu`."""
     small: ClassVar[Mapping[str, Any]] = {"backbone": "test_efficientnet", "weights": None, "output_stride": 16}
@@ -112,10 +114,13 @@ class InterpModule(pl.LightningModule, ABC):
         """The number that tells how good the model is: accuracy or, for several labels, mean average precision."""
         return MEASURES[self.task]
 
-    def __call__(self, images: Tensor) -> InterpOutput:
-        """What `forward` returns; for several labels as a `LabelOutput`, whose type says how its logits are read."""
-        output: InterpOutput = super().__call__(images)
-        return LabelOutput(*output) if self.task == "labels" else output
+    def output(self, logits: Tensor, maps: Tensor, aux: Mapping[str, Tensor] = MappingProxyType({})) -> InterpOutput:
+        """The output of `forward`, of the type that says how its logits are read: for several labels a `LabelOutput`.
+
+        Only a model that can learn `labels` needs it; the arguments are the fields of `InterpOutput`.
+        """
+        kind = LabelOutput if self.task == "labels" else InterpOutput
+        return kind(logits, maps, dict(aux))  # a read-only mapping would not be a pytree
 
     def cross_entropy(self, logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """The cross-entropy of the task, see `tasks.cross_entropy`."""

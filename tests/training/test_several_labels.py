@@ -9,17 +9,21 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torchmetrics.classification import MultilabelAveragePrecision
 
 from interp_models import MODELS, load, probabilities
 from interp_models.core.errors import InputError
 from interp_models.core.outputs import InterpOutput, LabelOutput
 from interp_models.core.scoring import scores_of
+from interp_models.models.cnn import CNN
 from interp_models.runs.building import build_data
 from interp_models.runs.loading import run_config
+from interp_models.runs.preparation import check_images
 from interp_models.runs.resume import check_same_task
 from interp_models.training.checkpoints import read_checkpoint
 from interp_models.training.module import FORMAT_VERSION, LABELS_VERSION, InterpModule
+from interp_models.training.recipe import Optimizer, Phase, Recipe
 from interp_models.training.tasks import MeanAveragePrecision, average_precision, cross_entropy
 from tests.conftest import Cub, Script, copy_run, fit, squares_config, tiny_config, tiny_options
 from tests.contract.models import images
@@ -258,6 +262,25 @@ def test_models_and_data_of_other_tasks_are_refused(
         check_same_task("classes", several, "a")
     with pytest.raises(InputError, match=r"a: was trained for several labels per image, the images .* have one class"):
         check_same_task("labels", plain, "a")
+
+
+class Forgetful(CNN):
+    def forward(self, images: Tensor) -> InterpOutput:
+        return InterpOutput(*super().forward(images))
+
+
+def test_a_model_whose_output_does_not_say_how_it_is_read_is_refused(squares: dict[str, Any], tmp_path: Path) -> None:
+    data = build_data(squares_config(tmp_path))
+    options = {"backbone": "test_efficientnet", "weights": None, "output_stride": 16}
+    for cls, task in ((CNN, "labels"), (Forgetful, "classes"), (Forgetful, "labels")):
+        model = cls(3, **options)
+        model.learn(task)
+        model.recipe = Recipe([Phase(lrs={"head": 0.1})], Optimizer("sgd"))
+        if cls is CNN or task == "classes":
+            check_images(model, data, 1)
+            continue
+        with pytest.raises(InputError, match=r"Forgetful: forward must make its output by self.output\(...\)"):
+            check_images(model, data, 1)
 
 
 def test_a_resumed_run_of_another_task_is_refused(squares: dict[str, Any], run: Path, tmp_path: Path) -> None:
