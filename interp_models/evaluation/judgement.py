@@ -67,7 +67,7 @@ class Judgement:
         `tables.interval`), `n` images of which `n_undefined` have no value, `higher_is_better`, and the explainer's
         costs per image: `passes` through the model and `seconds`. If several explainers read the same layer, they share
         a pass. It counts for each of them, but its time counts only for the first. If each of several labels is
-        explained, the values of an image are averaged first, and the costs are per map.
+        explained, the values of an image are averaged first, and its costs are summed.
         """
         import pandas as pd
 

@@ -21,6 +21,7 @@ from interp_models.evaluation.cache import Cache, FolderCache, Part
 
 SCHEMA_VERSION = 1
 """Version of the format of `results.json`."""
+COSTS = ("passes", "seconds")
 Maps = Mapping[str, NDArray[np.float32]]
 """The maps of every explainer by label, (N, h, w)."""
 
@@ -219,7 +220,7 @@ def make_tables(
         frames.append(frame)
         listing = _listing(parts, image_id, protocols(grid)) if listing.empty else listing
         rows += [_row(frame[frame["metric"] == key], protocol) for key, protocol in protocols(grid).items()]
-        costs[label] = {key: _mean([part["costs"][key] for part in parts]) for key in ("passes", "seconds")}
+        costs[label] = {key: _mean([part["costs"][key] for part in parts], len(indices)) for key in COSTS}
         maps[label] = _maps(None if folder is None else folder / "maps" / f"{label}.npy", parts, grid)
     table = pd.concat(frames, ignore_index=True)
     if folder is not None:
@@ -278,9 +279,10 @@ def image_means(index: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     return total / values.new_zeros(len(images)).index_add(0, of_row[defined], torch.ones_like(values[defined]))
 
 
-def _mean(values: Sequence[torch.Tensor]) -> float | None:
-    """The mean over images; None if a value is NaN."""
-    mean = float(torch.cat(list(values)).mean())
+def _mean(values: Sequence[torch.Tensor], images: int) -> float | None:
+    """The sum over all rows per image; None if a value is NaN."""
+    of_rows = torch.cat(list(values))
+    mean = float(of_rows.mean()) * (len(of_rows) / images)
     return None if math.isnan(mean) else mean
 
 

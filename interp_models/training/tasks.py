@@ -79,7 +79,7 @@ class MeanAveragePrecision(Metric):
             logits: (B, K).
             targets: bool (B, K).
         """
-        self.logits.append(logits.detach().float())
+        self.logits.append(logits.detach().to(torch.promote_types(logits.dtype, torch.float32)))
         self.targets.append(targets)
 
     def compute(self) -> Tensor:

@@ -88,6 +88,9 @@ def test_means_and_intervals_are_over_images() -> None:
     half = 2.7764451051977987 * (sum((v - mean) ** 2 for v in of_images) / 4) ** 0.5 / 5**0.5
     assert (row["mean"], row["low"], row["high"]) == pytest.approx((mean, mean - half, mean + half))
     assert (row["n"], row["n_undefined"]) == (5, 0)
+    assert row["passes"] == pytest.approx(0)
+    costs = judge(model(), pictures(), ["gradcam"], labels=LABELS, target="label", **QUICK).summary
+    assert costs["passes"].tolist() == pytest.approx([9 / 5] * len(costs))  # 9 maps of 5 images
     nan = torch.nan
     found_means = image_means(torch.tensor([7, 2, 7, 2, 5]), torch.tensor([1.0, nan, 3.0, nan, nan]))
     np.testing.assert_equal(found_means.numpy(), np.array([nan, nan, 2.0], np.float32))
