@@ -11,7 +11,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from interp_models.core.errors import InputError, first_line
 from interp_models.core.files import whole
-from interp_models.training.module import LABELS_VERSION, InterpModule
+from interp_models.training.module import FORMAT_VERSION, LABELS_VERSION, InterpModule
 
 Ckpt = Literal["best", "last"]
 
@@ -94,7 +94,8 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         raise InputError(f"checkpoint {path} was not written by interp_models")
     if own["format_version"] > LABELS_VERSION:
         raise InputError(
-            f"checkpoint {path} has format {own['format_version']}; this interp_models reads up to {LABELS_VERSION}"
+            f"checkpoint {path} has format {own['format_version']}; this interp_models reads up to {FORMAT_VERSION}, "
+            f"and {LABELS_VERSION} of several labels per image"
         )
     return dict(checkpoint)
 
