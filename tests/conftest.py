@@ -1,7 +1,8 @@
 """What many tests need: tiny models, a tiny data set, and tiny runs, made once."""
 
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import torch
 import yaml
 from torch import nn
 
-from interp_models import MODELS
+from interp_models import DATASETS, MODELS
 from tests.data.make_cub import Bird, make_cub
 
 CUB = Path(__file__).parents[2] / "shared" / "data" / "cub"
@@ -169,3 +170,31 @@ def script(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 
 QUICK_EVALUATION = ("explainers=[intrinsic, random]", "max_steps=3", "report_images=1", "logger.wandb=disabled")
 """Overrides with which evaluate.py takes a fraction of a second on `tiny_cub`."""
+
+
+collect_ignore = ["several_labels.py"]
+"""A module that is imported as a plugin must not be imported under another name, too."""
+SQUARES = Path(__file__).parent / "several_labels.py"
+"""A plugin with the data set `squares`, whose images have several labels."""
+
+
+@pytest.fixture
+def squares() -> Iterator[dict[str, Any]]:
+    """The data set `squares`, registered for one test."""
+    from interp_models.core import plugins
+
+    known, path = dict(DATASETS._classes()), list(sys.path)
+    plugins.import_plugins([str(SQUARES)])
+    yield {"name": "squares"}
+    DATASETS._known.clear()
+    DATASETS._known.update(known)
+    sys.modules.pop("several_labels", None)
+    sys.path[:] = path
+    plugins._files.pop("several_labels", None)
+
+
+def squares_config(out: Path, **changes: Any) -> dict[str, Any]:
+    """A config that trains a small CNN on `squares` for two epochs."""
+    config = tiny_config("", out=str(out), model=TINY_CNN, phases=[{"epochs": 2, "lrs": CNN_LRS}])
+    config["data"]["dataset"] = {"name": "squares"}
+    return config | {"plugins": [str(SQUARES)]} | changes

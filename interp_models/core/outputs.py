@@ -15,12 +15,18 @@ class InterpOutput(NamedTuple):
     """
 
     logits: Tensor
-    """(B, K): logits of the classes, before the softmax."""
+    """(B, K): logits of the classes, before the softmax or, of a `LabelOutput`, the sigmoid."""
     maps: Tensor
     """(B, N, h, w): one map per part, prototype or head, on the model's own grid and not normalised. Values are at
     least 0 unless the model sets `signed_maps`."""
     aux: Mapping[str, Tensor] = {}  # never written to; a read-only mapping would not be a pytree
     """Further tensors for the model's own loss and explanations, such as features or distances."""
+
+
+class LabelOutput(InterpOutput):
+    """Output of an architecture that was built for several labels per image; its logits are those of `LabelLogits`."""
+
+    __slots__ = ()
 
 
 class LabelLogits(NamedTuple):
@@ -35,6 +41,11 @@ class Regression(NamedTuple):
 
     logits: Tensor
     """(B, 2): the scores -z of class 0 (down) and z of class 1 (up)."""
+
+
+def has_labels(output: Any) -> bool:
+    """Whether a model's output has the logits of independent labels, whose probabilities are their sigmoids."""
+    return isinstance(output, LabelLogits | LabelOutput)
 
 
 def field_of(output: Any, where: str | int | None = None, *, one: bool = False) -> Tensor:

@@ -17,7 +17,7 @@ from interp_models.core.endings import begin_pass
 from interp_models.core.errors import first_line
 from interp_models.core.known import fingerprint, state_of
 from interp_models.core.modes import alone, evaluating, full_float32
-from interp_models.core.outputs import LabelLogits, Regression
+from interp_models.core.outputs import LabelLogits, Regression, has_labels
 from interp_models.core.scoring import logits_of
 
 TOLERANCE = 1e-5
@@ -53,7 +53,9 @@ class Prepared(nn.Module):
             output = self.model(images)
         logits = logits_of(output)
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-        return type(output)(logits) if isinstance(output, LabelLogits | Regression) else logits
+        if has_labels(output):
+            return LabelLogits(logits)
+        return Regression(logits) if isinstance(output, Regression) else logits
 
 
 KERNELS: dict[type[nn.Module], tuple[str, list[float]]] = {

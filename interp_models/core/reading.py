@@ -9,7 +9,7 @@ from interp_models.core.classifier import Classifier
 from interp_models.core.endings import Ending, ending_of
 from interp_models.core.errors import InputError, first_line
 from interp_models.core.known import known_of
-from interp_models.core.outputs import LabelLogits, Regression, field_of
+from interp_models.core.outputs import Regression, field_of, has_labels
 from interp_models.core.passes import uncounted
 from interp_models.core.protocols import explains_itself
 
@@ -40,7 +40,7 @@ def typed_logits(model: nn.Module, images: Tensor) -> bool | None:
             raise _of_one_size(model, error) from None
         if not explains_itself(model):
             _check_steady(model, images, logits)
-    known["typed_logits"] = found = isinstance(output, LabelLogits | Regression)
+    known["typed_logits"] = found = isinstance(output, Regression) or has_labels(output)
     return found
 
 

@@ -17,7 +17,7 @@ from interp_models.core.errors import InputError
 from interp_models.core.inputs import check_images_for, check_probabilities, fitting
 from interp_models.core.maps import at_least_float32
 from interp_models.core.modes import alone, evaluating, full_float32
-from interp_models.core.outputs import LabelLogits, Regression, field_of
+from interp_models.core.outputs import Regression, field_of, has_labels
 from interp_models.core.reading import check_unrounded, ending_to_leave_out, is_declared, network_of, typed_logits
 
 Score = Literal["logit", "probability"]
@@ -52,7 +52,7 @@ def scores_of(output: Any, score: Score) -> Tensor:
 
     Args:
         output: what the model returned.
-        score: `logit` for the logits, or `probability` for their softmax (for `LabelLogits`, their sigmoid).
+        score: `logit` for the logits, or `probability` for their softmax (for independent labels, their sigmoid).
 
     Returns:
         (B, K), in float32 or float64.
@@ -61,12 +61,12 @@ def scores_of(output: Any, score: Score) -> Tensor:
         InputError: as `logits_of`, and for the softmax of a single logit, which is always 1.
     """
     logits = at_least_float32(logits_of(output))
-    read = None if isinstance(output, LabelLogits | Regression) else _read.get()
+    read = None if isinstance(output, Regression) or has_labels(output) else _read.get()
     if read == "probabilities":
         return logits if score == "probability" else logits.clamp(min=torch.finfo(logits.dtype).tiny).log()
     if score == "logit" or isinstance(output, Regression):
         return logits
-    if isinstance(output, LabelLogits) or read == "labels":
+    if has_labels(output) or read == "labels":
         return logits.sigmoid()
     if logits.shape[1] == 1:
         raise InputError(ONE_LOGIT)
@@ -211,7 +211,7 @@ def probabilities(model: nn.Module) -> ScoreFn:
                     logits_of(model(images[:1].clone()))  # raises
                 ending, found_out = ending_to_leave_out(model, images, typed=bool(typed)), True
             found = model(images)
-        if isinstance(found, LabelLogits):
+        if has_labels(found):
             score.of_labels = True  # type: ignore[attr-defined]  # `checked` accepts rows that do not add up to 1
             return scores_of(found, "probability")
         if isinstance(found, Regression):

@@ -1,7 +1,8 @@
 """Base class of data sets, and their samples: images with optional ground truth."""
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,8 @@ class Sample(NamedTuple):
     """(3, H, W): uint8 from a data set, float32 in [0, 1] after the transforms; in a batch (B, 3, H, W). Cached
     features (C, h, w) can replace it; see `CachedFeatures`."""
     label: Any
-    """Class, an int; in a batch int64 (B,)."""
+    """Class, an int; in a batch int64 (B,). If images have several labels: bool (K,), true for the classes of the
+    image; in a batch (B, K)."""
     index: Any
     """Position in the split of the data set, an int; in a batch int64 (B,)."""
     box: Tensor | None = None
@@ -46,8 +48,10 @@ class ImageDataset(ABC):
 
     classes: Sequence[str]
     """Class names by label."""
-    labels: Sequence[int]
-    """Label of every image."""
+    labels: Sequence[Any]
+    """Label of every image; if images have several labels, a tuple with the labels of every image, maybe empty."""
+    multilabel: bool = False
+    """Whether images have several labels."""
     part_names: Sequence[str] = ()
     """Names of the key points, in the order of `Sample.parts`."""
     mask_names: Sequence[str] = ()
@@ -73,11 +77,18 @@ class ImageDataset(ABC):
         return ()
 
     def annotation(self, index: int) -> str:
-        """Text with the class name of image `index` and all ground truth that is not in `files`.
+        """Text with the class name of image `index`, or those of its labels, and all ground truth that is not in
+        `files`.
 
         Digests use it, so it must change if the ground truth changes.
         """
+        if self.multilabel:
+            return json.dumps([str(self.classes[label]) for label in labels_of(self, index)])
         return str(self.classes[self.labels[index]])
+
+    def target(self, index: int) -> int | Tensor:
+        """The `label` of the sample of image `index`: its class, or bool (K,) if images have several labels."""
+        return multi_hot(labels_of(self, index), len(self.classes)) if self.multilabel else int(self.labels[index])
 
     @abstractmethod
     def load(self, index: int) -> Sample:
@@ -86,6 +97,27 @@ class ImageDataset(ABC):
         Raises:
             InputError: if the file is missing or cannot be decoded; the message names it.
         """
+
+
+def labels_of(images: ImageDataset, index: int) -> tuple[int, ...]:
+    """The labels of image `index`, ascending; one if images have a single class."""
+    return tuple(sorted(map(int, images.labels[index]))) if images.multilabel else (int(images.labels[index]),)
+
+
+def written_label(images: ImageDataset, index: int) -> str:
+    """The label or labels of image `index` as text, for digests."""
+    return str(labels_of(images, index)) if images.multilabel else str(images.labels[index])
+
+
+def multi_hot(labels: Iterable[int], classes: int) -> Tensor:
+    """Labels as bool (K,), true at their places.
+
+    >>> multi_hot([0, 2], 3).tolist()
+    [True, False, True]
+    """
+    found = torch.zeros(classes, dtype=torch.bool)
+    found[list(labels)] = True
+    return found
 
 
 DATASETS: Registry[ImageDataset] = Registry("dataset", "interp_models.data.DATASETS")

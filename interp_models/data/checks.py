@@ -3,6 +3,8 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+
 from interp_models.core.errors import InputError
 from interp_models.data.base import ImageDataset
 from interp_models.data.decoding import ADVICE, AMBIGUOUS, BROKEN, MISSING, looks_whole
@@ -13,6 +15,25 @@ KINDS = {
     AMBIGUOUS: "images that are ambiguous",
 }
 MOST_NAMES = 3
+
+
+def check_labels(images: ImageDataset, whose: str) -> None:
+    """Raise `InputError` if images have several labels and those of an image are not different classes.
+
+    Args:
+        images: the data set.
+        whose: its images, as the message names them.
+    """
+    if not images.multilabel:
+        return
+    for index, own in enumerate(images.labels):
+        listed = list(own) if isinstance(own, Sequence) and not isinstance(own, str) else None
+        if listed is None or not all(isinstance(x, int | np.integer) and 0 <= x < len(images.classes) for x in listed):
+            raise InputError(
+                f"{whose} {index}: labels must be a tuple of classes from 0 to {len(images.classes) - 1}; got {own!r}"
+            )
+        if len(set(listed)) < len(listed):
+            raise InputError(f"{whose} {index}: a class is listed twice among its labels {own!r}")
 
 
 def unusable(images: ImageDataset, indices: Iterable[int], *, decode: bool) -> dict[int, str]:

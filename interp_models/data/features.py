@@ -16,7 +16,7 @@ from interp_models.core.digests import _bytes, weights_digest
 from interp_models.core.errors import InputError
 from interp_models.core.files import whole
 from interp_models.core.modes import evaluating
-from interp_models.data.base import Sample, collate
+from interp_models.data.base import Sample, collate, written_label
 from interp_models.data.contents import content_digests
 from interp_models.data.module import DataModule, TransformedDataset
 from interp_models.data.subsets import spread
@@ -62,7 +62,7 @@ class CachedFeatures(Dataset[Sample]):
                 path = self.files[number]
                 raise InputError(f"feature_cache: {path} cannot be read; delete it ({error})") from None
         features = torch.from_numpy(self._arrays[number][row])
-        return Sample(features, int(self.dataset.images.labels[index]), index)
+        return Sample(features, self.dataset.images.target(index), index)
 
 
 def cache_features(backbone: nn.Module, data: DataModule, folder: Path) -> dict[str, CachedFeatures]:
@@ -129,7 +129,7 @@ def digest(backbone: nn.Module, dataset: TransformedDataset, contents: Sequence[
     """
     found = hashlib.sha256(weights_digest(backbone).encode())
     for index, content in zip(dataset.indices.tolist(), contents, strict=True):
-        line = f"{dataset.images.image_id(index)} {dataset.images.labels[index]} {content}\n"
+        line = f"{dataset.images.image_id(index)} {written_label(dataset.images, index)} {content}\n"
         found.update(line.encode(errors="surrogateescape"))
     for position in spread(len(dataset), LOOKED_AT):
         found.update(_bytes(dataset[0, position].image))

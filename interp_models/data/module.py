@@ -14,12 +14,12 @@ from torchvision.transforms import v2
 from interp_models.core.errors import InputError
 from interp_models.core.registry import named
 from interp_models.core.rng import seed_of
-from interp_models.data.base import DATASETS, ImageDataset, Sample, collate
-from interp_models.data.checks import by_kind, refuse, some, unusable
+from interp_models.data.base import DATASETS, ImageDataset, Sample, collate, labels_of, written_label
+from interp_models.data.checks import by_kind, check_labels, refuse, some, unusable
 from interp_models.data.contents import content_digests
 from interp_models.data.listing import joined
 from interp_models.data.sampling import ShardSampler as ShardSampler
-from interp_models.data.subsets import Indices, stratified_split
+from interp_models.data.subsets import Indices, strata, stratified_split
 from interp_models.data.transforms import crop_to_box, hide_outside, transform_of
 
 
@@ -29,8 +29,11 @@ class Renumbered(ImageDataset):
     def __init__(self, images: ImageDataset, classes: Sequence[str]) -> None:
         position = {name: label for label, name in enumerate(classes)}
         self._images = images
-        self.classes = list(classes)
-        self.labels = [position[images.classes[label]] for label in images.labels]
+        self.classes, self.multilabel = list(classes), images.multilabel
+        if images.multilabel:
+            self.labels = [tuple(position[images.classes[label]] for label in own) for own in images.labels]
+        else:
+            self.labels = [position[images.classes[label]] for label in images.labels]
         self.part_names, self.mask_names = images.part_names, images.mask_names
         self.validation, self.note, self.left_out = images.validation, images.note, images.left_out
         self.drawn = images.drawn
@@ -49,7 +52,7 @@ class Renumbered(ImageDataset):
 
     def load(self, index: int) -> Sample:
         """The sample of the wrapped data set, with the model's label."""
-        return self._images.load(index)._replace(label=self.labels[index])
+        return self._images.load(index)._replace(label=self.target(index))
 
 
 class TransformedDataset(Dataset[Sample]):
@@ -81,6 +84,11 @@ class TransformedDataset(Dataset[Sample]):
             # torch.manual_seed would also seed the generators of GPUs, which dropout uses.
             torch.default_generator.manual_seed(seed_of(self.seed, epoch, index))
             sample = cast(Sample, self.transform(sample))
+        if self.images.multilabel and not _is_multi_hot(sample.label, len(self.images.classes)):
+            raise InputError(
+                f"{type(self.images).__name__}: the data set has several labels per image, so that the label of a "
+                f"sample must be bool ({len(self.images.classes)},), as target(index) gives it; got {sample.label!r}"
+            )
         return hide_outside(sample)
 
 
@@ -142,6 +150,11 @@ class DataModule(pl.LightningDataModule):
         for split, images in self._splits():
             if not len(images):
                 raise InputError(f"data set {name!r} has no {split} images")
+            check_labels(images, f"data set {name!r}, {split} image")
+        if self.train_images.multilabel != self.test_images.multilabel:
+            raise InputError(f"data set {name!r}: images of one split have several labels, those of the other do not")
+        if balanced and self.multilabel:
+            raise InputError("data.balanced needs one class per image; the images of this data set have several labels")
         self.skipped: dict[str, str] = {}
         """Images that are left out: the reason by image id."""
         kept, self.test_indices = (self._kept(split, images) for split, images in self._splits())
@@ -155,7 +168,8 @@ class DataModule(pl.LightningDataModule):
             own = np.isin(kept, self.train_images.validation)
             self.train_indices, self.val_indices = kept[~own], kept[own] if val_fraction else kept[:0]
         else:
-            labels = np.asarray(self.train_images.labels)
+            own_labels = self.train_images.labels
+            labels = strata(own_labels, kept) if self.multilabel else np.asarray(own_labels)
             self.train_indices, self.val_indices = stratified_split(labels, kept, val_fraction, seed)
         self.val_fraction = val_fraction
 
@@ -163,6 +177,15 @@ class DataModule(pl.LightningDataModule):
     def classes(self) -> list[str]:
         """Class names by label."""
         return list(self.train_images.classes)
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether images have several labels."""
+        return self.train_images.multilabel
+
+    def labelled(self, indices: Indices) -> Indices:
+        """Those of the test images `indices` that have a label."""
+        return np.asarray([i for i in indices.tolist() if labels_of(self.test_images, i)], dtype=np.int64)
 
     @property
     def shows_progress(self) -> bool:
@@ -192,6 +215,8 @@ class DataModule(pl.LightningDataModule):
         for split, indices in (("train", self.train_indices), ("val", self.val_indices), ("test", self.test_indices)):
             if 0 < len(indices) < devices:
                 raise InputError(f"{devices} processes need at least as many {split} images; there are {len(indices)}")
+            if self.multilabel and len(indices) and not self._present(split):
+                raise InputError(f"no {split} image has a label, so that no class can be learnt or measured")
 
     def check_files(self, *splits: str) -> None:
         """Check that the image files of splits exist and look complete; only suspicious ones are decoded.
@@ -207,16 +232,20 @@ class DataModule(pl.LightningDataModule):
 
     def classes_without(self, split: str) -> list[str]:
         """Names of the classes without an image in a split (`train`, `val`, `test` or `whole_test`)."""
-        own = self.dataset(split)
-        present = {own.images.labels[int(index)] for index in own.indices}
+        present = self._present(split)
         return [name for label, name in enumerate(self.classes) if label not in present]
+
+    def _present(self, split: str) -> set[int]:
+        """The classes with an image in a split."""
+        own = self.dataset(split)
+        return {label for index in own.indices for label in labels_of(own.images, int(index))}
 
     def summary(self) -> str:
         """One line with the number of classes, the images per split, how splits were made, and what is left out."""
         test, whole = len(self.test_indices), len(self._whole_test)
         tested = f"{test} test images" if test == whole else f"{test} of {whole} test images"
         if self.classes:
-            parts = [f"{len(self.classes)} classes"]
+            parts = [f"{len(self.classes)} classes{', several per image' * self.multilabel}"]
             parts += [f"{len(self.train_indices)} training, {len(self.val_indices)} validation, {tested}"]
         else:
             parts = [f"{tested.replace(' test', '')} without labels"]
@@ -259,7 +288,7 @@ class DataModule(pl.LightningDataModule):
         It covers names, order and labels and, with `contents`, the files and all ground truth.
         """
         dataset = self.dataset(split)
-        lines = [f"{dataset.images.image_id(int(i))} {dataset.images.labels[int(i)]}" for i in dataset.indices]
+        lines = [f"{dataset.images.image_id(i)} {written_label(dataset.images, i)}" for i in dataset.indices.tolist()]
         lines += self.contents(split) if contents else []
         text = "\n".join(lines).encode(errors="surrogateescape")
         return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 2
@@ -360,6 +389,10 @@ class DataModule(pl.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Sample]:
         """Loader of the test images."""
         return self.loader("test")
+
+
+def _is_multi_hot(label: Any, classes: int) -> bool:
+    return isinstance(label, torch.Tensor) and label.dtype == torch.bool and label.shape == (classes,)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,5 +1,8 @@
 """Subsets of a data set: a stratified split, a random subsample, evenly spread items."""
 
+from collections import Counter
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,6 +34,24 @@ def stratified_split(
         held_out.extend(members[: min(round(fraction * len(members)), len(members) - 1)])
     part = np.sort(np.asarray(held_out, dtype=np.int64))
     return np.setdiff1d(indices, part), part
+
+
+def strata(labels: Sequence[Sequence[int]], indices: Indices) -> Indices:
+    """One class for each image of a data set with several labels, to split it by.
+
+    It is the rarest of the image's labels among the images `indices`; of equally rare ones, the first. An image
+    without a label has -1. So images with one label each are split as those of a data set with single classes.
+
+    Args:
+        labels: the labels of every image of the data set.
+        indices: the images to split.
+
+    >>> strata([(0, 1), (0,), (), (1, 0), (0,)], np.arange(5)).tolist()
+    [1, 0, -1, 1, 0]
+    """
+    counts = Counter(label for index in indices.tolist() for label in labels[index])
+    rarest = [min(own, key=lambda label: (counts[label], label), default=-1) for own in labels]
+    return np.asarray(rarest, dtype=np.int64)
 
 
 def subsample(indices: Indices, n: int | None, seed: int) -> Indices:

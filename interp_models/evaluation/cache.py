@@ -19,8 +19,9 @@ then computed again."""
 
 
 Part = dict[str, Any]
-"""Result of one explainer for one batch: `common` (index, label, prediction, ... per image), `maps` (n, h, w), `values`
-by key of the metric, `costs` (seconds and passes per image)."""
+"""Result of one explainer for one batch: `common` (index, label, target_class, prediction, ...), `maps` (n, h, w),
+`values` by key of the metric, `costs` (seconds and passes). There is a row per image; if the labels of images with
+several are explained, there is a row per image and label, and the rows of an image are in one batch."""
 
 
 class Cache(Protocol):
@@ -30,10 +31,10 @@ class Cache(Protocol):
         """Add a batch of an explainer."""
 
     def find(self, label: str, index: Tensor) -> Part | None:
-        """The batch of an explainer with exactly these images; None if there is none."""
+        """The batch of an explainer with exactly these rows, by index of the image; None if there is none."""
 
     def of(self, label: str, indices: set[int]) -> list[Part]:
-        """All batches of an explainer, limited to the wanted images; every image occurs once."""
+        """All batches of an explainer, limited to the wanted images; every image and class occurs once."""
 
 
 class MemoryCache:
@@ -131,12 +132,13 @@ def _each_once(parts: Iterable[Part], indices: set[int]) -> list[Part]:
     left = set(indices)
     for part in parts:
         index = part["common"]["index"].tolist()
+        keys = list(zip(index, part["common"]["target_class"].tolist(), strict=True))
         rows = [row for row, number in enumerate(index) if number in left]
         left -= set(index)
-        if len(rows) == len(set(index)) == len(index):
+        if len(rows) == len(set(keys)) == len(keys):
             found.append(part)
         elif rows:
-            found.append(_rows(part, list({index[row]: row for row in rows}.values())))
+            found.append(_rows(part, list({keys[row]: row for row in rows}.values())))
     return found
 
 

@@ -8,10 +8,11 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from interp_models.core.errors import InputError
 from interp_models.core.prepared import release
 from interp_models.data.base import Sample, rows_of
 from interp_models.data.module import DataModule, data_of
-from interp_models.data.subsets import subsample
+from interp_models.data.subsets import Indices, subsample
 from interp_models.evaluation.cache import FolderCache, MemoryCache
 from interp_models.evaluation.config import ExplanationConfig, ValidationConfig
 from interp_models.evaluation.engine import Engine, check_plan
@@ -48,6 +49,8 @@ class ExplanationEvaluation(pl.Callback):
     def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Prepare the evaluation and find its cached batches; a finished evaluation is not repeated."""
         grid = resolve_grid(self.plan.grid, network_of(module), _example(module, data_of(trainer)))
+        if not len(self._explained(data_of(trainer))):
+            raise InputError("target label: no image has a label; target=prediction works")
         make_metrics(self.plan, self.keys.values(), grid)  # wrong options are refused even if results exist
         cache = self._cache(trainer, grid)
         self._engine = None
@@ -60,6 +63,10 @@ class ExplanationEvaluation(pl.Callback):
         self._engine = Engine(network_of(module), self.plan, _example(module, data_of(trainer)), cache)
         if trainer.is_global_zero:
             self._engine.show_progress(int(trainer.num_test_batches[0]))
+
+    def _explained(self, data: DataModule) -> Indices:
+        """The test images that have a row: without those that have no label, if labels are explained."""
+        return data.labelled(data.test_indices) if self.plan.target == "label" else data.test_indices
 
     def _cache(self, trainer: pl.Trainer, grid: Grid | None) -> FolderCache:
         data, plan = data_of(trainer), self.plan
@@ -94,15 +101,17 @@ class ExplanationEvaluation(pl.Callback):
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             data = data_of(trainer)
+            indices = self._explained(data)
             make_tables(
                 engine.cache,
-                data.test_indices.tolist(),
+                indices.tolist(),
                 engine.applying,
                 engine.left_out,
                 engine.protocols,
                 self.provenance,
                 data.test_images.image_id,
                 self.folder,
+                len(data.test_indices) - len(indices),
             )
         trainer.strategy.barrier()
         rows = read_tables(self.folder).rows

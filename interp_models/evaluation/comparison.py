@@ -96,13 +96,13 @@ def write_comparison(compared: Sequence[Compared], prototypes: Sequence[Any], pa
 def _views(compared: Sequence[Compared], n_images: int, indices: Sequence[int] | None) -> Iterator[ImageView]:
     listing = compared[0].tables.listing
     allowed = listing if indices is None else listing[listing["index"].isin(list(indices))]
-    by_image = [dict(iter(one.tables.per_image.groupby("index", sort=False))) for one in compared]
+    by_row = [_by_row(one.tables.per_image) for one in compared]
     for place in spread(len(allowed), n_images) if len(allowed) else []:
         row, index = int(allowed["row"].iloc[place]), int(allowed["index"].iloc[place])
         maps: list[MapView] = []
         predictions, parts, pixels, reasons, totals = {}, {}, {}, {}, {}
-        for one, tables in zip(compared, by_image, strict=True):
-            name, of_image = one.summary.name, tables[index]
+        for one, tables in zip(compared, by_row, strict=True):
+            name, of_image = one.summary.name, tables[row]
             shown = one.show(index)
             pixels[name], reasons[name], totals[name] = shown.picture, shown.reasons, shown.total
             if shown.parts is not None:
@@ -110,10 +110,18 @@ def _views(compared: Sequence[Compared], n_images: int, indices: Sequence[int] |
             first = of_image.iloc[0]
             predictions[name] = (one.class_name(int(first["prediction"])), float(first["confidence"]))
             maps += _maps_of(one, of_image, row)
-        label = compared[0].class_name(int(by_image[0][index].iloc[0]["label"]))
+        class_name, first = compared[0].class_name, by_row[0][row].iloc[0]
+        labels = [class_name(int(label)) for label in first["labels"]] if "labels" in first else None
+        label = class_name(int(first["label"])) if labels is None else ", ".join(labels) or "none"
+        explained = class_name(int(first["target_class"])) if "target_class" in allowed else ""
         image = next(iter(pixels.values()))
         image_id = str(allowed["image_id"].iloc[place])
-        yield ImageView(image, image_id, label, predictions, maps, parts, pixels, reasons, totals)
+        yield ImageView(image, image_id, label, predictions, maps, parts, pixels, reasons, totals, labels, explained)
+
+
+def _by_row(table: pd.DataFrame) -> dict[Any, pd.DataFrame]:
+    """The values that belong to each row of the maps, of all explainers and metrics."""
+    return dict(iter(table.groupby(table.groupby(["explainer", "metric"], sort=False).cumcount(), sort=False)))
 
 
 def _maps_of(one: Compared, of_image: pd.DataFrame, row: int) -> Iterator[MapView]:

@@ -21,7 +21,7 @@ from interp_models.data.base import Sample
 from interp_models.evaluation.cache import Cache, Part
 from interp_models.evaluation.config import ExplanationConfig
 from interp_models.evaluation.plan import Spec, explainer_specs, make_metrics, resolve_grid
-from interp_models.evaluation.tables import Protocol
+from interp_models.evaluation.tables import Protocol, image_means
 from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.explainers.controls import attribute_with
 from interp_models.explainers.features import shared_passes
@@ -103,8 +103,11 @@ class Engine:
     def judge(self, batch: Sample) -> None:
         """Apply all explainers and metrics to one batch; the results of each explainer go to the cache at once.
 
+        If images have several labels and the plan's target is `label`, every label is explained: there is a row for
+        each image and label, and none for an image without a label.
+
         Args:
-            batch: images and labels; the label -1 means unknown.
+            batch: images and labels; the label -1 means unknown. Several labels are bool (B, K).
         """
         # Lightning evaluates in inference mode; its tensors must not end up in states or graphs. Its mixed precision
         # ends before callbacks run. So clean scores are computed here, in float32 like the masked ones.
@@ -119,10 +122,18 @@ class Engine:
             if not bool(scores.isfinite().all()):
                 bad = index[~scores.isfinite().all(dim=1)].tolist()
                 raise InputError(f"the model returns NaN or infinite values for image {bad[0]}")
-            target = self._target(scores, label)
+            if rows_of_labels := has_row_per_label(self.plan, label):
+                rows, label_of_row = label.nonzero(as_tuple=True)
+                if not len(rows):
+                    self.bar.update(len(self._explainers))
+                    return
+                images, label, index, scores = (x[rows] for x in (images, label, index, scores))
+                boxes = None if boxes is None else boxes[rows]
+            target = resolve_target(label_of_row, scores) if rows_of_labels else self._target(scores, label)
             clean = scores.gather(1, target[:, None])[:, 0]
             confidence, prediction = scores.max(dim=1)
-            common = {"index": index, "label": label, "prediction": prediction, "confidence": confidence}
+            common = {"index": index, "label" if label.dim() == 1 else "labels": label}
+            common |= {"prediction": prediction, "confidence": confidence}
             common |= {"target_class": target, "probability": clean}
             for name, explainer in list(self._explainers.items()):
                 self.bar.set_postfix_str(name)
@@ -198,14 +209,22 @@ class Engine:
         return protocols
 
     def means(self, indices: set[int]) -> dict[tuple[str, str], Tensor]:
-        """The means over images by explainer and key; NaN if the metric is undefined for all images."""
+        """The means over images by explainer and key; NaN if the metric is undefined for all images. The values of
+        several labels of an image are averaged first."""
         found = {}
         for label in self.applying:
             parts: list[Part] = self.cache.of(label, indices)
             for key in self.keys:
                 values = [part["values"][key] for part in parts]
-                found[label, key] = torch.cat(values).nanmean() if values else torch.tensor(torch.nan)
+                index = [part["common"]["index"] for part in parts]
+                mean = image_means(torch.cat(index), torch.cat(values)).nanmean() if values else torch.tensor(torch.nan)
+                found[label, key] = mean
         return found
+
+
+def has_row_per_label(plan: ExplanationConfig, label: Tensor) -> bool:
+    """Whether every label of an image has a row of its own: the labels of images with several (B, K) are explained."""
+    return plan.target == "label" and label.dim() == 2
 
 
 def check_plan(plan: ExplanationConfig, *, others: bool = False) -> tuple[list[Spec], dict[str, str]]:

@@ -40,6 +40,7 @@ from interp_models.report.text import text_table
 from interp_models.report.views import ImageView, RunSummary
 from interp_models.training.loggers import check_loggers, close, log_map_table, log_pictures, log_results, make_loggers
 from interp_models.training.module import InterpModule
+from interp_models.training.tasks import MEASURES
 from interp_models.training.trainer import check_trainer, make_trainer, seed_everything, tell_data
 
 REFUSED = dict.fromkeys(("limit_test_batches", "fast_dev_run"), "n_images= says how many images are judged")
@@ -214,16 +215,19 @@ def _compared(one: Judging, gallery: Gallery) -> Compared:
     path = None if one.folder is None else one.folder / "metrics.json"
     metrics = json.loads(path.read_text()) if path is not None and path.is_file() else {}
     tables, classes = read_tables(one.results), one.data.classes
+    measure = one.model.measured if isinstance(one.model, InterpModule) else MEASURES["classes"]
     summary = RunSummary(
         name=one.name,
         model=one.described,
         dataset=type(one.data.test_images).__name__ if not one.config else one.config["data"]["dataset"]["name"],
-        accuracy=metrics.get("test/acc"),
+        accuracy=metrics.get(f"test/{measure.key}"),
         n=int(metrics.get("test/n", 0)),
         accuracy_judged=tables.accuracy if one.knows_labels else None,
-        n_judged=len(tables.listing),
+        n_judged=tables.listing["index"].nunique(),
         seed=one.seed,
         selection=one.selection,
+        measure=measure.name,
+        without_label=tables.without_label,
     )
     named = classes if one.knows_labels else ()
 
@@ -250,7 +254,8 @@ def _write_page(
     of_parts = [(one.name, one.model, one.data) for one in judged if isinstance(one.model, PartModel)]
     shutil.rmtree(folder / "parts", ignore_errors=True)
     if of_parts:
-        names = list(dict.fromkeys(view.label for view in images))[:FIGURE_ROWS]
+        labels = (name for view in images for name in ([view.label] if view.labels is None else view.labels))
+        names = list(dict.fromkeys(labels))[:FIGURE_ROWS]
         write_part_sheets(of_parts, [judged[0].data.classes.index(name) for name in names], folder / "parts")
     (folder / "figure.png").unlink(missing_ok=True)
     if config.figure and images:

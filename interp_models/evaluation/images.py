@@ -25,8 +25,8 @@ from torch.utils.data.distributed import DistributedSampler
 
 from interp_models.core.errors import InputError
 from interp_models.core.inputs import check_images
-from interp_models.data.base import ImageDataset, Sample, collate, rows_of
-from interp_models.data.checks import refuse, unusable
+from interp_models.data.base import ImageDataset, Sample, collate, multi_hot, rows_of
+from interp_models.data.checks import check_labels, refuse, unusable
 from interp_models.data.decoding import ADVICE
 from interp_models.data.subsets import spread, subsample
 
@@ -38,7 +38,8 @@ RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
 class Images:
-    """Batches of images in [0, 1] with labels, in a fixed order. The label -1 means unknown.
+    """Batches of images in [0, 1] with labels, in a fixed order. The label -1 means unknown; several labels of each
+    image are bool (B, K).
 
     Args:
         loader: iterates over the batches.
@@ -165,6 +166,8 @@ class Images:
         for sample in self.batches():
             names = [self.image_id(index) for index in sample.index.tolist()]
             found.update(json.dumps([str(sample.image.dtype), list(sample.image.shape), names]).encode())
+            if sample.label.dim() > 1:
+                found.update(f"labels {tuple(sample.label.shape)}".encode())
             for value in (sample.image, sample.label, sample.index):
                 found.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
         if self.order is None and self.first() is None:
@@ -186,7 +189,7 @@ def images_of(
     images: Any,
     model: nn.Module,
     *,
-    labels: Tensor | Sequence[int] | None = None,
+    labels: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
     image_size: int | None = None,
     batch_size: int = 16,
 ) -> Images:
@@ -235,7 +238,10 @@ def images_of(
 def _of_tensor(images: Tensor, labels: Any, batch_size: int, double: bool) -> Images:
     check_images(images, "images")
     known = torch.full((len(images),), -1)
-    if labels is not None:
+    several = several_labels(labels, len(images))
+    if several is not None:
+        known = several
+    elif labels is not None:
         wanted = f"labels must be {len(images)} whole numbers, one per image"
         try:
             given = torch.as_tensor(labels)
@@ -248,6 +254,33 @@ def _of_tensor(images: Tensor, labels: Any, batch_size: int, double: bool) -> Im
             raise InputError(f"{wanted}, at least 0 (-1: unknown); got {int(known.min())}")
     loader: Any = DataLoader(TensorDataset(images, known.to(images.device)), batch_size=batch_size)
     return Images(loader, range(len(images)), name="tensor", labels=known, double=double)
+
+
+def several_labels(labels: Any, n: int) -> Tensor | None:
+    """Several labels of each of n images as bool (n, K), where K is at least the highest label + 1.
+
+    Args:
+        labels: bool (n, K), or the classes of each image, such as `[[0, 2], [], [1]]`; anything else gives None.
+        n: number of images.
+
+    Raises:
+        InputError: if the number of images differs, or a class is negative or listed twice.
+
+    >>> several_labels([[0, 2], []], 2).tolist()
+    [[True, False, True], [False, False, False]]
+    """
+    if isinstance(labels, Tensor | np.ndarray):
+        given = torch.as_tensor(labels)
+        return given if given.dtype == torch.bool and given.dim() == 2 and len(given) == n else None
+    if not isinstance(labels, Sequence) or not labels or not all(isinstance(own, list | tuple) for own in labels):
+        return None
+    if len(labels) != n:
+        raise InputError(f"labels: {len(labels)} lists of classes are given, and there are {n} images")
+    for place, own in enumerate(labels):
+        if not all(isinstance(x, int | np.integer) and x >= 0 for x in own) or len(set(own)) < len(own):
+            raise InputError(f"labels[{place}] must list different classes, whole numbers from 0; got {own!r}")
+    classes = 1 + max((int(label) for own in labels for label in own), default=0)
+    return torch.stack([multi_hot(map(int, own), classes) for own in labels])
 
 
 def _whole(labels: Tensor) -> Tensor | None:
@@ -295,9 +328,17 @@ def _of_dataset(images: ImageDataset, model: nn.Module, image_size: int | None, 
         classes=images.classes,
         names=images.image_id,
         from_files=True,
-        labels=torch.as_tensor(images.labels),
+        labels=_labels(images),
         check=lambda indices: refuse([_advised(why) for why in unusable(images, indices, decode=False).values()]),
     )
+
+
+def _labels(images: ImageDataset) -> Tensor:
+    """The labels of all images: (N,) or, of several, bool (N, K)."""
+    if not images.multilabel:
+        return torch.as_tensor(images.labels)
+    check_labels(images, f"{type(images).__name__}, image")
+    return torch.stack([torch.as_tensor(images.target(index)) for index in range(len(images))])
 
 
 def _advised(reason: str) -> str:
@@ -334,7 +375,7 @@ def _collated(items: Sequence[Any]) -> Any:
 
 
 def as_sample(batch: Any) -> Sample:
-    """Convert a batch to a `Sample`; unknown labels become -1.
+    """Convert a batch to a `Sample`; unknown labels become -1. Labels bool (B, K) are several labels of each image.
 
     Args:
         batch: a `Sample`, a tensor of images, a pair of images and labels, or a dict.
@@ -359,6 +400,8 @@ def as_sample(batch: Any) -> Sample:
             f"{' or '.join(map(repr, IMAGE_KEYS))}; got {found}"
         )
     known = torch.full((len(image),), -1)
-    if isinstance(label, Tensor) and label.shape == (len(image),) and not label.is_floating_point():
+    if isinstance(label, Tensor) and label.dtype == torch.bool and label.dim() == 2 and len(label) == len(image):
+        known = label
+    elif isinstance(label, Tensor) and label.shape == (len(image),) and not label.is_floating_point():
         known = label.long()
     return Sample(image, known, torch.arange(len(image)))

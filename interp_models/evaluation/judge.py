@@ -22,7 +22,7 @@ from interp_models.core.scoring import logits_of
 from interp_models.data.base import of_each
 from interp_models.evaluation.cache import FolderCache, MemoryCache
 from interp_models.evaluation.config import ExplanationConfig
-from interp_models.evaluation.engine import Engine, check_plan
+from interp_models.evaluation.engine import Engine, check_plan, has_row_per_label
 from interp_models.evaluation.images import Images, images_of
 from interp_models.evaluation.judgement import Judgement, summary_of, write_pictures
 from interp_models.evaluation.normalisation import classifier_of, device_of
@@ -41,7 +41,7 @@ def judge(
     explainers: Sequence[str | Mapping[str, Any] | Explainer] = ("gradcam", "activation_map", "random"),
     metrics: Sequence[str] = ("ad", "iic", "add", "ag", "dauc", "dc", "iauc", "ic"),
     *,
-    labels: Tensor | Sequence[int] | None = None,
+    labels: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
     classes: Sequence[str] = (),
     target: str | int = "prediction",
     normalize: Any = "auto",
@@ -72,9 +72,11 @@ def judge(
             files are resized and cropped as the model's timm data config says (224 pixels by default).
         explainers: names, mappings with `name`, options and an optional `label`, or explainer objects of this model.
         metrics: keys of metrics.
-        labels: the class of each image, if `images` is a tensor.
+        labels: the class of each image, if `images` is a tensor. Several labels per image are the list of the classes
+            of each image, or a tensor bool (N, K), in which form loaders and data sets give them, too.
         classes: names of the classes.
-        target: class to explain: `prediction`, `label`, or a class number.
+        target: class to explain: `prediction`, `label`, or a class number. With `label`, each of several labels of an
+            image has a map and values, and an image without a label has none.
         normalize: normalisation of images in [0, 1] before the model sees them: `imagenet`, a pair (mean, std), None
             for no normalisation, or `auto`. With `auto`, a timm model gets its own statistics and a model of this
             package none, because it normalises inside. Any other model gets ImageNet's if images come from files, and
@@ -190,7 +192,8 @@ def _judged(
     if about["classes"] and len(about["classes"]) != columns:
         raise InputError(f"classes: {len(about['classes'])} names are given, and the model has {columns} classes")
     same_classes = len(source.classes) in (0, columns)
-    if plan.target == "label" and int(first.label.min()) < 0:
+    several = first.label.dim() == 2
+    if plan.target == "label" and not several and int(first.label.min()) < 0:
         raise InputError("target 'label' needs labels, and the images have none; target='prediction' works")
     if plan.target == "label" and not same_classes:
         raise InputError(
@@ -198,8 +201,8 @@ def _judged(
             "target='prediction' works"
         )
     known = first.label if source.labels is None else source.labels
-    if plan.target == "label" and not 0 <= int(known.min()) <= int(known.max()) < columns:
-        bad = next(int(label) for label in known.flatten() if not 0 <= label < columns)
+    present = known.any(dim=0).nonzero()[:, 0] if several else known.flatten()
+    if plan.target == "label" and (bad := next((int(x) for x in present if not 0 <= x < columns), None)) is not None:
         raise InputError(f"target 'label': label {bad} is out of range; the model has classes 0 to {columns - 1}")
     cache: FolderCache | MemoryCache = MemoryCache()
     engine = Engine(model, plan, example, cache, explainers=given)
@@ -208,7 +211,9 @@ def _judged(
         if gathered_objects(_is_finished(folder, cache))[0]:
             wait_for_all()
             return Judgement.load(folder)
-    indices, pictures = _judge_all(engine, source, progress)
+    indices, without_label, pictures = _judge_all(engine, source, progress)
+    if not indices:
+        raise InputError("target 'label': no image has a label; target='prediction' works")
     if isinstance(cache, MemoryCache):
         cache.gather()
     described = {
@@ -223,8 +228,9 @@ def _judged(
             (folder / "results.json").unlink(missing_ok=True)  # it says that all is there, so it is the last to come
             write_pictures(folder, pictures, classes, described)
         tables = make_tables(
-            cache, indices, engine.applying, engine.left_out, engine.protocols, provenance, source.image_id, folder
-        )
+            cache, indices, engine.applying, engine.left_out, engine.protocols, provenance, source.image_id, folder,
+            without_label,
+        )  # fmt: skip
     wait_for_all()
     if tables is None:
         assert folder is not None
@@ -260,20 +266,30 @@ def _is_finished(folder: Path, cache: FolderCache) -> bool:
         return False
 
 
-def _judge_all(engine: Engine, source: Images, progress: bool) -> tuple[list[int], dict[int, Picture]]:
-    """Judge this rank's images; returns the indices of all ranks' images, and pictures of some for the page."""
+def _judge_all(engine: Engine, source: Images, progress: bool) -> tuple[list[int], int, dict[int, Picture]]:
+    """Judge this rank's images.
+
+    Returns:
+        The indices of all ranks' images that have a row, the number of those without a label to explain, and pictures
+        of some images for the page.
+    """
     rank, ranks = rank_and_ranks()
     if progress and rank == 0:
         engine.show_progress(None if source.count is None else -(-source.count // source.batch_size // ranks))
     device = device_of(engine.model)
     indices: list[int] = []
+    without: list[int] = []
     pictures: dict[int, Picture] = {}
     shown = source.shown(PICTURES)
     refused: str | None = None
     try:
         for sample in source.batches(rank, ranks):
             numbers = sample.index.tolist()
-            indices += numbers
+            has_row = torch.ones(len(numbers), dtype=torch.bool)
+            if has_row_per_label(engine.plan, sample.label):
+                has_row = sample.label.any(dim=1)
+            for number, one in zip(numbers, has_row.tolist(), strict=True):
+                (indices if one else without).append(number)
             for place, number in enumerate(numbers):
                 if len(pictures) < PICTURES if shown is None else number in shown:
                     pictures[number] = _picture(sample.image[place])
@@ -288,7 +304,8 @@ def _judge_all(engine: Engine, source: Images, progress: bool) -> tuple[list[int
         raise InputError(message)
     engine.agree()
     pictures = {index: picture for part in gathered_objects(pictures) for index, picture in part.items()}
-    return sorted({index for part in gathered_objects(indices) for index in part}), dict(sorted(pictures.items()))
+    known, unlabelled = ({i for part in gathered_objects(own) for i in part} for own in (indices, without))
+    return sorted(known), len(unlabelled), dict(sorted(pictures.items()))
 
 
 def _picture(image: Tensor) -> Picture:

@@ -40,16 +40,18 @@ class Judgement:
 
     @property
     def per_image(self) -> "pd.DataFrame":
-        """Values per image: a row per explainer, metric and image.
+        """Values per image: a row per explainer, metric and image (and label, if each of several labels is explained).
 
-        Columns: `image_id`, `index`, `label` (-1 if unknown), `prediction`, `confidence` (probability of the
-        prediction), `target_class`, `probability` (of the target class), `value` (NaN if undefined), and the protocol.
+        Columns: `image_id`, `index`, `label` (-1 if unknown; for several labels it is `labels`, their list),
+        `prediction`, `confidence` (probability of the prediction), `target_class`, `probability` (of the target class),
+        `value` (NaN if undefined), and the protocol.
         """
         return self.tables.per_image
 
     @property
     def maps(self) -> Mapping[str, NDArray[np.float32]]:
-        """The maps of every explainer by label: (N, h, w) on the explainer's own grid, sorted by index of the image."""
+        """The maps of every explainer by label: (N, h, w) on the explainer's own grid, sorted by index of the image. If
+        each of several labels is explained, they are then sorted by class; `tables.listing` names both."""
         return self.tables.maps
 
     @property
@@ -64,7 +66,8 @@ class Judgement:
         Columns: `mean` over the images where the metric is defined, its 95 % interval `low` to `high` (see
         `tables.interval`), `n` images of which `n_undefined` have no value, `higher_is_better`, and the explainer's
         costs per image: `passes` through the model and `seconds`. If several explainers read the same layer, they share
-        a pass. It counts for each of them, but its time counts only for the first.
+        a pass. It counts for each of them, but its time counts only for the first. If each of several labels is
+        explained, the values of an image are averaged first, and its costs are summed.
         """
         import pandas as pd
 
@@ -157,7 +160,8 @@ def summary_of(tables: Tables, name: str, model: str, dataset: str, same_classes
         accuracy=None,
         n=0,
         accuracy_judged=tables.accuracy if same_classes else None,
-        n_judged=len(tables.listing),
+        n_judged=tables.listing["index"].nunique(),
+        without_label=tables.without_label,
         seed=None,
         selection="as given",
     )

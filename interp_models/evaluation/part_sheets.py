@@ -10,7 +10,7 @@ from torch import Tensor
 from interp_models.core.files import short
 from interp_models.core.modes import evaluating, full_float32
 from interp_models.core.outputs import InterpOutput
-from interp_models.data.base import collate
+from interp_models.data.base import collate, labels_of
 from interp_models.data.module import DataModule
 from interp_models.prototypes.parts import PartModel
 from interp_models.report import visual
@@ -58,7 +58,7 @@ def write_part_sheets(
 
 def _cells(model: PartModel, data: DataModule, label: int) -> Iterator[tuple[str, visual.Picture, str]]:
     dataset = data.dataset("whole_test")
-    positions = np.flatnonzero(np.asarray(dataset.images.labels)[dataset.indices] == label)
+    positions = np.flatnonzero([label in labels_of(dataset.images, index) for index in dataset.indices.tolist()])
     weights = model.part_weights[label].detach()
     parts = weights.topk(min(PARTS, len(weights))).indices
     highest, chosen = torch.full((len(parts),), -torch.inf), [(0, torch.zeros(4))] * len(parts)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -20,6 +21,7 @@ from interp_models.evaluation.cache import Cache, FolderCache, Part
 
 SCHEMA_VERSION = 1
 """Version of the format of `results.json`."""
+COSTS = ("passes", "seconds")
 Maps = Mapping[str, NDArray[np.float32]]
 """The maps of every explainer by label, (N, h, w)."""
 
@@ -61,7 +63,7 @@ class Tables:
     """The results of an evaluation."""
 
     per_image: pd.DataFrame
-    """A row per explainer, metric and image."""
+    """A row per explainer, metric and image; if several labels of each image are explained, one for each of them."""
     rows: list[dict[str, Any]]
     """Means, a row per explainer and metric."""
     left_out: dict[str, str]
@@ -71,12 +73,23 @@ class Tables:
     maps: Maps
     """The maps of every explainer by label, (N, h, w)."""
     listing: pd.DataFrame
-    """The image of each row of the maps: `row`, `index`, `image_id`."""
+    """The image of each row of the maps: `row`, `index`, `image_id`, and if several labels of each image are explained
+    `target_class`."""
+    without_label: int = 0
+    """Number of images that have no row, as they have no label that could be explained."""
 
     @property
     def accuracy(self) -> float | None:
-        """Share of the images whose prediction is their label, in [0, 1]; None if a label is unknown."""
+        """Share of the images whose prediction is their label, in [0, 1]; None if a label is unknown.
+
+        Of images with several labels, it is the share of those with a label whose prediction is one of their labels;
+        None if no image has a label.
+        """
         images = self.per_image.drop_duplicates("index")
+        if "labels" in images:
+            pairs = zip(images["prediction"], images["labels"], strict=True)
+            right = [prediction in labels for prediction, labels in pairs if len(labels)]
+            return sum(right) / len(right) if right else None
         return float((images["prediction"] == images["label"]).mean()) if (images["label"] >= 0).all() else None
 
 
@@ -144,6 +157,7 @@ def read_tables(folder: Path) -> Tables:
             results.get("costs", {}),
             {label: np.load(folder / "maps" / f"{label}.npy", mmap_mode="r") for label in labels},
             pd.read_csv(folder / "maps" / "index.csv"),
+            results.get("without_label", 0),
         )
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder} holds no finished evaluation ({error})") from None
@@ -164,6 +178,7 @@ def make_tables(
     provenance: Provenance,
     image_id: Callable[[int], str],
     folder: Path | None = None,
+    without_label: int = 0,
 ) -> Tables:
     """Make the tables from the batches of a cache.
 
@@ -172,13 +187,14 @@ def make_tables(
 
     Args:
         cache: the batches.
-        indices: positions of the images in their data set.
+        indices: positions of the images in their data set, without those that have no label to explain.
         explainers: explainers that apply: name and options as json, by label.
         left_out: explainers that do not apply: the reason by label.
         protocols: maps the grid of an explainer's maps to the protocol of every metric key.
         provenance: facts about the model for the rows.
         image_id: maps a position in the data set to the name of the image.
         folder: folder of the results, the same as that of the `FolderCache`.
+        without_label: number of images that have no label to explain; a line on stderr names it.
 
     Raises:
         InputError: if an image has no result, for example because files of another process are not visible here. The
@@ -188,11 +204,12 @@ def make_tables(
         (folder / "results.json").unlink(missing_ok=True)  # the files that it describes are overwritten from here on
     frames, rows, maps = [], [], {}
     costs: dict[str, dict[str, float | None]] = {}
-    listing = pd.DataFrame({"row": np.arange(len(indices)), "index": sorted(indices)})
-    listing["image_id"] = [image_id(int(position)) for position in listing["index"]]
+    listing = pd.DataFrame()
+    if without_label:
+        print(f"{without_label} images have no label, so that they have no map (target=label)", file=sys.stderr)
     for label, options in explainers.items():
         parts = cache.of(label, set(indices))
-        if lost := len(indices) - sum(len(part["common"]["index"]) for part in parts):
+        if lost := len(indices) - len({index for part in parts for index in part["common"]["index"].tolist()}):
             where = "" if folder is None else f"{folder}: "
             raise InputError(
                 f"{where}{lost} of {len(indices)} images have no result of {label}; all processes must see the same "
@@ -201,8 +218,9 @@ def make_tables(
         grid = (int(parts[0]["maps"].shape[-2]), int(parts[0]["maps"].shape[-1]))
         frame = _per_image(label, options, parts, protocols(grid), provenance, image_id)
         frames.append(frame)
+        listing = _listing(parts, image_id, protocols(grid)) if listing.empty else listing
         rows += [_row(frame[frame["metric"] == key], protocol) for key, protocol in protocols(grid).items()]
-        costs[label] = {key: _mean([part["costs"][key] for part in parts]) for key in ("passes", "seconds")}
+        costs[label] = {key: _mean([part["costs"][key] for part in parts], len(indices)) for key in COSTS}
         maps[label] = _maps(None if folder is None else folder / "maps" / f"{label}.npy", parts, grid)
     table = pd.concat(frames, ignore_index=True)
     if folder is not None:
@@ -215,16 +233,56 @@ def make_tables(
                 path.unlink()  # of an earlier evaluation; the new index.csv does not describe its rows
         results = {
             "schema_version": SCHEMA_VERSION, "work": cache.work, "rows": rows, "left_out": dict(left_out),
-            "costs": costs,
+            "costs": costs, **({"without_label": without_label} if without_label else {}),
         }  # fmt: skip
         write_json(folder / "results.json", results)  # the last file: where it names this work, all files exist
         cache.clear()
-    return Tables(table, rows, dict(left_out), costs, maps, listing)
+    return Tables(table, rows, dict(left_out), costs, maps, listing, without_label)
 
 
-def _mean(values: Sequence[torch.Tensor]) -> float | None:
-    """The mean over images; None if a value is NaN."""
-    mean = float(torch.cat(list(values)).mean())
+def _listing(parts: Sequence[Part], image_id: Callable[[int], str], protocols: Mapping[str, Protocol]) -> pd.DataFrame:
+    """The image of each row of the maps and, for several rows per image, the class."""
+    index, target = _keys(parts)
+    order = np.lexsort((target, index))
+    listing = pd.DataFrame({"row": np.arange(len(index)), "index": index[order]})
+    listing["image_id"] = [image_id(int(position)) for position in listing["index"]]
+    if "labels" in parts[0]["common"] and any(protocol.target == "label" for protocol in protocols.values()):
+        listing["target_class"] = target[order]
+    return listing
+
+
+def _keys(parts: Sequence[Part]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Index of the image and class explained of every row of the parts; tables and maps are sorted by them."""
+    index, target = (np.concatenate([p["common"][key].numpy() for p in parts]) for key in ("index", "target_class"))
+    return index, target
+
+
+def image_means(index: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """The mean over the rows of each image of the defined values.
+
+    Args:
+        index: image of each row, int64 (N,).
+        values: (N,); NaN is undefined.
+
+    Returns:
+        (n,), in the order of the images' indices; NaN for an image without a defined value. If every image has one row,
+        the values as they are.
+
+    >>> image_means(torch.tensor([4, 4, 1]), torch.tensor([0.0, 1.0, 3.0])).tolist()
+    [3.0, 0.5]
+    """
+    images, of_row = torch.unique(index, return_inverse=True)
+    if len(images) == len(index):
+        return values
+    defined = ~values.isnan()
+    total = values.new_zeros(len(images)).index_add(0, of_row[defined], values[defined])
+    return total / values.new_zeros(len(images)).index_add(0, of_row[defined], torch.ones_like(values[defined]))
+
+
+def _mean(values: Sequence[torch.Tensor], images: int) -> float | None:
+    """The sum over all rows per image; None if a value is NaN."""
+    of_rows = torch.cat(list(values))
+    mean = float(of_rows.mean()) * (len(of_rows) / images)
     return None if math.isnan(mean) else mean
 
 
@@ -236,8 +294,12 @@ def _per_image(
     provenance: Provenance,
     image_id: Callable[[int], str],
 ) -> pd.DataFrame:
-    """Rows of one explainer, one per metric and image."""
-    common = {key: torch.cat([part["common"][key] for part in parts]).numpy() for key in parts[0]["common"]}
+    """Rows of one explainer, one per metric and row of the parts."""
+    common: dict[str, Any] = {
+        key: torch.cat([part["common"][key] for part in parts]).numpy() for key in parts[0]["common"]
+    }
+    if "labels" in common:
+        common["labels"] = [np.flatnonzero(row) for row in common["labels"]]
     names = [image_id(int(index)) for index in common["index"]]
     frames = []
     for key, protocol in protocols.items():
@@ -246,13 +308,18 @@ def _per_image(
         frame["value"] = torch.cat([part["values"][key] for part in parts]).numpy()
         for position, (name, value) in enumerate(columns.items()):
             frame.insert(position, name, value)
-        frames.append(frame.sort_values("index"))
+        frames.append(frame.sort_values(["index", "target_class"]))
     return pd.concat(frames, ignore_index=True)
 
 
 def _row(frame: pd.DataFrame, protocol: Protocol) -> dict[str, Any]:
-    """One row of `results.json`; the standard deviation has the divisor n."""
-    first, values = frame.iloc[0], frame["value"].to_numpy(np.float64)
+    """One row of `results.json`; the standard deviation has the divisor n.
+
+    All numbers are over images: the values of several labels of an image are averaged first, because they are not
+    independent.
+    """
+    first, index = frame.iloc[0], torch.tensor(frame["index"].to_numpy())
+    values = image_means(index, torch.tensor(frame["value"].to_numpy(np.float64))).numpy()
     defined = values[~np.isnan(values)]
     low, high = interval(defined)
     return {
@@ -291,10 +358,10 @@ def interval(values: NDArray[np.float64]) -> tuple[float | None, float | None]:
 
 
 def _maps(path: Path | None, parts: Sequence[Part], grid: tuple[int, int]) -> NDArray[np.float32]:
-    """The maps of an explainer, float32 (N, h, w), sorted by index of the image. With a path, they are written batch by
-    batch to a file that is mapped to memory."""
-    index = np.concatenate([part["common"]["index"].numpy() for part in parts])
-    row_of = np.argsort(np.argsort(index))
+    """The maps of an explainer, float32 (N, h, w), sorted by index of the image and by class. With a path, they are
+    written batch by batch to a file that is mapped to memory."""
+    index, target = _keys(parts)
+    row_of = np.argsort(np.lexsort((target, index)))
     shape = (len(index), *grid)
     if path is None:
         in_memory: NDArray[np.float32] = _filled(np.empty(shape, np.float32), parts, row_of)

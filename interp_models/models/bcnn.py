@@ -44,6 +44,7 @@ class BCNN(InterpModule):
     """
 
     additive = True
+    tasks = ("classes", "labels")
     offers = ("any_size", "explain", "rescale", "rules")
     explanations: ClassVar[tuple[str, ...]] = ("mean", "class")
 
@@ -81,7 +82,7 @@ class BCNN(InterpModule):
         maps = F.relu(maps) if self.relu else maps
         pooled = bilinear_attention_pool(features, maps)  # (B, N, C)
         logits = self.head(self.dropout(pooled.flatten(1)))
-        return InterpOutput(logits, maps, {"features": features, "pooled": pooled})
+        return self.output(logits, maps, {"features": features, "pooled": pooled})
 
     @property
     def head_weights(self) -> Tensor:
@@ -90,7 +91,7 @@ class BCNN(InterpModule):
 
     def loss(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
         """Cross-entropy."""
-        return {"ce": F.cross_entropy(output.logits, targets, label_smoothing=self.label_smoothing)}
+        return {"ce": self.cross_entropy(output.logits, targets, self.label_smoothing)}
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """`backbone`, `attention` and `head`."""

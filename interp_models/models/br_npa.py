@@ -51,6 +51,7 @@ class BRNPA(InterpModule):
 
     additive = True
     explanations: ClassVar[tuple[str, ...]] = ("salience", "class")
+    tasks = ("classes", "labels")
     offers = ("any_size", "explain", "rescale", "rescale_tail", "rules")
 
     def __init__(
@@ -80,7 +81,7 @@ class BRNPA(InterpModule):
         features = self.backbone(images)
         vectors, maps = parts(features, self.n_parts)
         vectors = self.dropout(vectors)
-        return InterpOutput(self.head(vectors.flatten(1)), maps, {"features": features, "vectors": vectors})
+        return self.output(self.head(vectors.flatten(1)), maps, {"features": features, "vectors": vectors})
 
     @property
     def head_weights(self) -> Tensor:
@@ -89,7 +90,7 @@ class BRNPA(InterpModule):
 
     def loss(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
         """Cross-entropy."""
-        return {"ce": F.cross_entropy(output.logits, targets, label_smoothing=self.label_smoothing)}
+        return {"ce": self.cross_entropy(output.logits, targets, self.label_smoothing)}
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """`backbone` and `head`."""

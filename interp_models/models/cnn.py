@@ -43,6 +43,7 @@ class CNN(InterpModule):
     """
 
     explanations: ClassVar[tuple[str, ...]] = ("activation",)
+    tasks = ("classes", "labels")
     offers = ("any_size", "explain", "mean_and_linear", "rescale", "rescale_tail", "rules")
     signed_maps = True  # not every timm backbone ends in a ReLU
 
@@ -70,7 +71,7 @@ class CNN(InterpModule):
         """Images (B, 3, H, W) -> logits (B, K) and the activation map (B, 1, h, w)."""
         features = self.backbone(images)
         logits = self.head(self.dropout(features.mean(dim=(2, 3))))
-        return InterpOutput(logits, features.mean(dim=1, keepdim=True))
+        return self.output(logits, features.mean(dim=1, keepdim=True))
 
     def keep_head(self, classes: list[str]) -> str | None:
         """Reset a head that was loaded from a file if its classes are not those of the data.
@@ -95,7 +96,7 @@ class CNN(InterpModule):
 
     def loss(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
         """Cross-entropy."""
-        return {"ce": F.cross_entropy(output.logits, targets, label_smoothing=self.label_smoothing)}
+        return {"ce": self.cross_entropy(output.logits, targets, self.label_smoothing)}
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """`backbone` and `head`."""

@@ -56,6 +56,7 @@ class DPNet(InterpModule, PartModel):
     signed_maps = True
     explanations: ClassVar[tuple[str, ...]] = ("class", "mean")
     class_maps = True
+    tasks = ("classes", "labels")
     offers = ("any_size", "explain", "rescale", "rescale_tail", "rules")
 
     def __init__(
@@ -101,7 +102,7 @@ class DPNet(InterpModule, PartModel):
         maps = F.conv2d(self.backbone(images), F.normalize(self.parts, dim=1)[:, :, None, None])
         regions = torch.cat([scores.flatten(2) for _, scores in self.pooled(maps)], dim=2)
         best = regions.amax(dim=2)
-        return InterpOutput(self.head(self.dropout(best)), maps, {"regions": regions, "best": best})
+        return self.output(self.head(self.dropout(best)), maps, {"regions": regions, "best": best})
 
     def pooled(self, maps: Tensor) -> list[tuple[int, Tensor]]:
         """For each side of windows, the side and the scores (B, P, h', w') of its regions.
@@ -113,7 +114,7 @@ class DPNet(InterpModule, PartModel):
 
     def loss(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
         """Cross-entropy `ce`, and the constraints whose weight is not 0."""
-        terms = {"ce": F.cross_entropy(output.logits, targets, label_smoothing=self.label_smoothing)}
+        terms = {"ce": self.cross_entropy(output.logits, targets, self.label_smoothing)}
         if self.complementary:
             terms["complementary"] = self.complementary * complementary(self.parts)
         if self.covering:

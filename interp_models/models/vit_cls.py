@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import timm
-import torch.nn.functional as F
 from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
@@ -48,6 +47,7 @@ class ViTCLS(InterpModule):
     mean: Tensor
     std: Tensor
     explanations: ClassVar[tuple[str, ...]] = ("mean", "max")
+    tasks = ("classes", "labels")
     offers = ("any_size", "attention", "explain", "rescale", "rules")
     small: ClassVar[Mapping[str, Any]] = {"backbone": "test_vit", "weights": None}
 
@@ -92,11 +92,11 @@ class ViTCLS(InterpModule):
             tokens = self.backbone.forward_features((images - self.mean) / self.std)
         token = self.backbone.forward_head(tokens, pre_logits=True)
         size = (images.shape[2], images.shape[3])
-        return InterpOutput(self.head(self.dropout(token)), on_grid(self.backbone, rows[0], size))
+        return self.output(self.head(self.dropout(token)), on_grid(self.backbone, rows[0], size))
 
     def loss(self, output: InterpOutput, targets: Tensor) -> dict[str, Tensor]:
         """Cross-entropy."""
-        return {"ce": F.cross_entropy(output.logits, targets, label_smoothing=self.label_smoothing)}
+        return {"ce": self.cross_entropy(output.logits, targets, self.label_smoothing)}
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """`backbone` and `head`."""

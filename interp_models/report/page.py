@@ -157,8 +157,10 @@ UNKNOWN = "?"
 def _image(view: ImageView, summaries: Sequence[RunSummary], directions: Mapping[str, bool]) -> dict[str, Any]:
     """The data of one image for the template, with its pictures encoded.
 
-    A prediction is right or wrong only if the label is known, and is one of the model's classes.
+    A prediction is right or wrong only if the label is known, and is one of the model's classes. Of several labels, it
+    is right if it is one of them; for an image without a label, it is neither.
     """
+    unknown = view.label == UNKNOWN if view.labels is None else not view.labels
     names = [run.name for run in summaries]
     without_labels = {run.name for run in summaries if run.accuracy_judged is None}
     first = visual.shrunk(view.image, SIDE)
@@ -181,14 +183,21 @@ def _image(view: ImageView, summaries: Sequence[RunSummary], directions: Mapping
                 "name": run,
                 "predicted": predicted,
                 "probability": _percent(probability),
-                "right": None if run in without_labels or view.label == UNKNOWN else predicted == view.label,
+                "right": None if run in without_labels or unknown or predicted is None else view.is_right(predicted),
                 "pictures": pictures,
                 "total": view.totals.get(run, ""),
                 "headings": [_heading(metric, directions) for metric in metrics],
                 "scores": [(shown.explainer, [_score(metric, shown.scores) for metric in metrics]) for shown in maps],
             }
         )
-    return {"id": view.image_id, "label": view.label, "uri": visual.jpeg_uri(first), "runs": runs}
+    return {
+        "id": view.image_id,
+        "label": view.label,
+        "several": view.labels is not None,
+        "explained": view.explained,
+        "uri": visual.jpeg_uri(first),
+        "runs": runs,
+    }
 
 
 def _prototypes(view: PrototypeView) -> dict[str, Any]:

@@ -30,6 +30,10 @@ class RunSummary:
     """Seed of the training; None if unknown."""
     selection: str
     """How the weights were selected: "best validation epoch", "last epoch", or "as given"."""
+    measure: str = "accuracy"
+    """What `accuracy` is: for several labels per image, "mean average precision"."""
+    without_label: int = 0
+    """Number of images without a label to explain; they are not judged."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,9 @@ class ImageView:
     image_id: str
     """Name of the image."""
     label: str
-    """Name of its class."""
+    """Name of its class; of several labels, their names."""
     predictions: Mapping[str, tuple[str, float]]
-    """Predicted class name and its probability by run; a prediction is correct if it equals `label`."""
+    """Predicted class name and its probability by run; see `is_right`."""
     maps: Sequence[MapView]
     """Maps of all runs and explainers."""
     parts: Mapping[str, NDArray[np.floating]]
@@ -76,6 +80,14 @@ class ImageView:
     """Pictures that explain the prediction by run, such as the prototypes that a model found."""
     totals: Mapping[str, str] = field(default_factory=dict)
     """One line by run that sums up the reasons."""
+    labels: Sequence[str] | None = None
+    """Names of its labels, if an image can have several."""
+    explained: str = ""
+    """Name of the class that the maps explain, if each of several labels has maps of its own."""
+
+    def is_right(self, predicted: str) -> bool:
+        """Whether a predicted class is the image's class, or one of its labels."""
+        return predicted == self.label if self.labels is None else predicted in self.labels
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from interp_models.runs.misfits import check_fits
 from interp_models.training.distillation import Distillation
 from interp_models.training.module import MODELS, InterpModule
 from interp_models.training.recipe import Recipe
+from interp_models.training.tasks import Task
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
@@ -48,6 +49,7 @@ def build_model(
     classes: Sequence[str] = (),
     images: Mapping[str, list[Any]] | None = None,
     distillation: Distillation | None = None,
+    task: Task = "classes",
 ) -> InterpModule:
     """Build the model of a config, with its recipe and the facts that it records about its training.
 
@@ -58,14 +60,16 @@ def build_model(
         classes: class names by label, for a model from a run.
         images: digests of the training and validation images, as `resume.images_of` returns them.
         distillation: the teacher and its weight in the loss, for a training that has one.
+        task: `classes`, or `labels` for images with several labels.
 
     Raises:
-        InputError: for an unknown model or option, or a wrong type.
+        InputError: for an unknown model or option, a wrong type, or a model that cannot learn the task.
     """
     name, options = named(config["model"], "model", MODELS)
     if trained:
         options["weights"] = None
     model = MODELS.build(name, options, num_classes=num_classes)
+    model.learn(task)
     model.recipe = Recipe(**parse(Recipe, {key: config[key] for key in ("phases", "optimizer")}, "config"))
     model.config = dict(config)
     model.classes, model.images, model.distillation = tuple(classes), dict(images or {}), distillation

@@ -48,6 +48,8 @@ def ensemble(folders: Sequence[Path], config: EnsembleConfig) -> Path:
     for one in judged:
         one.data.memory = one.results
         one.data.check_files("test")
+    if any(one.data.multilabel for one in judged):
+        raise InputError("an ensemble needs one class per image; the images of these runs have several labels")
     check_same_images({str(one.folder): one.data for one in judged})
     out = folder_of_several(config.out, "ensembles") if is_first_process() else None
     tell_data(*(one.data for one in judged))

@@ -25,6 +25,7 @@ from interp_models.runs.config import EnsembleConfig
 from interp_models.runs.folders import run_name
 from interp_models.runs.loading import load, run_config, selection
 from interp_models.runs.networks import Network, build_network, network_config
+from interp_models.runs.resume import check_same_task
 from interp_models.training.module import InterpModule
 from interp_models.training.trainer import quiet
 
@@ -95,6 +96,7 @@ def judging_of(folder: Path, config: EvaluateConfig | EnsembleConfig) -> Judging
         data.as_classes(model.classes, str(folder))
     elif len(data.classes) != model.num_classes:  # an older checkpoint, which holds no names
         raise InputError(f"{folder}: the model has {model.num_classes} classes, the data set {len(data.classes)}")
+    check_same_task(model.task, data, str(folder))
     check_drawn(folder, model, data, moved=bool(config.dataset))
     return Judging(
         name=run_name(folder),

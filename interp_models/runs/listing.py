@@ -9,6 +9,7 @@ import pandas as pd
 
 from interp_models.config.loading import load_yaml
 from interp_models.core.errors import InputError
+from interp_models.training.tasks import MEASURES
 
 UNLIKE = {"out"}
 """Config keys that differ between any two runs; the table leaves them out."""
@@ -59,12 +60,19 @@ def _flat(node: Any, key: str = "") -> dict[str, str]:
 
 
 def _outcome(run: Path) -> dict[str, str]:
-    """Accuracies in percent (`-` if unknown) and the date of the evaluation (`no` if there is none)."""
+    """Accuracies in percent (`-` if unknown), or mean average precisions for several labels, and the date of the
+    evaluation (`no` if there is none)."""
     metrics = _json(run / "metrics.json")
     results = run / "evaluation" / "results.json"
-    val, test = metrics.get("val/acc", _best(run, metrics.get("epoch"))), metrics.get("test/acc")
+    val = next((metrics[key] for key in _keys("val") if key in metrics), _best(run, metrics.get("epoch")))
+    test = next((metrics[key] for key in _keys("test") if key in metrics), None)
     date = datetime.fromtimestamp(results.stat().st_mtime).strftime("%Y-%m-%d %H:%M") if results.is_file() else "no"
     return {"val %": _percent(val), "test %": _percent(test) if metrics else "unfinished", "evaluated": date}
+
+
+def _keys(stage: str) -> list[str]:
+    """The keys of a stage (`val` or `test`) that tell how good a model is, for each task."""
+    return [f"{stage}/{measure.key}" for measure in MEASURES.values()]
 
 
 def _percent(value: Any) -> str:
@@ -81,12 +89,15 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _best(run: Path, epoch: int | None) -> float | None:
-    """Validation accuracy of `epoch`, or of the best epoch so far if it is None, read from `metrics.csv`."""
+    """Validation accuracy, or mean average precision, of `epoch`, or of the best epoch so far if it is None, read from
+    `metrics.csv`."""
     try:
-        table = pd.read_csv(run / "metrics.csv")[["epoch", "val/acc"]].dropna()
-    except (OSError, ValueError, KeyError):
+        table = pd.read_csv(run / "metrics.csv")
+        key = next(key for key in _keys("val") if key in table)
+        table = table[["epoch", key]].dropna()
+    except (OSError, ValueError, KeyError, StopIteration):
         return None
     if epoch is not None:
         table = table[table["epoch"] == epoch]
-    values = pd.to_numeric(table["val/acc"], errors="coerce").dropna()
+    values = pd.to_numeric(table[key], errors="coerce").dropna()
     return float(values.max()) if len(values) else None

@@ -84,7 +84,7 @@ def load(
         other, own = written.get("name"), config["model"].get("name")
         raise InputError(f"{run}: the checkpoint is of model {other!r}, config.yaml says {own!r}")
     own = checkpoint["interp_models"]
-    about = {key: own[key] for key in ("classes", "images") if key in own}
+    about = {key: own[key] for key in ("classes", "images", "task") if key in own}
     model = build_model(config, int(own["num_classes"]), trained=True, **about)
     load_weights(model, checkpoint, str(run))
     data = parse(schema_of(DataModule), {"dataset": {}, **config["data"]}, "data")

@@ -10,6 +10,7 @@ import torch
 
 from interp_models.core.errors import InputError, first_line
 from interp_models.core.modes import evaluating
+from interp_models.core.outputs import has_labels
 from interp_models.data.module import DataModule
 from interp_models.data.transforms import TRANSFORMS
 from interp_models.nn.backbone import Backbone
@@ -20,6 +21,7 @@ from interp_models.runs.resume import Resumed, check_same_classes, images_to_tra
 from interp_models.training.distillation import Distillation
 from interp_models.training.module import InterpModule
 from interp_models.training.schedule import check_strategy
+from interp_models.training.tasks import Task
 from interp_models.training.trainer import check_data
 
 
@@ -50,7 +52,8 @@ def prepare(
     with torch.random.fork_rng(devices=[]):  # a student's initial weights must not depend on its teacher
         distillation = build_distillation(config, data)
     trained = resumed is not None
-    model = build_model(node, len(data.classes), trained=trained, images=images, distillation=distillation)
+    task: Task = "labels" if data.multilabel else "classes"
+    model = build_model(node, len(data.classes), trained=trained, images=images, distillation=distillation, task=task)
     model.check_selection(selecting=len(data.val_indices) > 0)
     model.recipe.check_timeline()
     check_features(config, model)
@@ -85,7 +88,9 @@ def check_images(model: InterpModule, data: DataModule, devices: int, *, synced:
     size, name = data.image_size, type(model).__name__
     try:
         with torch.no_grad(), evaluating(model):
-            model(torch.zeros(1, 3, size, size))
+            output = model(torch.zeros(1, 3, size, size))
+        if has_labels(output) != (model.task == "labels"):
+            raise InputError(f"{name}: forward must make its output by self.output(...) to learn several labels")
     except InputError:
         raise
     except Exception as error:  # models of timm raise errors of many types
@@ -99,7 +104,7 @@ def check_images(model: InterpModule, data: DataModule, devices: int, *, synced:
         phase.set_modes(tried)
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                tried.loss(tried(torch.zeros(seen, 3, size, size)), torch.zeros(seen, dtype=torch.long))
+                tried.loss(tried(torch.zeros(seen, 3, size, size)), _no_targets(tried, seen))
         except InputError:
             raise
         except Exception as error:
@@ -110,19 +115,31 @@ def check_images(model: InterpModule, data: DataModule, devices: int, *, synced:
             ) from None
 
 
+def _no_targets(model: InterpModule, count: int) -> torch.Tensor:
+    """Targets of the model's task: the class 0 for every image, or no label."""
+    if model.task == "classes":
+        return torch.zeros(count, dtype=torch.long)
+    return torch.zeros(count, model.num_classes, dtype=torch.bool)
+
+
 def build_distillation(config: TrainConfig, data: DataModule) -> Distillation | None:
     """Load the teacher of a training; None if the config names none.
 
     Raises:
-        InputError: if the teacher is not a run, or was trained with other classes, another image size or another crop.
+        InputError: if the teacher is not a run, or was trained with other classes, another image size or another crop;
+            and if images have several labels.
     """
     path = config.distillation.teacher
     if path is None:
         return None
+    if data.multilabel:
+        raise InputError("distillation.teacher: needs one class per image; the images have several labels")
     try:
         teacher, _ = load(path)
     except InputError as error:
         raise InputError(f"distillation.teacher: {error}") from None
+    if teacher.task != "classes":
+        raise InputError(f"distillation.teacher: {path} was trained for several labels per image, the images have one")
     check_same_classes(teacher.classes or data.classes, data.classes, f"distillation.teacher: {path}")
     if teacher.num_classes != len(data.classes):
         raise InputError(

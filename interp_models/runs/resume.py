@@ -128,6 +128,7 @@ def check_same_data(last: Path, checkpoint: Mapping[str, Any], data: DataModule)
     """
     own = checkpoint["interp_models"]
     check_same_classes(own.get("classes", data.classes), data.classes, str(last))
+    check_same_task(own.get("task", "classes"), data, str(last))
     if "images" not in own and len(data.train_images.validation):
         raise InputError(
             f"{last}: comes from a version that drew validation images from train/; now val/ holds them. Remove "
@@ -162,6 +163,19 @@ def check_same_classes(before: Sequence[str], now: Sequence[str], whose: str) ->
             f"{whose}: was trained with {len(before)} classes, the data set has {len(now)}: {first!r} is "
             f"{'missing' if missing else 'new'}"
         )
+
+
+def check_same_task(task: str, data: DataModule, whose: str) -> None:
+    """Raise `InputError` if a model's task is not that of the data: one class per image, or several labels.
+
+    Args:
+        task: the model's task.
+        data: the data set.
+        whose: the model, as the message names it.
+    """
+    if (task == "labels") != data.multilabel:
+        trained, now = ("several labels", "one class") if task == "labels" else ("one class", "several labels")
+        raise InputError(f"{whose}: was trained for {trained} per image, the images of the data set have {now}")
 
 
 def images_to_train_on(data: DataModule, resumed: Resumed | None) -> dict[str, list[Any]]:

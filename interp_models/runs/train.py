@@ -110,10 +110,10 @@ def _train(config: TrainConfig, resume: Path | None, locks: ExitStack) -> Path:
             *([ProgressBar()] if options.get("enable_progress_bar", True) else []),
             # The config of a resumed run is saved when its training starts: a mistake that fails before is not saved
             pl.callbacks.LambdaCallback(on_train_start=keep_config),
-            *checkpoints(folder, selecting=len(data.val_indices) > 0),
+            *checkpoints(folder, selecting=len(data.val_indices) > 0, measured=model.measured.key),
             *AttentionLogger.of(config.attention, folder),
             PrototypeGallery(folder),
-            ClassReport(model.num_classes, folder),
+            *([ClassReport(model.num_classes, folder)] if model.task == "classes" else []),
             *ExplanationValidation.of(config.evaluation, config.seed),
             *FeatureCache.of(config.feature_cache),
             PhaseSchedule(),  # the last, so that `on_end` actions follow all other callbacks' hooks for the batch
@@ -140,11 +140,13 @@ def _train(config: TrainConfig, resume: Path | None, locks: ExitStack) -> Path:
     load_weights(model, best, str(run))
     metrics = trainer.test(model, data, verbose=False)[0]
     if table is not None:
-        validated = table.validated(best)
+        key, measured = model.measured
+        validated = table.validated(best, key)
         about = {"epoch": best["epoch"], "selection": selection(node)}
         write_json(run / "metrics.json", {**metrics, **validated, **about})
-        chosen = f"validation accuracy {100 * validated['val/acc']:.2f} %, " if "val/acc" in validated else ""
-        print(f"{chosen}test accuracy {100 * metrics['test/acc']:.2f} % on {metrics['test/n']:.0f} images: {run}")
+        value = validated.get(f"val/{key}")
+        chosen = "" if value is None else f"validation {measured} {100 * value:.2f} %, "
+        print(f"{chosen}test {measured} {100 * metrics[f'test/{key}']:.2f} % on {metrics['test/n']:.0f} images: {run}")
     close(trainer.loggers)
     return run
 

@@ -8,7 +8,8 @@ import torch
 
 from interp_models.core.files import whole
 from interp_models.core.modes import evaluating
-from interp_models.data.base import Sample, collate
+from interp_models.core.scoring import scores_of
+from interp_models.data.base import Sample, collate, labels_of
 from interp_models.data.module import DataModule, data_of
 from interp_models.data.subsets import spread
 from interp_models.report import visual
@@ -55,18 +56,19 @@ class AttentionLogger(pl.Callback):
             predicted = output.logits.argmax(dim=1)
             maps = module.explain(output, predicted).float().cpu().numpy()
             parts = module.display(output, predicted).float().cpu().numpy()
-            probabilities = output.logits.softmax(dim=1).amax(dim=1)
+            probabilities = scores_of(output, "probability").amax(dim=1)
         rows = []
         for image, own, several in zip(batch.image, maps, parts, strict=True):
             pixels = visual.to_uint8(image)
             finite = np.isfinite(own).all() and np.isfinite(several).all()  # `PhaseSchedule` stops a diverged training
             rows.append([pixels, visual.overlay(pixels, own), visual.rgb(several, pixels)] if finite else [pixels])
         labels, captions = [], []
-        for image_id, label, guess, chance in zip(
-            self._image_ids, batch.label.tolist(), predicted.tolist(), probabilities.tolist(), strict=True
+        for image_id, index, guess, chance in zip(
+            self._image_ids, batch.index.tolist(), predicted.tolist(), probabilities.tolist(), strict=True
         ):
-            labels.append(f"{data.classes[label]}\n→ {data.classes[guess]}")
-            captions.append(f"{image_id}: {data.classes[label]} → {data.classes[guess]}, {100 * chance:.0f} %")
+            own = ", ".join(data.classes[label] for label in labels_of(data.train_images, index)) or "no label"
+            labels.append(f"{own}\n→ {data.classes[guess]}")
+            captions.append(f"{image_id}: {own} → {data.classes[guess]}, {100 * chance:.0f} %")
         path = self.folder / f"epoch-{trainer.current_epoch:03d}.png"
         self.folder.mkdir(exist_ok=True)
         with whole(path) as partial:

@@ -11,7 +11,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from interp_models.core.errors import InputError, first_line
 from interp_models.core.files import whole
-from interp_models.training.module import FORMAT_VERSION, InterpModule
+from interp_models.training.module import FORMAT_VERSION, LABELS_VERSION, InterpModule
 
 Ckpt = Literal["best", "last"]
 
@@ -47,7 +47,7 @@ def _moved(value: Any, old: str, new: str) -> Any:
     return new + value.removeprefix(old) if isinstance(value, str) and value.startswith(old) else value
 
 
-def checkpoints(run: Path | None, *, selecting: bool) -> list[Checkpoint]:
+def checkpoints(run: Path | None, *, selecting: bool, measured: str = "acc") -> list[Checkpoint]:
     """The callbacks that write `last.ckpt` after every epoch and, with validation images, `best.ckpt`.
 
     There are two because `save_last` of a single one would write the last epoch only if it is the best. `last` comes
@@ -56,8 +56,9 @@ def checkpoints(run: Path | None, *, selecting: bool) -> list[Checkpoint]:
     Args:
         run: the run folder; None on ranks that do not write.
         selecting: whether there are validation images to select on.
+        measured: `key` of the model's `Measure`; the epoch with the highest `val/<measured>` is the best.
     """
-    best = [Checkpoint(run, "best", "val/acc")] if selecting else []
+    best = [Checkpoint(run, "best", f"val/{measured}")] if selecting else []
     return [*best, Checkpoint(run, "last")]
 
 
@@ -91,9 +92,10 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     own = checkpoint.get("interp_models") if isinstance(checkpoint, dict) else None
     if not isinstance(own, dict) or "format_version" not in own:
         raise InputError(f"checkpoint {path} was not written by interp_models")
-    if own["format_version"] > FORMAT_VERSION:
+    if own["format_version"] > LABELS_VERSION:
         raise InputError(
-            f"checkpoint {path} has format {own['format_version']}; this interp_models reads up to {FORMAT_VERSION}"
+            f"checkpoint {path} has format {own['format_version']}; this interp_models reads up to {FORMAT_VERSION}, "
+            f"and {LABELS_VERSION} of several labels per image"
         )
     return dict(checkpoint)
 

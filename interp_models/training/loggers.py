@@ -153,7 +153,8 @@ def log_map_table(loggers: Iterable[Logger], images: Sequence[ImageView]) -> Non
         predicted, probability = view.predictions[run]
         own = view.own.get(run, view.image)
         maps = {shown.explainer: wandb.Image(visual.drawn(own, shown.heatmap)[0]) for shown in view.maps}
-        about = [view.image_id, view.label, predicted, probability, predicted == view.label, wandb.Image(own)]
+        image = f"{view.image_id}: {view.explained}" if view.explained else view.image_id
+        about = [image, view.label, predicted, probability, view.is_right(predicted), wandb.Image(own)]
         rows.append([*about, *(maps.get(explainer) for explainer in explainers)])
     columns = ["image", "class", "prediction", "probability", "right", "pixels", *explainers]
     for logger in sending:

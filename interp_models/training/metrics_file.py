@@ -62,10 +62,10 @@ class MetricsFile(Logger):
         """The run folder; Lightning's profilers write there too."""
         return str(self.path.parent)
 
-    def validated(self, checkpoint: Mapping[str, Any]) -> dict[str, float]:
-        """`val/acc` and `val/n` of a checkpoint's epoch; empty for a training without validation."""
+    def validated(self, checkpoint: Mapping[str, Any], measured: str = "acc") -> dict[str, float]:
+        """`val/<measured>` and `val/n` of a checkpoint's epoch; empty for a training without validation."""
         row = {**self.rows.get(checkpoint["epoch"], {}), **checkpoint["interp_models"].get("metrics", {})}
-        return {key: float(row[key]) for key in ("val/acc", "val/n") if key in row}
+        return {key: float(row[key]) for key in (f"val/{measured}", "val/n") if key in row}
 
     def _fill(self, epoch: int, values: Mapping[str, Any]) -> None:
         self.rows[epoch] = {**self.rows.get(epoch, {}), **values}

@@ -3,17 +3,17 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import MeanMetric, Metric
 
 from interp_models.core.errors import InputError, unknown
-from interp_models.core.outputs import InterpOutput
+from interp_models.core.outputs import InterpOutput, LabelOutput
 from interp_models.core.registry import Registry
 from interp_models.core.traits import Trait
 from interp_models.data.base import Sample
@@ -23,8 +23,10 @@ from interp_models.training.metrics_file import row_of
 from interp_models.training.optimizers import make_optimizer
 from interp_models.training.recipe import Recipe, check_groups
 from interp_models.training.schedule import PhaseSchedule
+from interp_models.training.tasks import MEASURES, Measure, Task, cross_entropy, measure_of
 
 FORMAT_VERSION = 1  # of the keys that we add to checkpoints
+LABELS_VERSION = 2  # of checkpoints of the task `labels`, which older versions would read by a softmax
 
 
 class InterpModule(pl.LightningModule, ABC):
@@ -59,6 +61,9 @@ class InterpModule(pl.LightningModule, ABC):
     """Whether `InterpOutput.maps` can have negative values."""
     class_maps: ClassVar[bool] = False
     """Whether the default kind of `explain` depends on the class."""
+    tasks: ClassVar[tuple[Task, ...]] = ("classes",)
+    """What the model can learn; `labels` needs a loss that takes several labels per image, see `cross_entropy`, and
+    outputs made by `output`."""
     offers: ClassVar[tuple[Trait, ...]] = ("any_size", "explain")
     """Traits that explainers can rely on, see `TRAITS`. The backbone alone decides about `relu`."""
     small: ClassVar[Mapping[str, Any]] = {"backbone": "test_efficientnet", "weights": None, "output_stride": 16}
@@ -83,14 +88,43 @@ class InterpModule(pl.LightningModule, ABC):
         """The resolved config of the run, in plain containers; checkpoints hold it."""
         self.images: dict[str, list[Any]] = {}
         """Numbers and digests of the training and validation images; checkpoints hold them."""
-        self.accuracy = nn.ModuleDict(
-            {f"{stage}_acc": MulticlassAccuracy(num_classes, average="micro") for stage in ("val", "test")}
-        )
+        self.learn("classes")
         # Lightning's own mean over ranks is wrong if their last batches differ in size. A loss of NaN stays NaN.
         self.val_loss = MeanMetric(nan_strategy="disable")
         self.means = nn.ModuleDict(
             {f"{stage}_{name}": MeanMetric() for stage in ("val", "test") for name in self.statistics}
         )
+
+    def learn(self, task: Task) -> None:
+        """Set the task, before the training: loss, measure, and how the outputs are read.
+
+        Raises:
+            InputError: if the model cannot learn this task.
+        """
+        if task not in self.tasks:
+            raise InputError(
+                f"{type(self).__name__} learns one class per image, as its loss needs; it cannot learn several labels"
+            )
+        self.task: Task = task
+        stages = ("val", "test")
+        self.accuracy = nn.ModuleDict({f"{stage}_acc": measure_of(task, self.num_classes) for stage in stages})
+
+    @property
+    def measured(self) -> Measure:
+        """The number that tells how good the model is: accuracy or, for several labels, mean average precision."""
+        return MEASURES[self.task]
+
+    def output(self, logits: Tensor, maps: Tensor, aux: Mapping[str, Tensor] = MappingProxyType({})) -> InterpOutput:
+        """The output of `forward`, of the type that says how its logits are read: for several labels a `LabelOutput`.
+
+        Only a model that can learn `labels` needs it; the arguments are the fields of `InterpOutput`.
+        """
+        kind = LabelOutput if self.task == "labels" else InterpOutput
+        return kind(logits, maps, dict(aux))  # a read-only mapping would not be a pytree
+
+    def cross_entropy(self, logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """The cross-entropy of the task, see `tasks.cross_entropy`."""
+        return cross_entropy(self.task, logits, targets, label_smoothing)
 
     @abstractmethod
     def forward(self, images: Tensor) -> InterpOutput:
@@ -106,7 +140,7 @@ class InterpModule(pl.LightningModule, ABC):
 
         Args:
             output: what `forward` returned.
-            targets: class labels, int64 (B,).
+            targets: class labels, int64 (B,); of the task `labels`, bool (B, K).
 
         Returns:
             Scalar terms, already multiplied by their weights. The training minimises their sum.
@@ -200,7 +234,7 @@ class InterpModule(pl.LightningModule, ABC):
         return kind or self.explanations[0]
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
-        """The sum of the loss terms. Logs `train/loss`, each term as `train/<term>`, and `train/acc`."""
+        """The sum of the loss terms. Logs `train/loss`, each term as `train/<term>`, and for classes `train/acc`."""
         output = self(batch.image)
         terms = self.loss(output, batch.label)
         if self.distillation is not None:
@@ -208,19 +242,21 @@ class InterpModule(pl.LightningModule, ABC):
         loss = torch.stack(list(terms.values())).sum()
         with torch.no_grad():
             self.observe(output, batch.label)
-            right = (output.logits.argmax(dim=1) == batch.label).float().mean()
+            logged = dict(terms)
+            if self.task == "classes":  # the mean over batches of the average precision would not be that of all images
+                logged["acc"] = (output.logits.argmax(dim=1) == batch.label).float().mean()
         size = len(batch.label)
-        for name, value in (*terms.items(), ("acc", right)):  # training batches of all ranks have the same size
+        for name, value in logged.items():  # training batches of all ranks have the same size
             self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=size, sync_dist=True)
         return loss
 
     def validation_step(self, batch: Sample, batch_idx: int) -> InterpOutput:  # type: ignore[override]
-        """Log `val/loss`, `val/acc`, `val/n` and the statistics; returns the output for callbacks."""
+        """Log `val/loss`, `val/acc` (or `mean_ap`), `val/n` and the statistics; returns the output for callbacks."""
         return self._evaluation_step(batch, "val")
 
     def test_step(self, batch: Sample, batch_idx: int) -> InterpOutput:  # type: ignore[override]
-        """Log `test/acc`, `test/n` and the statistics; returns the output for callbacks."""
+        """Log `test/acc` (or `mean_ap`), `test/n` and the statistics; returns the output for callbacks."""
         return self._evaluation_step(batch, "test")
 
     def _evaluation_step(self, batch: Sample, stage: str) -> InterpOutput:
@@ -230,9 +266,9 @@ class InterpModule(pl.LightningModule, ABC):
             loss = torch.stack(list(self.loss(output, batch.label).values())).sum()
             self.val_loss.update(loss.expand(size))  # once per image: nan_strategy="disable" ignores weights
             self.log("val/loss", self.val_loss, batch_size=size)
-        accuracy = cast(MulticlassAccuracy, self.accuracy[f"{stage}_acc"])
+        accuracy = cast(Metric, self.accuracy[f"{stage}_acc"])
         accuracy.update(output.logits, batch.label)
-        self.log(f"{stage}/acc", accuracy, prog_bar=True, batch_size=size)
+        self.log(f"{stage}/{self.measured.key}", accuracy, prog_bar=True, batch_size=size)
         for name, values in self.measure(output, batch.label).items():
             mean = cast(MeanMetric, self.means[f"{stage}_{name}"])
             mean.update(values)
@@ -267,6 +303,8 @@ class InterpModule(pl.LightningModule, ABC):
             "phase": phase,
             "metrics": row_of(self.trainer, phase),
         }
+        if self.task != "classes":
+            checkpoint["interp_models"] |= {"format_version": LABELS_VERSION, "task": self.task}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to resume with another teacher."""

@@ -17,7 +17,7 @@ from interp_models.core.distributed import gathered_objects
 from interp_models.runs.building import build_data
 from interp_models.runs.loading import run_config
 from tests import processes
-from tests.conftest import BCNN_LRS, copy_run, fit, tiny_config, tiny_options, write_config
+from tests.conftest import BCNN_LRS, copy_run, fit, squares_config, tiny_config, tiny_options, write_config
 from tests.contract.prototype_metrics import case, equal, judge
 from tests.data.make_cub import PARTS, make_cub
 from tests.training.test_class_report import report_of
@@ -269,6 +269,44 @@ def test_resuming(odd_cub: Path, one_process: Path, tmp_path: Path) -> None:
     run = tmp_path / "tiny" / "run"
     command("train.py", f"resume={run}", f"phases={json.dumps(phases)}", cwd=tmp_path)
     assert_same_training(run, one_process)
+
+
+# Several labels per image
+
+
+def test_several_labels(squares: dict[str, Any], tmp_path: Path) -> None:
+    """Average precision is of the images of all ranks, 5 and 4 of them; so are the maps of every label."""
+    runs = []
+    for ranks in (1, 2):
+        run = tmp_path / str(ranks) / "tiny" / "run"
+        node = squares_config(run, optimizer={"name": "sgd"})
+        node["data"] |= {"batch_size": 4 // ranks, "augment": False, "val_fraction": 0.4}
+        node["data"]["dataset"] |= {"count": 19}
+        node["phases"] = [{"epochs": 2, "lrs": {"backbone": 0.05, "head": 0.05}, "eval_modules": ["backbone"]}]
+        (tmp_path / str(ranks)).mkdir()
+        plan = [*PLAN[1:], "explainers=[intrinsic, gradcam, random]", "target=label"]
+        if ranks == 1:
+            fit(node)
+            command("evaluate.py", run, *plan, cwd=tmp_path)
+        else:
+            command("train.py", write_config(tmp_path / "c.yaml", node), *TWO, cwd=tmp_path)
+            command("evaluate.py", run, *plan, *TWO, cwd=tmp_path)
+        runs.append(run)
+    assert_same_training(runs[1], runs[0])
+    metrics = json.loads((runs[1] / "metrics.json").read_text())
+    assert 0 < metrics["val/mean_ap"] < 1
+    assert metrics["test/n"] == 19
+    a, b = (run / "evaluation" for run in runs)
+    assert (a / "maps/index.csv").read_text() == (b / "maps/index.csv").read_text()
+    assert len(pd.read_csv(a / "maps/index.csv")) > 19
+    tables = [pd.read_parquet(folder / "per_image.parquet") for folder in (a, b)]
+    keys = ["explainer", "metric", "index", "target_class", "prediction"]
+    pd.testing.assert_frame_equal(*(of[keys] for of in tables))
+    np.testing.assert_allclose(*(of["probability"] for of in tables), rtol=1e-3)
+    rows = [json.loads((folder / "results.json").read_text())["rows"] for folder in (a, b)]
+    assert [(row["n"], row["explainer"]) for row in rows[0]] == [(row["n"], row["explainer"]) for row in rows[1]]
+    maps = [np.load(folder / "maps/random.npy") for folder in (a, b)]
+    np.testing.assert_allclose(*maps, rtol=1e-5, atol=1e-7)
 
 
 # Classes of a test

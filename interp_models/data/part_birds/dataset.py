@@ -95,7 +95,7 @@ class PartBirds(ImageDataset):
     def _label(self, index: int) -> int:
         if not 0 <= index < len(self):
             raise IndexError(f"part_birds has no {self.split} image {index}, only 0 to {len(self) - 1}")
-        return self.labels[index]
+        return int(self.labels[index])
 
 
 def _bounds(mask: NDArray[np.bool_]) -> torch.Tensor:
