@@ -565,6 +565,20 @@ def test_post_hoc_explainers_and_their_peers(tmp_path: Path) -> None:
         assert passes[f"scorecam, {how}"] == 321
         assert passes[f"occlusion, {how}"] == 3 * 3 + 1
         assert passes[f"integrated_gradients, steps 12, {how}"] == 12
+        assert passes[f"gradientshap, samples 12, {how}"] == passes[f"smooth_fullgrad, samples 12, {how}"] == 12
+        assert passes[f"hsic, samples 100, {how}"] == 101
+    assert passes["fem"] == passes["relevancecam"] == passes["lrp"] == 1
+    assert passes["deeplift"] == 2
+
+
+@pytest.mark.slow
+def test_propagation_rules_and_their_peers(tmp_path: Path) -> None:
+    tiny = ["--count", "1", "--pairs", "1", "--seconds", "0", "--images", "noise", "--memory"]
+    path = import_module("benchmarks.propagation").main([*tiny, "--threads", "1", "--out", str(tmp_path)])
+    passes = {row["what"]: row["passes"] for row in json.loads(path.read_text())["timings"]}
+    assert passes["VGG-11, lrp, epsilon_plus_flat"] == passes["VGG-11, excitation_backprop"] == 1
+    assert passes["VGG-11, deeplift"] == passes["ViT-S/16, deeplift"] == 2
+    assert passes["ViT-S/16, legrad"] == 1
 
 
 def test_the_gallery_shows_every_explainer_or_why_not(bcnn_run: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from interp_models.core.passes import uncounted
 from interp_models.core.prepared import class_name
 from interp_models.core.protocols import explains_itself
 from interp_models.explainers.class_token import reads_class_token, why_not
-from interp_models.explainers.forms import Form, Reshape, fits, patches
+from interp_models.explainers.forms import MOST_OTHERS, Form, Reshape, fits, patches
 from interp_models.explainers.places import EXPLAINED, order
 from interp_models.explainers.traces import OtherRows, Output, Trace, gradients_by, holds_all_values, outputs_of, traced
 from interp_models.nn.attention import find_transformer
@@ -160,6 +160,11 @@ def _last(model: nn.Module, image: Tensor, trace: Trace) -> Place:
         module = model.get_submodule(output.name)
         if output.shape == tuple(image.shape[1:]) and not any(x.dim() == 4 for x in module.parameters()):
             continue  # the image itself, normalised
+        gradient = reached.get((output.name, output.use))
+        if gradient is not None and len(output.shape) == 2:
+            used = int(gradient.any(dim=2).sum())
+            if used <= MOST_OTHERS < output.shape[0] // 2:
+                continue  # in the last layers, often only the class token reaches the logits
         # Beside the patches, the class token passes the last attention by the residual connection.
         norm = "norm" in type(module).__name__.lower() and len(output.shape) == 2
         whole = trace.score is None or trace.holds_all(output)
@@ -172,9 +177,9 @@ def _last(model: nn.Module, image: Tensor, trace: Trace) -> Place:
             passed_over = passed_over or (output.name if any(form.kind == "nchw" for form in output.forms) else "")
             continue
         if form.kind == "tokens" and trace.score is not None:
-            gradient = reached.get((output.name, output.use))
-            if gradient is None or not bool(form.to_map(gradient).any()):
-                continue  # in the last layers, often only the class token reaches the logits
+            reaches = gradient is not None and bool(form.to_map(gradient).any())
+            if not reaches:
+                continue
         if passed_over and passed_over not in output.name:
             warnings.warn(
                 f"layer {output.name} of {name} is read: in the later {passed_over} no map lies on the image in order",
@@ -211,7 +216,7 @@ def _form(model: nn.Module, image: Tensor, output: Output, forms: list[Form], le
             return form.to_map(outputs[key])
 
         try:
-            share = order(image, grid, read)
+            share = order(image, grid, read, known=best[0])
         except OtherRows:
             return None
         if share is None and form.kind == "nchw" and fits(grid, (image.shape[2], image.shape[3])):

@@ -22,13 +22,14 @@ LEAST = 0.02
 """Least standard deviation of the logarithms of the changes."""
 
 
-def order(image: Tensor, grid: tuple[int, int], read: Callable[[Tensor], Tensor]) -> float | None:
+def order(image: Tensor, grid: tuple[int, int], read: Callable[[Tensor], Tensor], known: float = 0.0) -> float | None:
     """How well the distance between a stripe with noise and a cell explains the cell's change, from 0 to 1.
 
     Args:
         image: one image, (1, C, H, W).
         grid: rows h and columns w of the map.
         read: computes the feature maps (N, C, h, w) of images (N, C, H, W).
+        known: what another reading of the same layer has; a reading that is worse than a sure one is left at that.
 
     Returns:
         The smaller share of variance (adjusted R²) of rows and columns; 0 if changes grow with the distance or hardly
@@ -53,7 +54,7 @@ def order(image: Tensor, grid: tuple[int, int], read: Callable[[Tensor], Tensor]
         axes = [axis for axis in (0, 1) if stripes(grid[axis]) > 1]
         means = [torch.stack(some).nanmean(dim=0) for some in zip(*logs, strict=True)]
         share = min(_share(log, axis) for log, axis in zip(means, axes, strict=True))
-        if not HOPELESS < share < SURE:
+        if not HOPELESS < share < SURE or share < SURE <= known:
             break
     return share
 
