@@ -19,7 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from interp_models.core.errors import InputError, first_line
 from interp_models.explainers import EXPLAINERS
-from interp_models.explainers.layers import Layer, target_layer, tensor_of
+from interp_models.explainers.forms import tensor_of
+from interp_models.explainers.layers import Layer, target_layer
 from tests.trunk_families import MOST, millions, smallest
 
 TABLE = Path(__file__).parents[1] / "docs" / "layers.md"
