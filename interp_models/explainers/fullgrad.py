@@ -1,5 +1,6 @@
 """FullGrad: gradient times image, and gradients times the biases of all layers, which add up to the logit."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -12,12 +13,21 @@ from torch.overrides import TorchFunctionMode
 from interp_models.core.batches import default_batch
 from interp_models.core.eager import HIDING, name_of, nodes_of
 from interp_models.core.errors import InputError, NotApplicable
+from interp_models.core.known import known_of
 from interp_models.core.maps import full_precision
+from interp_models.core.passes import uncounted
 from interp_models.core.prepared import class_name
 from interp_models.core.scoring import Target, resolve_target, scores_of
 from interp_models.explainers.base import EXPLAINERS, Explainer, gradient_of
 from interp_models.explainers.combinators import NoiseScale, noise_like, resolved, sigmas
+from interp_models.explainers.places import EXPLAINED, order
 
+TOO_FEW, FEW = 4, 7
+"""Of a map with so few rows or columns, cells see nearly all of the image: no order, or less, can be asked of them."""
+COARSE = 14
+"""Most rows and columns of cells that are told apart; those of larger maps are averaged."""
+ORDERED_AT_ALL = 0.2
+"""Least order of few cells. Mirrored and moved ones have 0."""
 TOLERANCE = 1e-3
 """Largest accepted difference of the logit and the sum of all terms, relative to the sum of the terms' sizes."""
 
@@ -121,6 +131,62 @@ def _depends(x: Any) -> bool:
     return isinstance(x, Tensor) and x.requires_grad
 
 
+class _Maps(TorchFunctionMode):
+    """Notes every map whose bias FullGrad draws: random mixtures of its channels, averaged to at most `COARSE` cells
+    along each axis."""
+
+    def __init__(self, model: nn.Module, images: Tensor) -> None:
+        super().__init__()
+        self.made: list[Tensor] = []
+        with _frozen(model), torch.enable_grad(), self:
+            model(images.clone().requires_grad_(True).clone())
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        if isinstance(output, Tensor) and output.dim() == 4 and output.requires_grad and output.is_floating_point():
+            drawn = _bias(getattr(func, "__name__", ""), args, kwargs, output) is not None
+            if drawn and min(output.shape[2:]) > TOO_FEW:
+                weights = torch.randn(output.shape[1], 4, generator=torch.Generator().manual_seed(0)).to(output)
+                mixed = torch.einsum("bchw,cd->bdhw", output.detach(), weights)
+                size = (min(mixed.shape[2], COARSE), min(mixed.shape[3], COARSE))
+                self.made.append(F.adaptive_avg_pool2d(mixed, size))
+        return output
+
+
+def _misplaced(model: nn.Module, image: Tensor) -> str | None:
+    """Why biases cannot be drawn over the image: a map of one does not lie on it in order; None if all do."""
+    every = _Maps(model, torch.cat([image, image])).made
+    if any(len(made) != 2 for made in every):
+        return "has maps without one row per image"
+    seen: dict[Any, list[Tensor]] = {}  # all maps of a grid are tried with the same images
+    for place, made in enumerate(every):
+        grid = (made.shape[2], made.shape[3])
+        least = EXPLAINED if min(grid) > FEW else ORDERED_AT_ALL
+        share = order(image, grid, _reader(model, place, grid, seen), known=1.0)  # one image is often enough
+        if share is not None and 0 < share < least:
+            share = order(image, grid, _reader(model, place, grid, seen))
+        if share is not None and share < least:
+            return "has a layer whose cells do not lie on the image in order"
+    return None
+
+
+def _reader(
+    model: nn.Module, place: int, grid: tuple[int, int], seen: dict[Any, list[Tensor]]
+) -> Callable[[Tensor], Tensor]:
+    """A function from images to the map with a number; the maps of the n-th call for a grid are kept in `seen`."""
+    calls = itertools.count()
+
+    def read(images: Tensor) -> Tensor:
+        key = (grid, next(calls))
+        if key not in seen:
+            parts = [_Maps(model, some).made for some in torch.split(images, default_batch(images))]
+            seen[key] = [torch.cat(same) for same in zip(*parts, strict=True)]
+        return seen[key][place]
+
+    return read
+
+
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
     """While open, weights take no gradients, so that what has a graph depends on the images."""
@@ -146,6 +212,12 @@ class _Terms(Explainer):
         Raises:
             NotApplicable: if the terms do not add up to the logit.
         """
+        known, key = known_of(self.model), ("places of biases", tuple(inputs.shape[1:]))
+        if key not in known:
+            with uncounted():
+                known[key] = _misplaced(self.model, inputs[:1].detach())
+        if known[key] is not None:
+            raise NotApplicable(f"{class_name(self.model)} {known[key]}, over which fullgrad would draw its bias")
         images = inputs.detach().clone().requires_grad_(True)
         wide = torch.promote_types(inputs.dtype, torch.float32)
         total, size = (torch.zeros(len(inputs), dtype=wide, device=inputs.device) for _ in range(2))
@@ -204,13 +276,15 @@ class FullGrad(_Terms):
     σ), constants that are added, such as those of the normalisation of the images, and the bounds of activations such
     as ReLU6. Biases without cells, as those of linear layers, are no part of the map. They are part of the sum of all
     terms, Σ x ⊙ ∂y/∂x + Σ_l Σ b_l ⊙ ∂y/∂b_l, which must be the logit: this is checked for every image. The order of
-    modules does not matter, and modules may be used several times.
+    modules does not matter, and modules may be used several times. The cells of every layer must lie on the image in
+    order, as those of class activation maps: this is tried once per model and image size, with a few dozen passes.
 
     Args:
         model: any module that returns logits and is piecewise linear: with ReLU, but without products of features.
 
     Raises:
-        NotApplicable: if the terms do not add up to the logit, as with GELU, attention or a softmax.
+        NotApplicable: if the terms do not add up to the logit, as with GELU, attention or a softmax, and if the cells
+            of a layer with biases do not lie on the image in order.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from interp_models import EXPLAINERS, NotApplicable
 from interp_models.core.classifier import Classifier
@@ -143,7 +144,10 @@ def test_the_smooth_one_averages_the_signed_terms_of_the_copies_that_it_passes()
         net, images = example()
         passed: list[Tensor] = []
         handle = net.register_forward_pre_hook(lambda module, args: passed.extend(args[0].detach().clone()))
-        found = cls(net, samples=3, batch=2, noise=0.1, seed=4).attribute(images[:2], 1)
+        smooth = cls(net, samples=3, batch=2, noise=0.1, seed=4)
+        smooth.attribute(images[:2], 1)  # the places of the layers are tried once
+        passed.clear()
+        found = smooth.attribute(images[:2], 1)
         handle.remove()
         for i in range(2):
             copies = [x for x in passed if 0 < float((x - images[i]).abs().mean()) < 0.2]
@@ -247,3 +251,43 @@ def test_weights_learn_again_after_a_refusal() -> None:
     with pytest.raises(NotApplicable):
         FullGrad(net).attribute(torch.rand(1, 3, 8, 8))
     assert [x.requires_grad for x in net.parameters()] == [False, True, True, True]
+
+
+class Moving(nn.Module):
+    """A network whose features lie on the image in another order, from the start or between two layers."""
+
+    def __init__(self, move=lambda x: x, back=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.ReLU())
+        self.move, self.back, self.head = move, back, nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.second(self.move(self.first(self.move(x) if self.back is None else x)))
+        return self.head((x if self.back is None else self.back(x)).mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("name", ["fullgrad", "smooth_fullgrad"])
+def test_biases_of_layers_that_do_not_lie_on_the_image_are_not_drawn(name):
+    x = torch.rand(1, 3, 32, 32)
+    options = {"samples": 2} if name == "smooth_fullgrad" else {}
+    assert EXPLAINERS.build(name, options, model=Moving().eval()).attribute(x, 1).std() > 0
+    for model in (
+        Moving(lambda x: x.roll(16, dims=2)),
+        Moving(lambda x: x.flip(3), lambda x: x.flip(3)),
+        nn.Sequential(v2.CenterCrop(20), Moving()),
+    ):
+        with pytest.raises(NotApplicable, match="do not lie on the image in order"):
+            EXPLAINERS.build(name, options, model=model.eval()).attribute(x, 1)
+
+    class Views(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = Moving()
+
+        def forward(self, x):
+            return self.net(torch.cat([x, x.flip(3)])).view(2, len(x), -1).mean(dim=0)
+
+    with pytest.raises(NotApplicable, match="one row per image"):
+        EXPLAINERS.build(name, options, model=Views().eval()).attribute(x, 1)
