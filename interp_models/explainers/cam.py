@@ -35,7 +35,8 @@ class EigenCAM(OfLayer):
     Yeasin, IJCNN 2020, equation 4).
 
     The map is the same for every class. The sign of a singular vector is arbitrary: v is chosen so that the map
-    correlates positively with the activation map.
+    correlates positively with the activation map or, where that is 0, as behind a layer norm without weights, so that
+    Σ (A v)³ is positive.
     """
 
     uses_class = False
@@ -58,6 +59,8 @@ class EigenCAM(OfLayer):
                 values, vectors = torch.linalg.eigh((cells @ cells.transpose(1, 2)).double())
                 projection = vectors[:, :, -1] * values[:, -1:].clamp(min=0).sqrt()
         alike = (projection * mean.double()).sum(dim=1, keepdim=True)
+        rounding = mean.abs().amax(dim=1) <= 1e-5 * a.abs().flatten(1).amax(dim=1)
+        alike = torch.where(rounding[:, None], projection.pow(3).sum(dim=1, keepdim=True), alike)
         return torch.where(alike < 0, -projection, projection).float().view(-1, *a.shape[-2:])
 
 

@@ -96,8 +96,8 @@ def stages(model: nn.Module, inputs: Tensor) -> list[Layer]:
 
     These are the inputs of the layers that reduce the resolution, and the last feature map: outputs (B, C, h, w) or
     (B, h, w, C) whose cells lie on the image in order, and through which passes everything that the logits know of the
-    image. A resolution at which no layer has weights, as after a last pooling, has none. If there are no such outputs,
-    and in timm's vision transformers, the only one is `target_layer`.
+    image. A resolution at which no layer has weights, as after a last pooling, has none. In timm's vision transformers
+    the only one is `target_layer`; also if there are no such outputs, as with gradient checkpoints, with a warning.
 
     The result is cached as that of `target_layer`.
     """
@@ -108,7 +108,15 @@ def stages(model: nn.Module, inputs: Tensor) -> list[Layer]:
         with uncounted(), torch.inference_mode(False):
             known[key] = _stages(model, inputs[:1].detach().clone())
     found = [Layer(model.get_submodule(name), name, form, use) for name, form, use in known[key]]
-    return found or [target_layer(model, None, inputs)]
+    if found:
+        return found
+    last = target_layer(model, None, inputs)
+    warnings.warn(
+        f"only layer {last.name} of {class_name(model)} is read: nothing shows that all that the logits know of the "
+        "image passes through layers of other resolutions",
+        stacklevel=2,
+    )
+    return [last]
 
 
 def _stages(model: nn.Module, image: Tensor) -> list[Place]:

@@ -194,3 +194,25 @@ def test_the_family_shares_one_pass():
         assert torch.equal(maps, together[name])
     for maps in (other, changed, probability):
         assert not torch.allclose(maps, alone["gradcam"])
+
+
+def test_the_sign_of_eigencam_does_not_come_from_rounding():
+    """Behind a layer norm with its first weights, the activation map is 0 up to rounding."""
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(3, 16, 4, stride=4)
+
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.head = convolution, nn.LayerNorm(16), nn.Linear(16, 3)
+
+        def forward(self, x):
+            return self.head(self.norm(self.conv(x).permute(0, 2, 3, 1)).mean(dim=(1, 2)))
+
+    images = torch.rand(4, 3, 32, 32)
+    maps = [
+        cam.EigenCAM(Normed().to(kind), layer="norm", reshape="nhwc").attribute(images.to(kind), 0)
+        for kind in (torch.float32, torch.float64)
+    ]
+    assert float((maps[0] - maps[1]).abs().max()) < 1e-3 * float(maps[0].abs().max())
+    assert float(maps[0].pow(3).sum(dim=(1, 2)).min()) > 0

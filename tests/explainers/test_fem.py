@@ -1,11 +1,13 @@
 """FEM against loops and the formula by hand; the layers that stages finds in known architectures."""
 
+import warnings
+
 import numpy as np
 import pytest
 import timm
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from interp_models import EXPLAINERS, InputError
 from interp_models.explainers.fem import FEM, MLFEM
@@ -124,3 +126,27 @@ def test_a_transformer_has_one_stage() -> None:
     vit, images = timm.create_model("test_vit", img_size=64).eval(), torch.rand(1, 3, 64, 64)
     assert stages(vit, images) == [target_layer(vit, None, images)]
     assert stages(vit, images)[0].name == "blocks.5.norm1"
+
+
+def test_a_network_whose_resolutions_cannot_be_seen_is_read_at_one_layer_with_a_warning() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    class Net(nn.Module):
+        def __init__(self, recomputed: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.recomputed, self.head = recomputed, nn.Linear(8, 3)
+            self.features = nn.Sequential(
+                nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, padding=1), nn.ReLU()
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            features = checkpoint(self.features, x, use_reentrant=False) if self.recomputed else self.features(x)
+            return self.head(features.mean(dim=(2, 3)))
+
+    images = torch.rand(1, 3, 32, 32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(stages(Net(False).eval(), images)) == 2
+    with pytest.warns(UserWarning, match="only layer .* of Net is read"):
+        assert len(stages(Net(True).eval(), images)) == 1
