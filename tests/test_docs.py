@@ -170,6 +170,12 @@ def test_the_example_of_averages():
     assert names["smooth"].shape == names["integrated"].shape == (2, 62, 62)
 
 
+def test_the_example_of_a_class_activation_map():
+    block = next(block for block in blocks("docs/adding-an-explainer.md") if "squared_cam" in block)
+    code = f"{block}\nassert maps.shape == (2, 32, 32) and float(maps.std()) > 0"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)  # in a registry of its own
+
+
 COPIED = (
     "benchmarks", "configs", "docs", "interp_models", "tests", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md",
     "LICENSE", "Makefile", "README.md", "constraints.txt", "evaluate.py", "mkdocs.yml", "pyproject.toml", "studies",

@@ -97,7 +97,7 @@ def stages(model: nn.Module, inputs: Tensor) -> list[Layer]:
     These are the inputs of the layers that reduce the resolution, and the last feature map: outputs (B, C, h, w) or
     (B, h, w, C) whose cells lie on the image in order, and through which passes everything that the logits know of the
     image. A resolution at which no layer has weights, as after a last pooling, has none. In timm's vision transformers
-    the only one is `target_layer`; also if there are no such outputs, as with gradient checkpoints, with a warning.
+    the only one is `target_layer`; also if there are no such outputs, as in networks without gradients, with a warning.
 
     The result is cached as that of `target_layer`.
     """
