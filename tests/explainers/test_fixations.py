@@ -208,3 +208,15 @@ def test_padding_by_an_operation_of_its_own_is_as_that_of_a_convolution():
     padded = torch.nn.functional.pad(x, (0, 3, 2, 0))
     plain = CNNFixations(nn.Sequential(outside, head).eval()).attribute(padded, 1)
     assert torch.allclose(CNNFixations(uneven).attribute(x, 1), plain[:, 2:, :16])
+
+
+def test_channels_last_change_nothing():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.AdaptiveAvgPool2d(1)]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 3)).eval()
+    x = torch.rand(2, 3, 16, 16)
+    expected = CNNFixations(model).attribute(x, 1)
+    assert float(expected.std()) > 0
+    assert torch.equal(CNNFixations(model).attribute(x.to(memory_format=torch.channels_last), 1), expected)
+    model.to(memory_format=torch.channels_last)
+    assert torch.equal(CNNFixations(model).attribute(x, 1), expected)
