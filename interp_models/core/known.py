@@ -41,8 +41,8 @@ def state_of(model: nn.Module) -> list[object]:
             _Same(part),
             getattr_static(type(part), "forward", None),
             _attributes(part),
-            tuple(part._forward_hooks),
-            _before(part),
+            _hooks(part._forward_hooks),
+            _hooks(part._forward_pre_hooks),
         )
         for name, part in model.named_modules()
     ]
@@ -86,9 +86,9 @@ def _meta(x: Tensor) -> bool:
     return x.is_meta or nn.parameter.is_lazy(x)
 
 
-def _before(module: nn.Module) -> tuple[int, ...]:
-    """The forward pre-hooks of a module, without those that only count."""
-    return tuple(key for key, hook in module._forward_pre_hooks.items() if not getattr(hook, "only_counts", False))
+def _hooks(hooks: dict[int, Any]) -> tuple[int, ...]:
+    """The hooks of a module, without those that only count."""
+    return tuple(key for key, hook in hooks.items() if not getattr(hook, "only_counts", False))
 
 
 def _attributes(part: nn.Module) -> list[tuple[str, object]]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from interp_models.core.choices import Preparation
 from interp_models.core.classifier import Classifier
 from interp_models.core.eager import is_recomputed
-from interp_models.core.endings import begin_pass
+from interp_models.core.endings import in_pass
 from interp_models.core.errors import first_line
 from interp_models.core.known import fingerprint, state_of
 from interp_models.core.modes import alone, evaluating, full_float32
@@ -47,9 +47,9 @@ class Prepared(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor | LabelLogits | Regression:
         """Compute the logits (B, K) of images (B, C, H, W), in float32 or float64."""
-        begin_pass()
         images = images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(images.device.type, torch.bfloat16) if self.autocasts else nullcontext():
+        autocast = torch.autocast(images.device.type, torch.bfloat16) if self.autocasts else nullcontext()
+        with autocast, in_pass(images):
             output = self.model(images)
         logits = logits_of(output)
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
