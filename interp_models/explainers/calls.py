@@ -200,7 +200,6 @@ def plain(call: Call) -> Any:
 
 def ruled(value: Tensor, back: Back, operands: Sequence[Tensor]) -> Tensor:
     """A value as a function of operands, with this backward."""
-    value = value.clone() if value._is_view() else value  # the network may change it in place
     made: Tensor = _Ruled.apply(back, [value], *operands)  # type: ignore[no-untyped-call]
     return made
 
