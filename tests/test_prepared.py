@@ -11,6 +11,7 @@ import torchvision
 from torch import Tensor, nn
 
 from interp_models import MODELS
+from interp_models.core.eager import eagerly
 from interp_models.core.known import known_of
 from interp_models.core.prepared import KERNELS, Prepared, _Fused, prepare, release
 from interp_models.core.scoring import logits_of
@@ -214,9 +215,15 @@ def test_a_compiled_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda model: compile_(model, backend="eager"))
     net, images = trained(NETS["resnet18"]()).eval(), torch.rand(2, 3, 64, 64)
     made = prepare(net, images, "compiled")
-    assert isinstance(made, torch._dynamo.OptimizedModule)
+    assert isinstance(made, Prepared)
+    assert hasattr(made.run, "_torchdynamo_orig_callable")
     with torch.no_grad():
         torch.testing.assert_close(made(images), net(images), rtol=1e-4, atol=1e-5)
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        torch._dynamo.reset()
+        with eagerly(net):
+            made(images)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > graphs
     assert prepare(made, images) is made
     monkeypatch.setattr(torch, "compile", lambda model: 1 / 0)
     other = NETS["resnet18"]().eval()

@@ -31,7 +31,8 @@ HIDDEN = {
 def eagerly(model: nn.Module) -> Iterator[None]:
     """Run a model inside the context as if it were neither compiled nor checkpointed.
 
-    Checkpoints that a timm model switches on are off inside. Parts made by `torch.compile` run eagerly.
+    Checkpoints that a timm model switches on are off inside. Parts and functions made by
+    `torch.compile` run eagerly.
 
     Raises:
         NotApplicable: if a gradient meets other checkpoints.
@@ -41,7 +42,7 @@ def eagerly(model: nn.Module) -> Iterator[None]:
             if getattr(part, "grad_checkpointing", False) is True:
                 setattr(part, "grad_checkpointing", False)  # noqa: B010 (mypy knows only modules' parameters)
                 stack.callback(setattr, part, "grad_checkpointing", True)
-        if "torch._dynamo" in sys.modules and any(map(_is_compiled, model.modules())):
+        if "torch._dynamo" in sys.modules:  # without it nothing is compiled
             stack.enter_context(_not_compiled())
         try:
             with torch.autograd.graph.disable_saved_tensors_hooks(RECOMPUTES):
@@ -73,6 +74,16 @@ def _not_compiled() -> Iterator[None]:
                 stance.__exit__(None, None, None)
 
 
+@contextmanager
+def compiled_again() -> Iterator[None]:
+    """Run what a prepared copy has compiled as such, also inside `eagerly`."""
+    if not _stances:
+        yield
+        return
+    with torch.compiler.set_stance("default"):
+        yield
+
+
 def own_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
     """A hook that acts in the thread that calls this, and not when another thread runs the model meanwhile."""
     owner = threading.get_ident()
@@ -87,10 +98,6 @@ def own_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
 def is_recomputed(error: Exception) -> bool:
     """Whether an error comes from a gradient that meets a checkpoint inside `eagerly`."""
     return RECOMPUTES in str(error) or ("checkpoint is incompatible" in str(error) and ".grad()" in str(error))
-
-
-def _is_compiled(part: nn.Module) -> bool:
-    return getattr(part, "_orig_mod", None) is not None or getattr(part, "_compiled_call_impl", None) is not None
 
 
 def nodes_of(node: Any, without: Any = None) -> set[Any]:

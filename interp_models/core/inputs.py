@@ -66,6 +66,12 @@ def check_images_for(model: nn.Module, images: Tensor, name: str = "inputs") -> 
     models may need any values.
     """
     check_images(images, name)
+    lazy = next((part for part in model.modules() if _is_lazy(part)), None)
+    if lazy is not None:
+        raise InputError(
+            f"{type(lazy).__name__} has no weights yet, and a pass would draw them: pass images through the model "
+            "once, or load its weights"
+        )
     found = pixel_range(images, name)
     inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel) else model
     if getattr(inner, "unit_images", False):
@@ -75,6 +81,12 @@ def check_images_for(model: nn.Module, images: Tensor, name: str = "inputs") -> 
                 f"{name} must have {channels} channels (batch, {channels}, height, width); got {tuple(images.shape)}"
             )
         check_unit(found, "the model normalises images itself", name)
+
+
+def _is_lazy(part: nn.Module) -> bool:
+    """Whether weights of a module are made by its first pass."""
+    tensors = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
+    return any(map(nn.parameter.is_lazy, tensors))
 
 
 @contextmanager

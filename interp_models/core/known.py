@@ -1,11 +1,14 @@
 """What was found out about a model, kept as long as the model stays as it is."""
 
 from collections.abc import Iterator
+from hashlib import blake2b
 from inspect import getattr_static
 from itertools import chain
+from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,14 +38,15 @@ def state_of(model: nn.Module) -> list[object]:
     It does not read the weights, so a write to `.data` escapes it (see `fingerprint`); so does a change of something
     that is no attribute, such as a global variable.
     """
+    seen: dict[int, int] = {}
     parts = [
         (
             name,
             _Same(part),
             getattr_static(type(part), "forward", None),
-            _attributes(part),
-            tuple(part._forward_hooks),
-            _before(part),
+            _attributes(part, seen),
+            _hooks(part._forward_hooks),
+            _hooks(part._forward_pre_hooks),
         )
         for name, part in model.named_modules()
     ]
@@ -86,14 +90,18 @@ def _meta(x: Tensor) -> bool:
     return x.is_meta or nn.parameter.is_lazy(x)
 
 
-def _before(module: nn.Module) -> tuple[int, ...]:
-    """The forward pre-hooks of a module, without those that only count."""
-    return tuple(key for key, hook in module._forward_pre_hooks.items() if not getattr(hook, "only_counts", False))
+def _hooks(hooks: dict[int, Any]) -> tuple[int, ...]:
+    """The hooks of a module, without those that only count."""
+    return tuple(key for key, hook in hooks.items() if not getattr(hook, "only_counts", False))
 
 
-def _attributes(part: nn.Module) -> list[tuple[str, object]]:
+def _attributes(part: nn.Module, seen: dict[int, int]) -> list[tuple[str, object]]:
     """The attributes of a module that its forward may read, beside modules, parameters and buffers."""
-    return [(name, _value(value)) for name, value in vars(part).items() if name not in _INTERNAL and name != "training"]
+    return [
+        (name, _Same(value) if name in _OUTSIDE else _value(value, seen))
+        for name, value in vars(part).items()
+        if name not in _INTERNAL and name != "training"
+    ]
 
 
 def _hidden(model: nn.Module) -> Iterator[Tensor]:
@@ -112,20 +120,35 @@ def _hidden(model: nn.Module) -> Iterator[Tensor]:
 MOST_VALUES = 10_000
 """Most values of a module's attributes that are looked at."""
 _INTERNAL = frozenset(vars(nn.Module()))
+_OUTSIDE = frozenset(["_trainer", "_fabric"])
+"""What runs a LightningModule, and changes with every step."""
 
 
-def _value(value: object, depth: int = 2) -> object:
-    """What tells that an attribute is the same: its value for numbers and text, versions of tensors, else identity."""
+def _value(value: object, seen: dict[int, int], depth: int = 3) -> object:
+    """What tells that an attribute is the same: its value for numbers, text and arrays, versions of tensors, else
+    identity, with the attributes of an object such as a config.
+
+    Args:
+        value: the attribute.
+        seen: by id, the depth to which objects have been looked at, which is not done twice.
+        depth: how many lists, dicts and objects inside each other are looked at.
+    """
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor):
         return _version(value)
     if depth and isinstance(value, list | tuple):
-        return tuple(_value(one, depth - 1) for one in value)
+        return tuple(_value(one, seen, depth - 1) for one in value)
     if isinstance(value, nn.Module):
         return tuple(map(_version, chain(value.parameters(), value.buffers())))
     if depth and isinstance(value, dict):
-        return tuple((_value(key, 0), _value(one, depth - 1)) for key, one in value.items())
+        return tuple((_value(key, seen, 0), _value(one, seen, depth - 1)) for key, one in value.items())
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        return value.shape, value.dtype.str, blake2b(value.tobytes()).digest()
+    own = getattr(value, "__dict__", None)
+    if depth and isinstance(own, dict) and not isinstance(value, type | ModuleType) and seen.get(id(value), 0) < depth:
+        seen[id(value)] = depth
+        return _Same(value), tuple((name, _value(one, seen, depth - 1)) for name, one in list(own.items()))
     return _Same(value)
 
 

@@ -95,6 +95,18 @@ def field_of(output: Any, where: str | int | None = None, *, one: bool = False) 
     )
 
 
+def are_finite(logits: Tensor) -> Tensor:
+    """Whether each image's logits (B, K) have a softmax: no NaN nor +∞, and not only -∞; bool (B,)."""
+    return logits.detach().reshape(len(logits), -1).amax(dim=1).isfinite()
+
+
+def check_finite(finite: Tensor, first: int | None = 0) -> None:
+    """Raise `InputError` unless all values of `are_finite` hold; `first` is the number of the first image, if known."""
+    if not bool(finite.all()):
+        where = "" if first is None else f" for image {first + int((~finite).nonzero()[0])}"
+        raise InputError(f"the model returns NaN or infinite values{where}")
+
+
 def _named(output: Any, where: str | int) -> Any:
     try:
         if isinstance(where, str) and not isinstance(output, Mapping):

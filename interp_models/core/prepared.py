@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from interp_models.core.choices import Preparation
 from interp_models.core.classifier import Classifier
-from interp_models.core.eager import is_recomputed
-from interp_models.core.endings import begin_pass
+from interp_models.core.eager import compiled_again, is_recomputed
+from interp_models.core.endings import in_pass
 from interp_models.core.errors import first_line
 from interp_models.core.known import fingerprint, state_of
 from interp_models.core.modes import alone, evaluating, full_float32
@@ -34,11 +34,13 @@ class Prepared(nn.Module):
     Args:
         model: the copy.
         bfloat16: whether to run it under autocast with bfloat16.
+        compiled: whether to compile it.
     """
 
-    def __init__(self, model: nn.Module, *, bfloat16: bool = False) -> None:
+    def __init__(self, model: nn.Module, *, bfloat16: bool = False, compiled: bool = False) -> None:
         super().__init__()
         self.model, self.autocasts = model, bfloat16
+        self.run = torch.compile(model.__call__) if compiled else None
         self.named = class_name(model)
         """Class name of the original, for messages."""
         self.declared = getattr(model, "declared", False)
@@ -47,10 +49,14 @@ class Prepared(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor | LabelLogits | Regression:
         """Compute the logits (B, K) of images (B, C, H, W), in float32 or float64."""
-        begin_pass()
         images = images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(images.device.type, torch.bfloat16) if self.autocasts else nullcontext():
-            output = self.model(images)
+        autocast = torch.autocast(images.device.type, torch.bfloat16) if self.autocasts else nullcontext()
+        if self.run is not None:
+            with in_pass(images), compiled_again():
+                output = self.run(images)
+        else:
+            with autocast, in_pass(images):
+                output = self.model(images)
         logits = logits_of(output)
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         if has_labels(output):
@@ -136,8 +142,8 @@ def _prepare(model: nn.Module, images: Tensor, how: Preparation) -> nn.Module | 
         with torch.no_grad(), full_float32():
             made = _copied(unwrapped(model)).eval().requires_grad_(False)
             _fold(made, images[:1].clone(), fuse=how == "exact" and _has_kernels(images))
-            made = Prepared(made.to(memory_format=torch.channels_last), bfloat16=how == "bfloat16")
-            made = torch.compile(made) if how == "compiled" else made
+            made = made.to(memory_format=torch.channels_last)
+            made = Prepared(made, bfloat16=how == "bfloat16", compiled=how == "compiled")
             found = logits_of(made(images.clone()))
             if how == "exact":  # with gradients the copy uses other kernels
                 with torch.enable_grad():

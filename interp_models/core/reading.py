@@ -9,7 +9,7 @@ from interp_models.core.classifier import Classifier
 from interp_models.core.endings import Ending, ending_of
 from interp_models.core.errors import InputError, first_line
 from interp_models.core.known import known_of
-from interp_models.core.outputs import Regression, field_of, has_labels
+from interp_models.core.outputs import Regression, are_finite, check_finite, field_of, has_labels
 from interp_models.core.passes import uncounted
 from interp_models.core.protocols import explains_itself
 
@@ -48,6 +48,7 @@ def _check_steady(model: nn.Module, images: Tensor, first: Tensor) -> None:
     """Raise `InputError` if the logits `first` of the first image depend on chance or on the other images of its
     batch."""
     name = name_of(model)
+    check_finite(are_finite(first))
     other = images[:1].flip(3).roll(images.shape[2] // 2, dims=2)
     try:
         again = field_of(model(images[:1].clone()))
@@ -83,7 +84,7 @@ def is_declared(model: nn.Module) -> bool:
 
 
 def ending_to_leave_out(model: nn.Module, images: Tensor, *, typed: bool) -> Ending | None:
-    """The softmax or sigmoid that a model ends in and that is to be left out of its logits; None for other models.
+    """The softmax, log_softmax or sigmoid at the end of a model that is to be left out; None if there is none.
 
     Args:
         model: the model, in eval mode.
@@ -97,6 +98,8 @@ def ending_to_leave_out(model: nn.Module, images: Tensor, *, typed: bool) -> End
         ending = None if model.kind == "regression" else model.ending(images)
     else:
         ending = None if typed else ending_of(model, images)
+    if ending is not None and ending.kind == "log_softmax":
+        return None if isinstance(model, Classifier) and model.kind != "softmax" else ending
     if ending is None or is_declared(model):
         return ending
     if ending.kind == "softmax":
@@ -108,19 +111,21 @@ def ending_to_leave_out(model: nn.Module, images: Tensor, *, typed: bool) -> End
     else:
         raise InputError(
             f"all outputs of {name_of(model)} lie in [0, 1], also for noise: pass output='sigmoid', or "
-            "Classifier(model, output='sigmoid'), if they are probabilities of independent labels, and "
-            "output='softmax' if they are logits"
+            "Classifier(model, output='sigmoid'), if they are probabilities of independent labels, "
+            "output='probabilities' if rows add up to 1, and output='softmax' if they are logits"
         )
     warnings.warn(f"{name_of(model)} {what}", stacklevel=4)
     return ending
 
 
-def check_unrounded(model: nn.Module, images: Tensor) -> None:
-    """Raise `InputError` if a probability of an image is 1 up to rounding, so that its logit is lost."""
+def check_unrounded(model: nn.Module, images: Tensor, kind: str) -> None:
+    """Raise `InputError` if a probability of an image, or its logarithm, is that of 1 up to rounding, so that its logit
+    is lost."""
     where, given = (model.where, model.normalised(images)) if isinstance(model, Classifier) else (None, images)
     with uncounted(), torch.no_grad():
         found = field_of(network_of(model)(given.clone()), where, one=True)
-    lost = found.reshape(len(images), -1).amax(dim=1) >= 1 - 2 * torch.finfo(found.dtype).eps
+    most = 0 if kind == "log_softmax" else 1
+    lost = found.reshape(len(images), -1).amax(dim=1) >= most - 2 * torch.finfo(found.dtype).eps
     if bool(lost.any()):
         raise InputError(
             f"image {int(lost.nonzero()[0])}: {name_of(model)} returns a probability of 1 up to rounding, so its "

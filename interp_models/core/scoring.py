@@ -17,7 +17,7 @@ from interp_models.core.errors import InputError
 from interp_models.core.inputs import check_images_for, check_probabilities, fitting
 from interp_models.core.maps import at_least_float32
 from interp_models.core.modes import alone, evaluating, full_float32
-from interp_models.core.outputs import Regression, field_of, has_labels
+from interp_models.core.outputs import Regression, are_finite, check_finite, field_of, has_labels
 from interp_models.core.reading import check_unrounded, ending_to_leave_out, is_declared, network_of, typed_logits
 
 Score = Literal["logit", "probability"]
@@ -32,6 +32,8 @@ ONE_LOGIT = (
 
 _read: ContextVar[Literal["labels", "probabilities"] | None] = ContextVar("read", default=None)
 """What outputs without a type of their own are: logits of labels, probabilities of classes, or (None) logits."""
+_finite: ContextVar[list[Tensor] | None] = ContextVar("finite_logits", default=None)
+"""Whether logits that were read are finite, see `finite_logits`."""
 _checked: ContextVar[bool] = ContextVar("checked_images", default=False)
 
 
@@ -41,7 +43,35 @@ def logits_of(output: Any) -> Tensor:
     Raises:
         InputError: if there are none, or if several tensors could be the logits.
     """
-    return field_of(output)
+    logits = field_of(output)
+    if (finite := _finite.get()) is not None and len(logits):
+        finite.append(are_finite(logits))
+    return logits
+
+
+@contextmanager
+def finite_logits(images: Tensor, first: int = 0) -> Iterator[None]:
+    """Check that all logits that are read inside the context are finite. It waits for the device once, at its end.
+
+    Args:
+        images: images (B, C, H, W) of the context.
+        first: the number of the first one, for the message.
+
+    Raises:
+        InputError: if not.
+    """
+    finite: list[Tensor] = []
+    token = _finite.set(finite)
+    try:
+        yield
+    finally:
+        _finite.reset(token)
+    for one in finite:
+        if len(one) == len(images):
+            check_finite(one, first)
+            break
+    if finite:
+        check_finite(torch.cat([one.to(images.device) for one in finite]), None)
 
 
 def scores_of(output: Any, score: Score) -> Tensor:
@@ -75,9 +105,9 @@ def scores_of(output: Any, score: Score) -> Tensor:
 
 @contextmanager
 def read_as(model: nn.Module, images: Tensor, score: Score) -> Iterator[None]:
-    """Read the model's outputs rightly inside the context, also if the model ends in a softmax or a sigmoid.
+    """Read the model's outputs rightly inside the context, also if the model ends in a softmax, log_softmax or sigmoid.
 
-    What it ends in is found out once per model. Its last softmax or sigmoid is left out inside, so that logits are
+    What it ends in is found out once per model. Its last such call is left out inside, so that logits are
     those before it, also where a probability is 1 up to rounding.
 
     Args:
@@ -98,10 +128,12 @@ def read_as(model: nn.Module, images: Tensor, score: Score) -> Iterator[None]:
         yield
         return
     if ending.call is None and score == "logit":
-        check_unrounded(model, images)
+        check_unrounded(model, images, ending.kind)
     read: Literal["labels", "probabilities"] | None = None
     if not is_declared(model):
-        read = "labels" if ending.kind == "sigmoid" else "probabilities" if ending.call is None else None
+        read = "labels" if ending.kind == "sigmoid" else None
+        if ending.kind == "softmax" and ending.call is None:
+            read = "probabilities"
     token = _read.set(read)
     try:
         with nullcontext() if ending.call is None else without(ending, network_of(model)):
@@ -216,7 +248,7 @@ def probabilities(model: nn.Module) -> ScoreFn:
             return scores_of(found, "probability")
         if isinstance(found, Regression):
             raise InputError("a regression has no class probabilities, which metrics need; explainers take it")
-        if ending is None or is_declared(model):
+        if ending is None or ending.kind == "log_softmax" or is_declared(model):
             return scores_of(found, "probability")
         if ending.kind == "sigmoid":
             score.of_labels = True  # type: ignore[attr-defined]

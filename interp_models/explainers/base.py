@@ -18,7 +18,16 @@ from interp_models.core.inputs import check_images_for, fitting
 from interp_models.core.modes import alone, evaluating, full_float32
 from interp_models.core.prepared import class_name, prepare, unwrapped
 from interp_models.core.registry import Registry
-from interp_models.core.scoring import Score, ScoreFn, Target, per_image, read_as, resolve_target, scores_of
+from interp_models.core.scoring import (
+    Score,
+    ScoreFn,
+    Target,
+    finite_logits,
+    per_image,
+    read_as,
+    resolve_target,
+    scores_of,
+)
 from interp_models.core.traits import Trait
 
 EXPLAINERS: Registry["Explainer"] = Registry("explainer", "interp_models.explainers.EXPLAINERS")
@@ -94,10 +103,11 @@ class Explainer(ABC):
             targets = None if target is None else per_image(target, len(images))
             size, untouched, version = default_batch(images), images.clone(), images._version
             try:
-                parts = [
-                    self._attribute(part, None if targets is None else targets[first : first + size]).detach().float()
-                    for first, part in zip(range(0, len(images), size), torch.split(images, size), strict=True)
-                ]
+                parts = []
+                for first, part in zip(range(0, len(images), size), torch.split(images, size), strict=True):
+                    with finite_logits(part, first):
+                        found = self._attribute(part, None if targets is None else targets[first : first + size])
+                    parts.append(found.detach().float())
             finally:
                 changed = images._version != version
                 if changed:

@@ -249,10 +249,12 @@ def check_complete(method: str, model: nn.Module, contributions: Tensor, change:
     Raises:
         NotApplicable: if they do not.
     """
-    flat = contributions.flatten(1).double()
+    flat, device = contributions.flatten(1).double(), contributions.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else contributions.dtype
+    rounded = f", or rounds too much in {dtype}: use float32" if torch.finfo(dtype).bits < 32 else ""
     for found, size, due in zip(flat.sum(dim=1).tolist(), flat.abs().sum(dim=1).tolist(), change.tolist(), strict=True):
         if not abs(found - due) <= TOLERANCE * max(abs(due), size):  # also NaN
             raise NotApplicable(
                 f"{method}: contributions add up to {found:.4g}, the score changes by {due:.4g}: {where}"
-                f"{class_name(model)} has operations that DeepLIFT's rescale rule does not cover"
+                f"{class_name(model)} has operations that DeepLIFT's rescale rule does not cover{rounded}"
             )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from interp_models.core.eager import own_thread
 from interp_models.core.errors import NotApplicable
+from interp_models.core.prepared import class_name
 
 
 def find_transformer(model: nn.Module) -> Any:
@@ -32,7 +33,7 @@ def transformer(model: nn.Module) -> Any:
     Raises:
         NotApplicable: if there is none, or if it pools its tokens instead.
     """
-    found, name = find_transformer(model), type(model).__name__
+    found, name = find_transformer(model), class_name(model)
     if found is None or getattr(found, "cls_token", None) is None:
         raise NotApplicable(f"{name} holds no vision transformer of timm with a class token")
     if (pool := getattr(found, "global_pool", None)) not in ("token", ""):  # "": the caller pools the tokens

@@ -103,6 +103,31 @@ def test_compiled_parts_run_eagerly(name: str) -> None:
     assert torch.allclose(explained(name, model, images()), expected, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", ["guided_backprop", "gradient", "gradcam"])
+def test_compiled_functions_run_eagerly(name: str) -> None:
+    class Inside(Two):
+        def __init__(self) -> None:
+            super().__init__(body())
+            self.g = torch.compile(super().forward, backend="aot_eager")
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.g(x)
+            return found
+
+    expected = explained(name, Two(body()).eval(), images())
+    assert torch.allclose(explained(name, Inside().eval(), images()), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_modules_without_weights_are_refused_before_a_pass() -> None:
+    model = nn.Sequential(body(), nn.Flatten(), nn.LazyLinear(4)).eval()
+    for call in (lambda: explained("gradient", model, images()), lambda: probabilities(model)(images())):
+        with pytest.raises(InputError, match="LazyLinear has no weights yet"):
+            call()
+        assert isinstance(model[2], nn.LazyLinear)
+    model(images())
+    assert explained("gradient", model, images()).abs().sum() > 0
+
+
 @pytest.mark.parametrize("name", ["gradcam", "activation_map", "scorecam", "random", "rise", "gradient"])
 def test_scripted_networks(name: str) -> None:
     model, x = Pooled(body()).eval(), images()

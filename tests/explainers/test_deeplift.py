@@ -189,3 +189,16 @@ def test_what_would_not_add_up_is_refused(change):
     assert float(DeepLIFT(Changed(torch.square).double()).attribute(images(), 1).abs().max()) > 0
     with pytest.raises(NotApplicable, match="deeplift"):
         DeepLIFT(Changed(change).double()).attribute(images(), 1)
+
+
+def test_rounding_is_named_where_contributions_do_not_add_up():
+    torch.manual_seed(0)
+    net = nn.Sequential(*[part for _ in range(30) for part in (nn.Conv2d(3, 3, 3, 1, 1), nn.GELU())])
+    net = nn.Sequential(net, nn.Flatten(), nn.Linear(192, 3))
+    for part in net.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.dirac_(part.weight)
+            part.weight.data.mul_(1.5)
+    DeepLIFT(net).attribute(images().float(), 1)
+    with pytest.raises(NotApplicable, match=r"or rounds too much in torch\.bfloat16: use float32"):
+        DeepLIFT(net.bfloat16()).attribute(images().bfloat16(), 1)

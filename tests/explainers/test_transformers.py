@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import nn
 
-from interp_models import EXPLAINERS
+from interp_models import EXPLAINERS, Classifier
 from interp_models.core.errors import NotApplicable
 from interp_models.nn.attention import attentions, class_rows, transformer, weights
 from tests.conftest import PoolLinear
@@ -329,3 +329,9 @@ def test_little_memory_changes_nothing(name, monkeypatch):
     found = EXPLAINERS.build(name, model=net).attribute(x, target)
     assert sizes == [1, 1, 1]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_refusals_name_the_network_and_not_its_wrapper():
+    model = Classifier(nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3)))
+    with pytest.raises(NotApplicable, match="Sequential holds no vision transformer"):
+        EXPLAINERS.build("chefer", model=model.eval()).attribute(torch.rand(1, 3, 64, 64))
