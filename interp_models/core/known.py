@@ -100,8 +100,14 @@ def _attributes(part: nn.Module, seen: dict[int, int]) -> list[tuple[str, object
     return [
         (name, _Same(value) if name in _OUTSIDE else _value(value, seen))
         for name, value in vars(part).items()
-        if name not in _INTERNAL and name != "training"
+        if name not in _INTERNAL and name != "training" and not _computed(part, name)
     ]
+
+
+def _computed(part: nn.Module, name: str) -> bool:
+    """Whether a hook computes an attribute anew before each pass, from a parameter, as pruning and weight norm do."""
+    own = part._parameters
+    return bool(part._forward_pre_hooks) and any(own.get(f"{name}{end}") is not None for end in ("_orig", "_g"))
 
 
 def _hidden(model: nn.Module) -> Iterator[Tensor]:

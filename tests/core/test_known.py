@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from interp_models import EXPLAINERS
-from interp_models.core.known import known_of
+from interp_models.core.known import known_of, state_of
 
 
 class Holds(nn.Module):
@@ -57,3 +58,26 @@ def test_what_lies_deeper_is_seen_and_what_stays_is_kept() -> None:
     with torch.no_grad():
         model.config.layer.weight.zero_()
     assert known_of(model) == {}
+
+
+@pytest.mark.parametrize("name", ["pruning", "weight norm", "spectral norm"])
+@pytest.mark.filterwarnings("ignore")
+def test_weights_that_a_hook_computes_in_each_pass_do_not_change_the_state(name: str) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)).eval()
+    for part in (model[0], model[2]):
+        if name == "pruning":
+            prune.custom_from_mask(part, "weight", torch.ones_like(part.weight))
+        else:
+            (nn.utils.weight_norm if name == "weight norm" else nn.utils.spectral_norm)(part)
+    images = torch.rand(2, 3, 16, 16)
+    model(images)
+    before = state_of(model)
+    model(images)
+    assert state_of(model) == before
+    explainer = EXPLAINERS.build("integrated_gradcam", {"steps": 3, "batch": 2}, model=model)
+    assert explainer.attribute(images, 1).shape == (2, 7, 7)
+    with torch.no_grad():
+        next(model.parameters()).mul_(2)
+    assert state_of(model) != before
