@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from interp_models.core.batches import all_scores
+from interp_models.core.batches import all_scores, predicted
 from interp_models.core.distributed import gathered_objects, is_first
 from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.modes import evaluating, full_float32
@@ -122,16 +122,17 @@ class Engine:
             if not bool(scores.isfinite().all()):
                 bad = index[~scores.isfinite().all(dim=1)].tolist()
                 raise InputError(f"the model returns NaN or infinite values for image {bad[0]}")
+            prediction = predicted(self.model, images, scores, self.plan.batch)
             if rows_of_labels := has_row_per_label(self.plan, label):
                 rows, label_of_row = label.nonzero(as_tuple=True)
                 if not len(rows):
                     self.bar.update(len(self._explainers))
                     return
-                images, label, index, scores = (x[rows] for x in (images, label, index, scores))
+                images, label, index, scores, prediction = (x[rows] for x in (images, label, index, scores, prediction))
                 boxes = None if boxes is None else boxes[rows]
-            target = resolve_target(label_of_row, scores) if rows_of_labels else self._target(scores, label)
-            clean = scores.gather(1, target[:, None])[:, 0]
-            confidence, prediction = scores.max(dim=1)
+            wanted = label_of_row if rows_of_labels else self._target(prediction, label)
+            target = resolve_target(wanted, scores)
+            clean, confidence = (scores.gather(1, classes[:, None])[:, 0] for classes in (target, prediction))
             common = {"index": index, "label" if label.dim() == 1 else "labels": label}
             common |= {"prediction": prediction, "confidence": confidence}
             common |= {"target_class": target, "probability": clean}
@@ -166,11 +167,9 @@ class Engine:
         each = {"passes": passes.images / len(images), "seconds": seconds / len(images)}
         return maps, {key: torch.full((len(images),), value, dtype=torch.float64) for key, value in each.items()}
 
-    def _target(self, scores: Tensor, label: Tensor) -> Tensor:
+    def _target(self, prediction: Tensor, label: Tensor) -> Tensor | int:
         target = self.plan.target
-        if target == "label":
-            return resolve_target(label, scores)
-        return resolve_target(None if target == "prediction" else int(target), scores)
+        return label if target == "label" else prediction if target == "prediction" else int(target)
 
     def _leave_out(self, label: str, why: str) -> None:
         if label not in self._warned and is_first():
