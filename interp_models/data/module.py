@@ -86,7 +86,7 @@ class TransformedDataset(Dataset[Sample]):
             sample = cast(Sample, self.transform(sample))
         if self.images.multilabel and not _is_multi_hot(sample.label, len(self.images.classes)):
             raise InputError(
-                f"{type(self.images).__name__}: the data set has several labels per image, so that the label of a "
+                f"{type(self.images).__name__}: the data set has several labels per image; the label of a "
                 f"sample must be bool ({len(self.images.classes)},), as target(index) gives it; got {sample.label!r}"
             )
         return hide_outside(sample)
@@ -216,7 +216,7 @@ class DataModule(pl.LightningDataModule):
             if 0 < len(indices) < devices:
                 raise InputError(f"{devices} processes need at least as many {split} images; there are {len(indices)}")
             if self.multilabel and len(indices) and not self._present(split):
-                raise InputError(f"no {split} image has a label, so that no class can be learnt or measured")
+                raise InputError(f"no {split} image has a label; no class can be learnt or measured")
 
     def check_files(self, *splits: str) -> None:
         """Check that the image files of splits exist and look complete; only suspicious ones are decoded.

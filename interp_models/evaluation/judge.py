@@ -73,7 +73,8 @@ def judge(
         explainers: names, mappings with `name`, options and an optional `label`, or explainer objects of this model.
         metrics: keys of metrics.
         labels: the class of each image, if `images` is a tensor. Several labels per image are the list of the classes
-            of each image, or a tensor bool (N, K), in which form loaders and data sets give them, too.
+            of each image, or a tensor bool (N, K) for the model's K classes, in which form loaders and data sets give
+            them, too.
         classes: names of the classes.
         target: class to explain: `prediction`, `label`, or a class number. With `label`, each of several labels of an
             image has a map and values, and an image without a label has none.
@@ -202,8 +203,13 @@ def _judged(
         )
     known = first.label if source.labels is None else source.labels
     present = known.any(dim=0).nonzero()[:, 0] if several else known.flatten()
-    if plan.target == "label" and (bad := next((int(x) for x in present if not 0 <= x < columns), None)) is not None:
-        raise InputError(f"target 'label': label {bad} is out of range; the model has classes 0 to {columns - 1}")
+    if several and same_classes and not source.listed and first.label.shape[1] != columns:
+        shape = f"bool (N, {columns}), as the model has {columns} classes"
+        raise InputError(f"labels: several labels of each image must be {shape}; got {first.label.shape[1]} columns")
+    bad = next((int(label) for label in present if not 0 <= label < columns), None)
+    if bad is not None and (plan.target == "label" or (several and same_classes)):
+        where = "target 'label'" if plan.target == "label" else "labels"
+        raise InputError(f"{where}: label {bad} is out of range; the model has classes 0 to {columns - 1}")
     cache: FolderCache | MemoryCache = MemoryCache()
     engine = Engine(model, plan, example, cache, explainers=given)
     if folder is not None:

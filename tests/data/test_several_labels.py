@@ -9,6 +9,7 @@ import torch
 from interp_models import DATASETS
 from interp_models.core.errors import InputError
 from interp_models.data.base import ImageDataset, labels_of
+from interp_models.data.checks import check_labels
 from interp_models.data.module import DataModule
 from interp_models.data.subsets import strata
 
@@ -111,5 +112,15 @@ def test_what_needs_one_class_is_refused(squares: dict[str, Any]) -> None:
     data = module(squares)
     data.check_training()
     data.test_images.labels = [()] * 16
-    with pytest.raises(InputError, match="no test image has a label, so that no class can be learnt or measured"):
+    with pytest.raises(InputError, match="no test image has a label; no class can be learnt or measured"):
         data.check_training()
+
+
+def test_bools_are_no_classes(squares: dict[str, Any]) -> None:
+    images = DATASETS.build("squares", {}, split="train")
+    check_labels(images, "image")
+    images.labels = [(True, False), *images.labels[1:]]
+    with pytest.raises(
+        InputError, match=r"image 0: labels must be a tuple of classes from 0 to 2; got \(True, False\)"
+    ):
+        check_labels(images, "image")

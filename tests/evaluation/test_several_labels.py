@@ -98,7 +98,7 @@ def test_means_and_intervals_are_over_images() -> None:
 
 def test_images_without_a_label_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     found = judge(model(), pictures(), ["gradcam"], labels=LABELS, target="label", **QUICK)
-    assert "2 images have no label, so that they have no map (target=label)" in capsys.readouterr().err
+    assert "2 images have no label and were not explained (target=label)" in capsys.readouterr().err
     assert found.tables.without_label == 2
     assert (found.summary_of_model.n_judged, found.summary_of_model.without_label) == (5, 2)
     every = judge(model(), pictures(), ["gradcam"], labels=[[0]] * 7, target="label", **QUICK)
@@ -274,7 +274,7 @@ def test_a_run_is_evaluated(run: Path, script: Script) -> None:
     plan = [*QUICK_EVALUATION, "explainers=[intrinsic, gradcam, random]", "target=label"]
     done = script("evaluate", run, *plan)
     assert done.code == 0, done.err
-    assert "2 images have no label, so that they have no map (target=label)" in done.err
+    assert "2 images have no label and were not explained (target=label)" in done.err
     assert "means over 14 images, class explained: label" in done.out
     tables, data = read_tables(run / "evaluation"), build_data(run_config(run))
     net = load(run)[0]
