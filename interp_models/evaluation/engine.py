@@ -20,7 +20,7 @@ from interp_models.core.scoring import probabilities, resolve_target
 from interp_models.data.base import Sample
 from interp_models.evaluation.cache import Cache, Part
 from interp_models.evaluation.config import ExplanationConfig
-from interp_models.evaluation.plan import Spec, explainer_specs, make_metrics, resolve_grid
+from interp_models.evaluation.plan import Spec, described, explainer_specs, make_metrics, resolve_grid
 from interp_models.evaluation.tables import Protocol, image_means
 from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.explainers.controls import attribute_with
@@ -65,7 +65,9 @@ class Engine:
         self.bar = tqdm(disable=True)
         self._warned = set() if warned is None else warned
         self._explainers: dict[str, Explainer] = {}
-        self._options = {label: json.dumps({"name": name, **options}) for label, name, options in self.specs}
+        self._options = {
+            label: json.dumps({"name": name, **options}, default=described) for label, name, options in self.specs
+        }
         self._options |= {label: json.dumps({"name": label}) for label in given}
         with torch.inference_mode(False):
             for label, name, options in self.specs:

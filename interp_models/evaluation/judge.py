@@ -26,7 +26,7 @@ from interp_models.evaluation.engine import Engine, check_plan, has_row_per_labe
 from interp_models.evaluation.images import Images, images_of
 from interp_models.evaluation.judgement import Judgement, summary_of, write_pictures
 from interp_models.evaluation.normalisation import classifier_of, device_of
-from interp_models.evaluation.plan import cache_keys, metric_keys
+from interp_models.evaluation.plan import cache_keys, check_written, metric_keys
 from interp_models.evaluation.tables import Provenance, Tables, finished, make_tables, own_folder
 from interp_models.explainers.base import Explainer
 
@@ -127,7 +127,9 @@ def judge(
         "n_images": n_images,
     }
     plan = ExplanationConfig(**parse(ExplanationConfig, options, "judge"))
-    check_plan(plan, others=bool(given))
+    specs, _ = check_plan(plan, others=bool(given))
+    if folder is not None:
+        check_written(specs)
     if folder is not None and given:
         raise InputError("explainers: with folder=, give names or mappings with options, not explainer objects")
     source = images_of(images, model, labels=labels, image_size=image_size, batch_size=batch_size)

@@ -46,6 +46,21 @@ def explainer_specs(items: Sequence[Any]) -> list[Spec]:
     return specs
 
 
+def described(option: Any) -> str:
+    """A function among an explainer's options, such as `reshape`, as text for tables: its module and name."""
+    named = callable(option) and hasattr(option, "__qualname__")
+    return f"{option.__module__}.{option.__qualname__}" if named else repr(option)
+
+
+def check_written(specs: Iterable[Spec]) -> None:
+    """Raise `InputError` if an option is a function: results in a folder cannot tell whether its code has changed."""
+    for label, _, options in specs:
+        if found := [key for key, value in options.items() if callable(value)]:
+            raise InputError(
+                f"explainer {label}: with folder=, {found[0]} must be text or numbers; a function works without folder="
+            )
+
+
 def expanded(items: Sequence[Any]) -> list[Any]:
     """Replace patterns such as `*` or `smooth*` by the registered names that match and that no other item names.
 

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -333,3 +334,18 @@ def test_all_ranks_refuse_together(tmp_path: Path) -> None:
         (tmp_path / "used").mkdir()
         with locked(tmp_path / "used", "an evaluation"):
             processes.run_ranks(_refused_on_a_rank, tmp_path)
+
+
+def _as_it_is(output: Any) -> Any:
+    return output
+
+
+def test_reshape_may_be_a_function(tmp_path: Path) -> None:
+    """In memory it is named; in a folder, its results could not be told from those of other code."""
+    plan = [{"name": "gradcam", "layer": "3", "reshape": _as_it_is}]
+    found = judge(network(), pictures(2), plan, ["ad"], progress=False)
+    plain = judge(network(), pictures(2), [{"name": "gradcam", "layer": "3"}], ["ad"], progress=False)
+    np.testing.assert_array_equal(found.maps["gradcam"], plain.maps["gradcam"])
+    assert found.tables.rows[0]["options"]["reshape"] == f"{__name__}._as_it_is"
+    with pytest.raises(InputError, match="explainer gradcam: with folder=, reshape must be text or numbers"):
+        judge(network(), pictures(2), plan, ["ad"], progress=False, folder=tmp_path / "out")
