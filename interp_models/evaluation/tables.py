@@ -207,10 +207,8 @@ def make_tables(
     costs: dict[str, dict[str, float | None]] = {}
     listing = pd.DataFrame()
     if without_label and is_first():
-        some = (
-            "1 image has no label and was" if without_label == 1 else f"{without_label} images have no label and were"
-        )
-        print(f"{some} not explained (target=label)", file=sys.stderr)
+        who = "1 image has no label and was" if without_label == 1 else f"{without_label} images have no label and were"
+        print(f"{who} not explained (target=label)", file=sys.stderr)
     for label, options in explainers.items():
         parts = cache.of(label, set(indices))
         if lost := len(indices) - len({index for part in parts for index in part["common"]["index"].tolist()}):
