@@ -90,7 +90,7 @@ def judge(
         batch_size: images per batch.
         preset: protocol of the metrics: `gomez2023` or `saliency-maps-metrics`.
         grid: grid (rows, columns) to which every map is brought, `native` for each map's own grid, or None for the
-            grid of the model's last feature map.
+            grid of the model's last feature map (7 × 7 if no layer gives one).
         max_steps: maximum number of steps of a deletion or insertion curve.
         batch: images per forward pass of the metrics; None chooses a size for the device.
         preparation: how the model is prepared for many passes: `exact`, `compiled`, `bfloat16` or `none`.

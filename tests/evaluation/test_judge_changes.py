@@ -349,3 +349,27 @@ def test_reshape_may_be_a_function(tmp_path: Path) -> None:
     assert found.tables.rows[0]["options"]["reshape"] == f"{__name__}._as_it_is"
     with pytest.raises(InputError, match="explainer gradcam: with folder=, reshape must be text or numbers"):
         judge(network(), pictures(2), plan, ["ad"], progress=False, folder=tmp_path / "out")
+
+
+class Two(nn.Module):
+    """The sum of two networks, so that no layer holds all evidence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = network(), network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.one(x) + self.other(x.flip(3))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_network_without_a_layer_is_judged(wrapped: bool) -> None:
+    net = Classifier(Two(), mean=(0.5,) * 3, std=(0.5,) * 3) if wrapped else Two()
+    expected = r"no layer of Two gives the grid of the maps: they are brought to 7 x 7 cells; grid=\[rows, columns\]"
+    with pytest.warns(UserWarning, match=expected):
+        found = judge(net, pictures(2), ["gradcam", "random"], ["dauc"], **QUICK)
+    assert list(found.maps) == ["random"]
+    assert "no layer of Two" in found.tables.left_out["gradcam"]
+    assert found.tables.rows[0]["grid"] == "7x7"
+    given = judge(net, pictures(2), ["random"], ["dauc"], grid=[7, 7], **QUICK)
+    assert value(given) == value(found)
