@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from interp_models.core.errors import InputError
 from interp_models.core.registry import named
 from interp_models.core.rng import seed_of
-from interp_models.data.base import DATASETS, ImageDataset, Sample, collate, labels_of, written_label
+from interp_models.data.base import DATASETS, ImageDataset, Sample, collate, labels_of, loaded, written_label
 from interp_models.data.checks import by_kind, check_labels, refuse, some, unusable
 from interp_models.data.contents import content_digests
 from interp_models.data.listing import joined
@@ -79,7 +79,7 @@ class TransformedDataset(Dataset[Sample]):
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, position = key
         index = int(self.indices[position])
-        sample = self.images.load(index)
+        sample = loaded(self.images, index)
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would also seed the generators of GPUs, which dropout uses.
             torch.default_generator.manual_seed(seed_of(self.seed, epoch, index))

@@ -25,7 +25,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from interp_models.core.errors import InputError
 from interp_models.core.inputs import check_images
-from interp_models.data.base import ImageDataset, Sample, collate, multi_hot, rows_of
+from interp_models.data.base import ImageDataset, Sample, collate, loaded, multi_hot, rows_of
 from interp_models.data.checks import check_labels, is_class, refuse, unusable
 from interp_models.data.decoding import ADVICE
 from interp_models.data.subsets import spread, subsample
@@ -385,7 +385,7 @@ class _Prepared(Dataset[Sample]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> Sample:
-        sample: Sample = self.transform(self.images.load(index))
+        sample: Sample = self.transform(loaded(self.images, index))
         return sample
 
 
