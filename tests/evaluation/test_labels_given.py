@@ -26,7 +26,10 @@ def judged(images: Any, **options: Any) -> Any:
             [[True, False], [False, True], [True]],
             r"labels\[0\] must list .* got \[True, False\]; rows of bool must",
         ),
-        ([0, [], [1]], r"one class for each image, or a list of classes for each; labels\[0\] is no list: 0"),
+        (
+            [0, [], [1]],
+            r"must be 3 whole numbers, one per image, or 3 lists of classes; got both: labels\[0\] is 0, which",
+        ),
         ([[0, 7], [], [1]], "labels: label 7 is out of range; the model has classes 0 to 2"),
         ([torch.tensor([0, 0]), [], [1]], r"labels\[0\] must list different classes"),
         ([torch.tensor([True, False, True])] * 3, r"labels\[0\] must list different classes"),
