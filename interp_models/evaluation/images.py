@@ -289,8 +289,8 @@ def several_labels(labels: Any, n: int) -> Tensor | None:
         return None
     if single := [place for place, own in enumerate(labels) if not _is_list(own)]:
         raise InputError(
-            f"labels must be {n} whole numbers, one per image, or {n} lists of classes; got both: labels[{single[0]}] is "
-            f"{labels[single[0]]!r}, which is no list"
+            f"labels must be {n} whole numbers, one per image, or {n} lists of classes; got both: labels[{single[0]}] "
+            f"is {labels[single[0]]!r}, which is no list"
         )
     if len(labels) != n:
         raise InputError(f"labels: {len(labels)} lists of classes are given, and there are {n} images")
