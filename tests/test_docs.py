@@ -16,11 +16,12 @@ import torchvision
 from PIL import Image
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from interp_models import InputError
+from interp_models import DATASETS, InputError
 from interp_models.commands.cli import taken
 from interp_models.commands.help import help_text
 from interp_models.config.loading import configured
 from interp_models.config.shipped import config_path
+from interp_models.data.module import DataModule
 from interp_models.evaluation.config import EvaluateConfig
 from interp_models.runs.config import TrainConfig
 from tests import tables
@@ -261,3 +262,18 @@ def test_every_table_is_shown_and_a_stale_one_is_found():
     page = (ROOT / "docs" / "explainers.md").read_text()
     stale = page.replace("| `rise` | masks + 1 |", "| `rise` | masks |")
     assert stale != page == tables.rewritten(stale)
+
+
+def test_the_example_of_several_labels():
+    """It is judged and read as any data set; then its name is taken away again."""
+    example = next(block for block in blocks("docs/adding-a-dataset.md") if '"stripes"' in block)
+    try:
+        exec(example, {"__name__": "stripes_example"})
+        data = DataModule(dataset={"name": "stripes"}, image_size=64, num_workers=0)
+        batch = next(iter(data.test_dataloader()))
+    finally:
+        DATASETS._known.pop("stripes", None)
+    assert batch.label[:4].tolist() == [[True, False], [False, True], [True, True], [False, False]]
+    assert batch.image.dtype == torch.float32
+    assert float(batch.image.max()) == 1
+    assert data.summary().startswith("2 classes, several per image; ")

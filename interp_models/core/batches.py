@@ -3,14 +3,38 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from interp_models.core.scoring import ScoreFn, resolve_target
+from interp_models.core.modes import alone, evaluating, full_float32
+from interp_models.core.scoring import ScoreFn, logits_of, read_as, resolve_target
 
 
 def all_scores(score_fn: ScoreFn, images: Tensor, batch: int | None = None) -> Tensor:
     """The scores (B, K) of images, computed in batches of size `batch`; None chooses it by the device."""
     return torch.cat([score_fn(part) for part in torch.split(images, batch or default_batch(images))])
+
+
+def predicted(model: nn.Module, images: Tensor, scores: Tensor, batch: int | None = None) -> Tensor:
+    """The predicted class of each image, int64 (B,): that of the highest probability and so of the highest logit.
+
+    Large logits have probabilities that are equal up to rounding; a sigmoid in float32 is exactly 1 from about 17 on.
+    The images whose highest probabilities are equal are passed once more, for their logits.
+
+    Args:
+        model: any module that returns logits.
+        images: (B, C, H, W).
+        scores: their probabilities (B, K), see `all_scores`.
+        batch: images per pass; None chooses a size for the device.
+    """
+    found = scores.argmax(dim=1)
+    tied = (scores == scores.amax(dim=1, keepdim=True)).sum(dim=1) > 1
+    if bool(tied.any()):
+        some = images[tied]
+        with (
+            alone(model), torch.no_grad(), evaluating(model), full_float32(), read_as(model, some, "probability")
+        ):  # fmt: skip
+            found[tied] = all_scores(lambda part: logits_of(model(part)), some, batch).argmax(dim=1)
+    return found
 
 
 def scores_of_variants(

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from torchvision import tv_tensors
 
+from interp_models.core.errors import InputError
 from interp_models.core.registry import Registry
 from interp_models.data.decoding import decode_image as decode_image
 
@@ -97,6 +98,21 @@ class ImageDataset(ABC):
         Raises:
             InputError: if the file is missing or cannot be decoded; the message names it.
         """
+
+
+def loaded(images: ImageDataset, index: int) -> Sample:
+    """Image `index` as transforms take it: they know by the type `tv_tensors.Image` what to scale to [0, 1].
+
+    Raises:
+        InputError: as `ImageDataset.load`, and for an image that is neither uint8 nor of floats in [0, 1].
+    """
+    sample = images.load(index)
+    image = sample.image
+    is_unit = image.is_floating_point() and bool(((image >= 0) & (image <= 1)).all())
+    if image.dim() != 3 or not (image.dtype == torch.uint8 or is_unit):
+        found = f"{tuple(image.shape)} of {image.dtype}, image {images.image_id(index)}"
+        raise InputError(f"{type(images).__name__}: the image of a sample must be (3, H, W) of uint8; got {found}")
+    return sample._replace(image=tv_tensors.Image(image))
 
 
 def labels_of(images: ImageDataset, index: int) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -28,12 +29,18 @@ def check_labels(images: ImageDataset, whose: str) -> None:
         return
     for index, own in enumerate(images.labels):
         listed = list(own) if isinstance(own, Sequence) and not isinstance(own, str) else None
-        if listed is None or not all(isinstance(x, int | np.integer) and 0 <= x < len(images.classes) for x in listed):
+        if listed is None or not all(is_class(label, len(images.classes)) for label in listed):
             raise InputError(
                 f"{whose} {index}: labels must be a tuple of classes from 0 to {len(images.classes) - 1}; got {own!r}"
             )
         if len(set(listed)) < len(listed):
             raise InputError(f"{whose} {index}: a class is listed twice among its labels {own!r}")
+
+
+def is_class(label: Any, classes: int | None = None) -> bool:
+    """Whether a label is the number of a class: a whole number from 0, below `classes` if given, and no bool."""
+    is_whole = isinstance(label, int | np.integer) and not isinstance(label, bool)
+    return is_whole and label >= 0 and (classes is None or label < classes)
 
 
 def unusable(images: ImageDataset, indices: Iterable[int], *, decode: bool) -> dict[int, str]:

@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from interp_models.core.errors import InputError
 from interp_models.core.registry import named
 from interp_models.core.rng import seed_of
-from interp_models.data.base import DATASETS, ImageDataset, Sample, collate, labels_of, written_label
+from interp_models.data.base import DATASETS, ImageDataset, Sample, collate, labels_of, loaded, written_label
 from interp_models.data.checks import by_kind, check_labels, refuse, some, unusable
 from interp_models.data.contents import content_digests
 from interp_models.data.listing import joined
@@ -33,7 +33,7 @@ class Renumbered(ImageDataset):
         if images.multilabel:
             self.labels = [tuple(position[images.classes[label]] for label in own) for own in images.labels]
         else:
-            self.labels = [position[images.classes[label]] for label in images.labels]
+            self.labels = [label if label < 0 else position[images.classes[label]] for label in images.labels]
         self.part_names, self.mask_names = images.part_names, images.mask_names
         self.validation, self.note, self.left_out = images.validation, images.note, images.left_out
         self.drawn = images.drawn
@@ -79,14 +79,14 @@ class TransformedDataset(Dataset[Sample]):
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, position = key
         index = int(self.indices[position])
-        sample = self.images.load(index)
+        sample = loaded(self.images, index)
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would also seed the generators of GPUs, which dropout uses.
             torch.default_generator.manual_seed(seed_of(self.seed, epoch, index))
             sample = cast(Sample, self.transform(sample))
         if self.images.multilabel and not _is_multi_hot(sample.label, len(self.images.classes)):
             raise InputError(
-                f"{type(self.images).__name__}: the data set has several labels per image, so that the label of a "
+                f"{type(self.images).__name__}: the data set has several labels per image; the label of a "
                 f"sample must be bool ({len(self.images.classes)},), as target(index) gives it; got {sample.label!r}"
             )
         return hide_outside(sample)
@@ -183,6 +183,11 @@ class DataModule(pl.LightningDataModule):
         """Whether images have several labels."""
         return self.train_images.multilabel
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether every test image has a class, or images have several labels; image files have no labels."""
+        return self.multilabel or min(self.test_images.labels, default=-1) >= 0
+
     def labelled(self, indices: Indices) -> Indices:
         """Those of the test images `indices` that have a label."""
         return np.asarray([i for i in indices.tolist() if labels_of(self.test_images, i)], dtype=np.int64)
@@ -216,7 +221,7 @@ class DataModule(pl.LightningDataModule):
             if 0 < len(indices) < devices:
                 raise InputError(f"{devices} processes need at least as many {split} images; there are {len(indices)}")
             if self.multilabel and len(indices) and not self._present(split):
-                raise InputError(f"no {split} image has a label, so that no class can be learnt or measured")
+                raise InputError(f"no {split} image has a label; no class can be learnt or measured")
 
     def check_files(self, *splits: str) -> None:
         """Check that the image files of splits exist and look complete; only suspicious ones are decoded.
@@ -244,7 +249,7 @@ class DataModule(pl.LightningDataModule):
         """One line with the number of classes, the images per split, how splits were made, and what is left out."""
         test, whole = len(self.test_indices), len(self._whole_test)
         tested = f"{test} test images" if test == whole else f"{test} of {whole} test images"
-        if self.classes:
+        if self.classes and self.has_labels:
             parts = [f"{len(self.classes)} classes{', several per image' * self.multilabel}"]
             parts += [f"{len(self.train_indices)} training, {len(self.val_indices)} validation, {tested}"]
         else:
@@ -253,7 +258,7 @@ class DataModule(pl.LightningDataModule):
         if self.train_images.validation and not len(self.val_indices):
             parts += [f"{len(self.train_images.validation)} validation images are not used, as val_fraction is 0"]
         for split, name in (("train", "training"), ("whole_test", "test")):
-            if without := self.classes_without(split):
+            if self.has_labels and (without := self.classes_without(split)):
                 parts += [f"classes without a {name} image: {some(without)}"]
         listed = joined(*(images.left_out for _, images in self._splits()))
         left_out = {kind: some(names) for kind, names in listed.items()} | by_kind(self.skipped)

@@ -66,7 +66,7 @@ class MemoryCache:
         self._parts = parts
 
     def of(self, label: str, indices: set[int]) -> list[Part]:
-        """All batches of an explainer, limited to the wanted images; every image occurs once."""
+        """All batches of an explainer, limited to the wanted images; every image and class occurs once."""
         return _each_once(self._parts.get(label, []), indices)
 
 
@@ -100,13 +100,13 @@ class FolderCache:
             torch.save({key: _to_cpu(value) for key, value in part.items()}, file)
 
     def find(self, label: str, index: Tensor) -> Part | None:
-        """The batch of an explainer with exactly these images; None if there is none."""
+        """The batch of an explainer with exactly these rows, by index of the image; None if there is none."""
         path = self._file(label, index)
         part = _read(path) if path.is_file() else None
         return part if part is not None and torch.equal(part["common"]["index"], index.cpu()) else None
 
     def of(self, label: str, indices: set[int]) -> list[Part]:
-        """All batches of an explainer, limited to the wanted images; every image occurs once.
+        """All batches of an explainer, limited to the wanted images; every image and class occurs once.
 
         Batches in files may overlap: an interrupted evaluation may have had other batches or other images.
         """

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from interp_models.core.batches import all_scores
+from interp_models.core.batches import all_scores, predicted
 from interp_models.core.distributed import gathered_objects, is_first
 from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.modes import evaluating, full_float32
@@ -20,7 +20,7 @@ from interp_models.core.scoring import probabilities, resolve_target
 from interp_models.data.base import Sample
 from interp_models.evaluation.cache import Cache, Part
 from interp_models.evaluation.config import ExplanationConfig
-from interp_models.evaluation.plan import Spec, explainer_specs, make_metrics, resolve_grid
+from interp_models.evaluation.plan import Spec, described, explainer_specs, make_metrics, resolve_grid
 from interp_models.evaluation.tables import Protocol, image_means
 from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.explainers.controls import attribute_with
@@ -65,7 +65,9 @@ class Engine:
         self.bar = tqdm(disable=True)
         self._warned = set() if warned is None else warned
         self._explainers: dict[str, Explainer] = {}
-        self._options = {label: json.dumps({"name": name, **options}) for label, name, options in self.specs}
+        self._options = {
+            label: json.dumps({"name": name, **options}, default=described) for label, name, options in self.specs
+        }
         self._options |= {label: json.dumps({"name": label}) for label in given}
         with torch.inference_mode(False):
             for label, name, options in self.specs:
@@ -122,16 +124,17 @@ class Engine:
             if not bool(scores.isfinite().all()):
                 bad = index[~scores.isfinite().all(dim=1)].tolist()
                 raise InputError(f"the model returns NaN or infinite values for image {bad[0]}")
+            prediction = predicted(self.model, images, scores, self.plan.batch)
             if rows_of_labels := has_row_per_label(self.plan, label):
                 rows, label_of_row = label.nonzero(as_tuple=True)
                 if not len(rows):
                     self.bar.update(len(self._explainers))
                     return
-                images, label, index, scores = (x[rows] for x in (images, label, index, scores))
+                images, label, index, scores, prediction = (x[rows] for x in (images, label, index, scores, prediction))
                 boxes = None if boxes is None else boxes[rows]
-            target = resolve_target(label_of_row, scores) if rows_of_labels else self._target(scores, label)
-            clean = scores.gather(1, target[:, None])[:, 0]
-            confidence, prediction = scores.max(dim=1)
+            wanted = label_of_row if rows_of_labels else self._target(prediction, label)
+            target = resolve_target(wanted, scores)
+            clean, confidence = (scores.gather(1, classes[:, None])[:, 0] for classes in (target, prediction))
             common = {"index": index, "label" if label.dim() == 1 else "labels": label}
             common |= {"prediction": prediction, "confidence": confidence}
             common |= {"target_class": target, "probability": clean}
@@ -166,11 +169,9 @@ class Engine:
         each = {"passes": passes.images / len(images), "seconds": seconds / len(images)}
         return maps, {key: torch.full((len(images),), value, dtype=torch.float64) for key, value in each.items()}
 
-    def _target(self, scores: Tensor, label: Tensor) -> Tensor:
+    def _target(self, prediction: Tensor, label: Tensor) -> Tensor | int:
         target = self.plan.target
-        if target == "label":
-            return resolve_target(label, scores)
-        return resolve_target(None if target == "prediction" else int(target), scores)
+        return label if target == "label" else prediction if target == "prediction" else int(target)
 
     def _leave_out(self, label: str, why: str) -> None:
         if label not in self._warned and is_first():

@@ -122,6 +122,8 @@ def evaluate_models(judged: Sequence[Judging], config: EvaluateConfig, options: 
             )
         if config.target == "label" and not one.knows_labels:
             raise InputError(f"target label: {one.name} has other classes than the data set; target=prediction works")
+        if config.target == "label" and not one.data.has_labels:
+            raise InputError("target label: the images have no labels; target=prediction works")
     grids = [resolve_grid(config.grid, one.model, _example(one)) or (1, 1) for one in judged]
     if config.grid is None:  # one grid per table: the coarsest of the models'
         config = dataclasses.replace(config, grid=list(min(grids, key=math.prod)))

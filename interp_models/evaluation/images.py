@@ -25,13 +25,14 @@ from torch.utils.data.distributed import DistributedSampler
 
 from interp_models.core.errors import InputError
 from interp_models.core.inputs import check_images
-from interp_models.data.base import ImageDataset, Sample, collate, multi_hot, rows_of
-from interp_models.data.checks import check_labels, refuse, unusable
+from interp_models.data.base import ImageDataset, Sample, collate, loaded, multi_hot, rows_of
+from interp_models.data.checks import check_labels, is_class, refuse, unusable
 from interp_models.data.decoding import ADVICE
 from interp_models.data.subsets import spread, subsample
 
 IMAGE_KEYS, LABEL_KEYS = ("image", "images", "pixel_values", "x"), ("label", "labels", "target", "targets", "y")
 """Keys of images and labels in batches that are dicts."""
+AS_BOOL = "several labels of each image must be bool (N, K): labels.bool() makes them from ones and zeros"
 EXPECTED = "images: expected float images (C, H, W) in [0, 1], all of one size"
 RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 """Samplers whose order changes from pass to pass."""
@@ -52,6 +53,7 @@ class Images:
         labels: the labels of all images by index, if they are known without reading images.
         check: raises `InputError` if one of the images of these indices cannot be read.
         double: whether the model takes images in float64; otherwise they become float32.
+        listed: whether several labels were given as lists of classes, so that K is their highest class + 1.
     """
 
     def __init__(
@@ -67,7 +69,9 @@ class Images:
         labels: Tensor | None = None,
         check: Callable[[Iterable[int]], None] | None = None,
         double: bool = False,
+        listed: bool = False,
     ) -> None:
+        self.listed = listed
         self.loader, self.order, self.shared = loader, order, total is not None
         self.labels, self._check, self._double = labels, check, double
         self._all = order if total is None else range(total)
@@ -139,7 +143,7 @@ class Images:
 
     def _numbered(self) -> Iterator[Sample]:
         """All batches of the loader, with the indices of their images."""
-        first, shape = 0, None
+        first, shape, columns = 0, None, None
         for batch in _read(self.loader):
             sample = as_sample(batch)
             check_images(sample.image, "images")
@@ -149,6 +153,11 @@ class Images:
             shape = shape or own
             if own != shape:
                 raise InputError(f"{EXPECTED}; the first image is {shape}, image {first} is {own}")
+            several = tuple(sample.label.shape[1:])
+            columns = several if columns is None else columns
+            if several != columns:
+                found = f"those of the first image are {columns}, of image {first} {several}"
+                raise InputError(f"labels: expected the same shape for every image; {found}")
             if self.order is None:
                 index = torch.arange(first, first + size)
             else:
@@ -239,6 +248,7 @@ def _of_tensor(images: Tensor, labels: Any, batch_size: int, double: bool) -> Im
     check_images(images, "images")
     known = torch.full((len(images),), -1)
     several = several_labels(labels, len(images))
+    listed = several is not None and not isinstance(labels, Tensor | np.ndarray)
     if several is not None:
         known = several
     elif labels is not None:
@@ -248,39 +258,54 @@ def _of_tensor(images: Tensor, labels: Any, batch_size: int, double: bool) -> Im
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise InputError(f"{wanted}; got {type(labels).__name__}: {error}") from None
         if given.shape != (len(images),) or _whole(given) is None:
-            raise InputError(f"{wanted}; got {tuple(given.shape)} of {given.dtype}")
+            hint = f"; {AS_BOOL}" if given.dim() == 2 and given.dtype != torch.bool else ""
+            raise InputError(f"{wanted}; got {tuple(given.shape)} of {given.dtype}{hint}")
         known = given.long()
         if int(known.min()) < -1:
             raise InputError(f"{wanted}, at least 0 (-1: unknown); got {int(known.min())}")
     loader: Any = DataLoader(TensorDataset(images, known.to(images.device)), batch_size=batch_size)
-    return Images(loader, range(len(images)), name="tensor", labels=known, double=double)
+    return Images(loader, range(len(images)), name="tensor", labels=known, double=double, listed=listed)
 
 
 def several_labels(labels: Any, n: int) -> Tensor | None:
     """Several labels of each of n images as bool (n, K), where K is at least the highest label + 1.
 
     Args:
-        labels: bool (n, K), or the classes of each image, such as `[[0, 2], [], [1]]`; anything else gives None.
+        labels: bool (n, K), or the classes of each image, such as `[[0, 2], [], [1]]`, where a list may be a tensor or
+            an array, too; anything else gives None.
         n: number of images.
 
     Raises:
-        InputError: if the number of images differs, or a class is negative or listed twice.
+        InputError: if the number of images differs, if only some images have a list, or if a class is negative, a bool
+            or listed twice.
 
     >>> several_labels([[0, 2], []], 2).tolist()
     [[True, False, True], [False, False, False]]
     """
     if isinstance(labels, Tensor | np.ndarray):
-        given = torch.as_tensor(labels)
-        return given if given.dtype == torch.bool and given.dim() == 2 and len(given) == n else None
-    if not isinstance(labels, Sequence) or not labels or not all(isinstance(own, list | tuple) for own in labels):
+        fits = labels.dtype in (torch.bool, np.bool_) and labels.ndim == 2 and len(labels) == n
+        return torch.as_tensor(labels) if fits else None
+    if not isinstance(labels, Sequence) or isinstance(labels, str) or not any(map(_is_list, labels)):
         return None
+    if single := [place for place, own in enumerate(labels) if not _is_list(own)]:
+        raise InputError(
+            f"labels must be {n} whole numbers, one per image, or {n} lists of classes; got both: labels[{single[0]}] "
+            f"is {labels[single[0]]!r}, which is no list"
+        )
     if len(labels) != n:
         raise InputError(f"labels: {len(labels)} lists of classes are given, and there are {n} images")
-    for place, own in enumerate(labels):
-        if not all(isinstance(x, int | np.integer) and x >= 0 for x in own) or len(set(own)) < len(own):
-            raise InputError(f"labels[{place}] must list different classes, whole numbers from 0; got {own!r}")
-    classes = 1 + max((int(label) for own in labels for label in own), default=0)
-    return torch.stack([multi_hot(map(int, own), classes) for own in labels])
+    lists = [own.tolist() if isinstance(own, Tensor | np.ndarray) else list(own) for own in labels]
+    for place, own in enumerate(lists):
+        if not all(is_class(label) for label in own) or len(set(own)) < len(own):
+            is_bool = bool(own) and all(isinstance(label, bool | np.bool_) for label in own)
+            hint = "; rows of bool must be a tensor or an array of them" if is_bool else ""
+            raise InputError(f"labels[{place}] must list different classes, whole numbers from 0; got {own!r}{hint}")
+    classes = 1 + max((int(label) for own in lists for label in own), default=0)
+    return torch.stack([multi_hot(map(int, own), classes) for own in lists])
+
+
+def _is_list(own: Any) -> bool:
+    return isinstance(own, list | tuple) or (isinstance(own, Tensor | np.ndarray) and own.ndim == 1)
 
 
 def _whole(labels: Tensor) -> Tensor | None:
@@ -360,7 +385,7 @@ class _Prepared(Dataset[Sample]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> Sample:
-        sample: Sample = self.transform(self.images.load(index))
+        sample: Sample = self.transform(loaded(self.images, index))
         return sample
 
 
@@ -381,9 +406,10 @@ def as_sample(batch: Any) -> Sample:
         batch: a `Sample`, a tensor of images, a pair of images and labels, or a dict.
 
     Raises:
-        InputError: if the batch has no images.
+        InputError: if the batch has no images, or labels (B, K) that are not bool.
     """
     if isinstance(batch, Sample):
+        _check_several(batch.label)
         return batch
     label: Any = None
     if isinstance(batch, Mapping):
@@ -399,9 +425,16 @@ def as_sample(batch: Any) -> Sample:
             "images: expected batches of images (B, C, H, W), pairs of images and labels, or dicts with "
             f"{' or '.join(map(repr, IMAGE_KEYS))}; got {found}"
         )
+    _check_several(label)
     known = torch.full((len(image),), -1)
     if isinstance(label, Tensor) and label.dtype == torch.bool and label.dim() == 2 and len(label) == len(image):
         known = label
     elif isinstance(label, Tensor) and label.shape == (len(image),) and not label.is_floating_point():
         known = label.long()
     return Sample(image, known, torch.arange(len(image)))
+
+
+def _check_several(label: Any) -> None:
+    """Raise `InputError` for labels (B, K) that are not bool."""
+    if isinstance(label, Tensor) and label.dim() > 1 and (label.dim() > 2 or label.dtype != torch.bool):
+        raise InputError(f"labels of a batch: {AS_BOOL}; got {tuple(label.shape)} of {label.dtype}")

@@ -26,7 +26,7 @@ from interp_models.evaluation.engine import Engine, check_plan, has_row_per_labe
 from interp_models.evaluation.images import Images, images_of
 from interp_models.evaluation.judgement import Judgement, summary_of, write_pictures
 from interp_models.evaluation.normalisation import classifier_of, device_of
-from interp_models.evaluation.plan import cache_keys, metric_keys
+from interp_models.evaluation.plan import cache_keys, check_written, metric_keys
 from interp_models.evaluation.tables import Provenance, Tables, finished, make_tables, own_folder
 from interp_models.explainers.base import Explainer
 
@@ -73,7 +73,8 @@ def judge(
         explainers: names, mappings with `name`, options and an optional `label`, or explainer objects of this model.
         metrics: keys of metrics.
         labels: the class of each image, if `images` is a tensor. Several labels per image are the list of the classes
-            of each image, or a tensor bool (N, K), in which form loaders and data sets give them, too.
+            of each image, or a tensor bool (N, K) for the model's K classes, in which form loaders and data sets give
+            them, too.
         classes: names of the classes.
         target: class to explain: `prediction`, `label`, or a class number. With `label`, each of several labels of an
             image has a map and values, and an image without a label has none.
@@ -89,7 +90,7 @@ def judge(
         batch_size: images per batch.
         preset: protocol of the metrics: `gomez2023` or `saliency-maps-metrics`.
         grid: grid (rows, columns) to which every map is brought, `native` for each map's own grid, or None for the
-            grid of the model's last feature map.
+            grid of the model's last feature map (7 × 7 if no layer gives one).
         max_steps: maximum number of steps of a deletion or insertion curve.
         batch: images per forward pass of the metrics; None chooses a size for the device.
         preparation: how the model is prepared for many passes: `exact`, `compiled`, `bfloat16` or `none`.
@@ -126,7 +127,9 @@ def judge(
         "n_images": n_images,
     }
     plan = ExplanationConfig(**parse(ExplanationConfig, options, "judge"))
-    check_plan(plan, others=bool(given))
+    specs, _ = check_plan(plan, others=bool(given))
+    if folder is not None:
+        check_written(specs)
     if folder is not None and given:
         raise InputError("explainers: with folder=, give names or mappings with options, not explainer objects")
     source = images_of(images, model, labels=labels, image_size=image_size, batch_size=batch_size)
@@ -202,8 +205,13 @@ def _judged(
         )
     known = first.label if source.labels is None else source.labels
     present = known.any(dim=0).nonzero()[:, 0] if several else known.flatten()
-    if plan.target == "label" and (bad := next((int(x) for x in present if not 0 <= x < columns), None)) is not None:
-        raise InputError(f"target 'label': label {bad} is out of range; the model has classes 0 to {columns - 1}")
+    if several and same_classes and not source.listed and first.label.shape[1] != columns:
+        shape = f"bool (N, {columns}), as the model has {columns} classes"
+        raise InputError(f"labels: several labels of each image must be {shape}; got {first.label.shape[1]} columns")
+    bad = next((int(label) for label in present if not 0 <= label < columns), None)
+    if bad is not None and (plan.target == "label" or (several and same_classes)):
+        where = "target 'label'" if plan.target == "label" else "labels"
+        raise InputError(f"{where}: label {bad} is out of range; the model has classes 0 to {columns - 1}")
     cache: FolderCache | MemoryCache = MemoryCache()
     engine = Engine(model, plan, example, cache, explainers=given)
     if folder is not None:

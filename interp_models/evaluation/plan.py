@@ -1,5 +1,6 @@
 """Resolve a plan: explainers with all options, metrics, and the grid of the maps."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -7,14 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from interp_models.core.digests import code_digest
+from interp_models.core.distributed import is_first
 from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.modes import evaluating
+from interp_models.core.prepared import class_name, unwrapped
 from interp_models.evaluation.config import ExplanationConfig
 from interp_models.explainers.base import EXPLAINERS
 from interp_models.explainers.cam import ActivationMap
 from interp_models.metrics.base import METRICS, FaithfulnessMetric, Grid
 
-CELLS = "give the cells that maps are brought to, such as grid=[7, 7]"
+DEFAULT_CELLS = 7
+"""Rows and columns of the grid for a network without a feature map: those of most CNNs for images of 224 pixels."""
 Spec = tuple[str, str, dict[str, Any]]
 """Label, name and all options of an explainer."""
 
@@ -44,6 +48,21 @@ def explainer_specs(items: Sequence[Any]) -> list[Spec]:
             raise InputError(f"explainer {label!r} is listed twice; give one of them another label")
         specs.append((label, node["name"], options))
     return specs
+
+
+def described(option: Any) -> str:
+    """A function among an explainer's options, such as `reshape`, as text for tables: its module and name."""
+    named = callable(option) and hasattr(option, "__qualname__")
+    return f"{option.__module__}.{option.__qualname__}" if named else repr(option)
+
+
+def check_written(specs: Iterable[Spec]) -> None:
+    """Raise `InputError` if an option is a function: results in a folder cannot tell whether its code has changed."""
+    for label, _, options in specs:
+        if found := [key for key, value in options.items() if callable(value)]:
+            raise InputError(
+                f"explainer {label}: with folder=, {found[0]} must be text or numbers; a function works without folder="
+            )
 
 
 def expanded(items: Sequence[Any]) -> list[Any]:
@@ -93,7 +112,7 @@ def resolve_grid(grid: Any, model: nn.Module, example: Tensor) -> Grid | None:
 
     Args:
         grid: [rows, columns], `native` or None. None takes the grid of the model's own maps or, if it has none, of its
-            last feature map.
+            last feature map; if no layer gives a feature map, 7 × 7 cells, and a warning says so.
         model: the model.
         example: an image (1, 3, H, W), of the same size as all images.
 
@@ -101,7 +120,7 @@ def resolve_grid(grid: Any, model: nn.Module, example: Tensor) -> Grid | None:
         Rows and columns; None for `native`.
 
     Raises:
-        InputError: for any other value, and for None if the model has no feature map.
+        InputError: for any other value.
     """
     if grid == "native":
         return None
@@ -111,9 +130,21 @@ def resolve_grid(grid: Any, model: nn.Module, example: Tensor) -> Grid | None:
             if not isinstance(maps, Tensor):
                 try:
                     maps = ActivationMap(model).attribute(example)
-                except NotApplicable as error:
-                    raise InputError(f"grid: {error}; {CELLS}") from None
+                except NotApplicable:
+                    return _default_grid(model, example)
         return int(maps.shape[-2]), int(maps.shape[-1])
     if isinstance(grid, list | tuple) and len(grid) == 2 and all(isinstance(side, int) and side > 0 for side in grid):
         return int(grid[0]), int(grid[1])
     raise InputError(f"grid must be [rows, columns], 'native' or null; got {grid!r}")
+
+
+def _default_grid(model: nn.Module, example: Tensor) -> Grid:
+    """The grid for a network in which no layer gives a feature map."""
+    rows, columns = min(DEFAULT_CELLS, example.shape[-2]), min(DEFAULT_CELLS, example.shape[-1])
+    if is_first():
+        warnings.warn(
+            f"no layer of {class_name(unwrapped(model))} gives the grid of the maps: they are brought to {rows} x "
+            f"{columns} cells; grid=[rows, columns] names others",
+            stacklevel=2,
+        )
+    return rows, columns

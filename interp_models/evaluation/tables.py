@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from interp_models.core.distributed import is_first
 from interp_models.core.errors import InputError
 from interp_models.core.files import LOCK, whole, write_json, write_whole
 from interp_models.evaluation.cache import Cache, FolderCache, Part
@@ -205,8 +206,9 @@ def make_tables(
     frames, rows, maps = [], [], {}
     costs: dict[str, dict[str, float | None]] = {}
     listing = pd.DataFrame()
-    if without_label:
-        print(f"{without_label} images have no label, so that they have no map (target=label)", file=sys.stderr)
+    if without_label and is_first():
+        who = "1 image has no label and was" if without_label == 1 else f"{without_label} images have no label and were"
+        print(f"{who} not explained (target=label)", file=sys.stderr)
     for label, options in explainers.items():
         parts = cache.of(label, set(indices))
         if lost := len(indices) - len({index for part in parts for index in part["common"]["index"].tolist()}):

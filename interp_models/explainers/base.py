@@ -23,6 +23,7 @@ from interp_models.core.scoring import (
     ScoreFn,
     Target,
     finite_logits,
+    logits_of,
     per_image,
     read_as,
     resolve_target,
@@ -102,6 +103,8 @@ class Explainer(ABC):
             images = inputs.clone() if inputs.is_inference() else inputs.detach()
             targets = None if target is None else per_image(target, len(images))
             size, untouched, version = default_batch(images), images.clone(), images._version
+            if targets is None and self.score == "probability" and self.passes != "0":
+                targets = self._predicted(images, size)
             try:
                 parts = []
                 for first, part in zip(range(0, len(images), size), torch.split(images, size), strict=True):
@@ -121,6 +124,11 @@ class Explainer(ABC):
     @abstractmethod
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
         """Return maps (B, h, w). The model is in eval mode, and the images fit into one pass."""
+
+    def _predicted(self, images: Tensor, size: int) -> Tensor:
+        """The class of the highest logit of each image. Probabilities of large logits are equal up to rounding."""
+        with torch.no_grad():
+            return torch.cat([logits_of(self.model(part.clone())).argmax(dim=1) for part in torch.split(images, size)])
 
     def __enter__(self) -> Self:
         self._stack.enter_context(evaluating(self.model))
@@ -164,7 +172,8 @@ def target_scores(output: Any, score: Score, target: Target) -> Tensor:
         target: class: one for all images, one per image (B,), or None for the predicted class.
     """
     scores = scores_of(output, score)
-    return scores.gather(1, resolve_target(target, scores)[:, None])[:, 0]
+    targets = resolve_target(target, logits_of(output).detach())  # probabilities of large logits are equal
+    return scores.gather(1, targets[:, None])[:, 0]
 
 
 def gradient_of(total: Tensor, x: Tensor, what: str, *, again: bool = False) -> Tensor:

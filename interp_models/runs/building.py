@@ -9,7 +9,7 @@ from interp_models.core.errors import InputError
 from interp_models.core.plugins import import_plugins, located
 from interp_models.core.registry import named
 from interp_models.core.schema import parse, schema_of
-from interp_models.core.written import OptionsOf, typed
+from interp_models.core.written import OptionsOf, text_of, typed
 from interp_models.data.base import DATASETS
 from interp_models.data.module import DataModule
 from interp_models.data.transforms import transform_options
@@ -83,7 +83,7 @@ def build_data(config: Mapping[str, Any], **changes: Any) -> DataModule:
     Args:
         config: a config with `data`, and optionally `seed`.
         **changes: options of the data module that replace those of the config. A mapping `dataset` replaces single
-            options of the data set.
+            options of the data set; if it names another data set than the config, it has all options.
     """
     return DataModule(**data_options(config, **changes))
 
@@ -95,7 +95,10 @@ def data_options(config: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
     dataset = typed(OptionsOf, options.get("dataset", {}))
     if not isinstance(dataset, Mapping):
         raise InputError(f"data.dataset: expected keys and values (name and options), got {dataset!r}")
-    name, of_dataset = named({**dataset, **changes.get("dataset", {})}, "data.dataset", DATASETS)
+    changed = changes.get("dataset", {})
+    if text_of(changed.get("name", dataset.get("name"))) != text_of(dataset.get("name")):
+        dataset = {}  # its options are those of another data set
+    name, of_dataset = named({**dataset, **changed}, "data.dataset", DATASETS)
     options["dataset"] = {"name": name, **DATASETS.options(name, of_dataset, given=("split",))}
     options.setdefault("seed", int(config.get("seed", 0)))
     parsed = parse(schema_of(DataModule), options, "data")

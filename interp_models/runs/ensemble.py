@@ -50,6 +50,8 @@ def ensemble(folders: Sequence[Path], config: EnsembleConfig) -> Path:
         one.data.check_files("test")
     if any(one.data.multilabel for one in judged):
         raise InputError("an ensemble needs one class per image; the images of these runs have several labels")
+    if not all(one.data.has_labels for one in judged):
+        raise InputError("an ensemble needs the class of every image; the images have no labels")
     check_same_images({str(one.folder): one.data for one in judged})
     out = folder_of_several(config.out, "ensembles") if is_first_process() else None
     tell_data(*(one.data for one in judged))

@@ -92,11 +92,13 @@ def judging_of(folder: Path, config: EvaluateConfig | EnsembleConfig) -> Judging
     """
     node = run_config(folder)
     model, data = load(folder, config.ckpt)[0], build_data(node, **_changes(config))
+    has_classes = bool(data.classes)  # image files have none, and labels -1
     if model.classes:
         data.as_classes(model.classes, str(folder))
     elif len(data.classes) != model.num_classes:  # an older checkpoint, which holds no names
         raise InputError(f"{folder}: the model has {model.num_classes} classes, the data set {len(data.classes)}")
-    check_same_task(model.task, data, str(folder))
+    if has_classes:
+        check_same_task(model.task, data, str(folder))
     check_drawn(folder, model, data, moved=bool(config.dataset))
     return Judging(
         name=run_name(folder),

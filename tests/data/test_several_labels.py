@@ -9,6 +9,7 @@ import torch
 from interp_models import DATASETS
 from interp_models.core.errors import InputError
 from interp_models.data.base import ImageDataset, labels_of
+from interp_models.data.checks import check_labels
 from interp_models.data.module import DataModule
 from interp_models.data.subsets import strata
 
@@ -111,5 +112,38 @@ def test_what_needs_one_class_is_refused(squares: dict[str, Any]) -> None:
     data = module(squares)
     data.check_training()
     data.test_images.labels = [()] * 16
-    with pytest.raises(InputError, match="no test image has a label, so that no class can be learnt or measured"):
+    with pytest.raises(InputError, match="no test image has a label; no class can be learnt or measured"):
         data.check_training()
+
+
+def test_bools_are_no_classes(squares: dict[str, Any]) -> None:
+    images = DATASETS.build("squares", {}, split="train")
+    check_labels(images, "image")
+    images.labels = [(True, False), *images.labels[1:]]
+    with pytest.raises(
+        InputError, match=r"image 0: labels must be a tuple of classes from 0 to 2; got \(True, False\)"
+    ):
+        check_labels(images, "image")
+
+
+def test_plain_tensors_are_scaled_as_images(squares: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    own = DATASETS.get("squares")
+    real = own.load
+    expected = [
+        next(iter(loader)) for loader in (module(squares).train_dataloader(), module(squares).test_dataloader())
+    ]
+
+    def plain(self: Any, index: int) -> Any:
+        sample = real(self, index)
+        return sample._replace(image=sample.image.as_subclass(torch.Tensor))
+
+    monkeypatch.setattr(own, "load", plain)
+    data = module(squares)
+    for loader, batch in zip((data.train_dataloader(), data.test_dataloader()), expected, strict=True):
+        found = next(iter(loader))
+        assert float(batch.image.max()) <= 1
+        assert torch.equal(found.image, batch.image)
+        assert torch.equal(found.label, batch.label)
+    monkeypatch.setattr(own, "load", lambda self, index: real(self, index)._replace(image=torch.zeros(3, 64, 64).int()))
+    with pytest.raises(InputError, match=r"Squares: the image of a sample must be \(3, H, W\) of uint8; got .*int32"):
+        next(iter(data.test_dataloader()))

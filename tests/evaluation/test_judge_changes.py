@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -333,3 +334,42 @@ def test_all_ranks_refuse_together(tmp_path: Path) -> None:
         (tmp_path / "used").mkdir()
         with locked(tmp_path / "used", "an evaluation"):
             processes.run_ranks(_refused_on_a_rank, tmp_path)
+
+
+def _as_it_is(output: Any) -> Any:
+    return output
+
+
+def test_reshape_may_be_a_function(tmp_path: Path) -> None:
+    """In memory it is named; in a folder, its results could not be told from those of other code."""
+    plan = [{"name": "gradcam", "layer": "3", "reshape": _as_it_is}]
+    found = judge(network(), pictures(2), plan, ["ad"], progress=False)
+    plain = judge(network(), pictures(2), [{"name": "gradcam", "layer": "3"}], ["ad"], progress=False)
+    np.testing.assert_array_equal(found.maps["gradcam"], plain.maps["gradcam"])
+    assert found.tables.rows[0]["options"]["reshape"] == f"{__name__}._as_it_is"
+    with pytest.raises(InputError, match="explainer gradcam: with folder=, reshape must be text or numbers"):
+        judge(network(), pictures(2), plan, ["ad"], progress=False, folder=tmp_path / "out")
+
+
+class Two(nn.Module):
+    """The sum of two networks, so that no layer holds all evidence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = network(), network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.one(x) + self.other(x.flip(3))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_network_without_a_layer_is_judged(wrapped: bool) -> None:
+    net = Classifier(Two(), mean=(0.5,) * 3, std=(0.5,) * 3) if wrapped else Two()
+    expected = r"no layer of Two gives the grid of the maps: they are brought to 7 x 7 cells; grid=\[rows, columns\]"
+    with pytest.warns(UserWarning, match=expected):
+        found = judge(net, pictures(2), ["gradcam", "random"], ["dauc"], **QUICK)
+    assert list(found.maps) == ["random"]
+    assert "no layer of Two" in found.tables.left_out["gradcam"]
+    assert found.tables.rows[0]["grid"] == "7x7"
+    given = judge(net, pictures(2), ["random"], ["dauc"], grid=[7, 7], **QUICK)
+    assert value(given) == value(found)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -98,7 +99,7 @@ def test_means_and_intervals_are_over_images() -> None:
 
 def test_images_without_a_label_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     found = judge(model(), pictures(), ["gradcam"], labels=LABELS, target="label", **QUICK)
-    assert "2 images have no label, so that they have no map (target=label)" in capsys.readouterr().err
+    assert "2 images have no label and were not explained (target=label)" in capsys.readouterr().err
     assert found.tables.without_label == 2
     assert (found.summary_of_model.n_judged, found.summary_of_model.without_label) == (5, 2)
     every = judge(model(), pictures(), ["gradcam"], labels=[[0]] * 7, target="label", **QUICK)
@@ -274,7 +275,7 @@ def test_a_run_is_evaluated(run: Path, script: Script) -> None:
     plan = [*QUICK_EVALUATION, "explainers=[intrinsic, gradcam, random]", "target=label"]
     done = script("evaluate", run, *plan)
     assert done.code == 0, done.err
-    assert "2 images have no label, so that they have no map (target=label)" in done.err
+    assert "2 images have no label and were not explained (target=label)" in done.err
     assert "means over 14 images, class explained: label" in done.out
     tables, data = read_tables(run / "evaluation"), build_data(run_config(run))
     net = load(run)[0]
@@ -333,3 +334,20 @@ def test_validation_judges_every_label(squares: dict[str, Any], tmp_path: Path) 
         means.append(float(metric.score(probabilities(net), images, maps, target)["dauc"].mean()))
     assert len(means) >= 2
     assert logged == pytest.approx(sum(means) / len(means), abs=1e-4)
+
+
+def test_a_run_judges_image_files(run: Path, script: Script, tmp_path: Path) -> None:
+    """Options of the run's own data set do not stay, and images without labels have no task."""
+    (tmp_path / "files").mkdir()
+    for number in range(3):
+        Image.new("RGB", (70, 64), (80 * number, 30, 60)).save(tmp_path / f"files/{number}.png")
+    data = ["dataset.name=image_files", f"dataset.root={tmp_path / 'files'}"]
+    done = script("evaluate", run, *QUICK_EVALUATION, "n_images=null", "explainers=[random]", *data)
+    assert done.code == 0, done.err
+    assert "data: 3 images without labels" in done.err
+    tables = read_tables(run / "evaluation")
+    assert set(tables.per_image["label"]) == {-1}
+    assert tables.accuracy is None
+    done = script("evaluate", run, *QUICK_EVALUATION, "explainers=[random]", "target=label", *data)
+    assert done.code == 2
+    assert done.err.endswith("target label: the images have no labels; target=prediction works\n")
