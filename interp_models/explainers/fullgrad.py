@@ -1,6 +1,5 @@
 """FullGrad: gradient times image, and gradients times the biases of all layers, which add up to the logit."""
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -20,7 +19,7 @@ from interp_models.core.prepared import class_name
 from interp_models.core.scoring import Target, resolve_target, scores_of
 from interp_models.explainers.base import EXPLAINERS, Explainer, gradient_of
 from interp_models.explainers.combinators import NoiseScale, noise_like, resolved, sigmas
-from interp_models.explainers.places import EXPLAINED, order
+from interp_models.explainers.places import EXPLAINED, order, replayed
 
 TOO_FEW, FEW = 4, 7
 """Of a map with so few rows or columns, cells see nearly all of the image: no order, or less, can be asked of them."""
@@ -159,32 +158,25 @@ def _misplaced(model: nn.Module, image: Tensor) -> str | None:
     every = _Maps(model, torch.cat([image, image])).made
     if any(len(made) != 2 for made in every):
         return "has maps without one row per image"
-    seen: dict[Any, list[Tensor]] = {}  # all maps of a grid are tried with the same images
+    seen: dict[Any, list[Tensor]] = {}
+
+    def passed(images: Tensor) -> list[Tensor]:
+        parts = [_Maps(model, some).made for some in torch.split(images, default_batch(images))]
+        return [torch.cat(same) for same in zip(*parts, strict=True)]
+
+    def order_of(place: int, grid: tuple[int, int], known: float) -> float | None:
+        every_map = replayed(passed, seen, grid)
+        return order(image, grid, lambda images: every_map(images)[place], known)
+
     for place, made in enumerate(every):
         grid = (made.shape[2], made.shape[3])
         least = EXPLAINED if min(grid) > FEW else ORDERED_AT_ALL
-        share = order(image, grid, _reader(model, place, grid, seen), known=1.0)  # one image is often enough
+        share = order_of(place, grid, known=1.0)  # one image is often enough
         if share is not None and 0 < share < least:
-            share = order(image, grid, _reader(model, place, grid, seen))
+            share = order_of(place, grid, known=0.0)
         if share is not None and share < least:
             return "has a layer whose cells do not lie on the image in order"
     return None
-
-
-def _reader(
-    model: nn.Module, place: int, grid: tuple[int, int], seen: dict[Any, list[Tensor]]
-) -> Callable[[Tensor], Tensor]:
-    """A function from images to the map with a number; the maps of the n-th call for a grid are kept in `seen`."""
-    calls = itertools.count()
-
-    def read(images: Tensor) -> Tensor:
-        key = (grid, next(calls))
-        if key not in seen:
-            parts = [_Maps(model, some).made for some in torch.split(images, default_batch(images))]
-            seen[key] = [torch.cat(same) for same in zip(*parts, strict=True)]
-        return seen[key][place]
-
-    return read
 
 
 @contextmanager

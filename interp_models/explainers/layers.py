@@ -4,10 +4,9 @@ A wrong layer gives a wrong map without an error. So a layer is taken only if th
 passes beside it, its output has one row per image, and its cells lie on the image in order (`places.order`).
 """
 
-import itertools
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ from interp_models.core.prepared import class_name
 from interp_models.core.protocols import explains_itself
 from interp_models.explainers.class_token import reads_class_token, why_not
 from interp_models.explainers.forms import MOST_OTHERS, Form, Reshape, fits, patches
-from interp_models.explainers.places import EXPLAINED, order
+from interp_models.explainers.places import EXPLAINED, order, replayed
 from interp_models.explainers.traces import OtherRows, Output, Trace, gradients_by, holds_all_values, outputs_of, traced
 from interp_models.nn.attention import find_transformer
 
@@ -215,13 +214,11 @@ def _form(model: nn.Module, image: Tensor, output: Output, forms: list[Form], le
     outputs: dict[Any, Tensor] = {}
     best: tuple[float, Form | None] = (least, None)
     for form in forms:
-        grid, calls = form.cells(output.shape), itertools.count()
+        grid = form.cells(output.shape)
+        passed = replayed(lambda images: outputs_of(model, images, output), outputs, grid)
 
-        def read(images: Tensor, form: Form = form, grid: Any = grid, calls: Iterator[int] = calls) -> Tensor:
-            key = (grid, next(calls))  # forms of one grid are tried with the same images
-            if key not in outputs:
-                outputs[key] = outputs_of(model, images, output)
-            return form.to_map(outputs[key])
+        def read(images: Tensor, form: Form = form, passed: Callable[[Tensor], Tensor] = passed) -> Tensor:
+            return form.to_map(passed(images))
 
         try:
             share = order(image, grid, read, known=best[0])

@@ -6,6 +6,7 @@ cells are in order, one function of the distance explains nearly all changes.
 
 import itertools
 from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -57,6 +58,30 @@ def order(image: Tensor, grid: tuple[int, int], read: Callable[[Tensor], Tensor]
         if not HOPELESS < share < SURE or share < SURE <= known:
             break
     return share
+
+
+Made = TypeVar("Made")
+
+
+def replayed(make: Callable[[Tensor], Made], seen: dict[Any, Made], key: Any) -> Callable[[Tensor], Made]:
+    """A function as `make` whose n-th call returns what the n-th call of another one with the same key returned.
+
+    `order` asks for the same images in the same order for every map of a grid, so that maps can share their passes.
+
+    Args:
+        make: makes something of images.
+        seen: keeps what was made.
+        key: what tells the images of the calls, such as the grid.
+    """
+    calls = itertools.count()
+
+    def replay(images: Tensor) -> Made:
+        number = (key, next(calls))
+        if number not in seen:
+            seen[number] = make(images)
+        return seen[number]
+
+    return replay
 
 
 def _bases(image: Tensor) -> Iterator[Tensor]:
