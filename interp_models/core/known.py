@@ -98,7 +98,7 @@ def _hooks(hooks: dict[int, Any]) -> tuple[int, ...]:
 def _attributes(part: nn.Module, seen: dict[int, int]) -> list[tuple[str, object]]:
     """The attributes of a module that its forward may read, beside modules, parameters and buffers."""
     return [
-        (name, _Same(value) if name in _OUTSIDE and value is not None else _value(value, seen))
+        (name, _value(value, seen, depth=0 if name in _OUTSIDE else 3))
         for name, value in vars(part).items()
         if name not in _INTERNAL and name != "training" and not _computed(part, name)
     ]

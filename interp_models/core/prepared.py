@@ -51,12 +51,8 @@ class Prepared(nn.Module):
         """Compute the logits (B, K) of images (B, C, H, W), in float32 or float64."""
         images = images.contiguous(memory_format=torch.channels_last)
         autocast = torch.autocast(images.device.type, torch.bfloat16) if self.autocasts else nullcontext()
-        if self.run is not None:
-            with in_pass(images), compiled_again():
-                output = self.run(images)
-        else:
-            with autocast, in_pass(images):
-                output = self.model(images)
+        with autocast, in_pass(images), nullcontext() if self.run is None else compiled_again():
+            output = (self.run or self.model)(images)
         logits = logits_of(output)
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         if has_labels(output):
