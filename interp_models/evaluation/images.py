@@ -25,14 +25,14 @@ from torch.utils.data.distributed import DistributedSampler
 
 from interp_models.core.errors import InputError
 from interp_models.core.inputs import check_images
-from interp_models.data.base import ImageDataset, Sample, collate, loaded, multi_hot, rows_of
-from interp_models.data.checks import check_labels, is_class, refuse, unusable
+from interp_models.data.base import ImageDataset, Sample, collate, loaded, rows_of
+from interp_models.data.checks import check_labels, refuse, unusable
 from interp_models.data.decoding import ADVICE
 from interp_models.data.subsets import spread, subsample
+from interp_models.evaluation.labels import check_several, one_label_each, several_labels, whole_numbers
 
 IMAGE_KEYS, LABEL_KEYS = ("image", "images", "pixel_values", "x"), ("label", "labels", "target", "targets", "y")
 """Keys of images and labels in batches that are dicts."""
-AS_BOOL = "several labels of each image must be bool (N, K): labels.bool() makes them from ones and zeros"
 EXPECTED = "images: expected float images (C, H, W) in [0, 1], all of one size"
 RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 """Samplers whose order changes from pass to pass."""
@@ -235,7 +235,9 @@ def images_of(
             raise InputError(f"images: a data set needs __len__ and __getitem__; {type(images).__name__} lacks one")
         classes = getattr(images, "classes", ())
         loader: Any = DataLoader(images, batch_size=batch_size, collate_fn=_collated)
-        known = _whole(images.tensors[1]) if isinstance(images, TensorDataset) and len(images.tensors) > 1 else None
+        known = (
+            whole_numbers(images.tensors[1]) if isinstance(images, TensorDataset) and len(images.tensors) > 1 else None
+        )
         name = type(images).__name__
         return Images(loader, range(len(images)), name=name, classes=classes, labels=known, double=double)
     raise InputError(
@@ -246,72 +248,11 @@ def images_of(
 
 def _of_tensor(images: Tensor, labels: Any, batch_size: int, double: bool) -> Images:
     check_images(images, "images")
-    known = torch.full((len(images),), -1)
     several = several_labels(labels, len(images))
     listed = several is not None and not isinstance(labels, Tensor | np.ndarray)
-    if several is not None:
-        known = several
-    elif labels is not None:
-        wanted = f"labels must be {len(images)} whole numbers, one per image"
-        try:
-            given = torch.as_tensor(labels)
-        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise InputError(f"{wanted}; got {type(labels).__name__}: {error}") from None
-        if given.shape != (len(images),) or _whole(given) is None:
-            hint = f"; {AS_BOOL}" if given.dim() == 2 and given.dtype != torch.bool else ""
-            raise InputError(f"{wanted}; got {tuple(given.shape)} of {given.dtype}{hint}")
-        known = given.long()
-        if int(known.min()) < -1:
-            raise InputError(f"{wanted}, at least 0 (-1: unknown); got {int(known.min())}")
+    known = one_label_each(labels, len(images)) if several is None else several
     loader: Any = DataLoader(TensorDataset(images, known.to(images.device)), batch_size=batch_size)
     return Images(loader, range(len(images)), name="tensor", labels=known, double=double, listed=listed)
-
-
-def several_labels(labels: Any, n: int) -> Tensor | None:
-    """Several labels of each of n images as bool (n, K), where K is at least the highest label + 1.
-
-    Args:
-        labels: bool (n, K), or the classes of each image, such as `[[0, 2], [], [1]]`, where a list may be a tensor or
-            an array, too; anything else gives None.
-        n: number of images.
-
-    Raises:
-        InputError: if the number of images differs, if only some images have a list, or if a class is negative, a bool
-            or listed twice.
-
-    >>> several_labels([[0, 2], []], 2).tolist()
-    [[True, False, True], [False, False, False]]
-    """
-    if isinstance(labels, Tensor | np.ndarray):
-        fits = labels.dtype in (torch.bool, np.bool_) and labels.ndim == 2 and len(labels) == n
-        return torch.as_tensor(labels) if fits else None
-    if not isinstance(labels, Sequence) or isinstance(labels, str) or not any(map(_is_list, labels)):
-        return None
-    if single := [place for place, own in enumerate(labels) if not _is_list(own)]:
-        raise InputError(
-            f"labels must be {n} whole numbers, one per image, or {n} lists of classes; got both: labels[{single[0]}] "
-            f"is {labels[single[0]]!r}, which is no list"
-        )
-    if len(labels) != n:
-        raise InputError(f"labels: {len(labels)} lists of classes are given, and there are {n} images")
-    lists = [own.tolist() if isinstance(own, Tensor | np.ndarray) else list(own) for own in labels]
-    for place, own in enumerate(lists):
-        if not all(is_class(label) for label in own) or len(set(own)) < len(own):
-            is_bool = bool(own) and all(isinstance(label, bool | np.bool_) for label in own)
-            hint = "; rows of bool must be a tensor or an array of them" if is_bool else ""
-            raise InputError(f"labels[{place}] must list different classes, whole numbers from 0; got {own!r}{hint}")
-    classes = 1 + max((int(label) for own in lists for label in own), default=0)
-    return torch.stack([multi_hot(map(int, own), classes) for own in lists])
-
-
-def _is_list(own: Any) -> bool:
-    return isinstance(own, list | tuple) or (isinstance(own, Tensor | np.ndarray) and own.ndim == 1)
-
-
-def _whole(labels: Tensor) -> Tensor | None:
-    """Labels as int64; None unless they are whole numbers, one per image."""
-    is_whole = labels.dim() == 1 and not (labels.is_floating_point() or labels.is_complex())
-    return labels.long() if is_whole and labels.dtype != torch.bool else None
 
 
 def _of_loader(loader: DataLoader[Any], double: bool) -> Images:
@@ -409,7 +350,7 @@ def as_sample(batch: Any) -> Sample:
         InputError: if the batch has no images, or labels (B, K) that are not bool.
     """
     if isinstance(batch, Sample):
-        _check_several(batch.label)
+        check_several(batch.label)
         return batch
     label: Any = None
     if isinstance(batch, Mapping):
@@ -425,16 +366,10 @@ def as_sample(batch: Any) -> Sample:
             "images: expected batches of images (B, C, H, W), pairs of images and labels, or dicts with "
             f"{' or '.join(map(repr, IMAGE_KEYS))}; got {found}"
         )
-    _check_several(label)
+    check_several(label)
     known = torch.full((len(image),), -1)
     if isinstance(label, Tensor) and label.dtype == torch.bool and label.dim() == 2 and len(label) == len(image):
         known = label
     elif isinstance(label, Tensor) and label.shape == (len(image),) and not label.is_floating_point():
         known = label.long()
     return Sample(image, known, torch.arange(len(image)))
-
-
-def _check_several(label: Any) -> None:
-    """Raise `InputError` for labels (B, K) that are not bool."""
-    if isinstance(label, Tensor) and label.dim() > 1 and (label.dim() > 2 or label.dtype != torch.bool):
-        raise InputError(f"labels of a batch: {AS_BOOL}; got {tuple(label.shape)} of {label.dtype}")

@@ -8,7 +8,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from interp_models import Classifier, InputError, judge
 from interp_models.evaluation import tables
-from interp_models.evaluation.images import as_sample, several_labels
+from interp_models.evaluation.images import as_sample
+from interp_models.evaluation.labels import several_labels
 from tests.evaluation.test_judge import network, pictures
 
 QUICK: dict[str, Any] = {"progress": False, "max_steps": 2}
