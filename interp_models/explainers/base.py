@@ -163,6 +163,14 @@ class ByFields(Explainer, ABC):
         super().__init__(self.model, score=self.score)
 
 
+def targets_for(score: ScoreFn, inputs: Tensor, target: Target) -> Tensor:
+    """The given class of each image (B,), or else that of the highest score, which takes one more pass.
+
+    Given classes are not checked: `resolve_target` does that with the first scores that there are.
+    """
+    return resolve_target(None, score(inputs)) if target is None else per_image(target, len(inputs))
+
+
 def target_scores(output: Any, score: Score, target: Target) -> Tensor:
     """The score of each image's target class (B,), with its autograd graph.
 

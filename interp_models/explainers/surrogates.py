@@ -15,8 +15,8 @@ from torch import Tensor
 from interp_models.core.batches import scores_of_variants
 from interp_models.core.errors import InputError
 from interp_models.core.rng import uniform
-from interp_models.core.scoring import Score, Target, resolve_target
-from interp_models.explainers.base import EXPLAINERS, ByFields
+from interp_models.core.scoring import Score, Target
+from interp_models.explainers.base import EXPLAINERS, ByFields, targets_for
 from interp_models.explainers.segments import Fill, Segments, check_cells, means, segmented
 
 
@@ -53,7 +53,7 @@ class _Surrogate(ByFields, ABC):
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
         check_cells(self.cells, inputs)
         score = self.score_fn(inputs)
-        targets = resolve_target(target, score(inputs))
+        targets = targets_for(score, inputs, target)
         numbers = segmented(inputs, self.cells, self.segments)
         off = torch.zeros_like(inputs)
         if self.fill == "mean":
@@ -97,7 +97,7 @@ class LIME(_Surrogate):
     those of the paper, and the mean colour is that of the authors' code.
     """
 
-    passes = "samples + 1"
+    passes = "samples"
     small: ClassVar[Mapping[str, Any]] = {"samples": 6, "cells": 2}
 
     samples: int = 1000
@@ -140,7 +140,7 @@ class KernelSHAP(_Surrogate):
     forward pass.
     """
 
-    passes = "samples + 3"
+    passes = "samples + 2"
     small: ClassVar[Mapping[str, Any]] = {"samples": 8, "cells": 2}
 
     samples: int = 2048
