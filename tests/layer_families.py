@@ -139,14 +139,14 @@ def why_not(model: nn.Module, side: int) -> str | None:
 
 
 def revived(model: nn.Module) -> None:
-    """Replace first values that stop the signal: zeros of classifiers and of residual scales, scales near 0."""
+    """Replace first values that stop the signal: zeros of classifiers and residual scales, small scales."""
     for weight in model.parameters():
         if weight.dim() == 1 and 0 < float(weight.abs().max()) < 1e-2 and float(weight.std()) < 1e-6:
             weight.data.fill_(1.0)
         elif weight.dim() > 1 and not weight.any():
             nn.init.normal_(weight, std=0.02)
     for part in model.modules():
-        if isinstance(part, _BatchNorm) and part.weight is not None and not part.weight.any():
+        if isinstance(part, _BatchNorm) and part.weight is not None:
             nn.init.ones_(part.weight)
 
 
