@@ -293,7 +293,7 @@ _open: ContextVar[_Calls | None] = ContextVar("open_calls", default=None)
 class _Start:
     """A forward pre-hook: a pass of the network begins."""
 
-    only_counts = True
+    changes_nothing = True
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         if (mode := _open.get()) is not None:
@@ -303,7 +303,7 @@ class _Start:
 class _End:
     """A forward hook, called after errors, too: a pass of the network ends."""
 
-    only_counts = True
+    changes_nothing = True
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         if (mode := _open.get()) is not None:
@@ -313,7 +313,7 @@ class _End:
 class _Check:
     """A forward hook, called without an error: the pass had the calls that were expected."""
 
-    only_counts = True
+    changes_nothing = True
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         if (mode := _open.get()) is not None and mode.depth == 1:

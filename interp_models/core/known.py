@@ -91,8 +91,8 @@ def _meta(x: Tensor) -> bool:
 
 
 def _hooks(hooks: dict[int, Any]) -> tuple[int, ...]:
-    """The hooks of a module, without those that only count."""
-    return tuple(key for key, hook in hooks.items() if not getattr(hook, "only_counts", False))
+    """The hooks of a module, without those that change nothing."""
+    return tuple(key for key, hook in hooks.items() if not getattr(hook, "changes_nothing", False))
 
 
 def _attributes(part: nn.Module, seen: dict[int, int]) -> list[tuple[str, object]]:

@@ -15,8 +15,7 @@ _uncounted: ContextVar[bool] = ContextVar("uncounted", default=False)
 class PassCounter:
     """A forward pre-hook that counts images."""
 
-    only_counts = True
-    """It changes nothing, so what is known of the model stays valid."""
+    changes_nothing = True
 
     def __init__(self) -> None:
         self.images = 0

@@ -16,6 +16,7 @@ from interp_models.core.eager import eagerly
 from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.inputs import check_images_for, fitting
 from interp_models.core.modes import alone, evaluating, full_float32
+from interp_models.core.norms import right_gradients
 from interp_models.core.prepared import class_name, prepare, unwrapped
 from interp_models.core.registry import Registry
 from interp_models.core.scoring import (
@@ -97,7 +98,7 @@ class Explainer(ABC):
         # Lightning evaluates in inference mode. Autograd refuses tensors that were made in it.
         with (
             alone(self.model), torch.inference_mode(False), evaluating(self.model), full_float32(),
-            fitting(self.model, inputs), eagerly(self.model),
+            fitting(self.model, inputs), eagerly(self.model), right_gradients(self.model),
             nullcontext() if self.passes == "0" else read_as(self.model, inputs, self.score),
         ):  # fmt: skip
             images = inputs.clone() if inputs.is_inference() else inputs.detach()
