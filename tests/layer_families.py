@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from interp_models.core.errors import InputError, first_line
+from interp_models.core.norms import right_gradients
 from interp_models.explainers import EXPLAINERS
 from interp_models.explainers.forms import tensor_of
 from interp_models.explainers.layers import Layer, target_layer
@@ -172,7 +173,8 @@ def check(model: nn.Module, layer: Layer, images: Tensor) -> None:
     """
     generator = torch.Generator().manual_seed(1)
     pixels = images[:1].clone().requires_grad_()
-    features = features_of(model, layer, pixels)
+    with right_gradients(model):
+        features = features_of(model, layer, pixels)
     for axis in (2, 3):
         cells, side = features.shape[axis], images.shape[axis]
         if cells == 1:

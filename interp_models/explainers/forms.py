@@ -58,7 +58,14 @@ class Form:
 
 
 def possible_forms(shape: tuple[int, ...], image: tuple[int, ...]) -> Iterator[Form]:
-    """The forms of a feature map that are possible for an output of this shape, for an image (C, H, W)."""
+    """The forms of a feature map that are possible for an output of this shape, for an image (C, H, W).
+
+    Tokens that fill a grid of exactly the image's aspect ratio come first, then those with few other tokens: without
+    its first or last row, a map also lies on the image in order.
+
+    >>> [(form.grid, form.prefix) for form in possible_forms((17, 8), (3, 64, 64))][:2]
+    [((4, 4), 1), ((4, 4), 0)]
+    """
     _, height, width = image
     if len(shape) == 3:
         (h, w), last = shape[1:], shape[:2]
@@ -67,12 +74,15 @@ def possible_forms(shape: tuple[int, ...], image: tuple[int, ...]) -> Iterator[F
         if last[0] * last[1] > 1 and last[0] <= height and last[1] <= width and fits(last, (height, width)):
             yield Form("nhwc")
     if len(shape) == 2:
+        exact: list[Form] = []
+        inexact: list[Form] = []
         for others in range(min(MOST_OTHERS, shape[0] - 2) + 1):
             cells = shape[0] - others
             h = round((cells * height / width) ** 0.5)
             if others < cells and h and cells % h == 0 and fits((h, cells // h), (height, width)):
-                for suffix in range(others + 1):
-                    yield Form("tokens", (h, cells // h), others - suffix, suffix)
+                kept = exact if h * width == cells // h * height else inexact
+                kept += [Form("tokens", (h, cells // h), others - suffix, suffix) for suffix in range(others + 1)]
+        yield from (*exact, *inexact)
 
 
 def fits(grid: tuple[int, ...], size: tuple[int, ...]) -> bool:

@@ -209,12 +209,16 @@ def _last(model: nn.Module, image: Tensor, trace: Trace) -> Place:
 def _form(model: nn.Module, image: Tensor, output: Output, forms: list[Form], least: float = EXPLAINED) -> Form | None:
     """The form whose cells lie best on the image in order; None if they lie worse than `least` in all forms.
 
+    Forms of the next grid are tried only if those of the grids before lie badly.
     A map that does not change at all tells nothing. Then it must have channels first, and the image's aspect ratio.
     """
     outputs: dict[Any, Tensor] = {}
     best: tuple[float, Form | None] = (least, None)
     for form in forms:
         grid = form.cells(output.shape)
+        found = best[1]
+        if found is not None and best[0] >= EXPLAINED and (found.kind == "nchw" or found.cells(output.shape) != grid):
+            break
         passed = replayed(lambda images: outputs_of(model, images, output), outputs, grid)
 
         def read(images: Tensor, form: Form = form, passed: Callable[[Tensor], Tensor] = passed) -> Tensor:
@@ -228,8 +232,6 @@ def _form(model: nn.Module, image: Tensor, output: Output, forms: list[Form], le
             return form
         if share is not None and share >= best[0]:
             best = (share, form)
-            if form.kind == "nchw":
-                break
     return best[1]
 
 

@@ -269,6 +269,13 @@ class Tokens(nn.Module):
         return self.network.fc(self.last(torch.cat([0 * cells[:, :1], cells], dim=1))[:, 1:].mean(dim=1))
 
 
+class Flattened(Tokens):
+    """The same network, whose last layer gives the tokens of the cells alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network.fc(self.last(self.network.features(x).flatten(2).transpose(1, 2)).mean(dim=1))
+
+
 @pytest.mark.parametrize("name", GENERAL)
 @pytest.mark.parametrize("form", [ChannelsLast, Tokens])
 @pytest.mark.parametrize("size", [(32, 32), (32, 64), (24, 40)])
@@ -278,6 +285,19 @@ def test_other_forms_of_the_same_features_give_the_same_map(name: str, form: typ
     expected, found = explained(name, network, images), explained(name, form(network).eval(), images)
     assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
     assert expected.std() > 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("rows", "columns"), [(4, 4), (5, 5), (7, 7), (8, 8), (4, 6), (7, 5)])
+@pytest.mark.parametrize("others", [0, 1])
+def test_no_row_of_cells_is_taken_for_other_tokens(rows: int, columns: int, others: int, seed: int) -> None:
+    """Without its first or last row, which may be class or register tokens, a map also lies in order."""
+    torch.manual_seed(seed)
+    mixing = [nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)]
+    network = Pooled(nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.ReLU(), *mixing), width=8)
+    model = Tokens(network) if others else Flattened(network)
+    form = target_layer(model.eval(), None, pictures(3, 8 * rows, 8 * columns)).form
+    assert (form.kind, form.grid, form.prefix, form.suffix) == ("tokens", (rows, columns), others, 0)
 
 
 @pytest.mark.parametrize("name", GENERAL)
