@@ -104,8 +104,6 @@ class Explainer(ABC):
             images = inputs.clone() if inputs.is_inference() else inputs.detach()
             targets = None if target is None else per_image(target, len(images))
             size, untouched, version = default_batch(images), images.clone(), images._version
-            if targets is None and self.score == "probability" and self.passes != "0":
-                targets = self._predicted(images, size)
             try:
                 parts = []
                 for first, part in zip(range(0, len(images), size), torch.split(images, size), strict=True):
@@ -126,11 +124,6 @@ class Explainer(ABC):
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
         """Return maps (B, h, w). The model is in eval mode, and the images fit into one pass."""
 
-    def _predicted(self, images: Tensor, size: int) -> Tensor:
-        """The class of the highest logit of each image. Probabilities of large logits are equal up to rounding."""
-        with torch.no_grad():
-            return torch.cat([logits_of(self.model(part.clone())).argmax(dim=1) for part in torch.split(images, size)])
-
     def __enter__(self) -> Self:
         self._stack.enter_context(evaluating(self.model))
         return self
@@ -149,6 +142,16 @@ class Explainer(ABC):
         model = self.prepared(images)
         return lambda images: scores_of(model(images), self.score)
 
+    def scored(self, images: Tensor, target: Target) -> tuple[ScoreFn, Tensor, Tensor]:
+        """The function of `score_fn`, the images' scores of all classes (B, K), and the class of each image (B,).
+
+        The predicted class is that of the highest logit: probabilities of large logits are equal up to rounding.
+        """
+        model = self.prepared(images)
+        output = model(images)
+        targets = resolve_target(target, logits_of(output).detach())
+        return lambda images: scores_of(model(images), self.score), scores_of(output, self.score), targets
+
 
 @dataclass(eq=False, repr=False)
 class ByFields(Explainer, ABC):
@@ -162,14 +165,6 @@ class ByFields(Explainer, ABC):
 
     def __post_init__(self) -> None:
         super().__init__(self.model, score=self.score)
-
-
-def targets_for(score: ScoreFn, inputs: Tensor, target: Target) -> Tensor:
-    """The given class of each image (B,), or else that of the highest score, which takes one more pass.
-
-    Given classes are not checked: `resolve_target` does that with the first scores that there are.
-    """
-    return resolve_target(None, score(inputs)) if target is None else per_image(target, len(inputs))
 
 
 def target_scores(output: Any, score: Score, target: Target) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from interp_models.core.eager import own_thread
 from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.prepared import class_name
-from interp_models.core.scoring import Score, Target, resolve_target, scores_of
+from interp_models.core.scoring import Score, Target, logits_of, resolve_target, scores_of
 from interp_models.explainers.base import EXPLAINERS
 from interp_models.explainers.transformers import OfAttention, once
 from interp_models.nn.attention import weights
@@ -52,7 +52,8 @@ class LeGrad(OfAttention):
         handles = [block.register_forward_hook(keep) for block in read]
         try:
             with torch.enable_grad(), weights(layers) as a:
-                scores = scores_of(self.model(inputs), self.score)
+                output = self.model(inputs)
+                scores = scores_of(output, self.score)
         finally:
             for handle in handles:
                 handle.remove()
@@ -62,8 +63,8 @@ class LeGrad(OfAttention):
                 f"{class_name(self.model)} returned {len(scores)} rows of logits for {len(inputs) * (1 + len(a))} rows "
                 "of tokens after the blocks; expected one for each"
             )
-        own, *of_blocks = torch.split(scores, len(inputs))
-        targets = resolve_target(target, own.detach())[:, None]
+        _, *of_blocks = torch.split(scores, len(inputs))
+        targets = resolve_target(target, logits_of(output).detach()[: len(inputs)])[:, None]
         found = []
         for attention, of_block in zip(a, of_blocks, strict=True):
             score = of_block.gather(1, targets).sum()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from interp_models.core.batches import scores_of_variants
 from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.maps import full_precision
-from interp_models.core.scoring import Score, Target, resolve_target
+from interp_models.core.scoring import Score, Target
 from interp_models.explainers.base import EXPLAINERS, Explainer
 
 
@@ -60,9 +60,7 @@ class Occlusion(Explainer):
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
         if self.window >= max(inputs.shape[-2:]):
             raise NotApplicable(f"occlusion: a window of {self.window} pixels hides all of {tuple(inputs.shape[-2:])}")
-        score = self.score_fn(inputs)
-        whole = score(inputs)
-        targets = resolve_target(target, whole)
+        score, whole, targets = self.scored(inputs, target)
         rows, columns = (self._bands(n, inputs.device) for n in inputs.shape[-2:])
 
         def occluded(b: Tensor, square: Tensor) -> Tensor:

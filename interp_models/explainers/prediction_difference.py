@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from interp_models.core.batches import scores_of_variants
 from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.rng import uniform
-from interp_models.core.scoring import Target, resolve_target
+from interp_models.core.scoring import Target
 from interp_models.explainers.base import EXPLAINERS, Explainer
 
 Array = NDArray[Any]
@@ -87,9 +87,7 @@ class PredictionDifference(Explainer):
                 f"prediction_difference: a window of {self.window} pixels with {self.padding} around it does not fit "
                 f"into images of {tuple(inputs.shape[-2:])}"
             )
-        score = self.score_fn(inputs)
-        whole = score(inputs)
-        targets = resolve_target(target, whole)
+        score, whole, targets = self.scored(inputs, target)
         rows, columns = (self._starts(n) for n in inputs.shape[-2:])
         pixels = inputs.cpu().double().numpy()
         gaussians = [Patches(image, size) if self.sampling == "conditional" else None for image in pixels]

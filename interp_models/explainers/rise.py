@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from interp_models.core.batches import default_batch
 from interp_models.core.errors import InputError
 from interp_models.core.rng import uniform
-from interp_models.core.scoring import Score, Target, resolve_target
-from interp_models.explainers.base import EXPLAINERS, Explainer, targets_for
+from interp_models.core.scoring import Score, Target
+from interp_models.explainers.base import EXPLAINERS, Explainer
 
 
 @EXPLAINERS.register("rise")
@@ -38,7 +38,7 @@ class RISE(Explainer):
         batch: masked images per forward pass; None chooses it for the device.
     """
 
-    passes = "masks"
+    passes = "masks + 1"
     small: ClassVar[Mapping[str, Any]] = {"masks": 12, "batch": 5}
 
     def __init__(
@@ -61,18 +61,14 @@ class RISE(Explainer):
 
     @torch.no_grad()
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
-        score = self.score_fn(inputs)
-        targets, resolved = targets_for(score, inputs, target), False
+        score, _, targets = self.scored(inputs, target)
         batch = self.batch or default_batch(inputs)
         wide = torch.promote_types(inputs.dtype, torch.float32)
         total = torch.zeros(len(inputs), *inputs.shape[-2:], device=inputs.device, dtype=wide)
         for masks in self._masks(inputs, batch):
             flat = masks.flatten(1).to(wide)
-            for number, (image, sum_) in enumerate(zip(inputs, total, strict=True)):
-                scores = score(image * masks[:, None].to(image.dtype))
-                if not resolved:
-                    targets, resolved = resolve_target(targets, scores[:1].expand(len(inputs), -1)), True
-                scores = scores.gather(1, targets[number].expand(len(masks), 1))  # (m, 1)
+            for image, c, sum_ in zip(inputs, targets, total, strict=True):
+                scores = score(image * masks[:, None].to(image.dtype)).gather(1, c.expand(len(masks), 1))  # (m, 1)
                 with torch.autocast(inputs.device.type, enabled=False):  # the sum has thousands of terms
                     sum_ += (scores.T.to(wide) @ flat).view_as(sum_)
         return total / (self.masks * self.p1)

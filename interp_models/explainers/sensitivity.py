@@ -16,7 +16,7 @@ from interp_models.core.batches import scores_of_variants
 from interp_models.core.errors import InputError
 from interp_models.core.rng import uniform
 from interp_models.core.scoring import Score, Target
-from interp_models.explainers.base import EXPLAINERS, ByFields, targets_for
+from interp_models.explainers.base import EXPLAINERS, ByFields
 from interp_models.explainers.segments import check_cells
 
 MOST_DIMENSIONS = torch.quasirandom.SobolEngine.MAXDIM
@@ -50,8 +50,7 @@ class _OfMasks(ByFields, ABC):
     @torch.no_grad()
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
         check_cells(self.cells, inputs)
-        score = self.score_fn(inputs)
-        targets = targets_for(score, inputs, target)
+        score, _, targets = self.scored(inputs, target)
         masks = self._masks()
         grids = torch.as_tensor(masks, dtype=inputs.dtype, device=inputs.device).view(-1, 1, self.cells, self.cells)
 
@@ -86,7 +85,7 @@ class Sobol(_OfMasks):
     is 0.
     """
 
-    passes = "designs * (cells**2 + 1)"
+    passes = "designs * (cells**2 + 1) + 1"
     small: ClassVar[Mapping[str, Any]] = {"designs": 4, "cells": 2}
 
     designs: int = 32
@@ -130,7 +129,7 @@ class HSIC(_OfMasks):
     class from evidence against it. If no mask changes the score, the map is 0.
     """
 
-    passes = "samples"
+    passes = "samples + 1"
     small: ClassVar[Mapping[str, Any]] = {"samples": 8, "cells": 2}
 
     samples: int = 500

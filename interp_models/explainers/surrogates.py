@@ -16,7 +16,7 @@ from interp_models.core.batches import scores_of_variants
 from interp_models.core.errors import InputError
 from interp_models.core.rng import uniform
 from interp_models.core.scoring import Score, Target
-from interp_models.explainers.base import EXPLAINERS, ByFields, targets_for
+from interp_models.explainers.base import EXPLAINERS, ByFields
 from interp_models.explainers.segments import Fill, Segments, check_cells, means, segmented
 
 
@@ -52,8 +52,7 @@ class _Surrogate(ByFields, ABC):
     @torch.no_grad()
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
         check_cells(self.cells, inputs)
-        score = self.score_fn(inputs)
-        targets = targets_for(score, inputs, target)
+        score, _, targets = self.scored(inputs, target)
         numbers = segmented(inputs, self.cells, self.segments)
         off = torch.zeros_like(inputs)
         if self.fill == "mean":
@@ -97,7 +96,7 @@ class LIME(_Surrogate):
     those of the paper, and the mean colour is that of the authors' code.
     """
 
-    passes = "samples"
+    passes = "samples + 1"
     small: ClassVar[Mapping[str, Any]] = {"samples": 6, "cells": 2}
 
     samples: int = 1000
@@ -140,7 +139,7 @@ class KernelSHAP(_Surrogate):
     forward pass.
     """
 
-    passes = "samples + 2"
+    passes = "samples + 3"
     small: ClassVar[Mapping[str, Any]] = {"samples": 8, "cells": 2}
 
     samples: int = 2048
