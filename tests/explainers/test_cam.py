@@ -229,7 +229,8 @@ class Root(nn.Module):
 @pytest.mark.parametrize("name", ["gradcam", "hirescam", "layercam", "gradcam_pp", "finercam", "cameras"])
 def test_maps_that_are_not_finite_are_refused(name: str) -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.ReLU(), Root(), nn.Linear(5, 3))
+    first, second = nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 5, 1)
+    net = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), Root(), nn.Linear(5, 3))
     nn.init.zeros_(net[2].bias)
     images = torch.rand(3, 3, 16, 16)
     with torch.no_grad():
