@@ -1,16 +1,19 @@
 """What is known of a model is forgotten when the model changes."""
 
+from collections import deque
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torchmetrics
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from interp_models import EXPLAINERS
-from interp_models.core.known import known_of, state_of
+from interp_models.core.known import fingerprint, known_of, state_of
 
 
 class Holds(nn.Module):
@@ -81,3 +84,51 @@ def test_weights_that_a_hook_computes_in_each_pass_do_not_change_the_state(name:
     with torch.no_grad():
         next(model.parameters()).mul_(2)
     assert state_of(model) != before
+
+
+@dataclass(slots=True)
+class Slots:
+    on: bool = False
+
+
+CHANGES: dict[str, tuple[Any, Any]] = {
+    "set": (lambda: set(), lambda held: held.add("b")),
+    "deque": (lambda: deque([1, 2], maxlen=2), lambda held: held.append(3)),
+    "slots": (Slots, lambda held: setattr(held, "on", True)),
+    "deep list": (lambda: [[[[[[1]]]]]], lambda held: held[0][0][0][0][0].append(2)),
+    "deep dict": (lambda: {1: {2: {3: {4: 5}}}}, lambda held: held[1][2][3].update({4: 6})),
+    "slots in a list": (lambda: [[Slots()]], lambda held: setattr(held[0][0], "on", True)),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_changed_values_of_containers_and_slots_are_seen(kind: str) -> None:
+    make, change = CHANGES[kind]
+    model = Holds(make())
+    known_of(model)["a"] = 1
+    assert known_of(model) == {"a": 1}
+    change(model.config)
+    assert known_of(model) == {}
+    model.config = [make()]
+    model.config += [model.config, {"again": model.config}]  # inside itself
+    before = state_of(model)
+    assert state_of(model) == before
+    change(model.config[0])
+    assert state_of(model) != before
+
+
+def test_updates_of_metrics_do_not_change_the_state() -> None:
+    model = nn.Sequential(nn.Linear(3, 3))
+    metrics = {"a": torchmetrics.MeanMetric(), "b": torchmetrics.classification.MulticlassAccuracy(3)}
+    model.accuracy, model.several = torchmetrics.MeanMetric(), torchmetrics.MetricCollection(metrics)
+    model.after = nn.Linear(3, 3)
+    state, weights = state_of(model), fingerprint(model)
+    model.accuracy.update(torch.rand(3))
+    model.several["a"].update(torch.rand(3))
+    model.several["b"].update(torch.rand(4, 3), torch.tensor([0, 1, 2, 0]))
+    assert state_of(model) == state
+    assert fingerprint(model) == weights
+    with torch.no_grad():
+        model.after.weight.zero_()
+    assert state_of(model) != state
+    assert fingerprint(model) != weights
