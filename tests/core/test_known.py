@@ -14,6 +14,7 @@ from torch.nn.utils import prune
 
 from interp_models import EXPLAINERS
 from interp_models.core.known import fingerprint, known_of, state_of
+from interp_models.core.modes import evaluating
 
 
 class Holds(nn.Module):
@@ -132,3 +133,34 @@ def test_updates_of_metrics_do_not_change_the_state() -> None:
         model.after.weight.zero_()
     assert state_of(model) != state
     assert fingerprint(model) != weights
+
+
+class Lists(nn.Module):
+    """A network whose batch norms are in plain containers, one of them in the list of another's list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+        inner = nn.Identity()
+        inner.within = ([nn.BatchNorm2d(4)],)
+        self.norms = {"first": [nn.BatchNorm2d(4)], "second": inner}
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norms["first"][0](self.conv(x))
+        y: Tensor = self.fc(self.norms["second"].within[0][0](x).relu().mean(dim=(2, 3)))
+        return y
+
+
+@pytest.mark.parametrize("name", ["gradient", "rise", "gradcam"])
+def test_batch_norms_in_plain_lists_are_in_eval_mode_during_a_call(name: str) -> None:
+    model, images = Lists().train(), torch.rand(4, 3, 16, 16)
+    norms = [model.norms["first"][0], model.norms["second"].within[0][0]]  # type: ignore[union-attr, index]
+    before = [norm.running_mean.clone() for norm in norms]
+    found = EXPLAINERS.build(name, {}, model=model).attribute(images, 1)
+    assert all(torch.equal(norm.running_mean, mean) for norm, mean in zip(norms, before, strict=True))
+    assert all(norm.training and not norm.num_batches_tracked for norm in norms)
+    with evaluating(model):
+        assert not any(norm.training for norm in norms)
+        expected = EXPLAINERS.build(name, {}, model=model).attribute(images, 1)
+    torch.testing.assert_close(found, expected)
