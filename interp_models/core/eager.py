@@ -22,6 +22,7 @@ HIDING = ("CompiledFunction", "DifferentiableGraph")
 
 HIDDEN = {
     "Inference tensors cannot be saved": "has weights made in inference mode, through which no gradient flows",
+    "requires_grad=True on inference tensor": "has weights made in inference mode, which take no gradients",
     "functorch transforms": "uses vmap or another transform of torch.func, through which the method cannot reach",
 }
 """By a part of an error of torch: what a network does that methods by gradients cannot follow."""

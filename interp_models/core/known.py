@@ -134,7 +134,7 @@ def held_in(part: nn.Module) -> Iterator[object]:
     parameters, nor its buffers."""
     waiting = [value for name, value in vars(part).items() if name not in _INTERNAL]
     for value in waiting:
-        if not isinstance(value, _MANY | dict):
+        if not isinstance(value, _CONTAINERS):
             yield value
         elif len(waiting) < MOST_VALUES:
             waiting += value.values() if isinstance(value, dict) else value
@@ -150,7 +150,8 @@ def _hidden(model: nn.Module) -> Iterator[Tensor]:
                 yield from chain(value.parameters(), value.buffers())
 
 
-_MANY = list | tuple | set | frozenset | deque
+_MANY = (list, tuple, set, frozenset, deque)
+_CONTAINERS = (*_MANY, dict)
 MOST_VALUES = 10_000
 """Most values of a module's attributes that are looked at."""
 _INTERNAL = frozenset(vars(nn.Module()))
@@ -179,7 +180,7 @@ def _value(value: object, seen: dict[int, int], depth: int = LEVELS) -> object:
         return tuple(map(_version, chain(value.parameters(), value.buffers())))
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         return value.shape, value.dtype.str, blake2b(value.tobytes()).digest()
-    if isinstance(value, _MANY | dict):
+    if isinstance(value, _CONTAINERS):
         if seen.get(id(value), 0) >= max(depth, 1):
             return "seen", id(value)
         if depth > 0:

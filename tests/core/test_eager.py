@@ -58,6 +58,32 @@ def test_recomputed_activations_are_refused(name: str, reentrant: bool) -> None:
         explained(name, Checkpointed(body(), reentrant).eval(), images())
 
 
+@pytest.mark.parametrize("name", ["rise", "occlusion", "lime", "scorecam", "ablationcam", "sobol"])
+def test_methods_without_gradients_take_checkpoints(name: str) -> None:
+    options = {"window": 8, "stride": 8} if name == "occlusion" else {}
+    expected = explained(name, Pooled(body()).eval(), images(), **options)
+    model = Checkpointed(body(), reentrant=False).eval()
+    torch.testing.assert_close(explained(name, model, images(), **options), expected)
+    with pytest.raises(NotApplicable, match="the network recomputes activations"):
+        explained("gradient", model, images())
+
+
+class Inference(Pooled):
+    @torch.inference_mode()
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("name", ["gradient", "excitation_backprop", "relevancecam", "lrp", "deeplift", "gradcam"])
+def test_a_forward_in_inference_mode_is_refused_where_gradients_are_needed(name: str) -> None:
+    assert explained(name, Pooled(body()).eval(), images()).isfinite().all()
+    with pytest.raises(NotApplicable, match=r"no gradient path|runs in inference mode"):
+        explained(name, Inference(body()).eval(), images())
+    torch.testing.assert_close(
+        explained("rise", Inference(body()).eval(), images()), explained("rise", Pooled(body()).eval(), images())
+    )
+
+
 @pytest.mark.parametrize(("arch", "size"), [("test_vit", 64), ("resnet18", 64)])
 @pytest.mark.parametrize("name", [*OF_GRADIENTS, "gradcam", "chefer", "gradsam", "attention_gradcam", "deconvnet"])
 def test_timms_checkpoints_are_off_during_a_call(name: str, arch: str, size: int) -> None:
