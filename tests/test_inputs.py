@@ -251,6 +251,16 @@ def test_targets_that_are_no_classes_are_refused(foreign: nn.Module, target: Any
         score(probabilities(foreign), IMAGES, MAPS, target)
 
 
+@pytest.mark.parametrize("name", ["random", "edges", "sobol"])
+def test_no_method_takes_a_negative_class(foreign: nn.Module, name: str) -> None:
+    """Controls do not know the number of classes, but no class is negative."""
+    explain = EXPLAINERS.build(name, EXPLAINERS.get(name).small, model=foreign).attribute
+    assert explain(IMAGES, [1, 0]).shape[0] == 2
+    for target in (-1, [0, -1], torch.tensor([-2, 1])):
+        with pytest.raises(InputError, match=r"^target -[12] is out of range: classes are numbered from 0$"):
+            explain(IMAGES, target)
+
+
 def test_the_transform_of_a_run_takes_known_ranges_alone(bcnn_run: Path) -> None:
     _, transform = load(bcnn_run)
     pixels = (torch.arange(48).reshape(3, 4, 4) * 5).byte()
