@@ -99,6 +99,55 @@ def test_foreign_models_may_want_other_images_but_in_metrics(foreign: nn.Module)
                 use(images)
 
 
+class Sized(nn.Module):
+    """A network that takes images of 32 x 32 pixels, as transformers do, and fails for dark ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc = nn.Linear(3 * 32 * 32, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[-1] > 32:
+            raise ValueError("Input image size does not match the model")
+        if images.max() == 0:
+            raise RuntimeError("it is dark")
+        logits: Tensor = self.fc(images.flatten(1))
+        return logits
+
+
+def test_images_that_a_network_does_not_take_are_refused_by_their_shape() -> None:
+    torch.manual_seed(0)
+    convolutional = nn.Sequential(nn.Conv2d(3, 4, 25), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    for model, wrong, why in (
+        (convolutional, IMAGES[:, :1], r"\(1, 32, 32\): Given groups=1, weight of size"),
+        (convolutional, torch.rand(2, 4, 32, 32), r"\(4, 32, 32\): Given groups=1"),
+        (convolutional, IMAGES[:, :, :24, :24], r"\(3, 24, 24\): Calculated padded input size"),
+        (Sized().eval(), IMAGES[:, :, :24, :24], r"\(3, 24, 24\): mat1 and mat2 shapes cannot be multiplied"),
+        (Sized().eval(), torch.rand(2, 3, 64, 64), r"\(3, 64, 64\): Input image size does not match"),
+    ):
+        explain, occlude, noise, known, *metrics = uses(model)
+        for use in (explain, occlude, known, *metrics):
+            use(IMAGES)
+            with pytest.raises(InputError, match=rf"(Sequential|Sized) does not take (inputs|images) of shape {why}"):
+                use(wrong)
+        assert noise(wrong).shape[0] == 2
+
+
+def test_images_without_dense_pixels_are_refused(foreign: nn.Module) -> None:
+    for wrong, why in ((IMAGES.to_sparse(), "of layout torch.sparse_coo"), (IMAGES.to("meta"), "on the device meta")):
+        for use in uses(foreign):
+            with pytest.raises(InputError, match=f"must be a dense tensor with pixels; got one {why}"):
+                use(wrong)
+
+
+def test_a_model_without_classes_is_refused() -> None:
+    model = nn.Sequential(PoolLinear(), nn.Linear(4, 0))
+    for use in uses(model)[:2]:
+        with pytest.raises(InputError, match=r"the model returns no classes: its logits have shape \(\d, 0\)"):
+            use(IMAGES)
+
+
 class Watched(PoolLinear):
     """A model of this package, as far as its images go, that counts images out of [0, 1]."""
 
@@ -202,6 +251,16 @@ def test_targets_that_are_no_classes_are_refused(foreign: nn.Module, target: Any
         score(probabilities(foreign), IMAGES, MAPS, target)
 
 
+@pytest.mark.parametrize("name", ["random", "edges", "sobol"])
+def test_no_method_takes_a_negative_class(foreign: nn.Module, name: str) -> None:
+    """Controls do not know the number of classes, but no class is negative."""
+    explain = EXPLAINERS.build(name, EXPLAINERS.get(name).small, model=foreign).attribute
+    assert explain(IMAGES, [1, 0]).shape[0] == 2
+    for target in (-1, [0, -1], torch.tensor([-2, 1])):
+        with pytest.raises(InputError, match=r"^target -[12] is out of range: classes are numbered from 0$"):
+            explain(IMAGES, target)
+
+
 def test_the_transform_of_a_run_takes_known_ranges_alone(bcnn_run: Path) -> None:
     _, transform = load(bcnn_run)
     pixels = (torch.arange(48).reshape(3, 4, 4) * 5).byte()
@@ -242,8 +301,11 @@ def test_precision_of_images_and_weights_is_the_same(foreign: nn.Module, explain
 
 
 def test_other_errors_of_a_model_stay_what_they_are(foreign: nn.Module) -> None:
-    with pytest.raises(RuntimeError, match="to have 3 channels"):
-        EXPLAINERS.build("gradient", model=foreign).attribute(IMAGES[:, :2])
+    for use in uses(foreign)[:2]:
+        assert use(0 * IMAGES).shape[0] == 2
+    for use in uses(Sized().eval())[:2]:
+        with pytest.raises(RuntimeError, match="it is dark"):
+            use(0 * IMAGES)
 
 
 def test_device_of_images_and_weights_is_the_same(foreign: nn.Module) -> None:

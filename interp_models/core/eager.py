@@ -4,8 +4,8 @@ import functools
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ HIDING = ("CompiledFunction", "DifferentiableGraph")
 
 HIDDEN = {
     "Inference tensors cannot be saved": "has weights made in inference mode, through which no gradient flows",
+    "requires_grad=True on inference tensor": "has weights made in inference mode, which take no gradients",
     "functorch transforms": "uses vmap or another transform of torch.func, through which the method cannot reach",
 }
 """By a part of an error of torch: what a network does that methods by gradients cannot follow."""
@@ -43,7 +44,7 @@ def eagerly(model: nn.Module) -> Iterator[None]:
                 setattr(part, "grad_checkpointing", False)  # noqa: B010 (mypy knows only modules' parameters)
                 stack.callback(setattr, part, "grad_checkpointing", True)
         if "torch._dynamo" in sys.modules:  # without it nothing is compiled
-            stack.enter_context(_not_compiled())
+            stack.enter_context(_stance("force_eager"))
         try:
             with torch.autograd.graph.disable_saved_tensors_hooks(RECOMPUTES):
                 yield
@@ -56,32 +57,43 @@ def eagerly(model: nn.Module) -> Iterator[None]:
 
 
 _guard = threading.Lock()
-_stances: list[Any] = []
-"""The contexts of `_not_compiled` that are open; the first one has changed torch's stance, which all threads share."""
+_users: Any = None
+"""What restores the stance on compilation, which all threads share, as it was before the contexts in `_open`."""
+_open: list[str] = []
+"""Stances that open contexts of all threads ask for. The last one holds."""
 
 
 @contextmanager
-def _not_compiled() -> Iterator[None]:
+def _stance(name: Literal["force_eager", "default"], *, inside: bool = False) -> Iterator[None]:
+    """Set torch's stance. The user's comes back at the end of the last context, in whatever order these end.
+
+    Args:
+        name: the stance.
+        inside: whether to set it only inside other such contexts.
+    """
+    global _users
     with _guard:
-        stance = torch.compiler.set_stance("force_eager") if not _stances else _stances[0]
-        _stances.append(stance)
+        sets = bool(_open) or not inside
+        if sets:
+            made = torch.compiler.set_stance(name)
+            _users = _users or made
+            _open.append(name)
     try:
         yield
     finally:
-        with _guard:
-            stance = _stances.pop()
-            if not _stances:
-                stance.__exit__(None, None, None)
+        if sets:
+            with _guard:
+                _open.remove(name)
+                if _open:
+                    torch.compiler.set_stance(_open[-1])
+                else:
+                    _users.__exit__(None, None, None)
+                    _users = None
 
 
-@contextmanager
-def compiled_again() -> Iterator[None]:
+def compiled_again() -> AbstractContextManager[None]:
     """Run what a prepared copy has compiled as such, also inside `eagerly`."""
-    if not _stances:
-        yield
-        return
-    with torch.compiler.set_stance("default"):
-        yield
+    return _stance("default", inside=True)
 
 
 def own_thread(hook: Callable[..., Any]) -> Callable[..., Any]:

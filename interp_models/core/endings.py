@@ -16,12 +16,8 @@ from interp_models.core.errors import InputError
 from interp_models.core.known import known_of
 from interp_models.core.outputs import are_finite, check_finite, field_of
 from interp_models.core.passes import uncounted
+from interp_models.core.squashing import ENDINGS, LOG_SOFTMAX, SIGMOID, SOFTMAX, SOFTMIN
 
-SOFTMAX = (nn.functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)
-SIGMOID = (nn.functional.sigmoid, torch.sigmoid, Tensor.sigmoid, torch.special.expit, torch.sigmoid_, Tensor.sigmoid_)
-LOG_SOFTMAX = (
-    nn.functional.log_softmax, torch.log_softmax, Tensor.log_softmax, torch.special.log_softmax
-)  # fmt: skip
 WIDE = 10.0
 """How far beyond the range of the images the noise goes that half of the probes have."""
 
@@ -173,6 +169,7 @@ def _call(
             return None
         with _opened(_Skipping(call, type(network).__name__), network):
             logits = field_of(network(image.clone()), where, one=True)
+        logits = logits.to(torch.promote_types(logits.dtype, output.dtype))  # F.softmax(z, dim=1, dtype=torch.float32)
         again = logits.sigmoid() if kind is SIGMOID else logits.softmax(1) if kind is SOFTMAX else logits.log_softmax(1)
         return call if torch.allclose(again.to(output.dtype), output, atol=1e-6) else None
     return None
@@ -215,7 +212,7 @@ class _Calls(TorchFunctionMode, ABC):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in SOFTMAX and func not in SIGMOID and func not in LOG_SOFTMAX:
+        if func not in ENDINGS:
             return func(*args, **kwargs)
         self.count += 1
         return self.called(self.count - 1, func, args, kwargs)
@@ -261,8 +258,11 @@ class _Noting(_Calls):
 
     def called(self, number: int, func: Any, args: Any, kwargs: Any) -> Any:
         made = func(*args, **kwargs)
-        kept = self.numel in (None, made.numel())
-        self.made.append((func, made.clone() if kept else None))  # a later operation may work in place
+        values = made
+        while torch._C._functorch.is_batchedtensor(values):  # of torch.vmap, which cannot be read outside of it
+            values = torch._C._functorch.get_unwrapped(values)
+        kept = self.numel in (None, values.numel()) and not torch._C._functorch.is_functorch_wrapped_tensor(values)
+        self.made.append((func, values.clone() if kept else None))  # a later operation may work in place
         return made
 
 
@@ -276,7 +276,8 @@ class _Skipping(_Calls):
     def called(self, number: int, func: Any, args: Any, kwargs: Any) -> Any:
         if number != self.call.of(self.batch) - 1 - self.call.after:
             return func(*args, **kwargs)
-        return args[0] if args else kwargs["input"]
+        logits: Tensor = args[0] if args else kwargs["self" if "self" in kwargs else "input"]
+        return -logits if func in SOFTMIN else logits
 
     def check(self) -> None:
         if self.count != self.call.of(self.batch):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from interp_models.core.errors import InputError
+from interp_models.core.errors import InputError, first_line
 
 ROUNDING = 1e-3
 """Tolerance outside [0, 1], for rounding errors in pixels."""
@@ -23,6 +23,9 @@ def check_images(images: object, name: str = "inputs") -> None:
     """
     hint = ""
     if isinstance(images, Tensor):
+        if images.layout is not torch.strided or images.is_meta:
+            kind = "on the device meta, without pixels" if images.is_meta else f"of layout {images.layout}"
+            raise InputError(f"{name} must be a dense tensor with pixels; got one {kind}")
         found = f"{images.dtype} {tuple(images.shape)}"
         channels_last = images.dim() == 4 and images.shape[3] == 3 and min(images.shape[1:3]) > 4
         if channels_last:
@@ -91,16 +94,43 @@ def _is_lazy(part: nn.Module) -> bool:
 
 @contextmanager
 def fitting(model: nn.Module, images: Tensor, name: str = "inputs") -> Iterator[None]:
-    """Replace torch's error for images on another device or of another type than the weights by an `InputError`."""
+    """Replace the error of a model for images that do not fit it by an `InputError`.
+
+    These are images on another device or of another type than the weights, and those of another size or with other
+    channels than the network takes. To tell the latter from errors of other kinds, the model gets one of them alone.
+    """
     try:
         yield
-    except RuntimeError as error:
+    except InputError:
+        raise
+    except (RuntimeError, ValueError, AssertionError) as error:
         weight = next((x for x in model.parameters() if x.is_floating_point()), images)
         of_weights, of_images = (weight.device, weight.dtype), (images.device, images.dtype)
-        if of_weights != of_images and any(word in str(error) for word in ("type", "device")):
+        of_torch = isinstance(error, RuntimeError)
+        if of_torch and of_weights != of_images and any(word in str(error) for word in ("type", "device")):
             theirs, own = (f"{dtype} on {device}" for device, dtype in (of_images, of_weights))
             raise InputError(f"{name} are {theirs}, the model's weights are {own}: they must be the same") from None
+        if (why := _misfit(model, images)) is not None:
+            who, shape = getattr(model, "named", type(model).__name__), tuple(images.shape[1:])
+            raise InputError(f"{who} does not take {name} of shape {shape}: {why}") from None
         raise
+
+
+SIZES = ("size", "shape", "channel", "dimension", "height", "width")
+"""Words in the errors of networks for images of other sizes than theirs."""
+
+
+def _misfit(model: nn.Module, images: Tensor) -> str | None:
+    """What a model says of the size of one image; None if it takes it or fails for another reason."""
+    try:
+        with torch.no_grad():
+            model(images[:1].clone())
+    except torch.OutOfMemoryError:
+        return None
+    except (RuntimeError, ValueError, AssertionError) as error:
+        why = first_line(error)
+        return why if any(word in why.lower() for word in SIZES) else None
+    return None
 
 
 def are_probabilities(scores: Tensor, tolerance: float) -> bool:

@@ -1,9 +1,12 @@
 """What was found out about a model, kept as long as the model stays as it is."""
 
+import sys
+from collections import deque
 from collections.abc import Iterator
 from hashlib import blake2b
 from inspect import getattr_static
 from itertools import chain
+from pathlib import PurePath
 from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -35,10 +38,12 @@ def known_of(model: nn.Module) -> dict[Any, Any]:
 def state_of(model: nn.Module) -> list[object]:
     """A value that changes if modules, attributes, hooks, `forward` or weights change.
 
-    It does not read the weights, so a write to `.data` escapes it (see `fingerprint`); so does a change of something
-    that is no attribute, such as a global variable.
+    Metrics of torchmetrics are no part of it: each update changes them. It does not read the weights, so a write to
+    `.data` escapes it (see `fingerprint`); so does a change of something that is no attribute, such as a global
+    variable or an attribute of a class.
     """
     seen: dict[int, int] = {}
+    modules = list(_parts(model))
     parts = [
         (
             name,
@@ -48,9 +53,9 @@ def state_of(model: nn.Module) -> list[object]:
             _hooks(part._forward_hooks),
             _hooks(part._forward_pre_hooks),
         )
-        for name, part in model.named_modules()
+        for name, part in modules
     ]
-    tensors = chain(model.parameters(), model.buffers())
+    tensors = (x for _, part in modules for x in chain(part.parameters(False), part.buffers(False)))
     return [parts, [(*_version(x), x.data_ptr()) for x in tensors if not _meta(x)]]
 
 
@@ -98,7 +103,7 @@ def _hooks(hooks: dict[int, Any]) -> tuple[int, ...]:
 def _attributes(part: nn.Module, seen: dict[int, int]) -> list[tuple[str, object]]:
     """The attributes of a module that its forward may read, beside modules, parameters and buffers."""
     return [
-        (name, _value(value, seen, depth=0 if name in _OUTSIDE else 3))
+        (name, _value(value, seen, depth=0 if name in _OUTSIDE else LEVELS))
         for name, value in vars(part).items()
         if name not in _INTERNAL and name != "training" and not _computed(part, name)
     ]
@@ -110,19 +115,43 @@ def _computed(part: nn.Module, name: str) -> bool:
     return bool(part._forward_pre_hooks) and any(own.get(f"{name}{end}") is not None for end in ("_orig", "_g"))
 
 
+def _parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of a model with their names, without metrics of torchmetrics and what is in them."""
+    metrics = sys.modules.get("torchmetrics")  # if it is not imported, there are none
+    kinds = () if metrics is None else (metrics.Metric, metrics.MetricCollection)
+    inside = None
+    for name, part in model.named_modules():
+        if inside is not None and name.startswith(inside):
+            continue
+        if isinstance(part, kinds):
+            inside = f"{name}."
+            continue
+        yield name, part
+
+
+def held_in(part: nn.Module) -> Iterator[object]:
+    """What the plain attributes of a module hold, also in lists, dicts and the like: neither its modules, nor its
+    parameters, nor its buffers."""
+    waiting = [value for name, value in vars(part).items() if name not in _INTERNAL]
+    for value in waiting:
+        if not isinstance(value, _CONTAINERS):
+            yield value
+        elif len(waiting) < MOST_VALUES:
+            waiting += value.values() if isinstance(value, dict) else value
+
+
 def _hidden(model: nn.Module) -> Iterator[Tensor]:
     """Tensors in attributes that are neither parameters nor buffers, as in a plain list of tensors or modules."""
-    for part in model.modules():
-        waiting = [value for name, value in vars(part).items() if name not in _INTERNAL]
-        for value in waiting:
+    for _, part in _parts(model):
+        for value in held_in(part):
             if isinstance(value, Tensor):
                 yield value
             elif isinstance(value, nn.Module):
                 yield from chain(value.parameters(), value.buffers())
-            elif isinstance(value, list | tuple | dict) and len(waiting) < MOST_VALUES:
-                waiting += value.values() if isinstance(value, dict) else value
 
 
+_MANY = (list, tuple, set, frozenset, deque)
+_CONTAINERS = (*_MANY, dict)
 MOST_VALUES = 10_000
 """Most values of a module's attributes that are looked at."""
 _INTERNAL = frozenset(vars(nn.Module()))
@@ -130,32 +159,51 @@ _OUTSIDE = frozenset(["_trainer", "_fabric"])
 """What runs a LightningModule, and changes with every step."""
 
 
-def _value(value: object, seen: dict[int, int], depth: int = 3) -> object:
+LEVELS = 9
+"""How many lists and dicts inside each other are looked at. An object, such as a config, counts as three of them."""
+
+
+def _value(value: object, seen: dict[int, int], depth: int = LEVELS) -> object:
     """What tells that an attribute is the same: its value for numbers, text and arrays, versions of tensors, else
     identity, with the attributes of an object such as a config.
 
     Args:
         value: the attribute.
-        seen: by id, the depth to which objects have been looked at, which is not done twice.
-        depth: how many lists, dicts and objects inside each other are looked at.
+        seen: by id, the depth to which lists, dicts and objects have been looked at, which is not done twice.
+        depth: how many of the `LEVELS` remain.
     """
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool | int | float | str | bytes | PurePath):
         return value
     if isinstance(value, Tensor):
         return _version(value)
-    if depth and isinstance(value, list | tuple):
-        return tuple(_value(one, seen, depth - 1) for one in value)
     if isinstance(value, nn.Module):
         return tuple(map(_version, chain(value.parameters(), value.buffers())))
-    if depth and isinstance(value, dict):
-        return tuple((_value(key, seen, 0), _value(one, seen, depth - 1)) for key, one in value.items())
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         return value.shape, value.dtype.str, blake2b(value.tobytes()).digest()
-    own = getattr(value, "__dict__", None)
-    if depth and isinstance(own, dict) and not isinstance(value, type | ModuleType) and seen.get(id(value), 0) < depth:
+    if isinstance(value, _CONTAINERS):
+        if seen.get(id(value), 0) >= max(depth, 1):
+            return "seen", id(value)
+        if depth > 0:
+            seen[id(value)] = depth
+            if isinstance(value, dict):
+                return tuple((_value(key, seen, 0), _value(one, seen, depth - 1)) for key, one in value.items())
+            return tuple(_value(one, seen, depth - 1) for one in value)
+    elif depth > 0 and not isinstance(value, type | ModuleType) and seen.get(id(value), 0) < depth and _own(value):
         seen[id(value)] = depth
-        return _Same(value), tuple((name, _value(one, seen, depth - 1)) for name, one in list(own.items()))
+        return _Same(value), tuple((name, _value(one, seen, depth - 3)) for name, one in _own(value))
     return _Same(value)
+
+
+def _own(value: object) -> list[tuple[str, object]]:
+    """The attributes of an object, also those in slots."""
+    own = getattr(value, "__dict__", None)
+    found = list(own.items()) if isinstance(own, dict) else []
+    for kind in type(value).__mro__:
+        slots = kind.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
+                found.append((name, getattr(value, name)))
+    return found
 
 
 def _version(x: Tensor) -> tuple[object, int]:

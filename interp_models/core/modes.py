@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from interp_models.core.known import held_in
+
 _free = threading.Condition()
 """Tells waiting threads that modules in `_busy` were released."""
 _busy: dict[int, tuple[int, int]] = {}
@@ -23,12 +25,13 @@ _precision: list[Any] = []
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every submodule into eval mode inside the context, and restore its own mode afterwards.
+    """Put every submodule into eval mode inside the context, and restore its own mode afterwards. So are modules that
+    are no submodules, in plain lists, tuples and dicts.
 
     Contexts of several threads may overlap; the last one to end restores the mode.
     """
     with _guard:
-        held = [part for part in model.modules() if getattr(part, "training", False) or id(part) in _held]
+        held = [part for part in _every(model) if getattr(part, "training", False) or id(part) in _held]
         for module in held:
             _held[id(module)] = _held.get(id(module), 0) + 1
             module.training = False
@@ -41,6 +44,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                 if not _held[id(module)]:
                     del _held[id(module)]
                     module.training = True
+
+
+def _every(model: nn.Module) -> list[nn.Module]:
+    """The modules of a model, also those that plain attributes hold."""
+    found = list(model.modules())
+    seen = set(map(id, found))
+    for part in found:  # it grows meanwhile
+        for value in held_in(part):
+            if isinstance(value, nn.Module) and id(value) not in seen:
+                new = [one for one in value.modules() if id(one) not in seen]
+                seen.update(map(id, new))
+                found += new
+    return found
 
 
 @contextmanager

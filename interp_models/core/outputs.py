@@ -66,6 +66,8 @@ def field_of(output: Any, where: str | int | None = None, *, one: bool = False) 
     if isinstance(output, Tensor):
         if not output.is_floating_point():
             raise InputError(f"the model must return logits (batch, classes); got whole numbers ({output.dtype})")
+        if output.dim() == 2 and not output.shape[1]:
+            raise InputError(f"the model returns no classes: its logits have shape {tuple(output.shape)}")
         if output.dim() == 2 or (one and output.dim() == 1):
             return output
         if output.dim() == 1:

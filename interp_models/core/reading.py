@@ -37,7 +37,8 @@ def typed_logits(model: nn.Module, images: Tensor) -> bool | None:
         except InputError:
             return None
         except AssertionError as error:
-            raise _of_one_size(model, error) from None
+            shape = (1, *images.shape[1:])  # an exported program may take batches of another size only
+            raise InputError(f"{name_of(model)} does not take images of shape {shape}: {first_line(error)}") from None
         if not explains_itself(model):
             _check_steady(model, images, logits)
     known["typed_logits"] = found = isinstance(output, Regression) or has_labels(output)

@@ -146,7 +146,7 @@ def per_image(target: Tensor | int, batch: int) -> Tensor:
     """The class of each image, int64 (B,), from one class for all images or one class per image.
 
     Raises:
-        InputError: if the number of classes does not fit, and for numbers that are not integers.
+        InputError: if the number of classes does not fit, and for numbers that are not integers or below 0.
 
     >>> per_image(3, 2).tolist()
     [3, 3]
@@ -164,6 +164,8 @@ def per_image(target: Tensor | int, batch: int) -> Tensor:
         raise InputError(
             f"target must be one class or {batch} of them, one per image; got shape {tuple(targets.shape)}"
         )
+    if batch and (lowest := int(targets.min())) < 0:
+        raise InputError(f"target {lowest} is out of range: classes are numbered from 0")
     return targets.clone()
 
 
@@ -184,8 +186,8 @@ def resolve_target(target: Target, logits: Tensor) -> Tensor:
     if target is None:
         return logits.argmax(dim=1)
     targets = per_image(target, batch).to(logits.device)
-    if batch and not (int(targets.min()) >= 0 and int(targets.max()) < classes):
-        wrong = int(targets[(targets < 0) | (targets >= classes)][0])
+    if batch and int(targets.max()) >= classes:
+        wrong = int(targets[targets >= classes][0])
         raise InputError(f"target {wrong} is out of range: the model has classes 0 to {classes - 1}")
     return targets
 

@@ -92,7 +92,7 @@ class Explainer(ABC):
         Raises:
             InputError: if the images are not a float tensor (B, C, H, W), contain NaN, are not in [0, 1] for a model of
                 this package, or have another device or precision than the model; or if a class does not exist.
-            NotApplicable: if the method cannot explain this model.
+            NotApplicable: if the method cannot explain this model, or if a map is not finite.
         """
         check_images_for(self.model, inputs)
         # Lightning evaluates in inference mode. Autograd refuses tensors that were made in it.
@@ -118,7 +118,9 @@ class Explainer(ABC):
                 raise InputError(
                     f"{class_name(self.model)} changes its images in place; let its forward work on a clone"
                 )
-        return torch.cat(parts)
+        maps = torch.cat(parts)
+        check_maps(maps, class_name(self.model))
+        return maps
 
     @abstractmethod
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
@@ -165,6 +167,20 @@ class ByFields(Explainer, ABC):
 
     def __post_init__(self) -> None:
         super().__init__(self.model, score=self.score)
+
+
+def check_maps(maps: Tensor, name: str) -> None:
+    """Raise `NotApplicable` if maps (B, h, w) of the model `name` hold NaN or infinite values.
+
+    Logits were found to be finite (`finite_logits`), so it was a gradient or a value in between. It waits for the
+    device once.
+    """
+    if maps.numel() and not bool(torch.stack(torch.aminmax(maps)).isfinite().all()):
+        first = int((~maps.flatten(1).isfinite().all(dim=1)).nonzero()[0])
+        raise NotApplicable(
+            f"the map of image {first} is not finite: a gradient or another value in {name} is infinite or NaN there, "
+            "as the slope of a root at 0 is"
+        )
 
 
 def target_scores(output: Any, score: Score, target: Target) -> Tensor:

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from interp_models.core.eager import nodes_of
+from interp_models.core.errors import NotApplicable
 from interp_models.explainers.operations import INDEXES, KINDS, ONLY_SHAPES, Kind
 
 Back = Callable[[Tensor], Sequence[Tensor | None]]
@@ -104,6 +105,8 @@ class Memory(TorchFunctionMode):
 
     def start(self, x: Tensor, *, image: bool = True) -> Tensor:
         """Follow what depends on a leaf of the graph, the images or features."""
+        if torch.is_inference_mode_enabled():
+            raise NotApplicable(f"the network runs in inference mode, in which {self.method} has no gradients")
         black = (torch.zeros_like(x), torch.ones_like(x)) if self.bounds and image else None
         self._marks[x] = Mark(raw=self.relevance and image, bounds=black)
         self._starts.append(get_gradient_edge(x).node)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from interp_models import EXPLAINERS, InputError, NotApplicable, probabilities
+from interp_models.core.eager import compiled_again, eagerly
 from interp_models.core.modes import PRODUCTS, full_float32
 
 
@@ -55,6 +56,32 @@ def test_recomputed_activations_are_refused(name: str, reentrant: bool) -> None:
     assert explained(name, Pooled(body()).eval(), images()).abs().sum() > 0
     with pytest.raises(NotApplicable, match="the network recomputes activations in its backward pass"):
         explained(name, Checkpointed(body(), reentrant).eval(), images())
+
+
+@pytest.mark.parametrize("name", ["rise", "occlusion", "lime", "scorecam", "ablationcam", "sobol"])
+def test_methods_without_gradients_take_checkpoints(name: str) -> None:
+    options = {"window": 8, "stride": 8} if name == "occlusion" else {}
+    expected = explained(name, Pooled(body()).eval(), images(), **options)
+    model = Checkpointed(body(), reentrant=False).eval()
+    torch.testing.assert_close(explained(name, model, images(), **options), expected)
+    with pytest.raises(NotApplicable, match="the network recomputes activations"):
+        explained("gradient", model, images())
+
+
+class Inference(Pooled):
+    @torch.inference_mode()
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("name", ["gradient", "excitation_backprop", "relevancecam", "lrp", "deeplift", "gradcam"])
+def test_a_forward_in_inference_mode_is_refused_where_gradients_are_needed(name: str) -> None:
+    assert explained(name, Pooled(body()).eval(), images()).isfinite().all()
+    with pytest.raises(NotApplicable, match=r"no gradient path|runs in inference mode"):
+        explained(name, Inference(body()).eval(), images())
+    torch.testing.assert_close(
+        explained("rise", Inference(body()).eval(), images()), explained("rise", Pooled(body()).eval(), images())
+    )
 
 
 @pytest.mark.parametrize(("arch", "size"), [("test_vit", 64), ("resnet18", 64)])
@@ -204,3 +231,50 @@ def test_an_error_of_the_network_is_not_taken_for_a_checkpoint() -> None:
     with pytest.raises(RuntimeError, match="broken") as error:
         explained("gradient", Broken(), images())
     assert not isinstance(error.value, InputError)
+
+
+@pytest.mark.parametrize("leaves_first", ["eagerly", "compiled_again"])
+def test_the_stance_on_compilation_comes_back_after_several_threads(leaves_first: str) -> None:
+    """Two threads: one in `eagerly`, one in `eagerly` and `compiled_again`. The user has a stance of their own."""
+    model, meets, seen = nn.Linear(2, 2), [threading.Barrier(2, timeout=60) for _ in range(3)], []
+
+    def stance() -> str:
+        return str(torch._dynamo.eval_frame._stance.stance)
+
+    def one() -> None:
+        with eagerly(model):
+            seen.append(stance())
+            meets[0].wait()
+            meets[1].wait()
+            if leaves_first == "compiled_again":
+                meets[2].wait()
+        if leaves_first == "eagerly":
+            meets[2].wait()
+
+    def other() -> None:
+        meets[0].wait()
+        with eagerly(model):
+            with compiled_again():
+                seen.append(stance())
+                meets[1].wait()
+                if leaves_first == "eagerly":
+                    meets[2].wait()
+            if leaves_first == "compiled_again":
+                seen.append(stance())
+        if leaves_first == "compiled_again":
+            meets[2].wait()
+
+    with torch.compiler.set_stance("eager_on_recompile"):
+        threads = [threading.Thread(target=work) for work in (one, other)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert stance() == "eager_on_recompile"
+    assert seen == ["force_eager", "default", "force_eager"][: len(seen)]
+    assert stance() == "default"
+
+
+def test_what_was_compiled_runs_as_such_only_inside_eagerly() -> None:
+    with torch.compiler.set_stance("eager_on_recompile"), compiled_again():
+        assert torch._dynamo.eval_frame._stance.stance == "eager_on_recompile"

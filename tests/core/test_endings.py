@@ -43,11 +43,17 @@ SOFTMAXES = {
     "reshaped": lambda z: z.softmax(dim=1)[:, :, None, None].flatten(1),
     "of another": lambda z: z.softmax(dim=1).softmax(dim=1),
     "without a gradient": no_grad(lambda z: z.softmax(dim=1)),
+    "softmin": lambda z: nn.functional.softmin(-z, dim=1),
+    "softmin module": lambda z: nn.Softmin(dim=1)(-z),
+    "operator": lambda z: torch.ops.aten.softmax.int(z, 1),
+    "operator by its name": lambda z: torch.ops.aten._softmax(z, 1, half_to_float=False),
+    "vmap": torch.vmap(lambda z: z.softmax(dim=0)),
 }
 SIGMOIDS = {
     "method": lambda z: z.sigmoid(),
     "module": nn.Sigmoid(),
     "in place": lambda z: z.clone().sigmoid_(),
+    "operator": lambda z: torch.ops.aten.sigmoid.default(z),
     "of another": lambda z: z.sigmoid().sub(0.5).sigmoid(),
     "no_grad": no_grad(torch.sigmoid),
 }
@@ -81,7 +87,30 @@ def test_a_softmax_is_found_and_left_out(end: Any) -> None:
     torch.testing.assert_close(found, plain(images()))
 
 
+def test_a_softmax_of_half_precision_in_float32_is_found() -> None:
+    for kind in (torch.float16, torch.bfloat16):
+        network = Ends(lambda z, kind=kind: nn.functional.softmax(z.to(kind), dim=1, dtype=torch.float32)).eval()
+        plain = Ends(lambda z, kind=kind: z.to(kind)).eval()
+        for name in ("gradient", "gradcam", "rise"):
+            options = {**EXPLAINERS.get(name).small, "score": "logit"}
+            with pytest.warns(UserWarning, match="returns probabilities already"):
+                found = EXPLAINERS.build(name, options, model=network).attribute(images(), 1)
+            torch.testing.assert_close(found, EXPLAINERS.build(name, options, model=plain).attribute(images(), 1))
+
+
+@pytest.mark.parametrize("name", ["gradient", "rise"])
+def test_maps_behind_a_softmax_in_vmap_are_those_of_the_logits(name: str) -> None:
+    network, plain, options = Ends(SOFTMAXES["vmap"]), Ends(nn.Identity()), EXPLAINERS.get(name).small
+    options = {**options, "score": "logit"}
+    with pytest.warns(UserWarning, match="returns probabilities already"):
+        found = EXPLAINERS.build(name, options, model=network).attribute(images(), 1)
+    torch.testing.assert_close(found, EXPLAINERS.build(name, options, model=plain).attribute(images(), 1))
+    with pytest.warns(UserWarning, match="returns probabilities already"):
+        torch.testing.assert_close(probabilities(network)(images()), plain(images()).softmax(dim=1))
+
+
 LOG_SOFTMAXES = {
+    "operator": lambda z: torch.ops.aten._log_softmax.default(z, 1, False),
     "method": lambda z: z.log_softmax(dim=1),
     "function": lambda z: nn.functional.log_softmax(z, dim=1),
     "module": nn.LogSoftmax(dim=1),
@@ -322,6 +351,9 @@ def test_a_logit_that_is_lost_by_rounding_is_refused() -> None:
     right = Classifier(Ends(lambda z: 1 / (1 + (-z).exp())), output="sigmoid")
     assert float(EXPLAINERS.build("gradient", model=right).attribute(images(), 0).std()) > 0
     lost = Classifier(Ends(lambda z: 1 / (1 + (-z).exp()), scale=2000), output="sigmoid")
+    with pytest.raises(InputError, match="image 0: Classifier returns a probability of 1 up to rounding"):
+        EXPLAINERS.build("gradient", model=lost).attribute(images(), 0)
+    lost = Classifier(Ends(lambda z: 1 / (1 + (-z).exp()), scale=100), output="sigmoid")
     with pytest.raises(InputError, match="image 0: Classifier returns a probability of 1 up to rounding"):
         EXPLAINERS.build("gradient", model=lost).attribute(images(), 0)
     EXPLAINERS.build("gradient", {"score": "probability"}, model=lost).attribute(images(), 0)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from interp_models.core.errors import InputError
+from interp_models import EXPLAINERS
+from interp_models.core.errors import InputError, NotApplicable
 from interp_models.explainers import cam
 from interp_models.explainers.ablation import LIFTCAM, AblationCAM
 from interp_models.explainers.features import shared_passes
@@ -216,3 +217,27 @@ def test_the_sign_of_eigencam_does_not_come_from_rounding():
     ]
     assert float((maps[0] - maps[1]).abs().max()) < 1e-3 * float(maps[0].abs().max())
     assert float(maps[0].pow(3).sum(dim=(1, 2)).min()) > 0
+
+
+class Root(nn.Module):
+    """Mean pooling of powers, as GeM without an epsilon. The slope of its root at 0 is infinite."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.pow(3).mean(dim=(2, 3)).pow(1 / 3)
+
+
+@pytest.mark.parametrize("name", ["gradcam", "hirescam", "layercam", "gradcam_pp", "finercam", "cameras"])
+def test_maps_that_are_not_finite_are_refused(name: str) -> None:
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 5, 1)
+    net = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), Root(), nn.Linear(5, 3))
+    nn.init.zeros_(net[2].bias)
+    images = torch.rand(3, 3, 16, 16)
+    with torch.no_grad():
+        for weight in (net[0].weight, net[2].weight):
+            weight.abs_()
+    explainer = EXPLAINERS.build(name, EXPLAINERS.get(name).small, model=net.eval())
+    assert explainer.attribute(images, 1).isfinite().all()
+    images[1:] = 0  # all channels are 0
+    with pytest.raises(NotApplicable, match="the map of image 1 is not finite: a gradient or another value in Seq"):
+        explainer.attribute(images, 1)
