@@ -22,7 +22,17 @@ from interp_models.core.protocols import explains_itself
 from interp_models.explainers.class_token import reads_class_token, why_not
 from interp_models.explainers.forms import MOST_OTHERS, Form, Reshape, fits, patches
 from interp_models.explainers.places import EXPLAINED, order, replayed
-from interp_models.explainers.traces import OtherRows, Output, Trace, gradients_by, holds_all_values, outputs_of, traced
+from interp_models.explainers.traces import (
+    OtherRows,
+    Output,
+    Trace,
+    gradients_by,
+    holds_all_values,
+    outputs_of,
+    part_beside,
+    reaches,
+    traced,
+)
 from interp_models.nn.attention import find_transformer
 
 MOST_TRIED = 12
@@ -163,6 +173,7 @@ def _last(model: nn.Module, image: Tensor, trace: Trace) -> Place:
     outputs = [] if scripted else [output for output in reversed(trace.outputs) if output.forms]
     reached = gradients_by(trace, outputs)
     tried, passed_over = 0, ""
+    beside: Tensor | None = None
     for output in outputs:
         module = model.get_submodule(output.name)
         if output.shape == tuple(image.shape[1:]) and not any(x.dim() == 4 for x in module.parameters()):
@@ -171,6 +182,7 @@ def _last(model: nn.Module, image: Tensor, trace: Trace) -> Place:
         if gradient is not None and len(output.shape) == 2:
             used = int(gradient.any(dim=2).sum())
             if used <= MOST_OTHERS < output.shape[0] // 2:
+                beside = trace.score if beside is None else beside
                 continue  # in the last layers, often only the class token reaches the logits
         # Beside the patches, the class token passes the last attention by the residual connection.
         norm = "norm" in type(module).__name__.lower() and len(output.shape) == 2
@@ -183,9 +195,13 @@ def _last(model: nn.Module, image: Tensor, trace: Trace) -> Place:
         if form is None:
             passed_over = passed_over or (output.name if any(form.kind == "nchw" for form in output.forms) else "")
             continue
-        if form.kind == "tokens" and trace.score is not None:
-            reaches = gradient is not None and bool(form.to_map(gradient).any())
-            if not reaches:
+        if form.kind == "tokens":
+            others = whole and beside is None and form.prefix + form.suffix > 0
+            if others and not holds_all_values(model, image, output, form):
+                # The others hold evidence. A layer is read from which they still take it.
+                beside = part_beside(output, form, gradient)
+                continue
+            if trace.score is not None and not reaches(output, form, trace.score if beside is None else beside):
                 continue
         if passed_over and passed_over not in output.name:
             warnings.warn(
