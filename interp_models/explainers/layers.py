@@ -144,7 +144,11 @@ def _stages(model: nn.Module, image: Tensor) -> list[Place]:
     for grid, outputs in whole.items():
         if grid not in weighted or math.prod(grid) >= cells:
             continue
-        lying = (pair for pair in outputs[:-3:-1] if _form(model, image, pair[0], [pair[1]]) is not None)
+        lying = (
+            (output, form)
+            for output, form in outputs[:-3:-1]
+            if holds_all_values(model, image, output) and _form(model, image, output, [form]) is not None
+        )
         if (last := next(lying, None)) is not None:
             cells = math.prod(grid)
             found.append((last[0].name, last[1], last[0].use))
