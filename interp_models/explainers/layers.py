@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from interp_models.core.classifier import Classifier
-from interp_models.core.errors import InputError, NotApplicable, unknown
+from interp_models.core.errors import InputError, NotApplicable, first_line, unknown
 from interp_models.core.known import known_of
 from interp_models.core.passes import uncounted
 from interp_models.core.prepared import class_name
@@ -60,9 +60,11 @@ class Layer:
         """
         try:
             found = self.form.to_map(output)
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            shape = tuple(output.shape)
-            raise InputError(f"layer {self.name} gives {shape}, which does not fit reshape= ({error})") from None
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # the user's function may raise anything
+            why = f"layer {self.name} gives {tuple(output.shape)}, which does not fit reshape= ({first_line(error)})"
+            raise InputError(why) from None
         if not isinstance(found, Tensor) or found.dim() != 4 or len(found) != len(output):
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise InputError(f"layer {self.name}: the feature map must be (B, C, h, w); reshape= gives {shape}")
@@ -255,6 +257,19 @@ def _form(model: nn.Module, image: Tensor, output: Output, forms: list[Form], le
     return best[1]
 
 
+def _check_moves(layer: Layer, shape: tuple[int, ...], image: Tensor) -> None:
+    """Raise `InputError` unless a function only moves or drops the values of each row, whatever they are."""
+    count = math.prod(shape)
+    places = torch.randperm(count, generator=torch.Generator().manual_seed(0)) + 1
+    rows = torch.stack([places, places + count]) * (1 - 2 * (places % 2))  # different values, positive and negative
+    exact = torch.float32 if 2 * count < 2**24 else torch.float64
+    values = rows.view(2, *shape).to(image.device, exact)
+    made, opposite = layer.feature_map(values), layer.feature_map(-values)
+    moved = made.shape == opposite.shape and torch.equal(made, -opposite) and len(torch.unique(made)) == made.numel()
+    if not moved or not all(bool(torch.isin(*pair).all()) for pair in zip(made, values, strict=True)):
+        raise InputError(f"layer {layer.name}: reshape= must only move or drop values; it computes or repeats some")
+
+
 def _named(model: nn.Module, layer: str, image: Tensor, reshape: Reshape) -> Place:
     outer = "network." if isinstance(model, Classifier) else ""  # the user knows the network's names
     parts = {
@@ -276,7 +291,9 @@ def _named(model: nn.Module, layer: str, image: Tensor, reshape: Reshape) -> Pla
     if trace.score is not None and last.node is not None and not trace.matters(last):
         raise NotApplicable(f"the logits do not depend on layer {layer}")
     if callable(reshape):
-        return name, Form("function", function=reshape), last.use
+        moving = Form("function", function=reshape)
+        _check_moves(Layer(parts[layer], layer, moving), last.shape, image)
+        return name, moving, last.use
     size = (image.shape[2], image.shape[3])
     if (vit := find_transformer(model)) is not None and reshape in (None, "tokens") and len(last.shape) == 2:
         return name, patches(vit, size), last.use

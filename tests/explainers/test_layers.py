@@ -324,10 +324,34 @@ def test_a_wrong_form_is_refused() -> None:
         explained("gradcam", model, images, layer="last", reshape=lambda output: output.view(2, 6, 9, 9))
     with pytest.raises(InputError, match=r"the feature map must be \(B, C, h, w\); reshape= gives \(2, 8, 48\)"):
         explained("gradcam", model, images, layer="last", reshape=lambda output: output.flatten(2))
+    with pytest.raises(InputError, match=r"does not fit reshape= \('Tensor' object has no attribute 'cells'\)"):
+        explained("gradcam", model, images, layer="last", reshape=lambda output: output.cells)
     with pytest.raises(InputError, match="reshape must be one of nchw, nhwc, tokens, or a function; got 'nwhc'"):
         EXPLAINERS.get("gradcam")(model, layer="last", reshape="nwhc")
     with pytest.raises(InputError, match="needs layer=NAME"):
         EXPLAINERS.get("gradcam")(model, reshape="nhwc")
+
+
+@pytest.mark.parametrize(
+    "computes",
+    [
+        lambda a: 2 * a,
+        lambda a: a.relu(),
+        lambda a: a.mean(dim=1, keepdim=True),
+        lambda a: a.amax(dim=1, keepdim=True),
+        lambda a: a.repeat_interleave(2, dim=3),
+        lambda a: nn.functional.pad(a, (1, 1)),
+        lambda a: a.roll(1, dims=0),
+    ],
+    ids=["twice", "relu", "mean", "maximum", "repeated", "padded", "rows"],
+)
+def test_a_function_that_computes_is_no_form(computes: Any) -> None:
+    model, images = ChannelsLast(Pooled(body())).eval(), pictures(3, 32, 32)
+    some = explained("gradcam", model, images, layer="last", reshape=lambda output: output.permute(0, 3, 1, 2)[..., 1:])
+    assert some.shape == (2, 8, 7)
+    for name in ("gradcam", "ablationcam"):
+        with pytest.raises(InputError, match=r"layer last: reshape= must only move or drop values"):
+            explained(name, model, images, layer="last", reshape=lambda output: computes(output.permute(0, 3, 1, 2)))
 
 
 def test_cells_that_are_not_square_are_read() -> None:
