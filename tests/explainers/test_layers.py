@@ -354,6 +354,21 @@ def test_a_function_that_computes_is_no_form(computes: Any) -> None:
             explained(name, model, images, layer="last", reshape=lambda output: computes(output.permute(0, 3, 1, 2)))
 
 
+def test_options_that_are_unknown_are_refused_in_python() -> None:
+    model, gradcam = Pooled(body()).eval(), EXPLAINERS.get("gradcam")
+    gradcam(model, layer=["features.1", "features.3"], fuse="max", score="probability")
+    with pytest.raises(InputError, match="fuse must be one of mean, max; got 'sum'"):
+        gradcam(model, layer=["features.1", "features.3"], fuse="sum")
+    with pytest.raises(InputError, match="score must be one of logit, probability; got 'p'"):
+        gradcam(model, score="p")
+    with pytest.raises(InputError, match="weights must be one of softmax, increase; got 'linear'"):
+        EXPLAINERS.get("scorecam")(model, weights="linear")
+    for layer in ([["features.1"]], ["features.1", 3], 3, ("features.1",)):
+        for name in ("gradcam", "mlfem", "sise"):
+            with pytest.raises(InputError, match="layer must be a dotted name or a list of them; got"):
+                EXPLAINERS.get(name)(model, layer=layer)
+
+
 def test_cells_that_are_not_square_are_read() -> None:
     torch.manual_seed(0)
     layers = [nn.Conv2d(1, 8, 3, (2, 1), 1), nn.ReLU(), nn.Conv2d(8, 8, 3, (2, 1), 1), nn.ReLU()]
