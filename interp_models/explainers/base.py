@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -167,6 +167,9 @@ class ByFields(Explainer, ABC):
 
     def __post_init__(self) -> None:
         super().__init__(self.model, score=self.score)
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal and (value := getattr(self, name)) not in get_args(hint):
+                raise InputError(f"{name} must be one of {', '.join(map(str, get_args(hint)))}; got {value!r}")
 
 
 def check_maps(maps: Tensor, name: str) -> None:

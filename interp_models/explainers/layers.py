@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from interp_models.core.classifier import Classifier
-from interp_models.core.errors import InputError, NotApplicable, unknown
+from interp_models.core.errors import InputError, NotApplicable, first_line, unknown
 from interp_models.core.known import known_of
 from interp_models.core.passes import uncounted
 from interp_models.core.prepared import class_name
@@ -22,7 +22,17 @@ from interp_models.core.protocols import explains_itself
 from interp_models.explainers.class_token import reads_class_token, why_not
 from interp_models.explainers.forms import MOST_OTHERS, Form, Reshape, fits, patches
 from interp_models.explainers.places import EXPLAINED, order, replayed
-from interp_models.explainers.traces import OtherRows, Output, Trace, gradients_by, holds_all_values, outputs_of, traced
+from interp_models.explainers.traces import (
+    OtherRows,
+    Output,
+    Trace,
+    gradients_by,
+    holds_all_values,
+    outputs_of,
+    part_beside,
+    reaches,
+    traced,
+)
 from interp_models.nn.attention import find_transformer
 
 MOST_TRIED = 12
@@ -50,9 +60,11 @@ class Layer:
         """
         try:
             found = self.form.to_map(output)
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            shape = tuple(output.shape)
-            raise InputError(f"layer {self.name} gives {shape}, which does not fit reshape= ({error})") from None
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # the user's function may raise anything
+            why = f"layer {self.name} gives {tuple(output.shape)}, which does not fit reshape= ({first_line(error)})"
+            raise InputError(why) from None
         if not isinstance(found, Tensor) or found.dim() != 4 or len(found) != len(output):
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise InputError(f"layer {self.name}: the feature map must be (B, C, h, w); reshape= gives {shape}")
@@ -134,7 +146,11 @@ def _stages(model: nn.Module, image: Tensor) -> list[Place]:
     for grid, outputs in whole.items():
         if grid not in weighted or math.prod(grid) >= cells:
             continue
-        lying = (pair for pair in outputs[:-3:-1] if _form(model, image, pair[0], [pair[1]]) is not None)
+        lying = (
+            (output, form)
+            for output, form in outputs[:-3:-1]
+            if holds_all_values(model, image, output) and _form(model, image, output, [form]) is not None
+        )
         if (last := next(lying, None)) is not None:
             cells = math.prod(grid)
             found.append((last[0].name, last[1], last[0].use))
@@ -163,6 +179,7 @@ def _last(model: nn.Module, image: Tensor, trace: Trace) -> Place:
     outputs = [] if scripted else [output for output in reversed(trace.outputs) if output.forms]
     reached = gradients_by(trace, outputs)
     tried, passed_over = 0, ""
+    beside: Tensor | None = None
     for output in outputs:
         module = model.get_submodule(output.name)
         if output.shape == tuple(image.shape[1:]) and not any(x.dim() == 4 for x in module.parameters()):
@@ -171,6 +188,7 @@ def _last(model: nn.Module, image: Tensor, trace: Trace) -> Place:
         if gradient is not None and len(output.shape) == 2:
             used = int(gradient.any(dim=2).sum())
             if used <= MOST_OTHERS < output.shape[0] // 2:
+                beside = trace.score if beside is None else beside
                 continue  # in the last layers, often only the class token reaches the logits
         # Beside the patches, the class token passes the last attention by the residual connection.
         norm = "norm" in type(module).__name__.lower() and len(output.shape) == 2
@@ -183,9 +201,13 @@ def _last(model: nn.Module, image: Tensor, trace: Trace) -> Place:
         if form is None:
             passed_over = passed_over or (output.name if any(form.kind == "nchw" for form in output.forms) else "")
             continue
-        if form.kind == "tokens" and trace.score is not None:
-            reaches = gradient is not None and bool(form.to_map(gradient).any())
-            if not reaches:
+        if form.kind == "tokens":
+            others = whole and beside is None and form.prefix + form.suffix > 0
+            if others and not holds_all_values(model, image, output, form):
+                # The others hold evidence. A layer is read from which they still take it.
+                beside = part_beside(output, form, gradient)
+                continue
+            if trace.score is not None and not reaches(output, form, trace.score if beside is None else beside):
                 continue
         if passed_over and passed_over not in output.name:
             warnings.warn(
@@ -235,6 +257,19 @@ def _form(model: nn.Module, image: Tensor, output: Output, forms: list[Form], le
     return best[1]
 
 
+def _check_moves(layer: Layer, shape: tuple[int, ...], image: Tensor) -> None:
+    """Raise `InputError` unless a function only moves or drops the values of each row, whatever they are."""
+    count = math.prod(shape)
+    places = torch.randperm(count, generator=torch.Generator().manual_seed(0)) + 1
+    rows = torch.stack([places, places + count]) * (1 - 2 * (places % 2))  # different values, positive and negative
+    exact = torch.float32 if 2 * count < 2**24 else torch.float64
+    values = rows.view(2, *shape).to(image.device, exact)
+    made, opposite = layer.feature_map(values), layer.feature_map(-values)
+    moved = made.shape == opposite.shape and torch.equal(made, -opposite) and len(torch.unique(made)) == made.numel()
+    if not moved or not all(bool(torch.isin(*pair).all()) for pair in zip(made, values, strict=True)):
+        raise InputError(f"layer {layer.name}: reshape= must only move or drop values; it computes or repeats some")
+
+
 def _named(model: nn.Module, layer: str, image: Tensor, reshape: Reshape) -> Place:
     outer = "network." if isinstance(model, Classifier) else ""  # the user knows the network's names
     parts = {
@@ -256,7 +291,9 @@ def _named(model: nn.Module, layer: str, image: Tensor, reshape: Reshape) -> Pla
     if trace.score is not None and last.node is not None and not trace.matters(last):
         raise NotApplicable(f"the logits do not depend on layer {layer}")
     if callable(reshape):
-        return name, Form("function", function=reshape), last.use
+        moving = Form("function", function=reshape)
+        _check_moves(Layer(parts[layer], layer, moving), last.shape, image)
+        return name, moving, last.use
     size = (image.shape[2], image.shape[3])
     if (vit := find_transformer(model)) is not None and reshape in (None, "tokens") and len(last.shape) == 2:
         return name, patches(vit, size), last.use

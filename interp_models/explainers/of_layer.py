@@ -96,6 +96,8 @@ def check_layers(layer: LayerNames, reshape: Reshape) -> None:
         raise InputError("reshape= says what a layer gives, so that it needs layer=NAME")
     if isinstance(layer, list) and not layer:
         raise InputError("layer must name at least one layer; got an empty list")
+    if layer is not None and not all(isinstance(one, str) for one in (layer if isinstance(layer, list) else [layer])):
+        raise InputError(f"layer must be a dotted name or a list of them; got {layer!r}")
 
 
 def fused(maps: Sequence[Tensor], fuse: Fuse) -> Tensor:

@@ -34,8 +34,8 @@ def order(image: Tensor, grid: tuple[int, int], read: Callable[[Tensor], Tensor]
 
     Returns:
         The smaller share of variance (adjusted R²) of rows and columns; 0 if changes grow with the distance or hardly
-        differ, or if the map knows nothing of a border of the image as wide as a cell. None if the map does not change
-        at all.
+        differ, or if the map knows nothing of a border of the image, see `edges`. None if the map does not change at
+        all.
     """
     seen = read(edges(image, grid))
     change = (seen[1:] - seen[:1]).detach().abs().flatten(1).amax(dim=1)
@@ -103,14 +103,17 @@ def _ends(cells: int) -> list[int]:
 
 
 def edges(image: Tensor, grid: tuple[int, int]) -> Tensor:
-    """An image (1, C, H, W), noise, and copies of the image with noise in a border as wide as a cell, for each of its
-    sides."""
+    """An image (1, C, H, W), noise, and copies of the image with noise in a border, for each of its sides: a quarter of
+    a cell wide at the top and the left, and a cell at the bottom and the right, where strides may leave out nearly as
+    much."""
     noise = _noise(image, torch.Generator().manual_seed(1))
     made = [image, noise]
     for axis in (0, 1):
         side, cells = image.shape[2 + axis], grid[axis]
-        width = -(-side // cells)
-        made += [_put(image, noise, 2 + axis, first, width) for first in (0, side - width) if cells > 1]
+        if cells > 1:
+            width = -(-side // cells)
+            made += [_put(image, noise, 2 + axis, 0, -(-side // (4 * cells)))]
+            made += [_put(image, noise, 2 + axis, side - width, width)]
     return torch.cat(made)
 
 

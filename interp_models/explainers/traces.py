@@ -142,8 +142,30 @@ def gradients_by(trace: Trace, outputs: list[Output]) -> dict[tuple[str, int], T
     return {(output.name, output.use): gradient for output, gradient in zip(some, gradients, strict=True)}
 
 
-def holds_all_values(model: nn.Module, image: Tensor, output: Output) -> bool:
-    """Whether the logits stay when the image changes and the output does not.
+def part_beside(output: Output, form: Form, gradient: Tensor | None) -> Tensor | None:
+    """The part of the logits, to first order, that passes through the tokens beside the cells of a form.
+
+    Args:
+        output: tokens.
+        form: tells the cells from the others.
+        gradient: of the logits with respect to the output; None gives None.
+    """
+    if output.tensor is None or gradient is None:
+        return None
+    with torch.enable_grad():
+        return (output.tensor * form.replaced(gradient, torch.zeros_like(form.to_map(gradient)))).sum()
+
+
+def reaches(output: Output, form: Form, score: Tensor) -> bool:
+    """Whether the cells of an output of tokens change a score."""
+    if output.tensor is None:
+        return False
+    (gradient,) = torch.autograd.grad(score, output.tensor, allow_unused=True, retain_graph=True)
+    return gradient is not None and bool(form.to_map(gradient).any())
+
+
+def holds_all_values(model: nn.Module, image: Tensor, output: Output, form: Form | None = None) -> bool:
+    """Whether the logits stay when the image changes and the output does not; with a form, the cells of its map.
 
     This also sees paths without a gradient, and what a module returns beside its first tensor.
     """
@@ -156,7 +178,12 @@ def holds_all_values(model: nn.Module, image: Tensor, output: Output) -> bool:
 
     @own_thread
     def put(module: nn.Module, args: Any, given: Any) -> Any:
-        return swapped(given, kept[0].clone()) if next(calls) == output.use else None
+        if next(calls) != output.use:
+            return None
+        tensor = tensor_of(given)
+        if form is None or tensor is None:
+            return swapped(given, kept[0].clone())
+        return swapped(given, form.replaced(tensor, form.to_map(kept[0])))
 
     with torch.no_grad():
         changed = logits_of(model(other.clone())).clone()

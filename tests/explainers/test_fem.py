@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from interp_models import EXPLAINERS, InputError
+from interp_models import EXPLAINERS, InputError, NotApplicable
 from interp_models.explainers.fem import FEM, MLFEM
 from interp_models.explainers.layers import stages, target_layer
 from interp_models.explainers.of_layer import fused
@@ -148,3 +148,25 @@ def test_a_network_whose_resolutions_cannot_be_seen_is_read_at_one_layer_with_a_
         assert len(stages(Net(False).eval(), images)) == 2
     with pytest.warns(UserWarning, match="only layer .* of Net is read"):
         assert len(stages(Net(True).eval(), images)) == 1
+
+
+@pytest.mark.parametrize("name", ["mlfem", "sise", "ada_sise"])
+def test_a_view_without_a_gradient_is_not_left_out(name: str) -> None:
+    """As a momentum encoder, which has the weights of the other: the logits read both."""
+
+    class Views(nn.Module):
+        def __init__(self, weight: float) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.features = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU())
+            self.head, self.weight = nn.Linear(8, 3), weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                other = self.features(x.flip(3)).mean(dim=(2, 3)) if self.weight else torch.tensor(0.0)
+            return self.head(self.features(x).mean(dim=(2, 3)) + self.weight * other)
+
+    images = torch.rand(1, 3, 32, 32)
+    assert EXPLAINERS.build(name, model=Views(0.0).eval()).attribute(images, 1).any()
+    with pytest.raises(NotApplicable, match="no layer of Views holds all"):
+        EXPLAINERS.build(name, model=Views(5.0).eval()).attribute(images, 1)

@@ -324,10 +324,49 @@ def test_a_wrong_form_is_refused() -> None:
         explained("gradcam", model, images, layer="last", reshape=lambda output: output.view(2, 6, 9, 9))
     with pytest.raises(InputError, match=r"the feature map must be \(B, C, h, w\); reshape= gives \(2, 8, 48\)"):
         explained("gradcam", model, images, layer="last", reshape=lambda output: output.flatten(2))
+    with pytest.raises(InputError, match=r"does not fit reshape= \('Tensor' object has no attribute 'cells'\)"):
+        explained("gradcam", model, images, layer="last", reshape=lambda output: output.cells)
     with pytest.raises(InputError, match="reshape must be one of nchw, nhwc, tokens, or a function; got 'nwhc'"):
         EXPLAINERS.get("gradcam")(model, layer="last", reshape="nwhc")
     with pytest.raises(InputError, match="needs layer=NAME"):
         EXPLAINERS.get("gradcam")(model, reshape="nhwc")
+
+
+@pytest.mark.parametrize(
+    "computes",
+    [
+        lambda a: 2 * a,
+        lambda a: a.relu(),
+        lambda a: a.mean(dim=1, keepdim=True),
+        lambda a: a.amax(dim=1, keepdim=True),
+        lambda a: a.repeat_interleave(2, dim=3),
+        lambda a: nn.functional.pad(a, (1, 1)),
+        lambda a: a.roll(1, dims=0),
+    ],
+    ids=["twice", "relu", "mean", "maximum", "repeated", "padded", "rows"],
+)
+def test_a_function_that_computes_is_no_form(computes: Any) -> None:
+    model, images = ChannelsLast(Pooled(body())).eval(), pictures(3, 32, 32)
+    some = explained("gradcam", model, images, layer="last", reshape=lambda output: output.permute(0, 3, 1, 2)[..., 1:])
+    assert some.shape == (2, 8, 7)
+    for name in ("gradcam", "ablationcam"):
+        with pytest.raises(InputError, match=r"layer last: reshape= must only move or drop values"):
+            explained(name, model, images, layer="last", reshape=lambda output: computes(output.permute(0, 3, 1, 2)))
+
+
+def test_options_that_are_unknown_are_refused_in_python() -> None:
+    model, gradcam = Pooled(body()).eval(), EXPLAINERS.get("gradcam")
+    gradcam(model, layer=["features.1", "features.3"], fuse="max", score="probability")
+    with pytest.raises(InputError, match="fuse must be one of mean, max; got 'sum'"):
+        gradcam(model, layer=["features.1", "features.3"], fuse="sum")
+    with pytest.raises(InputError, match="score must be one of logit, probability; got 'p'"):
+        gradcam(model, score="p")
+    with pytest.raises(InputError, match="weights must be one of softmax, increase; got 'linear'"):
+        EXPLAINERS.get("scorecam")(model, weights="linear")
+    for layer in ([["features.1"]], ["features.1", 3], 3, ("features.1",)):
+        for name in ("gradcam", "mlfem", "sise"):
+            with pytest.raises(InputError, match="layer must be a dotted name or a list of them; got"):
+                EXPLAINERS.get(name)(model, layer=layer)
 
 
 def test_cells_that_are_not_square_are_read() -> None:
@@ -374,6 +413,67 @@ def test_the_same_transformer_of_timm_and_torchvision_has_the_same_map(name: str
     assert target_layer(twin, None, images).name == "encoder.layers.encoder_layer_1.ln_1"
     found, expected = explained(name, twin, images), explained(name, model, images)
     assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
+
+
+class ReadsTokens(nn.Module):
+    """A transformer whose head reads the class token, the mean of the patches, or both."""
+
+    def __init__(self, read: str) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.vit, self.read = torchvision_twin(vit()), read
+        self.fc = nn.Linear(48 if read == "both" else 24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches: Tensor = self.vit.conv_proj(x).flatten(2).transpose(1, 2)  # type: ignore[operator]
+        tokens = self.vit.encoder(torch.cat([self.vit.class_token.expand(len(x), -1, -1), patches], dim=1))  # type: ignore[operator, union-attr]
+        both = tokens[:, 0], tokens[:, 1:].mean(dim=1)
+        return self.fc({"class": both[0], "mean": both[1], "both": torch.cat(both, dim=1)}[self.read])
+
+
+@pytest.mark.parametrize(
+    ("read", "layer"),
+    [("mean", ""), ("class", ".layers.encoder_layer_1.ln_1"), ("both", ".layers.encoder_layer_1.ln_1")],
+)
+def test_a_class_token_that_is_read_beside_the_patches_holds_evidence(read: str, layer: str) -> None:
+    model, images = ReadsTokens(read).eval(), pictures(3, 64, 64)
+    assert target_layer(model, None, images).name == f"vit.encoder{layer}"
+
+
+def test_without_gradients_a_class_token_that_is_read_is_seen() -> None:
+    for read in ("mean", "class", "both"):
+        model = ReadsTokens(read).eval()
+        layer = "vit.encoder" if read == "mean" else "vit.encoder.dropout"  # before the blocks it is a constant
+        model.forward = torch.no_grad()(model.forward)  # type: ignore[method-assign]
+        assert target_layer(model, None, pictures(3, 64, 64)).name == layer
+
+
+class Pyramid(nn.Module):
+    """The mean of fine tokens and of coarse ones beside them, which are no class tokens; the fine ones weigh little."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.embed, self.cat, self.fc = nn.Conv2d(3, 1, 8, 8, bias=False), nn.Identity(), nn.Linear(1, 2, bias=False)
+        self.weight = weight
+        nn.init.ones_(self.embed.weight)
+        self.fc.weight.data = torch.tensor([[-1.0], [1.0]])
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = self.embed(x)
+        coarse = nn.functional.adaptive_avg_pool2d(fine, 2)
+        coarse = coarse * torch.tensor([self.weight, 0.0])  # of the left half
+        fine = fine * torch.linspace(0.001, 0.01, 8)  # more of the right half
+        return self.fc(self.cat(torch.cat([fine.flatten(2), coarse.flatten(2)], dim=2).transpose(1, 2)).mean(dim=1))
+
+
+def test_coarse_tokens_are_no_class_tokens() -> None:
+    images = pictures(3, 64, 64)
+    assert target_layer(Pyramid(0.0).eval(), None, images).name == "cat"
+    model = Pyramid(1.0).eval()
+    assert target_layer(model, None, images).name == "embed"
+    for name in ("hirescam", "layercam"):
+        found = explained(name, model, images)
+        assert float(found[:, :, :4].sum()) > 5 * float(found[:, :, 4:].sum())
 
 
 def test_a_replaced_layer_is_found_anew() -> None:

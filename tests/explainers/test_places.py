@@ -79,6 +79,8 @@ def test_what_a_network_does_with_its_images_is_seen() -> None:
     assert share(lambda x: nn.functional.interpolate(x, size=48, mode="bilinear")) >= EXPLAINED
     assert share(lambda x: x[..., 16:48, 16:48]) == 0  # what lies outside does not count
     assert share(lambda x: x[..., :48, :48]) == 0
+    assert share(lambda x: x[..., 2:62, 2:62]) == 0  # cells of four pixels: less than a cell at each side
+    assert share(lambda x: x[..., :62, :62]) >= EXPLAINED  # as strides leave out
     assert share(lambda x: nn.functional.pad(x, (32, 0, 0, 0))) < EXPLAINED
     assert share(lambda x: x.roll(16, dims=3)) < EXPLAINED
     assert share(lambda x: x.transpose(2, 3)) < EXPLAINED
