@@ -104,14 +104,21 @@ def loaded(images: ImageDataset, index: int) -> Sample:
     """Image `index` as transforms take it: they know by the type `tv_tensors.Image` what to scale to [0, 1].
 
     Raises:
-        InputError: as `ImageDataset.load`, and for an image that is neither uint8 nor of floats in [0, 1].
+        InputError: as `ImageDataset.load`, and unless the image is a tensor (3, H, W) of uint8 or of floats in [0, 1].
     """
     sample = images.load(index)
-    image = sample.image
-    is_unit = image.is_floating_point() and bool(((image >= 0) & (image <= 1)).all())
-    if image.dim() != 3 or not (image.dtype == torch.uint8 or is_unit):
-        found = f"{tuple(image.shape)} of {image.dtype}, image {images.image_id(index)}"
-        raise InputError(f"{type(images).__name__}: the image of a sample must be (3, H, W) of uint8; got {found}")
+    image: Any = sample.image
+    found = f"{tuple(image.shape)} of {image.dtype}" if isinstance(image, Tensor) else type(image).__name__
+    if isinstance(image, Tensor) and image.is_floating_point():
+        fits = bool(((image >= 0) & (image <= 1)).all())
+        found += "" if fits else ", not all of them in [0, 1]"
+    else:
+        fits = isinstance(image, Tensor) and image.dtype == torch.uint8
+    if not fits or image.dim() != 3 or image.shape[0] != 3:
+        raise InputError(
+            f"{type(images).__name__}: the image of a sample must be a tensor (3, H, W) of uint8, or of floats in "
+            f"[0, 1]; got {found}, image {images.image_id(index)}"
+        )
     return sample._replace(image=tv_tensors.Image(image))
 
 

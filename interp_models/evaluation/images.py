@@ -249,7 +249,7 @@ def images_of(
 def _of_tensor(images: Tensor, labels: Any, batch_size: int, double: bool) -> Images:
     check_images(images, "images")
     several = several_labels(labels, len(images))
-    listed = several is not None and not isinstance(labels, Tensor | np.ndarray)
+    listed = several is not None and getattr(labels, "dtype", None) not in (torch.bool, np.bool_)
     known = one_label_each(labels, len(images)) if several is None else several
     loader: Any = DataLoader(TensorDataset(images, known.to(images.device)), batch_size=batch_size)
     return Images(loader, range(len(images)), name="tensor", labels=known, double=double, listed=listed)

@@ -19,7 +19,7 @@ from interp_models.core.plugins import import_plugins
 from interp_models.core.prepared import class_name, release, unwrapped
 from interp_models.core.schema import parse
 from interp_models.core.scoring import logits_of
-from interp_models.data.base import of_each
+from interp_models.data.base import Sample, of_each
 from interp_models.evaluation.cache import FolderCache, MemoryCache
 from interp_models.evaluation.config import ExplanationConfig
 from interp_models.evaluation.engine import Engine, check_plan, has_row_per_label
@@ -132,9 +132,10 @@ def judge(
         check_written(specs)
     if folder is not None and given:
         raise InputError("explainers: with folder=, give names or mappings with options, not explainer objects")
-    source = images_of(images, model, labels=labels, image_size=image_size, batch_size=batch_size)
-    judged = classifier_of(model, normalize, output, from_files=source.from_files)
-    source = source.drawn(n_images, seed)
+    with _together():
+        source = images_of(images, model, labels=labels, image_size=image_size, batch_size=batch_size)
+        judged = classifier_of(model, normalize, output, from_files=source.from_files)
+        source = source.drawn(n_images, seed)
     about = {"name": name or class_name(judged), "classes": list(classes)}
     with ExitStack() as stack:
         stack.callback(release, judged)
@@ -142,15 +143,24 @@ def judge(
         if folder is None:
             return _judged(judged, source, plan, _labelled(given), about, None, progress)
         where = Path(folder).expanduser()
-        refused = None
-        if is_first():
-            try:
+        with _together():
+            if is_first():
                 stack.enter_context(_own(where))
-            except InputError as error:
-                refused = str(error)
-        if refused := gathered_objects(refused)[0]:  # on all ranks, which would wait for the first one
-            raise InputError(refused)
         return _judged(judged, source, plan, [], about, where, progress)
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Refuse on all ranks what one of them refuses inside, where none may wait for another one."""
+    refused: InputError | None = None
+    try:
+        yield
+    except InputError as error:
+        if rank_and_ranks()[1] == 1:
+            raise
+        refused = error
+    for message in filter(None, gathered_objects(None if refused is None else str(refused))):
+        raise InputError(message) from refused
 
 
 @contextmanager
@@ -184,36 +194,19 @@ def _judged(
     folder: Path | None,
     progress: bool,
 ) -> Judgement:
-    first = source.first()
-    if first is None:
-        raise InputError("there are no images")
-    example = first.image[:1].to(device_of(model))
-    columns = _columns(model, example)
+    with _together():
+        first, columns = _checked(model, source, plan, about["classes"])
     digest = "" if folder is None and rank_and_ranks()[1] == 1 else network_digest(model)  # reads all weights
     if len(set(gathered_objects(digest))) > 1:
         raise InputError("the processes have models with different weights; load the same weights in all of them")
-    if about["classes"] and len(about["classes"]) != columns:
-        raise InputError(f"classes: {len(about['classes'])} names are given, and the model has {columns} classes")
+    shapes = set(gathered_objects((tuple(first.image.shape[1:]), tuple(first.label.shape[1:]))))
+    if len(shapes) > 1:
+        found = " and ".join(f"images {image} with labels {label}" for image, label in sorted(shapes))
+        raise InputError(f"the processes have images or labels of different shapes: {found}")
     same_classes = len(source.classes) in (0, columns)
-    several = first.label.dim() == 2
-    if plan.target == "label" and not several and int(first.label.min()) < 0:
-        raise InputError("target 'label' needs labels, and the images have none; target='prediction' works")
-    if plan.target == "label" and not same_classes:
-        raise InputError(
-            f"target 'label': the images have {len(source.classes)} classes, and the model has {columns}; "
-            "target='prediction' works"
-        )
-    known = first.label if source.labels is None else source.labels
-    present = known.any(dim=0).nonzero()[:, 0] if several else known.flatten()
-    if several and same_classes and not source.listed and first.label.shape[1] != columns:
-        shape = f"bool (N, {columns}), as the model has {columns} classes"
-        raise InputError(f"labels: several labels of each image must be {shape}; got {first.label.shape[1]} columns")
-    bad = next((int(label) for label in present if not 0 <= label < columns), None)
-    if bad is not None and (plan.target == "label" or (several and same_classes)):
-        where = "target 'label'" if plan.target == "label" else "labels"
-        raise InputError(f"{where}: label {bad} is out of range; the model has classes 0 to {columns - 1}")
     cache: FolderCache | MemoryCache = MemoryCache()
-    engine = Engine(model, plan, example, cache, explainers=given)
+    with _together():
+        engine = Engine(model, plan, first.image[:1].to(device_of(model)), cache, explainers=given)
     if folder is not None:
         engine.cache = cache = _folder_cache(folder, engine, source, [digest, about])
         if gathered_objects(_is_finished(folder, cache))[0]:
@@ -246,6 +239,35 @@ def _judged(
     return Judgement(tables, summary_of(tables, **described), classes, pictures)
 
 
+def _checked(model: nn.Module, source: Images, plan: ExplanationConfig, names: Sequence[str]) -> tuple[Sample, int]:
+    """The first batch and the number of the model's classes; `InputError` if labels or names do not fit them."""
+    first = source.first()
+    if first is None:
+        raise InputError("there are no images")
+    columns = _columns(model, first.image[:1].to(device_of(model)))
+    if names and len(names) != columns:
+        raise InputError(f"classes: {len(names)} names are given, and the model has {columns} classes")
+    same_classes = len(source.classes) in (0, columns)
+    several = first.label.dim() == 2
+    if plan.target == "label" and not several and int(first.label.min()) < 0:
+        raise InputError("target 'label' needs labels, and the images have none; target='prediction' works")
+    if plan.target == "label" and not same_classes:
+        raise InputError(
+            f"target 'label': the images have {len(source.classes)} classes, and the model has {columns}; "
+            "target='prediction' works"
+        )
+    known = first.label if source.labels is None else source.labels
+    present = known.any(dim=0).nonzero()[:, 0] if several else known.flatten()
+    if several and same_classes and not source.listed and first.label.shape[1] != columns:
+        shape = f"bool (N, {columns}), as the model has {columns} classes"
+        raise InputError(f"labels: several labels of each image must be {shape}; got {first.label.shape[1]} columns")
+    bad = next((int(label) for label in present if not 0 <= label < columns), None)
+    if bad is not None and (plan.target == "label" or (several and same_classes)):
+        where = "target 'label'" if plan.target == "label" else "labels"
+        raise InputError(f"{where}: label {bad} is out of range; the model has classes 0 to {columns - 1}")
+    return first, columns
+
+
 def _columns(model: nn.Module, example: Tensor) -> int:
     """The number of the model's classes."""
     try:
@@ -262,7 +284,9 @@ def _folder_cache(folder: Path, engine: Engine, source: Images, model: Any) -> F
     """The cache in a folder; it finds results of the same model (its digest and names), protocol and images again."""
     plan = engine.plan
     protocol = [plan.preset, engine.grid, plan.max_steps, plan.target, plan.preparation, metric_keys(engine.keys)]
-    contents = gathered_objects(source.digest())  # a loader may give each rank its own images
+    with _together():
+        content = source.digest()
+    contents = gathered_objects(content)  # a loader may give each rank its own images
     return FolderCache(folder, [model, protocol, contents], cache_keys(engine.specs))
 
 
@@ -289,27 +313,21 @@ def _judge_all(engine: Engine, source: Images, progress: bool) -> tuple[list[int
     without: list[int] = []
     pictures: dict[int, Picture] = {}
     shown = source.shown(PICTURES)
-    refused: str | None = None
-    try:
-        for sample in source.batches(rank, ranks):
-            numbers = sample.index.tolist()
-            has_row = torch.ones(len(numbers), dtype=torch.bool)
-            if has_row_per_label(engine.plan, sample.label):
-                has_row = sample.label.any(dim=1)
-            for number, one in zip(numbers, has_row.tolist(), strict=True):
-                (indices if one else without).append(number)
-            for place, number in enumerate(numbers):
-                if len(pictures) < PICTURES if shown is None else number in shown:
-                    pictures[number] = _picture(sample.image[place])
-            engine.judge(of_each(sample, lambda value: value.to(device)))
-    except InputError as error:
-        if ranks == 1:
-            raise
-        refused = str(error)
-    finally:
-        engine.bar.close()
-    for message in filter(None, gathered_objects(refused)):  # on all ranks, which would wait for the one that stopped
-        raise InputError(message)
+    with _together():
+        try:
+            for sample in source.batches(rank, ranks):
+                numbers = sample.index.tolist()
+                has_row = torch.ones(len(numbers), dtype=torch.bool)
+                if has_row_per_label(engine.plan, sample.label):
+                    has_row = sample.label.any(dim=1)
+                for number, one in zip(numbers, has_row.tolist(), strict=True):
+                    (indices if one else without).append(number)
+                for place, number in enumerate(numbers):
+                    if len(pictures) < PICTURES if shown is None else number in shown:
+                        pictures[number] = _picture(sample.image[place])
+                engine.judge(of_each(sample, lambda value: value.to(device)))
+        finally:
+            engine.bar.close()
     engine.agree()
     pictures = {index: picture for part in gathered_objects(pictures) for index, picture in part.items()}
     known, unlabelled = ({i for part in gathered_objects(own) for i in part} for own in (indices, without))

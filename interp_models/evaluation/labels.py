@@ -41,7 +41,7 @@ def several_labels(labels: Any, n: int) -> Tensor | None:
 
     Args:
         labels: bool (n, K), or the classes of each image, such as `[[0, 2], [], [1]]`, where a list may be a tensor or
-            an array, too; anything else gives None.
+            an array, too, and the outer one an array of objects; anything else gives None.
         n: number of images.
 
     Raises:
@@ -51,9 +51,14 @@ def several_labels(labels: Any, n: int) -> Tensor | None:
     >>> several_labels([[0, 2], []], 2).tolist()
     [[True, False, True], [False, False, False]]
     """
+    if isinstance(labels, np.ndarray) and labels.dtype == object:
+        labels = labels.tolist()
     if isinstance(labels, Tensor | np.ndarray):
-        fits = labels.dtype in (torch.bool, np.bool_) and labels.ndim == 2 and len(labels) == n
-        return torch.as_tensor(labels) if fits else None
+        if labels.dtype not in (torch.bool, np.bool_) or labels.ndim != 2:
+            return None
+        if len(labels) != n:
+            raise InputError(f"labels: {len(labels)} rows of bool are given, and there are {n} images")
+        return torch.as_tensor(labels)
     if not isinstance(labels, Sequence) or isinstance(labels, str) or not any(map(_is_list, labels)):
         return None
     if single := [place for place, own in enumerate(labels) if not _is_list(own)]:

@@ -18,15 +18,9 @@ from interp_models.core.passes import uncounted
 from interp_models.core.prepared import class_name
 from interp_models.core.scoring import Target, resolve_target, scores_of
 from interp_models.explainers.base import EXPLAINERS, Explainer, gradient_of
+from interp_models.explainers.bias_places import misplaced, readings
 from interp_models.explainers.combinators import NoiseScale, noise_like, resolved, sigmas
-from interp_models.explainers.places import EXPLAINED, order, replayed
 
-TOO_FEW, FEW = 4, 7
-"""Of a map with so few rows or columns, cells see nearly all of the image: no order, or less, can be asked of them."""
-COARSE = 14
-"""Most rows and columns of cells that are told apart; those of larger maps are averaged."""
-ORDERED_AT_ALL = 0.2
-"""Least order of few cells. Mirrored and moved ones have 0."""
 TOLERANCE = 1e-3
 """Largest accepted difference of the logit and the sum of all terms, relative to the sum of the terms' sizes."""
 
@@ -55,12 +49,16 @@ class _Biases(TorchFunctionMode):
     does not matter which module runs an operation, nor how often. The network's weights must take no gradients.
 
     Args:
-        note: is called with the number of the operation, its bias, and ∂y/∂(its output), in the backward pass.
+        note: is called with the number of the operation, its bias, and ∂y/∂(its output), in the backward pass. Cells
+            (B, h, w, C) of a linear layer become (B, C, h, w).
+        see: is called with every output (B, C, h, w) that has a bias.
     """
 
-    def __init__(self, note: Callable[[int, Tensor, Tensor], None]) -> None:
+    def __init__(
+        self, note: Callable[[int, Tensor, Tensor], None], see: Callable[[Tensor], None] | None = None
+    ) -> None:
         super().__init__()
-        self.note, self.count = note, 0
+        self.note, self.see, self.count = note, see, 0
         self.coarsest = 0.0
         """The largest rounding error of an output."""
 
@@ -69,17 +67,28 @@ class _Biases(TorchFunctionMode):
         output = func(*args, **kwargs)
         if not isinstance(output, Tensor) or not output.requires_grad or not output.is_floating_point():
             return output
-        bias = _bias(getattr(func, "__name__", ""), args, kwargs, output)
-        if bias is not None:
-            number, self.count = self.count, self.count + 1
-            self.coarsest = max(self.coarsest, torch.finfo(output.dtype).eps)
-            # The hook gets the gradient of this value, also if a later operation overwrites it.
-            output.register_hook(lambda gradient: self.note(number, bias, gradient))  # type: ignore[no-untyped-call]
+        name = getattr(func, "__name__", "")
+        bias = _bias(name, args, kwargs, output)
+        if bias is None:
+            return output
+        number, self.count = self.count, self.count + 1
+        self.coarsest = max(self.coarsest, torch.finfo(output.dtype).eps)
+
+        def channels_first(x: Tensor) -> Tensor:
+            return x.movedim(-1, 1) if name == "linear" and x.dim() == 4 else x
+
+        # The hook gets the gradient of this value, also if a later operation overwrites it.
+        output.register_hook(  # type: ignore[no-untyped-call]
+            lambda gradient: self.note(number, bias, channels_first(gradient))
+        )
+        if self.see is not None and output.dim() == 4:
+            self.see(channels_first(output.detach()))
         return output
 
 
 def _bias(name: str, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
-    """The constant part of an operation's output, in a shape that broadcasts with it; None if it is 0 or not known."""
+    """The constant part of an operation's output, in a shape that broadcasts with it, of a linear layer with its
+    channels first; None if it is 0 or not known."""
 
     def argument(place: int, key: str, default: Any = None) -> Any:
         return args[place] if len(args) > place else kwargs.get(key, default)
@@ -88,7 +97,7 @@ def _bias(name: str, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
         bias: Tensor | None = argument(2, "bias")
         if bias is None:
             return None
-        behind = 0 if name == "linear" else int(name[-2]) if output.dim() == int(name[-2]) + 2 else 0
+        behind = 2 * (output.dim() == 4) if name == "linear" else int(name[-2])
         return bias.detach().view(-1, *[1] * behind)
     if name == "batch_norm":
         mean, variance = argument(1, "running_mean"), argument(2, "running_var")
@@ -130,53 +139,13 @@ def _depends(x: Any) -> bool:
     return isinstance(x, Tensor) and x.requires_grad
 
 
-class _Maps(TorchFunctionMode):
-    """Notes every map whose bias FullGrad draws: random mixtures of its channels, averaged to at most `COARSE` cells
-    along each axis."""
-
-    def __init__(self, model: nn.Module, images: Tensor) -> None:
-        super().__init__()
-        self.made: list[Tensor] = []
-        with _frozen(model), torch.enable_grad(), self:
-            model(images.clone().requires_grad_(True).clone())
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        output = func(*args, **kwargs)
-        if isinstance(output, Tensor) and output.dim() == 4 and output.requires_grad and output.is_floating_point():
-            drawn = _bias(getattr(func, "__name__", ""), args, kwargs, output) is not None
-            if drawn and min(output.shape[2:]) > TOO_FEW:
-                weights = torch.randn(output.shape[1], 4, generator=torch.Generator().manual_seed(0)).to(output)
-                mixed = torch.einsum("bchw,cd->bdhw", output.detach(), weights)
-                size = (min(mixed.shape[2], COARSE), min(mixed.shape[3], COARSE))
-                self.made.append(F.adaptive_avg_pool2d(mixed, size))
-        return output
-
-
-def _misplaced(model: nn.Module, image: Tensor) -> str | None:
-    """Why biases cannot be drawn over the image: a map of one does not lie on it in order; None if all do."""
-    every = _Maps(model, torch.cat([image, image])).made
-    if any(len(made) != 2 for made in every):
-        return "has maps without one row per image"
-    seen: dict[Any, list[Tensor]] = {}
-
-    def passed(images: Tensor) -> list[Tensor]:
-        parts = [_Maps(model, some).made for some in torch.split(images, default_batch(images))]
-        return [torch.cat(same) for same in zip(*parts, strict=True)]
-
-    def order_of(place: int, grid: tuple[int, int], known: float) -> float | None:
-        every_map = replayed(passed, seen, grid)
-        return order(image, grid, lambda images: every_map(images)[place], known)
-
-    for place, made in enumerate(every):
-        grid = (made.shape[2], made.shape[3])
-        least = EXPLAINED if min(grid) > FEW else ORDERED_AT_ALL
-        share = order_of(place, grid, known=1.0)  # one image is often enough
-        if share is not None and 0 < share < least:
-            share = order_of(place, grid, known=0.0)
-        if share is not None and share < least:
-            return "has a layer whose cells do not lie on the image in order"
-    return None
+def _maps(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """The `readings` of every map whose bias is drawn."""
+    found: list[Tensor] = []
+    biases = _Biases(lambda number, bias, gradient: None, lambda output: found.extend(readings(output)))
+    with _frozen(model), torch.enable_grad(), biases:
+        model(images.clone().requires_grad_(True).clone())
+    return found
 
 
 @contextmanager
@@ -207,7 +176,7 @@ class _Terms(Explainer):
         known, key = known_of(self.model), ("places of biases", tuple(inputs.shape[1:]))
         if key not in known:
             with uncounted():
-                known[key] = _misplaced(self.model, inputs[:1].detach())
+                known[key] = misplaced(inputs[:1].detach(), lambda images: _maps(self.model, images))
         if known[key] is not None:
             raise NotApplicable(f"{class_name(self.model)} {known[key]}, over which fullgrad would draw its bias")
         images = inputs.detach().clone().requires_grad_(True)
@@ -269,7 +238,10 @@ class FullGrad(_Terms):
     as ReLU6. Biases without cells, as those of linear layers, are no part of the map. They are part of the sum of all
     terms, Σ x ⊙ ∂y/∂x + Σ_l Σ b_l ⊙ ∂y/∂b_l, which must be the logit: this is checked for every image. The order of
     modules does not matter, and modules may be used several times. The cells of every layer must lie on the image in
-    order, as those of class activation maps: this is tried once per model and image size, with a few dozen passes.
+    order, as those of class activation maps: this is tried once per model and image size, with a few dozen passes. Few
+    cells see nearly all of the image. So of maps with 3 or 4 rows or columns, only cells that are mirrored, turned or
+    moved by half and channels that come last are found out; of those with 1 or 2, nothing. Linear layers may have
+    channels last.
 
     Args:
         model: any module that returns logits and is piecewise linear: with ReLU, but without products of features.
@@ -307,7 +279,7 @@ class SmoothFullGrad(_Terms):
         batch: images per forward pass; None chooses it for the device.
 
     Raises:
-        NotApplicable: if the terms do not add up to the logit, as with GELU, attention or a softmax.
+        NotApplicable: as `fullgrad`.
     """
 
     passes = "samples"

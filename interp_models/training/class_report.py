@@ -34,8 +34,10 @@ class ClassReport(pl.Callback):
 
     def __init__(self, num_classes: int, run: Path | None) -> None:
         self.run = run
-        self.confusion = MulticlassConfusionMatrix(num_classes)
-        self.top = MulticlassAccuracy(num_classes, top_k=TOP, average="micro") if num_classes > TOP else None
+        self.confusion = MulticlassConfusionMatrix(num_classes, ignore_index=-1)  # -1: unknown
+        self.top: MulticlassAccuracy | None = None
+        if num_classes > TOP:
+            self.top = MulticlassAccuracy(num_classes, top_k=TOP, average="micro", ignore_index=-1)
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.long)
         """(K, K): number of test images of all ranks by class (rows) and predicted class (columns)."""
 
@@ -59,9 +61,12 @@ class ClassReport(pl.Callback):
             metric.update(outputs.logits, batch.label)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Log `test/acc_class_mean`, the mean over the classes that have test images, and `test/acc_top5`."""
+        """Log `test/acc_class_mean`, the mean over the classes that have test images, and `test/acc_top5`, if an image
+        has a label."""
         self.counts = self.confusion.compute().cpu()
         n = self.counts.sum(dim=1)
+        if not n.any():
+            return
         accuracies = self.counts.diag()[n > 0] / n[n > 0]
         module.log("test/acc_class_mean", accuracies.mean())
         if self.top is not None:

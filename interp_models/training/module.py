@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import MeanMetric, Metric, SumMetric
 
 from interp_models.core.errors import InputError, unknown
 from interp_models.core.outputs import InterpOutput, LabelOutput
@@ -91,6 +91,7 @@ class InterpModule(pl.LightningModule, ABC):
         self.learn("classes")
         # Lightning's own mean over ranks is wrong if their last batches differ in size. A loss of NaN stays NaN.
         self.val_loss = MeanMetric(nan_strategy="disable")
+        self.counts = nn.ModuleDict({stage: SumMetric(nan_strategy="disable") for stage in ("val", "test")})
         self.means = nn.ModuleDict(
             {f"{stage}_{name}": MeanMetric() for stage in ("val", "test") for name in self.statistics}
         )
@@ -259,24 +260,40 @@ class InterpModule(pl.LightningModule, ABC):
         """Log `test/acc` (or `mean_ap`), `test/n` and the statistics; returns the output for callbacks."""
         return self._evaluation_step(batch, "test")
 
+    def on_test_epoch_end(self) -> None:
+        """Log what was measured, on all ranks or, if no image has a label as in a folder of files, on none."""
+        if float(cast(Metric, self.counts["test"]).compute()):
+            self._log_measured("test")
+
     def _evaluation_step(self, batch: Sample, stage: str) -> InterpOutput:
         output: InterpOutput = self(batch.image)
         size = len(batch.label)
-        if stage == "test" and bool((batch.label < 0).any()):
-            return output  # image files have no labels to measure by
+        known, targets = torch.ones(size, dtype=torch.bool, device=batch.label.device), batch.label
+        if batch.label.dim() == 1:  # image files have no labels to measure by: they get the weight 0
+            known, targets = batch.label >= 0, batch.label.clamp(min=0)
+        count = cast(SumMetric, self.counts[stage])
+        if self.task == "labels" and batch.label.dim() == 1:
+            count.update(0)
+            return output
         if stage == "val":
             loss = torch.stack(list(self.loss(output, batch.label).values())).sum()
             self.val_loss.update(loss.expand(size))  # once per image: nan_strategy="disable" ignores weights
             self.log("val/loss", self.val_loss, batch_size=size)
-        accuracy = cast(Metric, self.accuracy[f"{stage}_acc"])
-        accuracy.update(output.logits, batch.label)
-        self.log(f"{stage}/{self.measured.key}", accuracy, prog_bar=True, batch_size=size)
-        for name, values in self.measure(output, batch.label).items():
-            mean = cast(MeanMetric, self.means[f"{stage}_{name}"])
-            mean.update(values)
-            self.log(f"{stage}/{name}", mean, batch_size=size)
-        self.log(f"{stage}/n", float(size), reduce_fx="sum", sync_dist=True, batch_size=size)
+        cast(Metric, self.accuracy[f"{stage}_acc"]).update(output.logits, batch.label)
+        for name, values in self.measure(output, targets).items():
+            cast(MeanMetric, self.means[f"{stage}_{name}"]).update(values, known.to(values))
+        count.update(known.sum())
+        if stage == "val":
+            self._log_measured(stage)
         return output
+
+    def _log_measured(self, stage: str) -> None:
+        """Log the measure, the statistics and the number of images with labels; they are computed after the epoch."""
+        accuracy = cast(Metric, self.accuracy[f"{stage}_acc"])
+        self.log(f"{stage}/{self.measured.key}", accuracy, prog_bar=True, batch_size=1)
+        for name in self.statistics:
+            self.log(f"{stage}/{name}", cast(MeanMetric, self.means[f"{stage}_{name}"]), batch_size=1)
+        self.log(f"{stage}/n", cast(SumMetric, self.counts[stage]), batch_size=1)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One optimizer with the named parameter groups. `PhaseSchedule` sets their learning rates."""

@@ -50,8 +50,13 @@ def cross_entropy(task: Task, logits: Tensor, targets: Tensor, label_smoothing: 
 
 
 def measure_of(task: Task, num_classes: int) -> Metric:
-    """The torchmetrics `Metric` of a task's `Measure`; `update` takes logits and targets as `cross_entropy`."""
-    return MulticlassAccuracy(num_classes, average="micro") if task == "classes" else MeanAveragePrecision()
+    """The torchmetrics `Metric` of a task's `Measure`; `update` takes logits and targets as `cross_entropy`.
+
+    Of the task `classes`, images with the label -1, which means unknown, do not count.
+    """
+    if task == "labels":
+        return MeanAveragePrecision()
+    return MulticlassAccuracy(num_classes, average="micro", ignore_index=-1)
 
 
 class MeanAveragePrecision(Metric):

@@ -64,6 +64,16 @@ def test_what_lies_deeper_is_seen_and_what_stays_is_kept() -> None:
     assert known_of(model) == {}
 
 
+def test_what_was_first_met_deep_inside_is_seen_where_it_lies_higher() -> None:
+    model = Holds(None)
+    model.config = [[shared := nested(False)]]  # too deep to look inside
+    model.options = shared
+    known_of(model)["a"] = 1
+    assert known_of(model) == {"a": 1}
+    shared.text.sizes[1] = 3
+    assert known_of(model) == {}
+
+
 @pytest.mark.parametrize("name", ["pruning", "weight norm", "spectral norm"])
 @pytest.mark.filterwarnings("ignore")
 def test_weights_that_a_hook_computes_in_each_pass_do_not_change_the_state(name: str) -> None:

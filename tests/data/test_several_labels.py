@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from interp_models import DATASETS
 from interp_models.core.errors import InputError
@@ -144,6 +145,17 @@ def test_plain_tensors_are_scaled_as_images(squares: dict[str, Any], monkeypatch
         assert float(batch.image.max()) <= 1
         assert torch.equal(found.image, batch.image)
         assert torch.equal(found.label, batch.label)
-    monkeypatch.setattr(own, "load", lambda self, index: real(self, index)._replace(image=torch.zeros(3, 64, 64).int()))
-    with pytest.raises(InputError, match=r"Squares: the image of a sample must be \(3, H, W\) of uint8; got .*int32"):
-        next(iter(data.test_dataloader()))
+    given: list[Any] = [expected[1].image[0].clamp(0, 1)]
+    monkeypatch.setattr(own, "load", lambda self, index: real(self, index)._replace(image=given[0]))
+    next(iter(data.test_dataloader()))  # floats in [0, 1] are images, too
+    for given[0], found in (
+        (torch.zeros(3, 64, 64).int(), r"\(3, 64, 64\) of torch.int32"),
+        (torch.zeros(1, 64, 64, dtype=torch.uint8), r"\(1, 64, 64\) of torch.uint8"),
+        (torch.full((3, 64, 64), 255.0), r"\(3, 64, 64\) of torch.float32, not all of them in \[0, 1\]"),
+        (torch.full((3, 64, 64), torch.nan), ".*not all of them in"),
+        (Image.new("RGB", (64, 64)), "Image, image"),
+        (np.zeros((64, 64, 3), dtype=np.uint8), "ndarray, image"),
+    ):
+        wanted = r"Squares: the image of a sample must be a tensor \(3, H, W\) of uint8, or of floats in \[0, 1\]; got "
+        with pytest.raises(InputError, match=wanted + found):
+            next(iter(data.test_dataloader()))

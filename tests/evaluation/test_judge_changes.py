@@ -1,6 +1,7 @@
 """`judge` judges anew what has changed, and leaves the files and objects of others as they are."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import timm
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
 
 from interp_models import Classifier, InputError, judge
 from interp_models.core import prepared
@@ -334,6 +337,53 @@ def test_all_ranks_refuse_together(tmp_path: Path) -> None:
         (tmp_path / "used").mkdir()
         with locked(tmp_path / "used", "an evaluation"):
             processes.run_ranks(_refused_on_a_rank, tmp_path)
+
+
+class Labelled(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+    """Images with labels that are given."""
+
+    def __init__(self, labels: list[Any]) -> None:
+        self.labels, self.images = [torch.as_tensor(label) for label in labels], pictures(len(labels), 8)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[index], self.labels[index]
+
+
+SHARED_LABELS: list[tuple[str | None, list[Any]]] = [
+    (None, [0, 1, 2, 3, 0, 1, 2, 3]),
+    ("label 7 is out of range", [0, 7, 2, 3, 0, 1, 2, 3]),
+    ("target 7 is out of range", [0, 1, 2, 3, 0, 7, 2, 3]),
+    ("labels, and the images have none", [0, -1, 2, -1, 0, 1, 2, 3]),
+    (None, [[True, False, False, True], [True] * 4] * 4),
+    ("must be bool", [[True] * 4, [1.0] * 4] * 4),
+    ("must be bool", [[True] * 4] * 5 + [[1.0] * 4, [True] * 4, [1.0] * 4]),
+    ("the processes have images or labels of different shapes", [0, [True] * 4] * 4),
+    ("several labels of each image must be", [[True] * 4, [True] * 5] * 4),
+]
+"""What is refused, and labels of which each of two ranks has every other one."""
+
+
+def _refused_by_the_labels_of_a_rank(rank: int, folder: Path) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4))
+    for x in net.parameters():
+        nn.init.constant_(x, 0.01)
+    for number, (refusal, labels) in enumerate(SHARED_LABELS):
+        images = Labelled(labels)
+        for where in (None, folder / f"results{number}"):
+            loader = DataLoader(images, batch_size=2, sampler=DistributedSampler(images, shuffle=False))
+            plan: Any = {"target": "label", "grid": (4, 4), "folder": where, **QUICK}
+            expected = nullcontext() if refusal is None else pytest.raises(InputError, match=refusal)
+            with expected:
+                assert set(judge(net, loader, ["random"], ["dauc"], **plan).per_image["index"]) == set(range(8))
+            dist.barrier()
+
+
+@pytest.mark.slow
+def test_all_ranks_refuse_the_labels_of_one(tmp_path: Path) -> None:
+    processes.run_ranks(_refused_by_the_labels_of_a_rank, tmp_path)
 
 
 def _as_it_is(output: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -70,7 +71,8 @@ def test_lists_may_be_tensors_and_of_few_classes() -> None:
     given = [torch.tensor([0, 2]), torch.tensor([], dtype=torch.long), torch.tensor([1])]
     assert several_labels(given, 3).tolist() == several_labels([[0, 2], [], [1]], 3).tolist()  # type: ignore[union-attr]
     assert [list(own) for own in judged(pictures(3), labels=given).per_image["labels"]] == [[0, 2], [], [1]]
-    assert [list(own) for own in judged(pictures(2), labels=[[0], []]).per_image["labels"]] == [[0], []]
+    for few in ([[0], []], np.array([[0], []], dtype=object)):
+        assert [list(own) for own in judged(pictures(2), labels=few).per_image["labels"]] == [[0], []]
     assert as_sample((pictures(2), torch.tensor([0.5, 1.0]))).label.tolist() == [-1, -1]
 
 

@@ -144,12 +144,13 @@ class Pairs(torch.utils.data.Dataset[Any]):
         return {"image": pictures()[index], "labels": hot()[index]}
 
 
-@pytest.mark.parametrize("kind", ["tensor", "array", "tuples", "pairs", "loader", "dicts"])
+@pytest.mark.parametrize("kind", ["tensor", "array", "tuples", "objects", "pairs", "loader", "dicts"])
 def test_labels_of_any_form(kind: str) -> None:
     images, more = pictures(), {}
     given: Any = images
-    if kind in ("tensor", "array", "tuples"):
+    if kind in ("tensor", "array", "tuples", "objects"):
         labels: Any = {"tensor": hot(), "array": hot().numpy(), "tuples": [tuple(own) for own in LABELS]}
+        labels["objects"] = np.array(LABELS, dtype=object)
         more = {"labels": labels[kind]}
     else:
         pairs = TensorDataset(images, hot())
@@ -170,7 +171,8 @@ def test_labels_of_any_form(kind: str) -> None:
         ([[4], *[[1]] * 6], "target 'label': label 4 is out of range; the model has classes 0 to 3"),
         ([[]] * 7, "target 'label': no image has a label; target='prediction' works"),
         (torch.ones(7, 4), r"labels must be 7 whole numbers, one per image; got \(7, 4\) of torch.float32"),
-        (torch.ones(6, 4, dtype=torch.bool), r"labels must be 7 whole numbers, one per image; got \(6, 4\)"),
+        (torch.ones(6, 4, dtype=torch.bool), "labels: 6 rows of bool are given, and there are 7 images"),
+        (np.array([[0], [1, 2]], dtype=object), "labels: 2 lists of classes are given, and there are 7 images"),
     ],
 )
 def test_wrong_labels_are_refused(labels: Any, expected: str) -> None:

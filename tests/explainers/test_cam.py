@@ -217,6 +217,10 @@ def test_the_sign_of_eigencam_does_not_come_from_rounding():
     ]
     assert float((maps[0] - maps[1]).abs().max()) < 1e-3 * float(maps[0].abs().max())
     assert float(maps[0].pow(3).sum(dim=(1, 2)).min()) > 0
+    # Another odd power would turn this one round.
+    odd = torch.rand(64, 3, 32, 32, generator=torch.Generator().manual_seed(15))[1:2]
+    found = cam.EigenCAM(Normed().double(), layer="norm", reshape="nhwc", centred=True).attribute(odd.double(), 0)
+    assert float(found.pow(5).sum()) < 0 < float(found.pow(3).sum())
 
 
 class Root(nn.Module):

@@ -19,7 +19,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as TF
 
-from interp_models import EXPLAINERS, METRICS, load, probabilities
+from interp_models import EXPLAINERS, METRICS, MODELS, load, probabilities
 from interp_models.config.loading import as_dict, check
 from interp_models.core.errors import InputError
 from interp_models.data.base import Sample, collate
@@ -29,6 +29,7 @@ from interp_models.runs.building import build_data, build_model
 from interp_models.runs.config import TrainConfig
 from interp_models.runs.loading import run_config
 from interp_models.runs.resume import images_of
+from interp_models.training.class_report import ClassReport
 from interp_models.training.module import FORMAT_VERSION, InterpModule
 from interp_models.training.recipe import Optimizer, Phase, Recipe, check_groups
 from interp_models.training.schedule import PhaseSchedule
@@ -329,6 +330,34 @@ def test_test_accuracy_is_that_of_a_plain_loop(name: str, request: pytest.Fixtur
     assert metrics["test/acc"] == pytest.approx(right.sum().item() / 12)
     table = pd.read_csv(run / "metrics.csv")
     assert not [column for column in table if column.startswith("test/")]  # no epoch is to be chosen by them
+
+
+@pytest.mark.parametrize("name", ["cnn", "prototree"])
+def test_images_without_a_label_are_left_out_of_the_measures(name: str) -> None:
+    """The same for every batch size; without any label, nothing is measured."""
+    torch.manual_seed(0)
+    cls = MODELS.get(name)
+    model = MODELS.build(name, dict(cls.small), num_classes=3).eval()
+    images = torch.rand(6, 3, 64, 64)
+    with torch.no_grad():
+        predicted = model(images).logits.argmax(dim=1)
+
+    def tested(labels: list[int | None], size: int) -> Mapping[str, float]:
+        samples = [Sample(images[i], label, i) for i, label in enumerate(labels) if label is not None]
+        loader = torch.utils.data.DataLoader(samples, batch_size=size, collate_fn=collate)
+        options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        report = ClassReport(3, None)
+        return pl.Trainer(accelerator="cpu", callbacks=[report], **options).test(model, loader, verbose=False)[0]
+
+    right, wrong = predicted.tolist(), ((predicted + 1) % 3).tolist()
+    labels = [right[0], -1, wrong[2], right[3], -1, right[5]]
+    for size in (1, 2, 4, 6):
+        found = tested(labels, size)
+        assert (found["test/n"], found["test/acc"]) == (4, 0.75)
+        assert set(found) == {"test/n", "test/acc", "test/acc_class_mean", *(f"test/{one}" for one in cls.statistics)}
+        assert found == pytest.approx(tested([None if label < 0 else label for label in labels], 6))
+    assert tested([-1] * 6, 4) == {}
+    assert tested(right, 4)["test/acc"] == 1
 
 
 def test_validation_numbers_are_those_of_a_plain_loop(bcnn_run: Path, tiny_cub: Cub) -> None:
