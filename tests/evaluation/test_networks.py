@@ -327,7 +327,7 @@ def test_a_network_of_grey_images_is_refused_in_one_line(
     assert script("evaluate", "channels.py:rgb", *PLAN, *data).code == 0
     outcome = script("evaluate", "channels.py:grey", *PLAN, *data)
     assert outcome.code == 2
-    assert outcome.err.startswith("error: networks: grey cannot take RGB images of 224 × 224 pixels (")
+    assert outcome.err.startswith("error: networks: grey: Classifier does not take images of shape (3, 224, 224): ")
 
 
 def test_auto_normalises_as_judge_does(factory: str) -> None:

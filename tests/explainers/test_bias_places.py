@@ -53,7 +53,7 @@ def shuffled(x: Tensor) -> Tensor:
 
 
 class Thin(nn.Module):
-    """Features of all pixels but the two outermost rows and columns, less than a cell of `COARSE`."""
+    """Features of all pixels but the outermost rows and columns, less than a quarter of a cell of `COARSE`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Thin(nn.Module):
         self.conv, self.head = nn.Conv2d(3, 4, 1), nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.head(self.conv(x[:, :, 2:-2, 2:-2]).relu().mean(dim=(2, 3)))
+        y: Tensor = self.head(self.conv(x[:, :, 1:-1, 1:-1]).relu().mean(dim=(2, 3)))
         return y
 
 
