@@ -120,6 +120,8 @@ def work_of_depth(name: str, options: dict[str, Any], depth: int) -> Work:
     layers: list[nn.Module] = [nn.Conv2d(3, 16, 8, stride=4), nn.ReLU()]
     for _ in range(depth - 1):
         layers += [nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()]
+    for layer in layers[::2]:
+        nn.init.kaiming_normal_(layer.weight)  # type: ignore[arg-type]  # it keeps the signal through all layers
     network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)).eval()
     explainer: Explainer = EXPLAINERS.build(name, options, model=network)
     return partial(explainer.attribute, torch.rand(4, 3, 224, 224), 0)
