@@ -122,6 +122,7 @@ def timings(benches: Benches, scale: int, methods: Sequence[str]) -> list[Timing
         target = torch.zeros(len(bench.images), dtype=torch.long)
         explainer: Explainer = EXPLAINERS.build(case.name, case.options, model=bench.model)
         explainer.preparation = "none"
+        explainer.attribute(bench.images[:1], target[:1])  # warm-up: layers are found once
         work = partial(explainer.attribute, bench.images, target)
         what = ", ".join([case.name, *(f"{key} {value}" for key, value in case.options.items() if key != "layer")])
         floor = "passes there and back" if case.gradient else "passes"

@@ -115,8 +115,8 @@ class LIFTCAM(_OfTail):
                 scores = target_scores(output, self.score, targets[i].repeat(2))
             multiplier = gradient_of(scores[0], both, "the layer")
             contributions = (multiplier[0] * both[0]).detach().float()
-            change = (scores[:1] - scores[1:]).detach()
-            check_complete("liftcam", self.model, contributions[None], change, "after the layer, ")
+            score, without = scores.detach()
+            check_complete("liftcam", self.model, contributions[None], score[None], without[None], "after the layer, ")
             weights.append(contributions.sum(dim=(1, 2)))
         return torch.stack(weights)
 

@@ -1,5 +1,7 @@
 """DeepLIFT: what its contributions add up to, by hand, of linear networks, and captum's where that is right."""
 
+import copy
+
 import numpy as np
 import pytest
 import timm
@@ -9,7 +11,7 @@ import torchvision
 from torch import nn
 
 from interp_models.core.errors import InputError, NotApplicable
-from interp_models.explainers.deeplift import DeepLIFT
+from interp_models.explainers.deeplift import DeepLIFT, check_complete
 from tests.mutation import mutated
 
 
@@ -202,3 +204,22 @@ def test_rounding_is_named_where_contributions_do_not_add_up():
     DeepLIFT(net).attribute(images().float(), 1)
     with pytest.raises(NotApplicable, match=r"or rounds too much in torch\.bfloat16: use float32"):
         DeepLIFT(net.bfloat16()).attribute(images().bfloat16(), 1)
+
+
+def test_a_change_within_the_rounding_of_the_scores_is_accepted():
+    """The scores 1 + 1e-9 f(x) are all 1 in float32, and the contributions are those of 1e-9 f(x)."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Flatten(), nn.Linear(144, 3))
+    net[-1].weight.data.mul_(1e-9)
+    exact, x = copy.deepcopy(net).double(), images()
+    net[-1].bias.data.fill_(1)
+    assert net(x.float()).eq(1).all()
+    found = DeepLIFT(net).attribute(x.float(), 1)
+    torch.testing.assert_close(found, DeepLIFT(exact).attribute(x, 1), rtol=1e-3, atol=1e-14)
+
+
+def test_a_difference_above_the_rounding_of_the_scores_is_refused():
+    contributions = torch.tensor([[1e-9, 2e-9]])
+    check_complete("deeplift", nn.ReLU(), contributions, torch.tensor([1.0]), torch.tensor([1.0]))
+    with pytest.raises(NotApplicable, match=r"add up to 3e-09, the score changes by 2\.384e-07"):
+        check_complete("deeplift", nn.ReLU(), contributions, torch.tensor([1 + 2**-22]), torch.tensor([1.0]))
