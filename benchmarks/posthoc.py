@@ -261,13 +261,38 @@ def wide_model(channels: int) -> nn.Module:
     ).eval()
 
 
+SIZES = {
+    "rise": "masks",
+    "scorecam": "",
+    "integrated_gradients": "steps",
+    "smoothgrad": "samples",
+    "integrated_gradcam": "steps",
+    "gradientshap": "samples",
+    "sobol": "designs",
+    "hsic": "samples",
+    "extremal_perturbation": "steps",
+    "sise": "",
+}
+"""Methods whose memory is measured, and the option that sets their passes; without one they are as many as channels."""
+
+
 def work_of_size(name: str, amount: int) -> Work:
-    """A method with so many passes (Score-CAM: channels), of two images."""
+    """A method with so many passes, of two images."""
     torch.manual_seed(0)
-    key = {"rise": "masks", "integrated_gradients": "steps", "smoothgrad": "samples"}.get(name)
+    key = SIZES[name]
     options = {key: amount} if key else {}
     explainer: Explainer = EXPLAINERS.build(name, options, model=wide_model(8 if key else amount))
     return partial(explainer.attribute, torch.rand(2, 3, 224, 224), torch.zeros(2, dtype=torch.long))
+
+
+def memories(methods: Sequence[str], amounts: Sequence[int]) -> list[Memory]:
+    """Peak memory of methods, of all without a choice."""
+    chosen = [name for name in SIZES if name in methods or not methods]
+    return [
+        Memory(name, f"{n} {SIZES[name] or 'channels'}", peak_memory(work_of_size, name, n))
+        for name in chosen
+        for n in amounts
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
@@ -284,6 +309,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     benches = Benches(imagenet_network(), images, args.pairs, args.seconds, args.clock)
     rows: list[Row] = [*timings(benches, args.scale, args.methods)]
     if args.methods:
+        rows += memories(args.methods, args.memory)
         return write(args.name, args, described, [*rows, *benches.of(None, False).values()])
     rows.append(family(benches))
     write(args.name, args, described, rows)  # in case the peers fail
@@ -292,13 +318,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         if importlib.util.find_spec(module):
             rows += measure()
             write(args.name, args, described, rows)
-    for name, what in (
-        ("rise", "masks"),
-        ("scorecam", "channels"),
-        ("integrated_gradients", "steps"),
-        ("smoothgrad", "samples"),
-    ):
-        rows += [Memory(name, f"{n} {what}", peak_memory(work_of_size, name, n)) for n in args.memory]
+    rows += memories((), args.memory)
     return write(args.name, args, described, [*rows, *benches.of(None, False).values()])
 
 
