@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import wraps
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
@@ -73,7 +74,20 @@ class Explainer(ABC):
     preparation: Preparation = "exact"
     """How the model is prepared for many passes, see `Preparation`."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        made = vars(cls).get("__init__")
+        if made is not None:  # a dataclass gets its own later: see `ByFields`
+
+            @wraps(made)
+            def checked(self: Any, *args: Any, **given: Any) -> None:
+                check_choices(made, given)
+                made(self, *args, **given)
+
+            cls.__init__ = checked  # type: ignore[method-assign]
+
     def __init__(self, model: nn.Module, *, score: Score = "logit") -> None:
+        check_choices(Explainer.__init__, {"score": score})
         self.model = unwrapped(model)  # with a wrapper, hooks are skipped or run once per device
         self.score = score
         self._stack = ExitStack()
@@ -167,9 +181,21 @@ class ByFields(Explainer, ABC):
 
     def __post_init__(self) -> None:
         super().__init__(self.model, score=self.score)
-        for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal and (value := getattr(self, name)) not in get_args(hint):
-                raise InputError(f"{name} must be one of {', '.join(map(str, get_args(hint)))}; got {value!r}")
+        check_choices(type(self), vars(self))
+
+
+def check_choices(hinted: Any, given: Mapping[str, Any]) -> None:
+    """Raise `InputError` if an option that is given is none of the literals of its type hint.
+
+    >>> def draw(*, kind: Literal["sum", "mean"]) -> None: ...
+    >>> check_choices(draw, {"kind": "mean"})
+    >>> check_choices(draw, {"kind": "max"})
+    Traceback (most recent call last):
+    interp_models.core.errors.InputError: kind must be one of sum, mean; got 'max'
+    """
+    for name, hint in get_type_hints(hinted).items():
+        if get_origin(hint) is Literal and name in given and given[name] not in get_args(hint):
+            raise InputError(f"{name} must be one of {', '.join(map(str, get_args(hint)))}; got {given[name]!r}")
 
 
 def check_maps(maps: Tensor, name: str) -> None:

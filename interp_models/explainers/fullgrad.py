@@ -78,8 +78,9 @@ class _Biases(TorchFunctionMode):
             return x.movedim(-1, 1) if name == "linear" and x.dim() == 4 else x
 
         # The hook gets the gradient of this value, also if a later operation overwrites it.
+        # It is called with None where the path ends in an operation without a gradient.
         output.register_hook(  # type: ignore[no-untyped-call]
-            lambda gradient: self.note(number, bias, channels_first(gradient))
+            lambda gradient: None if gradient is None else self.note(number, bias, channels_first(gradient))
         )
         if self.see is not None and output.dim() == 4:
             self.see(channels_first(output.detach()))

@@ -180,4 +180,4 @@ class GuidedBackprop(_OfRule):
         NotApplicable: for a network with other activations, or without any.
     """
 
-    rule = "guided"
+    rule = "guided_backprop"

@@ -17,7 +17,7 @@ from interp_models.explainers.rules import Rules
 GUARD = 1e-3
 """Largest lower bound of a clamp that only guards a division."""
 
-Backward = Literal["deconvnet", "guided"]
+Backward = Literal["deconvnet", "guided_backprop"]
 
 
 class BackwardRules(Rules):
@@ -65,7 +65,7 @@ class BackwardRules(Rules):
         else:
             value = call.value()
             made = call.ruled(back, value)
-        if self.rule == "guided":
+        if self.rule == "guided_backprop":
             kept.append(self.keep(value))
         return made
 
@@ -85,7 +85,7 @@ class BackwardRules(Rules):
     def named(self, x: Tensor, y: Tensor) -> Tensor:
         """The output y of a named activation of x, with the rule: guided where y > 0 (Nielsen et al., equation 4)."""
         self.count += 1
-        passes = (y > 0).to(y.dtype) if self.rule == "guided" else None
+        passes = (y > 0).to(y.dtype) if self.rule == "guided_backprop" else None
         made = ruled(y.detach().clone(), lambda m: [m.clamp(min=0) if passes is None else m.clamp(min=0) * passes], [x])
         self.set_mark(made, Mark())
         return made

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from interp_models.core.scoring import Score, Target
-from interp_models.explainers.base import EXPLAINERS
+from interp_models.explainers.base import EXPLAINERS, check_choices
 from interp_models.explainers.combinators import Average, Combinator, Integrate, NoiseScale, Quadrature, Smooth
 from interp_models.explainers.gradients import Channels, Gradient, GuidedBackprop, PixelExplainer, reduced
 
@@ -31,6 +31,7 @@ class _Mixture(PixelExplainer, ABC):
     """Images per forward pass; None chooses it for the device."""
 
     def __post_init__(self) -> None:
+        check_choices(type(self), vars(self))
         super().__init__(self.model, channels=self.channels, score=self.score)
         self._mixed = self.mixed()
 

@@ -1,5 +1,6 @@
 """Every registered explainer keeps the contract, on our models and on anybody's; wrong ones do not."""
 
+import contextlib
 import copy
 import dataclasses
 import inspect
@@ -11,7 +12,7 @@ from torch import nn
 
 from interp_models import EXPLAINERS, MODELS
 from interp_models.config.describe import attribute_notes
-from interp_models.core.errors import InputError
+from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.modes import evaluating
 from interp_models.core.schema import schema_of
 from interp_models.core.scoring import resolve_target
@@ -61,6 +62,20 @@ def test_options_are_told(explainer):
     cls = EXPLAINERS.get(explainer)
     assert without_text(cls) == set()
     assert fields_that_are_no_options(cls) == set()
+
+
+@pytest.mark.parametrize("explainer", EXPLAINERS)
+def test_choices_are_checked(explainer):
+    """Of an option with a few words, in Python as in configs."""
+    cls, net = EXPLAINERS.get(explainer), nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    hints = typing.get_type_hints(cls.__init__)
+    words = {name: typing.get_args(hint) for name, hint in hints.items() if typing.get_origin(hint) is typing.Literal}
+    for name, allowed in words.items():
+        with pytest.raises(InputError, match=f"^{name} must be one of .*; got 'neither'$"):
+            cls(net, **{name: "neither"})
+        for word in allowed:
+            with contextlib.suppress(NotApplicable):
+                assert cls(net, **{name: word})
 
 
 def test_options_that_are_not_told_are_found():

@@ -178,7 +178,7 @@ def check_rules(name, deconvnet=Deconvnet, guided=GuidedBackprop):
     net = ByHand(make()).double()
     beyond = 20 * net.first(images().flatten(1))
     assert bool((beyond > 6).any()), "nothing is cut off at 6"
-    for rule, cls in (("deconvnet", deconvnet), ("guided", guided)):
+    for rule, cls in (("deconvnet", deconvnet), ("guided_backprop", guided)):
         maps = cls(net, channels="sum").attribute(images(), 1)
         for i, image in enumerate(images()):
             expected = by_hand(net, image, 1, rule, high).sum(0)
@@ -250,7 +250,7 @@ def test_the_combination_papers_rule_at_any_named_activation(in_place):
 )
 def test_functions_without_a_rule_are_refused_beside_a_relu(other):
     net = ByHand(lambda x: other(x).relu()).double()
-    with pytest.raises(InputError, match="is an activation that guided has no rule for"):
+    with pytest.raises(InputError, match="is an activation that guided_backprop has no rule for"):
         GuidedBackprop(net).attribute(images(), 1)
 
 
@@ -361,7 +361,7 @@ def test_a_quantised_part_beside_others_is_refused():
             return self.head(x + self.second(x).relu())
 
     GuidedBackprop(Part(False)).attribute(images().float(), 1)
-    with pytest.raises(NotApplicable, match="Part has linear_dynamic, an operation that guided has no rule for"):
+    with pytest.raises(NotApplicable, match="linear_dynamic, an operation that guided_backprop has no rule for"):
         GuidedBackprop(Part(True)).attribute(images().float(), 1)
 
 
@@ -372,11 +372,11 @@ def test_a_named_relu_keeps_its_rule():
 
 
 def test_refusals():
-    with pytest.raises(InputError, match="Sequential has activations Hardtanh, which guided has no rule for"):
+    with pytest.raises(InputError, match="Sequential has activations Hardtanh, which guided_backprop has no rule for"):
         GuidedBackprop(nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Hardtanh(), nn.Linear(192, 3)).double()).attribute(
             images()
         )
-    with pytest.raises(InputError, match=r"Sequential has activations Softplus, which guided has no rule for"):
+    with pytest.raises(InputError, match=r"Sequential has activations Softplus, which guided_backprop has no rule for"):
         GuidedBackprop(smooth_net()).attribute(images())
     with pytest.raises(InputError, match="unknown activation of Sequential: 'SELU'"):
         GuidedBackprop(smooth_net(), activations=["SELU"]).attribute(images())
