@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from interp_models.core.errors import InputError, first_line
-from interp_models.core.norms import right_gradients
+from interp_models.core.norms import gradients
 from interp_models.explainers import EXPLAINERS
 from interp_models.explainers.forms import tensor_of
 from interp_models.explainers.layers import Layer, target_layer
@@ -173,8 +173,7 @@ def check(model: nn.Module, layer: Layer, images: Tensor) -> None:
     """
     generator = torch.Generator().manual_seed(1)
     pixels = images[:1].clone().requires_grad_()
-    with right_gradients(model):
-        features = features_of(model, layer, pixels)
+    features = features_of(model, layer, pixels)
     for axis in (2, 3):
         cells, side = features.shape[axis], images.shape[axis]
         if cells == 1:
@@ -185,7 +184,7 @@ def check(model: nn.Module, layer: Layer, images: Tensor) -> None:
             some, found = features.index_select(axis, stripe), torch.zeros(side)
             for _ in range(DRAWS):
                 weights = torch.randn(some.shape, generator=generator)
-                (gradient,) = torch.autograd.grad((some * weights).sum(), pixels, retain_graph=True)
+                (gradient,) = gradients((some * weights).sum(), [pixels], again=True)
                 found += gradient.square().sum(dim=(0, 1, 5 - axis))
             assert float(found.sum()) > 0, f"no pixel changes the cells {stripe.tolist()} of axis {axis}"
             centres.append(float(found @ torch.arange(side).float() / found.sum()))

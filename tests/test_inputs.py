@@ -13,6 +13,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from interp_models import EXPLAINERS, METRICS, MODELS, load, probabilities
 from interp_models.core.errors import InputError
+from interp_models.core.inputs import check_images
 from interp_models.core.scoring import per_image
 from tests.conftest import PoolLinear, tiny_options
 
@@ -95,7 +96,10 @@ def test_foreign_models_may_want_other_images_but_in_metrics(foreign: nn.Module)
             assert use(images).shape[0] == 2
         torch.testing.assert_close(known(images), foreign(images).softmax(1))
         for use in metrics:
-            with pytest.raises(InputError, match=r"0 is black; wrap a model that wants others: nn.Sequential\(Norm"):
+            with pytest.raises(
+                InputError,
+                match="0 is black; leave Normalize out of your transform, and put it before the",
+            ):
                 use(images)
 
 
@@ -135,6 +139,11 @@ def test_images_that_a_network_does_not_take_are_refused_by_their_shape() -> Non
 
 
 def test_images_without_dense_pixels_are_refused(foreign: nn.Module) -> None:
+    class OnMPS(torch.Tensor):
+        device = torch.device("mps")
+
+    with pytest.raises(InputError, match="are on an MPS device, which has no float64; move the model and them to the"):
+        check_images(IMAGES.as_subclass(OnMPS))
     for wrong, why in ((IMAGES.to_sparse(), "of layout torch.sparse_coo"), (IMAGES.to("meta"), "on the device meta")):
         for use in uses(foreign):
             with pytest.raises(InputError, match=f"must be a dense tensor with pixels; got one {why}"):

@@ -85,7 +85,10 @@ class Classifier(nn.Module):
             if is_left_out():
                 return found
             if not are_probabilities(found, max(1e-3, 2 * torch.finfo(found.dtype).eps)):
-                raise InputError("output probabilities: the network returns values that are no probabilities")
+                raise InputError(
+                    "output probabilities: the rows that the network returns are not in [0, 1] with a sum of 1; "
+                    "sigmoids of independent labels are output sigmoid, and one value is one_logit"
+                )
             wide = at_least_float32(found)
             return wide.clamp(min=torch.finfo(wide.dtype).tiny).log()
         if self._are_probabilities(found, images):

@@ -26,6 +26,8 @@ def check_images(images: object, name: str = "inputs") -> None:
         if images.layout is not torch.strided or images.is_meta:
             kind = "on the device meta, without pixels" if images.is_meta else f"of layout {images.layout}"
             raise InputError(f"{name} must be a dense tensor with pixels; got one {kind}")
+        if images.device.type == "mps":
+            raise InputError(f"{name} are on an MPS device, which has no float64; move the model and them to the CPU")
         found = f"{images.dtype} {tuple(images.shape)}"
         channels_last = images.dim() == 4 and images.shape[3] == 3 and min(images.shape[1:3]) > 4
         if channels_last:
@@ -83,7 +85,7 @@ def check_images_for(model: nn.Module, images: Tensor, name: str = "inputs") -> 
             raise InputError(
                 f"{name} must have {channels} channels (batch, {channels}, height, width); got {tuple(images.shape)}"
             )
-        check_unit(found, "the model normalises images itself", name)
+        check_unit(found, "the model normalises images itself: leave Normalize out of your transform", name)
 
 
 def _is_lazy(part: nn.Module) -> bool:

@@ -52,6 +52,8 @@ def state_of(model: nn.Module) -> list[object]:
             _attributes(part, seen),
             _hooks(part._forward_hooks),
             _hooks(part._forward_pre_hooks),
+            _hooks(part._backward_hooks),
+            _hooks(part._backward_pre_hooks),
         )
         for name, part in modules
     ]

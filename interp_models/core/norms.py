@@ -1,34 +1,35 @@
-"""Right gradients through batch norm and instance norm."""
+"""Gradients that are also right behind batch norm and instance norm."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch import Tensor
+
+from interp_models.core.eager import name_of, nodes_of
 
 
-@contextmanager
-def right_gradients(model: nn.Module) -> Iterator[None]:
-    """Compute gradients through batch and instance norm rightly in the context, also those of one image on a CPU.
+def gradients(total: Tensor, inputs: Sequence[Tensor], *, again: bool = False) -> tuple[Tensor | None, ...]:
+    """The gradient of a scalar with respect to each input; None for those that it does not depend on.
 
-    torch (2.12, without a GPU) mixes up the cells of one image if the gradient of the output has its channels
-    last in memory, as behind `flatten(2).transpose(1, 2)`, which turns a feature map into tokens.
+    torch (2.12, on a CPU) mixes up the cells of one image in the backward pass of batch norm and instance norm, if the
+    gradient of their output has its channels last in memory, as behind `flatten(2).transpose(1, 2)`, which turns a
+    feature map into tokens. Here that gradient is first made contiguous.
+
+    Args:
+        total: a scalar with its autograd graph.
+        inputs: tensors of the graph.
+        again: whether to keep the graph for another gradient.
     """
-    handles = [part.register_forward_hook(_Contiguous()) for part in model.modules() if isinstance(part, _NormBase)]
+    norms = [] if total.device.type != "cpu" or total.grad_fn is None else nodes_of(total.grad_fn)
+    handles = [node.register_prehook(_contiguous) for node in norms if name_of(node) == "NativeBatchNorm"]
     try:
-        yield
+        return torch.autograd.grad(total, inputs, allow_unused=True, retain_graph=again)
     finally:
         for handle in handles:
             handle.remove()
 
 
-class _Contiguous:
-    """A forward hook that puts the gradient of one image's output in order in memory."""
-
-    changes_nothing = True
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.requires_grad and len(output) == 1 and output.device.type == "cpu":
-            output.register_hook(torch.Tensor.contiguous)  # type: ignore[no-untyped-call]
+def _contiguous(given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The gradients of a norm's outputs, that of one image in order in memory."""
+    return tuple(x.contiguous() if isinstance(x, Tensor) and len(x) == 1 else x for x in given)

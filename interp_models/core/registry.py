@@ -158,6 +158,8 @@ class Registry(Generic[T]):
             InputError: for an unknown name or option, or a wrong type.
         """
         cls = self.get(name)
+        if not isinstance(options, Mapping | None):
+            raise InputError(f"options of {self.kind} {name!r} must be a mapping; got {type(options).__name__}")
         return cls(**given, **parse(schema_of(cls, given), options or {}, f"{self.kind} {name!r}"))  # type: ignore[no-any-return]
 
 

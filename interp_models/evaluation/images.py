@@ -213,7 +213,7 @@ def images_of(
         if type(image_size) is not int or image_size < 1:
             raise InputError(f"image_size must be a whole number of pixels, at least 1; got {image_size!r}")
         if not isinstance(images, str | Path | ImageDataset):
-            raise InputError("image_size= is for image files; resize other images before")
+            raise InputError("image_size= is for a folder of image files; resize other images before")
     double = next((x.dtype for x in model.parameters() if x.is_floating_point()), None) == torch.float64
     if isinstance(images, Tensor):
         return _of_tensor(images, labels, batch_size, double)

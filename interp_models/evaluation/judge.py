@@ -80,8 +80,9 @@ def judge(
             image has a map and values, and an image without a label has none.
         normalize: normalisation of images in [0, 1] before the model sees them: `imagenet`, a pair (mean, std), None
             for no normalisation, or `auto`. With `auto`, a timm model gets its own statistics and a model of this
-            package none, because it normalises inside. Any other model gets ImageNet's if images come from files, and
-            none if they are tensors; a torchvision model with tensors is refused, because torchvision does not say
+            package none, because it normalises inside; so does a model that begins with a module `Normalize`. Any other
+            model gets ImageNet's if images come from files, with a warning unless it is torchvision's, and none if they
+            are tensors; a torchvision model with tensors is refused, because torchvision does not say
             which it needs.
         output: how to read logits from the model's output, see `interp_models.Classifier`.
         image_size: side in pixels to which image files are brought.
@@ -244,7 +245,7 @@ def _checked(model: nn.Module, source: Images, plan: ExplanationConfig, names: S
     first = source.first()
     if first is None:
         raise InputError("there are no images")
-    columns = _columns(model, first.image[:1].to(device_of(model)))
+    columns = _columns(model, first.image[:1].to(device_of(model)), source.from_files)
     if names and len(names) != columns:
         raise InputError(f"classes: {len(names)} names are given, and the model has {columns} classes")
     same_classes = len(source.classes) in (0, columns)
@@ -268,7 +269,7 @@ def _checked(model: nn.Module, source: Images, plan: ExplanationConfig, names: S
     return first, columns
 
 
-def _columns(model: nn.Module, example: Tensor) -> int:
+def _columns(model: nn.Module, example: Tensor, from_files: bool) -> int:
     """The number of the model's classes."""
     try:
         with torch.no_grad(), evaluating(model):
@@ -277,7 +278,8 @@ def _columns(model: nn.Module, example: Tensor) -> int:
         raise
     except Exception as error:  # networks raise errors of many types
         shape = f"{tuple(example.shape)} of {str(example.dtype).removeprefix('torch.')}"
-        raise InputError(f"{class_name(model)} cannot take images {shape} ({first_line(error)})") from error
+        hint = "; image_size= sets the side of image files" if from_files else ""
+        raise InputError(f"{class_name(model)} cannot take images {shape} ({first_line(error)}){hint}") from error
 
 
 def _folder_cache(folder: Path, engine: Engine, source: Images, model: Any) -> FolderCache:

@@ -1,5 +1,6 @@
 """How images are normalised for a network from elsewhere."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,13 +41,26 @@ def classifier_of(model: nn.Module, normalize: Any, output: Output, *, from_file
                 "and normalize='imagenet' or (mean, std), or normalize=None if the model does it itself"
             )
         elif not of_timm:
-            normalize = "imagenet" if from_files else None
+            normalize = "imagenet" if from_files and not _normalises(bare) else None
+            if normalize and family != "torchvision":
+                warnings.warn(
+                    f"{class_name(bare)} does not say how its images are normalised: ImageNet's mean and standard "
+                    "deviation are taken; normalize='imagenet', (mean, std) or None says what is right",
+                    stacklevel=3,
+                )
     mean, std = statistics(normalize, data_config(model) if normalize == "auto" else {})
     if mean is None and output is None:
         return model
     wrapped = Classifier(bare, mean=mean, std=std, output=output).to(device_of(model))
     wrapped.training = model.training  # `train` would change the modes of the model's own modules
     return wrapped
+
+
+def _normalises(network: nn.Module) -> bool:
+    """Whether the first part of a network is a `Normalize`, as of torchvision's transforms."""
+    parts = (part for part in network.modules() if not any(True for _ in part.children()))
+    first = next(parts, network)
+    return type(first).__name__ == "Normalize" and hasattr(first, "mean") and hasattr(first, "std")
 
 
 def data_config(network: nn.Module) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from interp_models.core.eager import eagerly
 from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.inputs import check_images_for, fitting
 from interp_models.core.modes import alone, evaluating, full_float32
-from interp_models.core.norms import right_gradients
+from interp_models.core.norms import gradients
 from interp_models.core.prepared import class_name, prepare, unwrapped
 from interp_models.core.registry import Registry
 from interp_models.core.scoring import (
@@ -112,7 +112,7 @@ class Explainer(ABC):
         # Lightning evaluates in inference mode. Autograd refuses tensors that were made in it.
         with (
             alone(self.model), torch.inference_mode(False), evaluating(self.model), full_float32(),
-            fitting(self.model, inputs), eagerly(self.model), right_gradients(self.model),
+            fitting(self.model, inputs), eagerly(self.model),
             nullcontext() if self.passes == "0" else read_as(self.model, inputs, self.score),
         ):  # fmt: skip
             images = inputs.clone() if inputs.is_inference() else inputs.detach()
@@ -123,6 +123,7 @@ class Explainer(ABC):
                 for first, part in zip(range(0, len(images), size), torch.split(images, size), strict=True):
                     with finite_logits(part, first):
                         found = self._attribute(part, None if targets is None else targets[first : first + size])
+                    check_form(found, len(part), type(self).__name__)
                     parts.append(found.detach().float())
             finally:
                 changed = images._version != version
@@ -198,6 +199,13 @@ def check_choices(hinted: Any, given: Mapping[str, Any]) -> None:
             raise InputError(f"{name} must be one of {', '.join(map(str, get_args(hint)))}; got {given[name]!r}")
 
 
+def check_form(found: object, count: int, name: str) -> None:
+    """Raise `InputError` unless `found`, which the explainer `name` returned for so many images, is maps (B, h, w)."""
+    if not isinstance(found, Tensor) or found.dim() != 3 or len(found) != count:
+        what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise InputError(f"{name}._attribute must return a tensor (B, h, w) of {count} maps; got {what}")
+
+
 def check_maps(maps: Tensor, name: str) -> None:
     """Raise `NotApplicable` if maps (B, h, w) of the model `name` hold NaN or infinite values.
 
@@ -239,7 +247,7 @@ def gradient_of(total: Tensor, x: Tensor, what: str, *, again: bool = False) -> 
     """
     gradient = None
     if total.requires_grad:
-        (gradient,) = torch.autograd.grad(total, x, allow_unused=True, retain_graph=again)
+        (gradient,) = gradients(total, [x], again=again)
     if gradient is None:
         raise no_path(what)
     return gradient

@@ -15,7 +15,7 @@ from interp_models.core.prepared import class_name
 from interp_models.core.scoring import Score, Target, logits_of
 from interp_models.explainers.base import EXPLAINERS, target_scores
 from interp_models.explainers.combinators import resolved
-from interp_models.explainers.features import activations_and_gradients
+from interp_models.explainers.features import activations_and_gradients, shared_passes
 from interp_models.explainers.layers import Layer
 from interp_models.explainers.of_layer import OfLayer
 from interp_models.nn.attention import find_transformer, patch_size
@@ -95,7 +95,7 @@ class CAMERAS(OfLayer):
         own = size == (inputs.shape[2], inputs.shape[3])
         classes: list[Tensor] = []
         found = []
-        step = default_batch(torch.empty(0, *size))
+        step = default_batch(inputs.new_empty(0, *size))
         for some in torch.split(torch.arange(len(inputs), device=inputs.device), step):
             images = inputs[some]
             if not own:
@@ -106,7 +106,8 @@ class CAMERAS(OfLayer):
                 return target_scores(output, self.score, targets[some])
 
             try:
-                found.append(activations_and_gradients(self, images, targets[some], score))
+                with shared_passes():  # of its own, so that these passes are not kept in the caller's
+                    found.append(activations_and_gradients(self, images, targets[some], score))
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, AssertionError, ValueError) as error:

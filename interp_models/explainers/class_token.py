@@ -9,6 +9,7 @@ from interp_models.core.batches import default_batch
 from interp_models.core.eager import own_thread
 from interp_models.core.errors import NotApplicable
 from interp_models.core.known import known_of
+from interp_models.core.norms import gradients
 from interp_models.core.passes import uncounted
 from interp_models.core.prepared import class_name
 from interp_models.core.protocols import explains_itself
@@ -47,7 +48,7 @@ def why_not(model: nn.Module, vit: Any, image: Tensor) -> str | None:
         return None
     gradient = None
     if output.tensor is not None:
-        (gradient,) = torch.autograd.grad(trace.score, output.tensor, allow_unused=True, retain_graph=True)
+        (gradient,) = gradients(trace.score, [output.tensor], again=True)
     if gradient is None or not bool(gradient[:, 0].any()) or bool(gradient[:, vit.num_prefix_tokens :].any()):
         return f"{name} does not predict by the class token of its transformer alone"
     entered: list[Tensor] = []

@@ -248,8 +248,8 @@ def check_complete(
 ) -> None:
     """Check that contributions (B, ...) add up to the change of the scores (B,) from those without.
 
-    A difference that is within the rounding of the scores themselves is accepted: a network that hardly depends on its
-    input has no more exact change.
+    Contributions and changes within the rounding of the scores themselves are accepted: a network that hardly depends
+    on its input has no more exact change.
 
     Raises:
         NotApplicable: if they do not.
@@ -260,7 +260,8 @@ def check_complete(
     rounding = torch.finfo(scores.dtype).eps * torch.maximum(scores.abs(), without.abs())
     columns = (flat.sum(dim=1), flat.abs().sum(dim=1), scores - without, rounding)
     for found, size, due, unsure in zip(*(x.tolist() for x in columns), strict=True):
-        if not abs(found - due) <= max(TOLERANCE * max(abs(due), size), unsure):  # also NaN
+        most = max(abs(due), size)
+        if not (abs(found - due) <= TOLERANCE * most or most <= unsure):  # also NaN
             raise NotApplicable(
                 f"{method}: contributions add up to {found:.4g}, the score changes by {due:.4g}: {where}"
                 f"{class_name(model)} has operations that DeepLIFT's rescale rule does not cover{rounded}"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from interp_models.core.errors import InputError
 from interp_models.core.scoring import Score, Target
-from interp_models.explainers.base import EXPLAINERS, Explainer, no_path, target_scores
+from interp_models.explainers.base import EXPLAINERS, Explainer, gradient_of, no_path, target_scores
 from interp_models.explainers.combinators import pairs, resolved
 
 LEVELS = 8
@@ -65,8 +65,8 @@ class ExtremalPerturbation(Explainer):
         batch: int | None = None,
     ) -> None:
         super().__init__(model, score=score)
-        if not areas or not all(0 < area < 1 for area in areas):
-            raise InputError(f"extremal_perturbation: areas must be between 0 and 1; got {list(areas)}")
+        if not isinstance(areas, list | tuple) or not areas or not all(0 < area < 1 for area in areas):
+            raise InputError(f"extremal_perturbation: areas must be a list of numbers between 0 and 1; got {areas}")
         if min(steps, cell, sigma, 1 if batch is None else batch) < 1:
             raise InputError(
                 f"extremal_perturbation needs steps, cell, sigma, batch >= 1; got {steps}, {cell}, {sigma}, {batch}"
@@ -106,7 +106,7 @@ class ExtremalPerturbation(Explainer):
                     raise no_path("the images")
                 apart = (masks.flatten(1).sort(dim=1, stable=True).values - wanted).square().mean(dim=1)
                 energy = (reward.to(apart) - weight * apart).sum()
-            (gradient,) = torch.autograd.grad(energy, heights)
+            gradient = gradient_of(energy, heights, "the images")
             heights.grad = -gradient
             optimizer.step()
             with torch.no_grad():

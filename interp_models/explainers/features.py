@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from interp_models.core.eager import own_thread
 from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.maps import at_least_float32
+from interp_models.core.norms import gradients
 from interp_models.core.passes import count_reused
 from interp_models.core.scoring import Target, logits_of, resolve_target, scores_of
 from interp_models.explainers.base import gradient_of, no_path, target_scores
@@ -156,12 +157,12 @@ def stage_activations(
     targets, found = resolve_target(target, logits.detach()), []
     raw = [outputs[place] for place in range(len(layers))]
     if gradient:
-        gradients: Sequence[Tensor | None] = [None] * len(raw)
+        slopes: Sequence[Tensor | None] = [None] * len(raw)
         if logits.requires_grad:
             with torch.enable_grad():
                 score = logits.gather(1, targets[:, None]).sum()
-            gradients = torch.autograd.grad(score, raw, allow_unused=True)
-        for one, g in zip(layers, gradients, strict=True):
+            slopes = gradients(score, raw)
+        for one, g in zip(layers, slopes, strict=True):
             if g is None:
                 raise no_path(f"layer {one.name}")
             found.append(at_least_float32(one.feature_map(g)))

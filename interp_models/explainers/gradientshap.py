@@ -54,10 +54,11 @@ class GradientSHAP(PixelExplainer):
         batch: int | None = None,
     ) -> None:
         super().__init__(model, channels=channels, score=score)
-        if samples < 1 or not noise >= 0 or (batch is not None and batch < 1) or baselines == []:
+        empty = baselines is not None and not len(baselines)
+        if samples < 1 or not noise >= 0 or (batch is not None and batch < 1) or empty:
             raise InputError(
-                f"gradientshap needs samples, batch >= 1, noise >= 0 and a baseline; got {samples}, {batch}, {noise}, "
-                f"{baselines}"
+                "gradientshap: samples and batch must be at least 1, noise at least 0, and baselines not empty; got "
+                f"{samples}, {batch}, {noise}, {baselines}"
             )
         self.samples, self.baselines, self.noise = samples, baselines, noise
         self.seed, self.batch = seed, batch

@@ -13,7 +13,7 @@ from interp_models.core.errors import InputError
 from interp_models.core.scoring import Score, Target
 from interp_models.explainers.base import EXPLAINERS
 from interp_models.explainers.combinators import points, resolved
-from interp_models.explainers.features import activations_and_gradients
+from interp_models.explainers.features import activations_and_gradients, shared_passes
 from interp_models.explainers.of_layer import OfLayer
 
 PathPoints = Literal["left", "right", "gauss_legendre"]
@@ -61,7 +61,8 @@ class IntegratedGradCAM(OfLayer):
         for chunk in torch.split(jobs, self.batch or default_batch(inputs)):
             t, b = chunk // len(inputs), chunk % len(inputs)
             images = self.baseline + alphas[t].view(-1, 1, 1, 1) * change[b]
-            a, g = activations_and_gradients(self, images, targets[b])
+            with shared_passes():  # of its own, so that these passes are not kept in the caller's
+                a, g = activations_and_gradients(self, images, targets[b])
             found = (g.mean(dim=(2, 3), keepdim=True) * a).sum(dim=1)
             found = found.relu() if self.relu else found
             total = found.new_zeros(len(inputs), *found.shape[1:]) if total is None else total

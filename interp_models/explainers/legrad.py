@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from interp_models.core.eager import own_thread
 from interp_models.core.errors import InputError, NotApplicable
+from interp_models.core.norms import gradients
 from interp_models.core.prepared import class_name
 from interp_models.core.scoring import Score, Target, logits_of, resolve_target, scores_of
 from interp_models.explainers.base import EXPLAINERS
@@ -70,7 +71,7 @@ class LeGrad(OfAttention):
             score = of_block.gather(1, targets).sum()
             g = None
             if score.requires_grad:
-                (g,) = torch.autograd.grad(score, attention, retain_graph=True, allow_unused=True)
+                (g,) = gradients(score, [attention], again=True)
             if g is None:
                 raise NotApplicable("no gradient path from the score of a block back to its attention")
             found.append(g)

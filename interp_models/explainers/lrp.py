@@ -50,7 +50,7 @@ class LRP(PixelExplainer):
         channels: Channels = "sum",
     ) -> None:
         super().__init__(model, channels=channels, score="logit")
-        if epsilon < 0 or gamma < 0:
+        if not (epsilon >= 0 and gamma >= 0):
             raise InputError(f"lrp: epsilon and gamma must be at least 0; got {epsilon} and {gamma}")
         self.composite: CompositeName = composite
         dense, plus = Epsilon(epsilon), AlphaBeta(1.0, 0.0, TINY)

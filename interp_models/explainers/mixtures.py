@@ -175,8 +175,9 @@ class VarGrad(_OfNoise):
 
     def mixed(self) -> Combinator:
         """The variance of gradients, or of integrated gradients."""
-        kind = Gradient if self.of == "gradient" else IntegratedGradients
-        return self.smooth(kind(self.model, score=self.score), "variance")
+        if self.of == "gradient":
+            return self.smooth(Gradient(self.model, score=self.score), "variance")
+        return self.smooth(IntegratedGradients(self.model, score=self.score, batch=self.batch), "variance")
 
 
 @EXPLAINERS.register("smoothed_integrated_gradients")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from interp_models.core.errors import InputError
 from interp_models.core.maps import stretched
@@ -97,7 +97,10 @@ def check_layers(layer: LayerNames, reshape: Reshape) -> None:
     if isinstance(layer, list) and not layer:
         raise InputError("layer must name at least one layer; got an empty list")
     if layer is not None and not all(isinstance(one, str) for one in (layer if isinstance(layer, list) else [layer])):
-        raise InputError(f"layer must be a dotted name or a list of them; got {layer!r}")
+        found = type(layer).__name__ if isinstance(layer, nn.Module) else repr(layer)
+        raise InputError(
+            f"layer must be a dotted name of the model, such as 'layer4.1', or a list of them; got {found}"
+        )
 
 
 def fused(maps: Sequence[Tensor], fuse: Fuse) -> Tensor:

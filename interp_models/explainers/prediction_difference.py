@@ -1,6 +1,7 @@
 """Prediction difference analysis: the evidence for the class that a patch adds to the rest of the image."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -81,23 +82,25 @@ class PredictionDifference(Explainer):
 
     @torch.no_grad()
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
-        size = self.window + 2 * self.padding
+        conditional = self.sampling == "conditional"
+        size = self.window + 2 * self.padding * conditional
         if size > min(inputs.shape[-2:]) or self.window == max(inputs.shape[-2:]):
             raise NotApplicable(
-                f"prediction_difference: a window of {self.window} pixels with {self.padding} around it does not fit "
-                f"into images of {tuple(inputs.shape[-2:])}"
+                f"prediction_difference: images of {inputs.shape[-2]} × {inputs.shape[-1]} pixels are too small for "
+                f"windows of {self.window}" + f" with a margin of {self.padding} on each side" * conditional
             )
         score, whole, targets = self.scored(inputs, target)
         rows, columns = (self._starts(n) for n in inputs.shape[-2:])
         pixels = inputs.cpu().double().numpy()
-        gaussians = [Patches(image, size) if self.sampling == "conditional" else None for image in pixels]
+        # Images come one after the other, and a Gaussian is large.
+        gaussian = lru_cache(1)(lambda i: Patches(pixels[i], size) if conditional else None)
 
         def filled(b: Tensor, n: Tensor) -> Tensor:
             made = inputs[b.expand(len(n))].clone()
             for one, image, number in zip(made, b.expand(len(n)).tolist(), n.tolist(), strict=True):
                 row, column = divmod(number // self.samples, len(columns))
                 top, left = rows[row], columns[column]
-                sample = self._sample(pixels[image], gaussians[image], top, left, number)
+                sample = self._sample(pixels[image], gaussian(image), top, left, number)
                 one[:, top : top + self.window, left : left + self.window] = torch.from_numpy(sample).to(one)
             return made
 

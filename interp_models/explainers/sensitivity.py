@@ -125,8 +125,8 @@ class HSIC(_OfMasks):
 
     Each cell is visible in half of the n masks, drawn at random (a Latin hypercube). K_i says whether two masks agree
     in cell i (1 or 0), L = exp(-(y - y')² / (2 σ²)) compares their scores, σ is the median of |y - y'| over pairs of
-    masks, and H takes the mean off rows and columns. The map is not negative, so it does not tell evidence for the
-    class from evidence against it. If no mask changes the score, the map is 0.
+    masks with unequal scores, and H takes the mean off rows and columns. The map is not negative, so it does not tell
+    evidence for the class from evidence against it. If no mask changes the score, the map is 0.
     """
 
     passes = "samples + 1"
@@ -147,10 +147,10 @@ class HSIC(_OfMasks):
 
     def _values(self, masks: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.float64]:
         apart = np.abs(scores[:, None] - scores)
-        middle = float(np.median(apart[np.triu_indices(len(scores), 1)]))
-        if not middle > 0:
+        unequal = apart[apart > 0]  # each pair twice
+        if not len(unequal):
             return np.zeros(self.cells**2)
-        alike = np.exp(-np.square(apart / middle) / 2)
+        alike = np.exp(-np.square(apart / np.median(unequal)) / 2)
         # K_i is 1 - (m - m')² for values 0 and 1, so that H K_i H = 2 m̃ m̃ᵀ with m̃ = m - mean(m).
         centred = masks - masks.mean(axis=0)
         found: NDArray[np.float64] = 2 * ((centred.T @ alike) * centred.T).sum(axis=1) / len(scores) ** 2

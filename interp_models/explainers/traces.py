@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from interp_models.core.batches import default_batch
 from interp_models.core.eager import nodes_of, own_thread
+from interp_models.core.norms import gradients
 from interp_models.core.scoring import logits_of
 from interp_models.explainers.forms import Form, possible_forms, swapped, tensor_of
 
@@ -138,8 +139,8 @@ def gradients_by(trace: Trace, outputs: list[Output]) -> dict[tuple[str, int], T
     if not some or trace.score is None:
         return {}
     tensors = [output.tensor for output in some if output.tensor is not None]
-    gradients = torch.autograd.grad(trace.score, tensors, allow_unused=True, retain_graph=True)
-    return {(output.name, output.use): gradient for output, gradient in zip(some, gradients, strict=True)}
+    found = gradients(trace.score, tensors, again=True)
+    return {(output.name, output.use): gradient for output, gradient in zip(some, found, strict=True)}
 
 
 def part_beside(output: Output, form: Form, gradient: Tensor | None) -> Tensor | None:
@@ -160,7 +161,7 @@ def reaches(output: Output, form: Form, score: Tensor) -> bool:
     """Whether the cells of an output of tokens change a score."""
     if output.tensor is None:
         return False
-    (gradient,) = torch.autograd.grad(score, output.tensor, allow_unused=True, retain_graph=True)
+    (gradient,) = gradients(score, [output.tensor], again=True)
     return gradient is not None and bool(form.to_map(gradient).any())
 
 

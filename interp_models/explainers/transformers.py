@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from interp_models.core.eager import own_thread
 from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.maps import full_precision
+from interp_models.core.norms import gradients
 from interp_models.core.scoring import Target, logits_of, per_image, resolve_target
 from interp_models.explainers.base import EXPLAINERS, Explainer, no_path, target_scores
 from interp_models.explainers.calls import Call, Kept, Table
@@ -116,7 +117,7 @@ class OfAttention(Explainer, ABC):
         once(a, len(layers))
         found: Sequence[Tensor | None] = [None]
         if self.gradients and score.requires_grad:
-            found = torch.autograd.grad(score, a, allow_unused=True)
+            found = gradients(score, a)
         if self.gradients and found[0] is None:
             raise no_path("the attention")
         pairs = zip(a, found, strict=True) if self.gradients else ()
@@ -260,7 +261,7 @@ class TransformerAttribution(OfAttention):
             handle.remove()
         rules.check(logits)
         score = seeded(logits, resolve_target(target, logits.detach()), 0.0)
-        m = torch.autograd.grad(score, a, allow_unused=True)
+        m = gradients(score, a)
         r = [torch.zeros_like(x) if y is None else x * finite(y, rules) for x, y in zip(a, m, strict=True)]
         return [x.detach().float() for x in r], g
 

@@ -20,7 +20,10 @@ from interp_models.core.scoring import ScoreFn, checked, checked_images, per_ima
 from interp_models.metrics import perturbation
 
 Grid = tuple[int, int]
-WRAP = "0 is black; wrap a model that wants others: nn.Sequential(Normalize(mean, std), model)"
+WRAP = (
+    "0 is black; leave Normalize out of your transform, and put it before the model: nn.Sequential(Normalize(mean, "
+    "std), model), or normalize=(mean, std)"
+)
 """Ending of the message about images outside [0, 1]."""
 
 

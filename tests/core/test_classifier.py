@@ -220,7 +220,7 @@ def test_a_network_that_ends_in_a_softmax_gets_no_second_one(name: str, options:
 def test_what_are_no_probabilities_is_refused() -> None:
     right = Classifier(Ends(lambda z: z.softmax(dim=1)), output="probabilities")
     assert right(images()).shape == (3, 3)
-    with pytest.raises(InputError, match="output probabilities: the network returns values that are no probabilities"):
+    with pytest.raises(InputError, match="output probabilities: the rows that the network returns are not in"):
         Classifier(Ends(lambda z: z), output="probabilities")(images())
 
 

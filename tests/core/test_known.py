@@ -174,3 +174,16 @@ def test_batch_norms_in_plain_lists_are_in_eval_mode_during_a_call(name: str) ->
         assert not any(norm.training for norm in norms)
         expected = EXPLAINERS.build(name, {}, model=model).attribute(images, 1)
     torch.testing.assert_close(found, expected)
+
+
+def test_a_hook_on_gradients_is_seen_by_prepared_copies() -> None:
+    """It is added after the copy is made: one pass of a copy has the gradient of the model itself."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
+    images = torch.rand(2, 3, 8, 8)
+    plain = EXPLAINERS.build("smoothgrad", {"samples": 1, "noise": 0.0, "channels": "max_abs"}, model=model)
+    before = plain.attribute(images, 1)
+    model[1].register_full_backward_hook(lambda part, inner, outer: (inner[0].clamp(min=0),))
+    found, due = plain.attribute(images, 1), EXPLAINERS.build("gradient", {}, model=model).attribute(images, 1)
+    assert not torch.allclose(due, before)
+    torch.testing.assert_close(found, due)

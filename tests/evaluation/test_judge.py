@@ -2,6 +2,7 @@
 
 import copy
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchvision.transforms import v2
 
 import interp_models
 from interp_models import EXPLAINERS, METRICS, Classifier, InputError, judge, probabilities
@@ -161,6 +164,37 @@ def test_normalisation_happens_inside() -> None:
     assert layer.maps["gradcam"].shape == (7, 16, 16)
 
 
+def test_what_normalises_itself_is_not_normalised_twice(tmp_path: Path) -> None:
+    """Of files, ImageNet's statistics are taken for a network that says nothing, with a warning."""
+    for number, picture in enumerate((pictures(2, 48).permute(0, 2, 3, 1) * 255).byte().numpy()):
+        Image.fromarray(picture).save(tmp_path / f"{number}.png")
+
+    def found(model: nn.Module, normalize: Any) -> Any:
+        return judge(model, tmp_path, ["gradcam"], normalize=normalize, image_size=32, **QUICK).maps["gradcam"]
+
+    first = v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    bare, inside = network(), nn.Sequential(first, network())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        expected = found(bare, "imagenet")
+        np.testing.assert_allclose(found(inside, "auto"), expected, rtol=1e-4, atol=1e-6)
+        assert not np.allclose(found(bare, None), expected)
+    with pytest.warns(UserWarning, match="does not say how its images are normalised: ImageNet's mean and standard"):
+        np.testing.assert_array_equal(found(bare, "auto"), expected)
+    with pytest.warns(UserWarning, match="does not say"):  # of features, not of images
+        found(nn.Sequential(network(), LengthOne()), "auto")
+
+
+class LengthOne(nn.Module):
+    """A layer named Normalize that is no normalisation of images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x)
+
+
+LengthOne.__name__ = "Normalize"
+
+
 def test_timm_models_bring_their_own_statistics_and_torchvisions_must_be_told() -> None:
     import torchvision
 
@@ -276,6 +310,8 @@ def test_images_are_drawn_by_seed() -> None:
         ({"images": 3}, "images must be a tensor"),
         ({"images": pictures()[0]}, "an axis for the batch"),
         ({"images": pictures() * 255}, r"must have pixels in \[0, 1\]"),
+        ({"labels": torch.zeros(7, 1)}, r"; pass labels\[:, 0\]\.long\(\)$"),
+        ({"labels": torch.zeros(7)}, r"; pass labels\.long\(\)$"),
         ({"explainers": ["gradcm"]}, "did you mean 'gradcam'"),
         ({"explainers": []}, "at least one of each"),
         ({"metrics": ["dac"]}, "unknown metric 'dac'"),

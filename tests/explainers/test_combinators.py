@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from interp_models import EXPLAINERS
 from interp_models.core.errors import InputError
 from interp_models.explainers import features
 from interp_models.explainers.cam import GradCAM
@@ -236,6 +237,26 @@ def test_bases_keep_their_own_settings_and_no_passes():
         Smooth(base, samples=3).attribute(x)
         assert not features._shared.get()
     assert base.preparation == "none"
+
+
+@pytest.mark.parametrize("name", ["integrated_gradcam", "cameras"])
+def test_methods_of_many_passes_keep_none_for_others(name):
+    explainer, x = EXPLAINERS.build(name, {}, model=relu_net()), images(2, 16)
+    expected = explainer.attribute(x, 1)
+    with shared_passes():
+        torch.testing.assert_close(explainer.attribute(x, 1), expected)
+        assert not features._shared.get()
+
+
+def test_every_mixture_keeps_to_its_batch():
+    model, x, largest = relu_net(), images(3, 8), []
+    model.register_forward_pre_hook(lambda part, args: largest.append(len(args[0])))
+    for cls, options in ((VarGrad, {"of": "integrated_gradients", "samples": 2}), (SmoothedIntegratedGradients, {})):
+        explainer = cls(model, batch=2, **options)
+        explainer.preparation = "none"
+        explainer.attribute(x, 0)
+    assert max(largest) == 3  # of the images themselves, once
+    assert largest.count(3) <= 2
 
 
 def test_points_are_those_of_their_rules():

@@ -216,8 +216,9 @@ def test_the_area_is_reached(area):
 
 def test_bad_options():
     for options, message in (
-        ({"areas": ()}, "areas must be between 0 and 1; got .."),
-        ({"areas": (0.1, 1.0)}, "areas must be between 0 and 1; got .0.1, 1.0."),
+        ({"areas": ()}, "areas must be a list of numbers between 0 and 1; got .."),
+        ({"areas": (0.1, 1.0)}, "areas must be a list of numbers between 0 and 1; got .0.1, 1.0."),
+        ({"areas": 0.1}, "areas must be a list of numbers between 0 and 1; got 0.1"),
         ({"steps": 0}, "needs steps, cell, sigma, batch >= 1; got 0, 7, 21, None"),
         ({"batch": 0}, "needs steps, cell, sigma, batch >= 1; got 800, 7, 21, 0"),
     ):

@@ -153,6 +153,8 @@ def test_captum_with_the_same_draws():
 
 
 def test_bad_options():
-    for options in ({"samples": 0}, {"baselines": []}, {"noise": -0.1}, {"batch": 0}):
-        with pytest.raises(InputError, match="gradientshap needs samples, batch >= 1, noise >= 0 and a baseline"):
+    for options in ({"samples": 0}, {"baselines": []}, {"baselines": ()}, {"noise": -0.1}, {"batch": 0}):
+        with pytest.raises(
+            InputError, match="samples and batch must be at least 1, noise at least 0, and baselines not"
+        ):
             GradientSHAP(net(), **options)

@@ -162,5 +162,8 @@ def test_refusals():
         with pytest.raises(InputError, match=message):
             PredictionDifference(net(), **options)
     PredictionDifference(net(), window=14, samples=1).attribute(images(1), 0)
-    with pytest.raises(NotApplicable, match="a window of 15 pixels with 2 around it does not fit into images of"):
+    with pytest.raises(NotApplicable, match="18 × 23 pixels are too small for windows of 15 with a margin of 2"):
         PredictionDifference(net(), window=15).attribute(images(1), 0)
+    PredictionDifference(net(), window=17, samples=1, sampling="marginal").attribute(images(1), 0)
+    with pytest.raises(NotApplicable, match=r"18 × 23 pixels are too small for windows of 19$"):
+        PredictionDifference(net(), window=19, sampling="marginal").attribute(images(1), 0)

@@ -108,6 +108,16 @@ def test_a_score_that_no_mask_changes_has_a_map_of_zeros(name: str) -> None:
     assert not EXPLAINERS.build(name, small, model=flat).attribute(white(), 1).any()
 
 
+def test_hsic_of_a_score_that_few_masks_change() -> None:
+    """It is above 0 only where two cells are visible, so that most pairs of masks have equal scores."""
+    model = OfCells(lambda m: 3 * m[:, 1] * m[:, 2], 2)
+    explainer = HSIC(model, samples=400, cells=2)
+    y = 3 * explainer._masks()[:, 1:3].prod(axis=1)
+    assert np.median(np.abs(y[:, None] - y)) == 0
+    found = explainer.attribute(white(), 1).flatten()
+    assert float(found[1:3].min()) > 20 * float(found[[0, 3]].max())
+
+
 def test_refusals() -> None:
     model = OfCells(lambda m: m[:, 0], 2)
     with pytest.raises(InputError, match="designs must be a power of 2, at least 2; got 12"):
