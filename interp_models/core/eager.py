@@ -23,6 +23,8 @@ HIDING = ("CompiledFunction", "DifferentiableGraph")
 HIDDEN = {
     "Inference tensors cannot be saved": "has weights made in inference mode, through which no gradient flows",
     "requires_grad=True on inference tensor": "has weights made in inference mode, which take no gradients",
+    "cannot register a hook on a tensor that": "registers a hook on a tensor in its forward, which fails in passes "
+    "without gradients; put `if x.requires_grad` before it",
     "functorch transforms": "uses vmap or another transform of torch.func, through which the method cannot reach",
 }
 """By a part of an error of torch: what a network does that methods by gradients cannot follow."""

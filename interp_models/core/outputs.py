@@ -87,6 +87,9 @@ def field_of(output: Any, where: str | int | None = None, *, one: bool = False) 
         names = getattr(output, "_fields", range(len(output)))
         items = list(zip(names, output, strict=True))
     found = [(key, value) for key, value in items if isinstance(value, Tensor) and value.dim() == 2]
+    rows = {len(value) for _, value in found}
+    # Beside features (B, D), the logits may be one value per image, or (B, K, 1, 1).
+    found += [(key, value) for key, value in items if _may_be_logits(value) and len(value) in rows]
     if len({id(value) for _, value in found}) == 1:
         return field_of(found[0][1])
     shown = ", ".join(f"{key!r} {tuple(value.shape)}" for key, value in found or items if isinstance(value, Tensor))
@@ -95,6 +98,13 @@ def field_of(output: Any, where: str | int | None = None, *, one: bool = False) 
         "the model must return logits (batch, classes), or an object with a field 'logits'; "
         f"got {what}; say which they are with output=NAME or PLACE, or Classifier(model, output=...)"
     )
+
+
+def _may_be_logits(value: Any) -> bool:
+    """Whether a value is one number per image, (B,), or logits (B, K, 1, 1)."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return False
+    return value.dim() == 1 or (value.dim() == 4 and value.shape[2:] == (1, 1))
 
 
 def are_finite(logits: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ def typed_logits(model: nn.Module, images: Tensor) -> bool | None:
             output = model(images[:1].clone())
             logits = field_of(output)
         except InputError:
+            _check_squeezed(model, images)
             return None
         except AssertionError as error:
             shape = (1, *images.shape[1:])  # an exported program may take batches of another size only
@@ -43,6 +44,18 @@ def typed_logits(model: nn.Module, images: Tensor) -> bool | None:
             _check_steady(model, images, logits)
     known["typed_logits"] = found = isinstance(output, Regression) or has_labels(output)
     return found
+
+
+def _check_squeezed(model: nn.Module, images: Tensor) -> None:
+    """Raise `InputError` if a model that gives no logits (1, K) for one image gives (2, K) for two."""
+    try:
+        field_of(model(torch.cat([images[:1], images[:1]])))
+    except (InputError, AssertionError):
+        return
+    raise InputError(
+        f"{name_of(model)} gives no logits (1, classes) for one image, but for two it does: it drops the axis of the "
+        "batch, as squeeze() does; use flatten(1)"
+    )
 
 
 def _check_steady(model: nn.Module, images: Tensor, first: Tensor) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from interp_models.core.endings import Ending, without
 from interp_models.core.errors import InputError
 from interp_models.core.inputs import check_images_for, check_probabilities, fitting
+from interp_models.core.known import known_of
 from interp_models.core.maps import at_least_float32
 from interp_models.core.modes import alone, evaluating, full_float32
 from interp_models.core.outputs import Regression, are_finite, check_finite, field_of, has_labels
@@ -231,19 +232,18 @@ def probabilities(model: nn.Module) -> ScoreFn:
     >>> probabilities(nn.Flatten())(torch.zeros(1, 1, 1, 4)).tolist()
     [[0.25, 0.25, 0.25, 0.25]]
     """
-    ending: Ending | None = None
-    found_out = False
 
     def score(images: Tensor) -> Tensor:
-        nonlocal ending, found_out
         if not _checked.get():
             check_images_for(model, images, "images")
         with alone(model), torch.no_grad(), evaluating(model), full_float32(), fitting(model, images, "images"):
-            if not found_out:  # only once, because it waits for the device
+            known = known_of(model)
+            if "ending of scores" not in known:  # once, because it waits for the device, and warns
                 typed = typed_logits(model, images)
                 if typed is None:
                     logits_of(model(images[:1].clone()))  # raises
-                ending, found_out = ending_to_leave_out(model, images, typed=bool(typed)), True
+                known["ending of scores"] = ending_to_leave_out(model, images, typed=bool(typed))
+            ending: Ending | None = known["ending of scores"]
             found = model(images)
         if has_labels(found):
             score.of_labels = True  # type: ignore[attr-defined]  # `checked` accepts rows that do not add up to 1

@@ -16,7 +16,7 @@ be in another arrangement; of up to 7, less order is asked."""
 COARSE = 14
 """Most rows and columns of cells that are told apart; those of larger maps are averaged."""
 ORDERED_AT_ALL = 0.2
-"""Least order of few cells. Mirrored and moved ones have 0."""
+"""Least order of few cells, and of cells whose form is known. Mirrored, moved and shuffled ones have about 0."""
 BETTER = 0.5
 """Order of 3 or 4 cells in another arrangement (mirrored, turned, moved by half, or with channels last) that shows that
 this is theirs."""

@@ -19,6 +19,7 @@ from interp_models.core.known import known_of
 from interp_models.core.passes import uncounted
 from interp_models.core.prepared import class_name
 from interp_models.core.protocols import explains_itself
+from interp_models.explainers.bias_places import ORDERED_AT_ALL
 from interp_models.explainers.class_token import reads_class_token, why_not
 from interp_models.explainers.forms import MOST_OTHERS, Form, Reshape, fits, patches
 from interp_models.explainers.places import EXPLAINED, order, replayed
@@ -26,6 +27,7 @@ from interp_models.explainers.traces import (
     OtherRows,
     Output,
     Trace,
+    changes_logits,
     gradients_by,
     holds_all_values,
     outputs_of,
@@ -257,6 +259,17 @@ def _form(model: nn.Module, image: Tensor, output: Output, forms: list[Form], le
     return best[1]
 
 
+def _is_ordered_at_all(model: nn.Module, image: Tensor, output: Output, form: Form) -> bool:
+    """Whether the cells of an output, whose form is known, do not lie on the image in another order."""
+    whole = torch.zeros(1, *output.shape, device=image.device)
+    grid = (form.to_map(whole).shape[2], form.to_map(whole).shape[3])
+    try:
+        share = order(image, grid, lambda images: form.to_map(outputs_of(model, images, output)))
+    except OtherRows:
+        return False
+    return share is None or share >= ORDERED_AT_ALL
+
+
 def _check_moves(layer: Layer, shape: tuple[int, ...], image: Tensor) -> None:
     """Raise `InputError` unless a function only moves or drops the values of each row, whatever they are."""
     count = math.prod(shape)
@@ -288,19 +301,23 @@ def _named(model: nn.Module, layer: str, image: Tensor, reshape: Reshape) -> Pla
         raise NotApplicable(
             f"layer {layer} is passed {count} times for one prediction, and the logits read more than the last"
         )
-    if trace.score is not None and last.node is not None and not trace.matters(last):
+    has_graph = trace.score is not None and last.node is not None
+    if not (trace.matters(last) if has_graph else changes_logits(model, image, last)):
         raise NotApplicable(f"the logits do not depend on layer {layer}")
     if callable(reshape):
         moving = Form("function", function=reshape)
         _check_moves(Layer(parts[layer], layer, moving), last.shape, image)
         return name, moving, last.use
     size = (image.shape[2], image.shape[3])
-    if (vit := find_transformer(model)) is not None and reshape in (None, "tokens") and len(last.shape) == 2:
-        return name, patches(vit, size), last.use
-    if reshape is None:
-        form = _form(model, image, last, last.forms)
-    else:
-        form = _form(model, image, last, [form for form in last.forms if form.kind == reshape], least=-1)
+    vit = find_transformer(model)
+    if vit is not None and any(part is parts[layer] for part in vit.modules()) and len(last.shape) == 2:
+        own = patches(vit, size) if reshape in (None, "tokens") else None
+        if own is not None and _is_ordered_at_all(model, image, last, own):
+            return name, own, last.use
+    forms = [form for form in last.forms if reshape in (None, form.kind)]
+    form = _form(model, image, last, forms)
+    if reshape is not None and forms:
+        form = form or forms[0]  # of tokens, all fill the grid
     if form is None:
         raise InputError(
             f"layer {layer} gives no feature map (B, C, h, w) whose cells lie on an image of {size[0]} × {size[1]} in "

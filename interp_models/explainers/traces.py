@@ -170,11 +170,34 @@ def holds_all_values(model: nn.Module, image: Tensor, output: Output, form: Form
 
     This also sees paths without a gradient, and what a module returns beside its first tensor.
     """
-    noise = torch.rand(image.shape, generator=torch.Generator().manual_seed(1)).to(image)
-    low, high = torch.aminmax(image)
-    other = low + (high - low if high > low else 1) * noise
+    other = _unlike(image)
     with torch.no_grad(), _kept(model, output) as kept:
         before = logits_of(model(image.clone())).clone()
+    with torch.no_grad():
+        changed = logits_of(model(other.clone())).clone()
+        held = _logits_with(model, other, output, kept[0], form)
+    away = float((changed - before).abs().max())
+    return away == 0 or float((held - before).abs().max()) <= 1e-4 * away
+
+
+def changes_logits(model: nn.Module, image: Tensor, output: Output) -> bool:
+    """Whether the logits change when only an output becomes that of another image. It needs no gradient."""
+    with torch.no_grad(), _kept(model, output) as kept:
+        model(_unlike(image))
+    with torch.no_grad():
+        before = logits_of(model(image.clone())).clone()
+        return not torch.equal(_logits_with(model, image, output, kept[0]), before)
+
+
+def _unlike(image: Tensor) -> Tensor:
+    """Noise within the range of an image."""
+    noise = torch.rand(image.shape, generator=torch.Generator().manual_seed(1)).to(image)
+    low, high = torch.aminmax(image)
+    return low + (high - low if high > low else 1) * noise
+
+
+def _logits_with(model: nn.Module, image: Tensor, output: Output, value: Tensor, form: Form | None = None) -> Tensor:
+    """The logits of an image with a value in place of an output; with a form, only of the cells of its map."""
     calls = itertools.count()
 
     @own_thread
@@ -183,18 +206,14 @@ def holds_all_values(model: nn.Module, image: Tensor, output: Output, form: Form
             return None
         tensor = tensor_of(given)
         if form is None or tensor is None:
-            return swapped(given, kept[0].clone())
-        return swapped(given, form.replaced(tensor, form.to_map(kept[0])))
+            return swapped(given, value.clone())
+        return swapped(given, form.replaced(tensor, form.to_map(value)))
 
-    with torch.no_grad():
-        changed = logits_of(model(other.clone())).clone()
-        handle = model.get_submodule(output.name).register_forward_hook(put)
-        try:
-            held = logits_of(model(other.clone()))
-        finally:
-            handle.remove()
-    away = float((changed - before).abs().max())
-    return away == 0 or float((held - before).abs().max()) <= 1e-4 * away
+    handle = model.get_submodule(output.name).register_forward_hook(put)
+    try:
+        return logits_of(model(image.clone())).clone()
+    finally:
+        handle.remove()
 
 
 class OtherRows(Exception):

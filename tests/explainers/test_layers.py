@@ -664,3 +664,106 @@ def test_pixels_before_a_scripted_network_are_not_its_features() -> None:
     scripted = nn.Sequential(Normalise(), torch.jit.trace(Pooled(body()).eval(), pictures(3, 32, 32)))  # type: ignore[no-untyped-call]
     with pytest.raises(NotApplicable, match=r"parts made by torch\.jit cannot be read"):
         target_layer(scripted.eval(), None, pictures(3, 32, 32))
+
+
+class Mixes(nn.Module):
+    """Tokens of 8 × 8 cells whose order cannot be seen: mixed, or column by column."""
+
+    def __init__(self, columns: bool, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv, self.mix, self.out, self.fc = (
+            nn.Conv2d(3, 8, 8, 8),
+            nn.Linear(64, 64),
+            nn.Identity(),
+            nn.Linear(8, 4),
+        )
+        self.columns = columns
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.conv(x).relu()
+        tokens = features.transpose(2, 3).flatten(2) if self.columns else self.mix(features.flatten(2))
+        z: Tensor = self.fc(self.out(tokens.transpose(1, 2)).mean(dim=1))
+        return z
+
+
+@pytest.mark.parametrize(("columns", "seed"), [(True, 0), (False, 0), (False, 1), (False, 2)])
+def test_tokens_that_are_named_are_cells_of_the_whole_grid(columns: bool, seed: int) -> None:
+    """Row by row: the order is then the user's word."""
+    model, images = Mixes(columns, seed).eval(), pictures(3, 64, 64)
+    with pytest.raises(InputError, match="gives no feature map"):
+        explained("hirescam", model, images, layer="out")
+    found = explained("hirescam", model, images, layer="out", reshape="tokens", relu=False)
+    kept: list[Tensor] = []
+    handle = model.out.register_forward_hook(lambda part, args, output: kept.append(output.detach()))
+    model(images)
+    handle.remove()
+    torch.testing.assert_close(found, (kept[0] @ model.fc.weight[1] / 64).detach().view(2, 8, 8))
+
+
+class BesideViT(nn.Module):
+    """A vision transformer of timm, and a part that reads its tokens."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.vit, self.kind = (
+            vit(class_token=kind == "patches", global_pool="token" if kind == "patches" else "avg"),
+            kind,
+        )
+        self.proj, self.fc = nn.Linear(24, 8), nn.Linear(8, 4)
+        self.queries = nn.Parameter(torch.randn(1, 16, 24))
+        self.attention = nn.MultiheadAttention(24, 2, batch_first=True)
+        self.order = torch.randperm(16, generator=torch.Generator().manual_seed(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "shuffled":
+            tokens = self.vit.norm(self.vit.blocks(self.vit._pos_embed(self.vit.patch_embed(x))[:, self.order]))
+        else:
+            tokens = self.vit.forward_features(x)
+        if self.kind == "patches":
+            tokens = tokens[:, 1:]
+        if self.kind == "queries":
+            tokens, _ = self.attention(self.queries.expand(len(x), -1, -1), tokens, tokens)
+        z: Tensor = self.fc(self.proj(tokens).mean(dim=1))
+        return z
+
+
+def test_named_layers_beside_a_transformer_of_timm_are_tried() -> None:
+    images = pictures(3, 64, 64)
+    for name in ("proj", "vit.blocks.1"):
+        assert explained("gradcam", BesideViT("plain").eval(), images, layer=name).shape == (2, 4, 4)
+    for options in ({}, {"reshape": "tokens"}):  # without the class token
+        assert explained("gradcam", BesideViT("patches").eval(), images, layer="proj", **options).shape == (2, 4, 4)
+    for kind, name in (
+        ("queries", "attention"),
+        ("queries", "proj"),
+        ("shuffled", "vit.blocks.1"),
+        ("shuffled", "proj"),
+    ):
+        with pytest.raises(InputError, match="whose cells lie on an image of 64 × 64 in order"):
+            explained("gradcam", BesideViT(kind).eval(), images, layer=name)
+
+
+class Side(nn.Module):
+    """A branch without gradients, which the logits read or not."""
+
+    def __init__(self, reads: bool, whole: bool) -> None:
+        super().__init__()
+        self.body, self.side, self.fc = Pooled(body()), nn.Conv2d(3, 4, 4, 4), nn.Linear(4, 4)
+        self.reads, self.whole = reads, whole
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            aside = self.fc(self.side(x).relu().mean(dim=(2, 3)))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.whole):
+            z: Tensor = self.body(x)
+        return z + (aside if self.reads else 0)
+
+
+@pytest.mark.parametrize("name", ["eigencam", "activation_map", "scorecam", "ablationcam", "fem"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_layer_without_gradients_that_no_logit_reads_is_refused(name: str, whole: bool) -> None:
+    images = pictures(3, 32, 32)
+    assert explained(name, Side(True, whole).eval(), images, layer="side").any()
+    with pytest.raises(NotApplicable, match="the logits do not depend on layer side"):
+        explained(name, Side(False, whole).eval(), images, layer="side")
