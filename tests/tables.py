@@ -70,7 +70,8 @@ def applicability() -> str:
     rows = []
     for name in EXPLAINERS:
         cls = EXPLAINERS.get(name)
-        passes = cls.passes.replace("*", "·") + (", forward and backward" if cls.back_to_images else "")
+        passes = cls.passes.replace("**2", "²").replace("*", "·")
+        passes += ", forward and backward" if cls.back_to_images else ""
         rows.append([f"`{name}`", passes, *("yes" if applies(name, subject) else "–" for subject in SUBJECTS)])
     heads = [subject.head for subject in SUBJECTS.values()]
     return table(["Explainer", "Passes", *heads], rows, centred=len(heads))

@@ -1,4 +1,4 @@
-"""Networks that end in a softmax or a sigmoid: how that is found, and how their logits are read all the same."""
+"""Networks that end in a softmax or a sigmoid: how to detect them, and how to get their logits anyway."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -283,8 +283,8 @@ class _Skipping(_Calls):
         if self.count != self.call.of(self.batch):
             raise InputError(
                 f"{self.name} calls softmax, sigmoid or log_softmax {self.count} times in a pass of {self.batch} "
-                f"images, where {self.call.of(self.batch):g} calls were expected: it cannot be told which one makes "
-                "its outputs; let the network return logits"
+                f"images, where {self.call.of(self.batch):g} calls were expected, so the one that gives its outputs "
+                "cannot be identified; return logits from the network"
             )
 
 

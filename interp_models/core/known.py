@@ -1,4 +1,4 @@
-"""What was found out about a model, kept as long as the model stays as it is."""
+"""A cache of facts about a model, emptied when the model changes."""
 
 import sys
 from collections import deque

@@ -106,7 +106,7 @@ def ending_to_leave_out(model: nn.Module, images: Tensor, *, typed: bool) -> End
         typed: what `typed_logits` found.
 
     Raises:
-        InputError: if it cannot be told whether outputs are probabilities or logits.
+        InputError: if it is unclear whether outputs are probabilities or logits.
     """
     if isinstance(model, Classifier):
         ending = None if model.kind == "regression" else model.ending(images)

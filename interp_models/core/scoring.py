@@ -106,7 +106,7 @@ def scores_of(output: Any, score: Score) -> Tensor:
 
 @contextmanager
 def read_as(model: nn.Module, images: Tensor, score: Score) -> Iterator[None]:
-    """Read the model's outputs rightly inside the context, also if the model ends in a softmax, log_softmax or sigmoid.
+    """Interpret the model's outputs correctly inside the context, also if it ends in a softmax, log_softmax or sigmoid.
 
     What it ends in is found out once per model. Its last such call is left out inside, so that logits are
     those before it, also where a probability is 1 up to rounding.
@@ -118,7 +118,7 @@ def read_as(model: nn.Module, images: Tensor, score: Score) -> Iterator[None]:
 
     Raises:
         InputError: if the prediction for an image changes from pass to pass or with its batch; if all outputs lie in
-            [0, 1] but it cannot be told whether they are probabilities; and if logits are lost by rounding.
+            [0, 1] but it is unclear whether they are probabilities; and if logits are lost by rounding.
     """
     typed = typed_logits(model, images)
     if typed is None:  # a method that reads logits says so

@@ -215,8 +215,8 @@ def check_maps(maps: Tensor, name: str) -> None:
     if maps.numel() and not bool(torch.stack(torch.aminmax(maps)).isfinite().all()):
         first = int((~maps.flatten(1).isfinite().all(dim=1)).nonzero()[0])
         raise NotApplicable(
-            f"the map of image {first} is not finite: a gradient or another value in {name} is infinite or NaN there, "
-            "as the slope of a root at 0 is"
+            f"the map of image {first} is not finite: a gradient or another value in {name} is infinite or NaN; a "
+            "square root at 0, for example, has an infinite gradient"
         )
 
 

@@ -1,4 +1,4 @@
-"""Whether the maps whose biases FullGrad draws lie on the image in order; see `places`."""
+"""Whether the maps whose biases FullGrad shows keep the positions of the image; see `places`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,10 +16,10 @@ be in another arrangement; of up to 7, less order is asked."""
 COARSE = 14
 """Most rows and columns of cells that are told apart; those of larger maps are averaged."""
 ORDERED_AT_ALL = 0.2
-"""Least order of few cells, and of cells whose form is known. Mirrored, moved and shuffled ones have about 0."""
+"""Least order of few cells, and of cells whose form is known. Mirrored, shifted and shuffled ones have about 0."""
 BETTER = 0.5
-"""Order of 3 or 4 cells in another arrangement (mirrored, turned, moved by half, or with channels last) that shows that
-this is theirs."""
+"""Order of 3 or 4 cells in another arrangement (mirrored, transposed, shifted by half, or with channels last) that
+shows that they are in that arrangement."""
 
 
 def readings(x: Tensor) -> list[Tensor]:
@@ -34,8 +34,7 @@ def readings(x: Tensor) -> list[Tensor]:
 
 
 def misplaced(image: Tensor, read: Callable[[Tensor], list[Tensor]]) -> str | None:
-    """Why biases cannot be drawn over the image: a map of one does not lie on it in order. None if nothing is known
-    against it.
+    """The reason why a bias map cannot be placed on the image; None if no problem was found.
 
     Args:
         image: one image, (1, C, H, W).
@@ -43,7 +42,7 @@ def misplaced(image: Tensor, read: Callable[[Tensor], list[Tensor]]) -> str | No
     """
     every = read(torch.cat([image, image]))
     if any(len(made) != 2 for made in every):
-        return "has maps without one row per image"
+        return "has a layer whose output does not have one row per image"
     seen: dict[Any, list[Tensor]] = {}
 
     def passed(images: Tensor) -> list[Tensor]:
@@ -70,7 +69,7 @@ def misplaced(image: Tensor, read: Callable[[Tensor], list[Tensor]]) -> str | No
             others = [order_of(place, 0.0, change) for change in _CHANGES] + [order_of(place + 1, 0.0)]
             is_wrong = max(other or 0.0 for other in others) > BETTER
         if is_wrong:
-            return "has a layer whose cells do not lie on the image in order"
+            return "has a layer that does not keep the positions of the image"
     return None
 
 

@@ -35,7 +35,7 @@ class EigenCAM(OfLayer):
     Yeasin, IJCNN 2020, equation 4).
 
     The map is the same for every class. The sign of a singular vector is arbitrary: v is chosen so that the map
-    correlates positively with the activation map or, where that is 0, as behind a layer norm without weights, so that
+    correlates positively with the activation map or, where that is 0, as after a layer norm without weights, so that
     Σ (A v)³ is positive.
     """
 

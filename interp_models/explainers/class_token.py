@@ -20,7 +20,7 @@ from interp_models.nn.attention import to_map
 
 def check_transformer(model: nn.Module, vit: Any, inputs: Tensor) -> None:
     """Raise `NotApplicable` unless a prediction is made by the class token of a timm vision transformer, which is used
-    once, without other parts beside it, and whose patches lie on the image in order.
+    once, without other parts beside it, and whose patches keep their positions in the image.
 
     The result is cached as that of `target_layer`.
     """
@@ -40,7 +40,7 @@ def why_not(model: nn.Module, vit: Any, image: Tensor) -> str | None:
     if len(trace.outputs) != 1:
         return f"the transformer ran {len(trace.outputs)} times for one prediction; expected once"
     if trace.score is None:
-        return f"no gradient flows through {name}, so that it cannot be told what it reads of its transformer"
+        return f"no gradient flows through {name}, so it is unknown what it reads of its transformer"
     output = trace.outputs[0]
     if not trace.holds_all(output):
         return f"{name} does not predict by one transformer alone, but also by parts beside it"
@@ -70,7 +70,7 @@ def why_not(model: nn.Module, vit: Any, image: Tensor) -> str | None:
 
     grid = tuple(read(image).shape[2:])
     if (share := order(image, (grid[0], grid[1]), read)) is not None and share < EXPLAINED:
-        return f"the patches of {name}'s transformer do not lie on the image in order"
+        return f"the patches of {name}'s transformer do not keep their positions in the image"
     return None
 
 

@@ -144,7 +144,7 @@ class Rescale(Decomposed):
     """DeepLIFT's rules, so that contributions add up to the change of the score.
 
     Functions of one value follow the rescale rule. Products share a change equally between the two ways to make it one
-    factor at a time. Norms, softmax and attention are made of these.
+    factor at a time. Norms, softmax and attention are handled as combinations of these.
 
     Args:
         model: the network.
@@ -204,7 +204,7 @@ class DeepLIFT(PixelExplainer):
     reference x', by the linear and the rescale rule (Shrikumar et al., ICML 2017, sections 3.5.1 and 3.5.2).
 
     Contributions add up to y(x) - y(x'), which every call checks. The reference is an image of a constant value. The
-    rules hold for functions as for modules, and for modules that a network uses several times. The paper has no rule
+    rules apply to functions as well as modules, and to modules that a network uses several times. The paper has no rule
     for products of features, as in attention, norms and gates: see docs/quirks.md.
 
     Args:

@@ -24,7 +24,7 @@ TINY = 1e-12
 
 class Excitation(Relevance):
     """Probabilities of winning, from each neuron to its inputs: P(j | i) = x_j w⁺_ij / Σ_j x_j w⁺_ij, and 0 if the sum
-    is 0 (Zhang et al.). Sums and averages are such layers, with weights of 1.
+    is 0 (Zhang et al.). Sums and averages count as layers with weights of 1.
 
     Args:
         model: the network.
@@ -110,11 +110,12 @@ class ExcitationBackprop(OfLayer):
 
     Each neuron passes its probability to its inputs x_j in proportion to x_j w⁺_ij. With `contrast`, the probabilities
     of the dual class, whose weights in the last layer are -w, are subtracted, and the positive part is kept (section
-    3.3). Without it, maps of networks without dead ends sum to 1. Activations of the network must never be negative.
+    3.3). Without it, the map sums to 1 if every neuron has an input with x_j w⁺_ij > 0. The network's activations must
+    never be negative.
 
     Raises:
-        NotApplicable: for a network with an operation without a rule after the layer, or if the layer's features are
-            negative.
+        NotApplicable: for a network with an operation without a rule after the layer, or if the layer has negative
+            values.
     """
 
     needs = ("relu",)
@@ -126,7 +127,9 @@ class ExcitationBackprop(OfLayer):
         rules = Excitation(self.model, contrast=self.contrast)
         a, r = relevance_at(self, rules, inputs, target, others=0.0)
         if bool((a < 0).any()):
-            name = class_name(self.model)
-            raise NotApplicable(f"{name} has negative features at the layer, but excitation_backprop needs others")
+            raise NotApplicable(
+                f"layer {self.target_layer(inputs).name} of {class_name(self.model)} has negative values; "
+                "excitation_backprop needs a layer without them, such as one after a ReLU"
+            )
         maps = r.sum(dim=1)
         return maps.relu() if self.contrast else maps

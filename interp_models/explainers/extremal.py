@@ -28,7 +28,7 @@ class ExtremalPerturbation(Explainer):
 
     m ⊗ x takes each pixel from a pyramid of blurred images, unblurred where m is 1. m is the smooth maximum of copies
     of a bump, one every `cell` pixels, with a height in [0, 1]. SGD with momentum maximises the energy
-    y - λ mean (sort(m) - r_a)², where r_a is 1 for the share a and else 0. It starts at heights of 1; λ starts at 300
+    y - λ mean (sort(m) - r_a)², where r_a is 1 for the share a and 0 elsewhere. All heights start at 1; λ starts at 300
     and grows by 0.35 % per step. Every other step sees the image mirrored. All numbers are those of TorchRay, the
     authors' code. Nothing is random, and images do not influence each other. Each step takes one forward and one
     backward pass per area. The map has the resolution of the input.

@@ -24,7 +24,7 @@ class FinerCAM(LayerExplainer):
     reference classes d (Zhang et al., CVPR 2025).
 
     The references are the classes whose logits are nearest to y_c, without c. A are the layer's feature maps; the
-    weight of A_k is the mean over cells of the difference's gradient by A_k.
+    weight of A_k is the mean over cells of the difference's gradient with respect to A_k.
 
     Raises:
         NotApplicable: for a model with a single class.

@@ -35,9 +35,9 @@ class CNNFixations(Explainer):
     map of several cells, to the one with the largest. A convolution passes it to the channel with the largest sum of
     contributions over its window, and there to the place with the largest contribution. Pooling passes it to the
     largest activation of the window, a sum to its larger term, a concatenation to its part, and batch norm and ReLU
-    pass it on. A path into padding by an operation of its own ends there. Paths that meet are one. A fixation is kept
-    if more than 5 % of all lie within a tenth of the diagonal. One forward pass is recorded. The map has the resolution
-    of the input. It is 0 if no contribution is positive.
+    pass it on. A path that leads into the padding of a separate padding layer ends there. Paths that meet are merged. A
+    fixation is kept if more than 5 % of all fixations lie within a tenth of the image's diagonal around it. One forward
+    pass is recorded. The map has the resolution of the input. It is 0 if no contribution is positive.
 
     Args:
         model: any module that returns logits, of the layers above.
@@ -65,12 +65,14 @@ class CNNFixations(Explainer):
             logits = logits_of(self.model(images))
         targets = resolve_target(target, logits)
         start = torch.stack([torch.arange(len(inputs), device=inputs.device), targets], dim=1)
+        name = class_name(self.model)
+        if not recorder.saw(logits):
+            why = f"cnn_fixations cannot see how {name} computes its logits, so it cannot trace them back"
+            raise NotApplicable(why)
         try:
             points = recorder.traced(logits, start)
         except _UnknownOperation as error:
-            raise NotApplicable(
-                f"{class_name(self.model)} computes {error}, which cnn_fixations cannot trace back"
-            ) from None
+            raise NotApplicable(f"{name} computes {error}, which cnn_fixations cannot trace back") from None
         maps = [self._map(points[points[:, 0] == b][:, 2:], inputs) for b in range(len(inputs))]
         return torch.stack(maps)
 
@@ -129,10 +131,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._steps.append(_Step(name, tuple(args), sources, values, made, others[0] if others else None))
         return result
 
+    def saw(self, x: Tensor) -> bool:
+        """Whether a recorded operation computed a tensor."""
+        return id(x) in self._numbers
+
     def traced(self, logits: Tensor, start: Tensor) -> Tensor:
         """Points of the images (n, 4) that points of the logits (n, 2) come from."""
-        if id(logits) not in self._numbers:
-            raise _UnknownOperation("its logits out of sight")
         waiting = {self._numbers[id(logits)]: [start]}
         for number in range(len(self._steps) - 1, 0, -1):
             if number in waiting:

@@ -60,8 +60,8 @@ class Form:
 def possible_forms(shape: tuple[int, ...], image: tuple[int, ...]) -> Iterator[Form]:
     """The forms of a feature map that are possible for an output of this shape, for an image (C, H, W).
 
-    Tokens that fill a grid of exactly the image's aspect ratio come first, then those with few other tokens: without
-    its first or last row, a map also lies on the image in order.
+    Tokens that fill a grid of exactly the image's aspect ratio come first, then those with few other tokens: the
+    cells of a map without its first or last row keep their order, too.
 
     >>> [(form.grid, form.prefix) for form in possible_forms((17, 8), (3, 64, 64))][:2]
     [((4, 4), 1), ((4, 4), 0)]

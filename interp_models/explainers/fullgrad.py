@@ -38,7 +38,7 @@ CURVED = {
     "Threshold", "Constant", "Bmm", "ScaledDotProductFlashAttentionForCpu", "ScaledDotProductEfficientAttention",
     "ScaledDotProductFlashAttention", "ScaledDotProductCudnnAttention",
 }  # fmt: skip
-"""Operations of the autograd graph that are not piecewise linear, or have constants that are not read."""
+"""Operations of the autograd graph that are not piecewise linear, or have constants that fullgrad does not find."""
 
 
 class _Biases(TorchFunctionMode):
@@ -179,7 +179,7 @@ class _Terms(Explainer):
             with uncounted():
                 known[key] = misplaced(inputs[:1].detach(), lambda images: _maps(self.model, images))
         if known[key] is not None:
-            raise NotApplicable(f"{class_name(self.model)} {known[key]}, over which fullgrad would draw its bias")
+            raise NotApplicable(f"{class_name(self.model)} {known[key]}, so fullgrad cannot show its bias as a map")
         images = inputs.detach().clone().requires_grad_(True)
         wide = torch.promote_types(inputs.dtype, torch.float32)
         total, size = (torch.zeros(len(inputs), dtype=wide, device=inputs.device) for _ in range(2))
@@ -215,7 +215,8 @@ class _Terms(Explainer):
             raise NotApplicable(
                 f"{class_name(self.model)}: the terms of the image and of the biases add up to "
                 f"{float(total[worst]):.4g}, the logit is {float(values[worst]):.4g}; fullgrad needs a network that is "
-                f"piecewise linear, and this one has {found or 'products of features, or constants that are not read'}"
+                "piecewise linear, and this one has "
+                f"{found or 'products of features, or constants that fullgrad does not find'}"
             )
 
 
@@ -236,20 +237,20 @@ class FullGrad(_Terms):
     ψ takes absolute values, scales them to [0, 1] by the minimum and maximum over all channels and cells of the layer,
     and enlarges them to the image. y is the target's logit. Biases are those of convolutions and batch norms (β - γ μ /
     σ), constants that are added, such as those of the normalisation of the images, and the bounds of activations such
-    as ReLU6. Biases without cells, as those of linear layers, are no part of the map. They are part of the sum of all
-    terms, Σ x ⊙ ∂y/∂x + Σ_l Σ b_l ⊙ ∂y/∂b_l, which must be the logit: this is checked for every image. The order of
-    modules does not matter, and modules may be used several times. The cells of every layer must lie on the image in
-    order, as those of class activation maps: this is tried once per model and image size, with a few dozen passes. Few
-    cells see nearly all of the image. So of maps with 3 or 4 rows or columns, only cells that are mirrored, turned or
-    moved by half and channels that come last are found out; of those with 1 or 2, nothing. Linear layers may have
-    channels last.
+    as ReLU6. Biases without cells, such as those of linear layers, are not part of the map, but they are part of the
+    sum of all terms, Σ x ⊙ ∂y/∂x + Σ_l Σ b_l ⊙ ∂y/∂b_l, which must be the logit: this is checked for every image. The
+    order of modules does not matter, and modules may be used several times. Every layer must keep the positions of the
+    image, as for class activation maps: this is tested once per model and image size, with a few dozen passes. Small
+    maps cannot be checked fully, because a cell sees nearly all of the image. With 3 or 4 rows or columns, only
+    mirroring, transposing, a shift by half the map, and channels-last order are detected; with 1 or 2, nothing.
+    Channels-last linear layers are allowed.
 
     Args:
         model: any module that returns logits and is piecewise linear: with ReLU, but without products of features.
 
     Raises:
-        NotApplicable: if the terms do not add up to the logit, as with GELU, attention or a softmax, and if the cells
-            of a layer with biases do not lie on the image in order.
+        NotApplicable: if the terms do not add up to the logit, as with GELU, attention or a softmax, or if a layer with
+            biases does not keep the positions of the image.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -266,8 +267,8 @@ class FullGrad(_Terms):
 
 @EXPLAINERS.register("smooth_fullgrad")
 class SmoothFullGrad(_Terms):
-    """FullGrad of the means over n noisy copies x + ε_i, ε_i ~ N(0, σ²), of the signed terms of the image and of each
-    bias (the authors' code of Srinivas and Fleuret, NeurIPS 2019).
+    """FullGrad whose signed terms, of the image and of each bias, are first averaged over n noisy copies x + ε_i,
+    ε_i ~ N(0, σ²) (the authors' code of Srinivas and Fleuret, NeurIPS 2019).
 
     See `fullgrad`. Without a target, the class is predicted from the image without noise.
 

@@ -82,8 +82,8 @@ def input_gradient(
 
 @EXPLAINERS.register("gradient")
 class Gradient(PixelExplainer):
-    """Gradient: ∂y/∂x of the target's score y by the image x, reduced to the largest absolute value over each pixel's
-    colours (Simonyan et al., ICLR Workshops 2014, section 3.1).
+    """Gradient: ∂y/∂x of the target's score y with respect to the image x, reduced to the largest absolute value over
+    each pixel's colours (Simonyan et al., ICLR Workshops 2014, section 3.1).
 
     Args:
         model: any module that returns logits.
@@ -101,7 +101,7 @@ class Gradient(PixelExplainer):
 
 @EXPLAINERS.register("grad_x_input")
 class GradXInput(PixelExplainer):
-    """Gradient × input: x ⊙ ∂y/∂x of the target's score y by the image x (Shrikumar et al. 2016).
+    """Gradient × input: x ⊙ ∂y/∂x of the target's score y with respect to the image x (Shrikumar et al. 2016).
 
     For a ReLU network without biases the map sums to the score. The pixels x are those in [0, 1], before the model
     normalises them.

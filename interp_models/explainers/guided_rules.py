@@ -21,7 +21,7 @@ Backward = Literal["deconvnet", "guided_backprop"]
 
 
 class BackwardRules(Rules):
-    """The gradient, but deconvnet's or guided backpropagation's rule at ReLU and ReLU6, however they are written.
+    """The gradient, but with the rule of deconvnet or guided backpropagation at ReLU and ReLU6, however written.
 
     Products, norms and softmax keep their derivatives; functions of one value other than powers are refused.
 

@@ -28,7 +28,8 @@ class IntegratedGradCAM(OfLayer):
     et al., ICASSP 2021; the sum of the authors' code).
 
     x is the image, x' the baseline; α runs from 0 to 1. A are the layer's feature maps, y is the target's score, and
-    g = ∂y/∂A, both at the point of the path. Points are passed a few at a time, so memory does not grow with `steps`.
+    g = ∂y/∂A, both at the point of the path. Points are processed a few at a time, so memory does not grow with
+    `steps`.
     """
 
     passes = "steps"

@@ -86,7 +86,7 @@ class Epsilon:
 
 @dataclass(frozen=True)
 class AlphaBeta:
-    """α, β. The bias takes its share unless `bias` is False."""
+    """α, β. The bias gets its share unless `bias` is False."""
 
     alpha: float
     beta: float
@@ -128,7 +128,7 @@ class Gamma:
 
 @dataclass(frozen=True)
 class Box:
-    """Box, at the first layer. The bias takes nothing."""
+    """Box, at the first layer. The bias gets no relevance."""
 
     epsilon: float
 

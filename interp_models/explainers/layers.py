@@ -1,7 +1,7 @@
 """The search for the layer that class activation maps read.
 
 A wrong layer gives a wrong map without an error. So a layer is taken only if the logits depend on it, no evidence
-passes beside it, its output has one row per image, and its cells lie on the image in order (`places.order`).
+bypasses it, its output has one row per image, and its cells keep their positions in the image (`places.order`).
 """
 
 import math
@@ -77,8 +77,8 @@ def target_layer(model: nn.Module, layer: str | None, inputs: Tensor, reshape: R
     """Find the layer that class activation maps read, and the form of its output.
 
     Without a name it is, in this order: the `feature_layer` of a model that explains itself; the input of the last
-    attention of timm's vision transformer; or the last layer that fulfils all conditions of this module. A layer of
-    tokens beside which the class token passes must be a normalisation, as the input of the last attention is.
+    attention of timm's vision transformer; or the last layer that meets all conditions of this module. If the class
+    token bypasses the patch tokens, only a normalisation layer is accepted, such as the one before the last attention.
 
     The result is cached by the model's modules and the size of the images. The search takes passes of a few images.
 
@@ -108,9 +108,9 @@ def stages(model: nn.Module, inputs: Tensor) -> list[Layer]:
     """Find the last feature map of every resolution, the finest first.
 
     These are the inputs of the layers that reduce the resolution, and the last feature map: outputs (B, C, h, w) or
-    (B, h, w, C) whose cells lie on the image in order, and through which passes everything that the logits know of the
-    image. A resolution at which no layer has weights, as after a last pooling, has none. In timm's vision transformers
-    the only one is `target_layer`; also if there are no such outputs, as in networks without gradients, with a warning.
+    (B, h, w, C) whose cells keep their positions in the image, and that all evidence passes through. Resolutions at
+    which no layer has weights, as after a last pooling, are left out. Two kinds of networks have `target_layer` only:
+    timm's vision transformers and, with a warning, those without such outputs, as networks without gradients.
 
     The result is cached as that of `target_layer`.
     """
@@ -125,8 +125,8 @@ def stages(model: nn.Module, inputs: Tensor) -> list[Layer]:
         return found
     last = target_layer(model, None, inputs)
     warnings.warn(
-        f"only layer {last.name} of {class_name(model)} is read: nothing shows that all that the logits know of the "
-        "image passes through layers of other resolutions",
+        f"using only layer {last.name} of {class_name(model)}: it is not shown that all evidence passes through layers "
+        "of other resolutions",
         stacklevel=2,
     )
     return [last]
@@ -175,7 +175,7 @@ def _found(model: nn.Module, image: Tensor) -> Place:
 
 
 def _last(model: nn.Module, image: Tensor, trace: Trace) -> Place:
-    """The last output that fulfils all conditions."""
+    """The last output that meets all conditions."""
     name = class_name(model)
     scripted = any(isinstance(part, torch.jit.ScriptModule) for part in model.modules())
     outputs = [] if scripted else [output for output in reversed(trace.outputs) if output.forms]
@@ -192,7 +192,7 @@ def _last(model: nn.Module, image: Tensor, trace: Trace) -> Place:
             if used <= MOST_OTHERS < output.shape[0] // 2:
                 beside = trace.score if beside is None else beside
                 continue  # in the last layers, often only the class token reaches the logits
-        # Beside the patches, the class token passes the last attention by the residual connection.
+        # The class token bypasses the patch tokens: it passes the last attention by the residual connection.
         norm = "norm" in type(module).__name__.lower() and len(output.shape) == 2
         whole = trace.score is None or trace.holds_all(output)
         if not (holds_all_values(model, image, output) if whole else norm and trace.feeds_all(output)):
@@ -213,7 +213,8 @@ def _last(model: nn.Module, image: Tensor, trace: Trace) -> Place:
                 continue
         if passed_over and passed_over not in output.name:
             warnings.warn(
-                f"layer {output.name} of {name} is read: in the later {passed_over} no map lies on the image in order",
+                f"using layer {output.name} of {name}: the later layer {passed_over} does not keep the positions of "
+                "the image",
                 stacklevel=2,
             )
         return output.name, form, output.use
@@ -221,19 +222,19 @@ def _last(model: nn.Module, image: Tensor, trace: Trace) -> Place:
     often = [part for part, count in uses.items() if count > 1]
     why = "; parts made by torch.jit cannot be read" if scripted else ""
     if trace.score is None and not scripted:
-        why = "; no gradient flows through it"
+        why = "; no gradient flows from the logits to the image"
     elif often:
-        why = f"; {often[-1]} is passed {uses[often[-1]]} times for one prediction"
+        why = f"; {often[-1]} runs {uses[often[-1]]} times for one prediction"
     raise NotApplicable(
-        f"no layer of {name} holds all that the logits know of the image, in a map whose cells lie on the image in "
-        f"order{why}; name a layer with layer="
+        f"{name} has no layer that all evidence passes through and whose cells keep their positions in the image{why}; "
+        "choose one with layer=NAME"
     )
 
 
 def _form(model: nn.Module, image: Tensor, output: Output, forms: list[Form], least: float = EXPLAINED) -> Form | None:
-    """The form whose cells lie best on the image in order; None if they lie worse than `least` in all forms.
+    """The form whose cells keep their positions in the image best; None if all forms are below `least`.
 
-    Forms of the next grid are tried only if those of the grids before lie badly.
+    Forms of another grid are tried only if those of the grids before fail.
     A map that does not change at all tells nothing. Then it must have channels first, and the image's aspect ratio.
     """
     outputs: dict[Any, Tensor] = {}
@@ -299,7 +300,7 @@ def _named(model: nn.Module, layer: str, image: Tensor, reshape: Reshape) -> Pla
     last, count = trace.outputs[-1], len(trace.outputs)
     if count > 1 and not all(trace.passes(one, last) for one in trace.outputs[:-1]):
         raise NotApplicable(
-            f"layer {layer} is passed {count} times for one prediction, and the logits read more than the last"
+            f"layer {layer} runs {count} times for one prediction, and the logits use more than the last run"
         )
     has_graph = trace.score is not None and last.node is not None
     if not (trace.matters(last) if has_graph else changes_logits(model, image, last)):
@@ -320,7 +321,8 @@ def _named(model: nn.Module, layer: str, image: Tensor, reshape: Reshape) -> Pla
         form = form or forms[0]  # of tokens, all fill the grid
     if form is None:
         raise InputError(
-            f"layer {layer} gives no feature map (B, C, h, w) whose cells lie on an image of {size[0]} × {size[1]} in "
-            f"order; it gives {last.shape} per image. Name another layer, or say how the cells lie with reshape="
+            f"layer {layer} gives no feature map (B, C, h, w) whose cells keep their positions in an image of "
+            f"{size[0]} × {size[1]}; it gives {last.shape} per image. Choose another layer, or give the form with "
+            "reshape="
         )
     return name, form, last.use

@@ -1,4 +1,4 @@
-"""LeGrad: what would change the features of each block of a vision transformer, by the gradient of its attention."""
+"""LeGrad: the gradient of the target's score, read at each block, with respect to that block's attention."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,13 +20,13 @@ from interp_models.nn.attention import weights
 class LeGrad(OfAttention):
     """LeGrad: the mean over blocks l, heads and rows of ReLU(∂s^l/∂A^l) (Bousselham et al., ICCV 2025).
 
-    A^l is the attention of block l. Its score s^l is the target's, from the network's own classifier, if all tokens
-    after the blocks are the mean of those that block l returns. Attention itself is no factor of the map. One pass
-    gives the scores of all blocks.
+    A^l is the attention of block l. s^l is the target's score when every token after the last block is replaced by the
+    mean of block l's output tokens. The map is not multiplied by the attention itself. One pass gives the scores of all
+    blocks.
 
     Args:
         model: a timm vision transformer with a class token, or a module that contains one.
-        layers: number of blocks that are read, the last ones; None reads all.
+        layers: number of blocks, counted from the last, that are used; None uses all.
         score: explain the target's `logit` or its `probability`.
     """
 
@@ -62,7 +62,7 @@ class LeGrad(OfAttention):
         if len(scores) != len(inputs) * (1 + len(a)):
             raise NotApplicable(
                 f"{class_name(self.model)} returned {len(scores)} rows of logits for {len(inputs) * (1 + len(a))} rows "
-                "of tokens after the blocks; expected one for each"
+                "of tokens; legrad needs one row of logits per row of tokens"
             )
         _, *of_blocks = torch.split(scores, len(inputs))
         targets = resolve_target(target, logits_of(output).detach()[: len(inputs)])[:, None]

@@ -20,9 +20,9 @@ TINY = 1e-9
 
 @EXPLAINERS.register("lrp")
 class LRP(PixelExplainer):
-    """LRP: the score's relevance R = y, shared out layer by layer down to the pixels (Bach et al., PLOS ONE 2015).
+    """LRP: the score's relevance R = y, propagated layer by layer down to the pixels (Bach et al., PLOS ONE 2015).
 
-    `layer_rules` and `relevance` have the rules. Composites are those of Kohlbrenner et al. (IJCNN 2020) and
+    `layer_rules` and `relevance` contain the rules. Composites are those of Kohlbrenner et al. (IJCNN 2020) and
     Montavon et al. (2019). If the network normalises its images, relevance is that of the normalised pixels. With ε
     = 0 and without biases, the map of `composite: epsilon` adds up to the score.
 
@@ -35,7 +35,7 @@ class LRP(PixelExplainer):
 
     Raises:
         NotApplicable: for a network with an operation without a rule.
-        InputError: for `epsilon_gamma_box` if images are not in [0, 1], because the box is that of black and white.
+        InputError: for `epsilon_gamma_box` if images are not in [0, 1], because black and white bound the box.
     """
 
     needs = ("rules",)

@@ -44,7 +44,7 @@ class OfLayer(ByFields, ABC):
         self._one = self.layer if not isinstance(self.layer, list) else self.layer[-1]
 
     def target_layer(self, inputs: Tensor) -> Layer:
-        """The layer that is read for these images; of several, the one whose turn it is."""
+        """The layer that is read for these images; if there are several, the one being processed."""
         return target_layer(self.model, self._one, inputs, self.reshape)
 
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:

@@ -1,7 +1,7 @@
-"""Whether the cells of a feature map lie on the image in order.
+"""Whether each cell of a feature map shows the part of the image at the same position.
 
-Noise in a stripe of the image changes the cells of that stripe most, and others the less, the farther they are. If the
-cells are in order, one function of the distance explains nearly all changes.
+Noise in a stripe of the image changes the cells of that stripe most, and others the less, the farther they are. If so,
+one function of the distance explains nearly all changes.
 """
 
 import itertools

@@ -26,7 +26,7 @@ class PredictionDifference(Explainer):
     p(c | x without w) is the mean probability of class c over images whose window w is filled with a sample. odds are
     p / (1 - p) after the Laplace correction p ← (p N + 1) / (N + K) for N training images and K classes. Windows start
     every `stride` pixels, and the last ones end at the border. The paper samples from other images. An explainer has
-    only x, so it takes all patches of x for samples of one distribution:
+    only x, so it treats all patches of x as samples of one distribution:
 
     - `conditional` draws, per colour channel, from the Gaussian of patches of window + 2 padding pixels, given the
       pixels around the window; values are cut off at the channel's smallest and largest. At the border the window lies

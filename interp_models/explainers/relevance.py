@@ -27,11 +27,11 @@ CONVOLUTIONS = frozenset(f"conv{kind}{n}d" for kind in ("", "_transpose") for n 
 
 
 class Relevance(Decomposed):
-    """LRP: what leaves the network at the image is relevance, at the image as normalised by the network.
+    """LRP: what arrives at the image is relevance, namely that of the pixels as normalised by the network.
 
     Products and attention share relevance equally between their factors (Achtibat et al., propositions 3.2 and 3.3),
-    but a gate takes none (Arras et al., WASSA 2017). Softmax has its own derivative, which is their proposition 3.1.
-    Denominators, and the deviations that norms divide by, take none (their proposition 3.4).
+    but a gate gets none (Arras et al., WASSA 2017). Softmax has its own derivative, which is their proposition 3.1.
+    Denominators, and the deviations that norms divide by, get none (their proposition 3.4).
 
     Args:
         model: the network.
@@ -166,7 +166,7 @@ def unchanged(call: Call) -> Any:
 
 
 def product(call: Call) -> Any:
-    """A product of features shares relevance equally between them; a gate, the output of a sigmoid, takes none."""
+    """A product of features shares relevance equally between them; a gate, the output of a sigmoid, gets none."""
     gates = [(mark := call.rules.mark(x)) is not None and mark.gate for x in call.operands]
     if any(gates) and not all(gates):
         made = call.of(*(x.detach() if gate else x for x, gate in zip(call.operands, gates, strict=True)))
@@ -185,7 +185,7 @@ def quotient(call: Call) -> Any:
 
 
 def norm(call: Call) -> Any:
-    """A norm whose divisor takes no relevance."""
+    """A norm whose divisor gets no relevance."""
     if call.name == "normalize" and not call.in_place:
         x = call.args[0]
         return x * (call.plain().detach() / torch.where(x == 0, 1.0, x.detach()))
@@ -214,7 +214,9 @@ def finite(relevance: Tensor, rules: Rules) -> Tensor:
         NotApplicable: if it is not.
     """
     if not bool(torch.isfinite(relevance).all()):
+        dtype = str(relevance.dtype).removeprefix("torch.")
+        hint = "" if relevance.dtype == torch.float64 else "; try float64 images and weights"
         raise NotApplicable(
-            f"{rules.method}: relevance in {class_name(rules.model)} exceeds {relevance.dtype}; use a higher precision"
+            f"{rules.method}: relevance in {class_name(rules.model)} is infinite or NaN in {dtype}{hint}"
         )
     return relevance

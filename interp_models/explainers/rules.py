@@ -91,8 +91,8 @@ class Rules(Memory):
             mark = self.mark(x)
             if mark is None and x.grad_fn is not None and self.reaches(x):
                 mark = Mark()
-                why = f"computes {name_of(x.grad_fn)} where {self.method} cannot reach it; use torch functions"
-                noted = refused(x, name_of(x.grad_fn), why)
+                last = name_of(x.grad_fn)
+                noted = refused(x, last, self._unseen(last))
                 self.set_mark(noted, mark)
                 args, kwargs = mapped(args, {id(x): noted}), mapped(kwargs, {id(x): noted})
                 x = noted
@@ -239,6 +239,12 @@ class Rules(Memory):
             if self.mark(x) is None or x.grad_fn is None:
                 self.set_mark(x, Mark(blind=True, mask=mask))
 
+    def _unseen(self, operation: str) -> str:
+        return (
+            f"computes {operation} in a way that {self.method} cannot see, such as a custom autograd function or "
+            "torch.jit; write it with torch functions"
+        )
+
     def check(self, score: Tensor) -> None:
         """Refuse a network whose score depends on the image by an operation without a rule.
 
@@ -255,8 +261,7 @@ class Rules(Memory):
         if any("CheckpointFunction" in name_of(node) for node in above):
             raise NotApplicable(RECOMPUTES)
         if self.mark(score) is None and self.reaches(score):
-            last = name_of(score.grad_fn)
-            raise NotApplicable(f"{name} computes {last} where {self.method} cannot reach it; use torch functions")
+            raise NotApplicable(f"{name} {self._unseen(name_of(score.grad_fn))}")
         waiting, seen = [(score.grad_fn, True)], set()
         while waiting:
             node, ends = waiting.pop()

@@ -125,8 +125,8 @@ class HSIC(_OfMasks):
 
     Each cell is visible in half of the n masks, drawn at random (a Latin hypercube). K_i says whether two masks agree
     in cell i (1 or 0), L = exp(-(y - y')² / (2 σ²)) compares their scores, σ is the median of |y - y'| over pairs of
-    masks with unequal scores, and H takes the mean off rows and columns. The map is not negative, so it does not tell
-    evidence for the class from evidence against it. If no mask changes the score, the map is 0.
+    masks with unequal scores, and H subtracts the means of rows and columns. The map is not negative, so it does not
+    tell evidence for the class from evidence against it. If no mask changes the score, the map is 0.
     """
 
     passes = "samples + 1"

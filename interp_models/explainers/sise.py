@@ -132,7 +132,7 @@ class SISE(_OfStages):
 
 @EXPLAINERS.register("ada_sise")
 class AdaSISE(_OfStages):
-    """Ada-SISE: SISE with those feature maps only whose mean gradient is above Otsu's threshold of the layer's positive
+    """Ada-SISE: SISE with only those feature maps whose mean gradient is above Otsu's threshold of the layer's positive
     mean gradients (Sudhakar et al., ICASSP 2021).
 
     See `sise`. There are fewer masks, and no threshold to choose.

@@ -92,8 +92,8 @@ class LIME(_Surrogate):
     z_i says which segments are visible, each with probability 1/2, and y(z_i) is the score of that image. The kernel is
     π(z) = exp(-D² / σ²) with D the cosine distance between z and the image with all segments. As in the authors' code,
     all segments enter the ridge regression; the paper first selects a few by LASSO. All images share the z_i, and all
-    segments are visible in the first. Each sample takes one forward pass. Superpixels are
-    those of the paper, and the mean colour is that of the authors' code.
+    segments are visible in the first. Each sample takes one forward pass. Superpixels are those of the paper, and the
+    mean colour is that of the authors' code.
     """
 
     passes = "samples + 1"
@@ -134,9 +134,9 @@ class KernelSHAP(_Surrogate):
     z says which segments are visible, and v(z) is the score of that image. The sum of φ is constrained to v(1) - v(0).
     The kernel is π(z) = (P - 1) / (C(P, |z|) |z| (P - |z|)). Pairs of a z and its complement are drawn by leverage
     (Musco and Witter, ICLR 2025, algorithm 1): all different, and as many of each size |z| as there are, up to an equal
-    share. A z counts with its kernel, divided by the share of the sets of its size that are drawn. If `samples` suffice
-    for all z, all are used and φ is exact. An odd sample is left out. All images share the z. Each sample takes one
-    forward pass.
+    share. The weight of a z is its kernel, divided by the share of the sets of its size that are drawn. If `samples`
+    suffice for all z, all are used and φ is exact. If `samples` is odd, the last one is not used. All images share the
+    z. Each sample takes one forward pass.
     """
 
     passes = "samples + 3"

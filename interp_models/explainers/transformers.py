@@ -224,8 +224,8 @@ class TransformerAttribution(OfAttention):
     the relevance of a block's attention A by LRP (Chefer et al., CVPR 2021).
 
     LRP has the rules of the paper: z⁺ for linear layers, relevance passed on as it is by GELU, softmax and layer norm,
-    half of it to each factor of a product, and at skip connections their normalisation, for each image. The authors
-    recommend `chefer` instead, which needs no LRP.
+    half of it to each factor of a product and, at skip connections, the authors' normalisation, applied per image. The
+    authors recommend `chefer` instead, which needs no LRP.
 
     Args:
         model: a timm vision transformer with a class token, or a module that contains one.

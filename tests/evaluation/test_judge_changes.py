@@ -419,7 +419,7 @@ def test_a_network_without_a_layer_is_judged(wrapped: bool) -> None:
     with pytest.warns(UserWarning, match=expected):
         found = judge(net, pictures(2), ["gradcam", "random"], ["dauc"], **QUICK)
     assert list(found.maps) == ["random"]
-    assert "no layer of Two" in found.tables.left_out["gradcam"]
+    assert "Two has no layer that all evidence passes" in found.tables.left_out["gradcam"]
     assert found.tables.rows[0]["grid"] == "7x7"
     given = judge(net, pictures(2), ["random"], ["dauc"], grid=[7, 7], **QUICK)
     assert value(given) == value(found)

@@ -1,4 +1,4 @@
-"""Which maps lie on the image in order, by small networks whose answer one constant of the search decides."""
+"""Which maps keep the positions of the image, by small networks whose answer one constant of the search decides."""
 
 from collections.abc import Callable
 from typing import Any
@@ -151,7 +151,7 @@ def test_one_image_is_enough_for_cells_that_are_known_to_be_in_order() -> None:
 def test_cells_in_another_arrangement_are_refused(cls: Any, cells: int, change: Change) -> None:
     image = pixels(4 * cells)
     assert cls(Changed(lambda x: x).eval()).attribute(image, 1).std() > 0
-    with pytest.raises(NotApplicable, match="do not lie on the image in order"):
+    with pytest.raises(NotApplicable, match="does not keep the positions of the image"):
         cls(Changed(change).eval()).attribute(image, 1)
 
 
@@ -186,7 +186,7 @@ def test_cells_of_a_linear_layer_with_channels_last(cells: int) -> None:
 
 @pytest.mark.parametrize("cells", [3, 4, 8])
 def test_constants_added_to_cells_with_channels_last_are_refused(cells: int) -> None:
-    with pytest.raises(NotApplicable, match="do not lie on the image in order"):
+    with pytest.raises(NotApplicable, match="does not keep the positions of the image"):
         FullGrad(Last("added").eval()).attribute(pixels(4 * cells), 1)
 
 
@@ -205,5 +205,5 @@ class Normalised(nn.Module):
 
 def test_three_colours_that_come_last_are_not_taken_for_columns() -> None:
     FullGrad(Normalised(last=False).eval()).attribute(pixels(32), 1)
-    with pytest.raises(NotApplicable, match="do not lie on the image in order"):
+    with pytest.raises(NotApplicable, match="does not keep the positions of the image"):
         FullGrad(Normalised(last=True).eval()).attribute(pixels(32), 1)

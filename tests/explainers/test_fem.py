@@ -146,7 +146,7 @@ def test_a_network_whose_resolutions_cannot_be_seen_is_read_at_one_layer_with_a_
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(stages(Net(False).eval(), images)) == 2
-    with pytest.warns(UserWarning, match="only layer .* of Net is read"):
+    with pytest.warns(UserWarning, match="using only layer .* of Net: it is not shown"):
         assert len(stages(Net(True).eval(), images)) == 1
 
 
@@ -168,5 +168,5 @@ def test_a_view_without_a_gradient_is_not_left_out(name: str) -> None:
 
     images = torch.rand(1, 3, 32, 32)
     assert EXPLAINERS.build(name, model=Views(0.0).eval()).attribute(images, 1).any()
-    with pytest.raises(NotApplicable, match="no layer of Views holds all"):
+    with pytest.raises(NotApplicable, match="Views has no layer that all evidence passes"):
         EXPLAINERS.build(name, model=Views(5.0).eval()).attribute(images, 1)

@@ -188,6 +188,13 @@ def test_networks_that_it_traces(name):
 def test_others_are_refused():
     with pytest.raises(NotApplicable, match="MobileNetV3 computes hardswish_, which cnn_fixations cannot trace back"):
         CNNFixations(torchvision.models.mobilenet_v3_small(weights=None).eval()).attribute(torch.rand(1, 3, 64, 64))
+
+    class Outside(nn.Module):
+        def forward(self, x):
+            return torch.from_numpy(x.mean(dim=(2, 3)).numpy().copy())
+
+    with pytest.raises(NotApplicable, match="cnn_fixations cannot see how Outside computes its logits"):
+        CNNFixations(Outside()).attribute(torch.rand(1, 3, 8, 8), 0)
     with pytest.raises(InputError, match="sigma must be above 0; got 0"):
         CNNFixations(nn.Identity(), sigma=0.0)
 

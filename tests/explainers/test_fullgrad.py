@@ -239,7 +239,7 @@ class Gated(nn.Module):
 
 def test_products_of_features_and_attention_are_refused() -> None:
     images = torch.rand(2, 3, 64, 64)
-    with pytest.raises(NotApplicable, match="products of features, or constants that are not read"):
+    with pytest.raises(NotApplicable, match="products of features, or constants that fullgrad does not find"):
         FullGrad(Gated()).attribute(images)
     with pytest.raises(NotApplicable, match=r"VisionTransformer: .* Gelu"):
         FullGrad(timm.create_model("test_vit", img_size=64)).attribute(images)
@@ -254,7 +254,7 @@ def test_weights_learn_again_after_a_refusal() -> None:
 
 
 class Moving(nn.Module):
-    """A network whose features lie on the image in another order, from the start or between two layers."""
+    """A network whose features are in another order than the image, from the start or between two layers."""
 
     def __init__(self, move=lambda x: x, back=None):
         super().__init__()
@@ -278,7 +278,7 @@ def test_biases_of_layers_that_do_not_lie_on_the_image_are_not_drawn(name):
         Moving(lambda x: x.flip(3), lambda x: x.flip(3)),
         nn.Sequential(v2.CenterCrop(20), Moving()),
     ):
-        with pytest.raises(NotApplicable, match="do not lie on the image in order"):
+        with pytest.raises(NotApplicable, match="does not keep the positions of the image, so fullgrad cannot"):
             EXPLAINERS.build(name, options, model=model.eval()).attribute(x, 1)
 
     class Views(nn.Module):

@@ -65,10 +65,10 @@ class Mirrored(nn.Module):
 def test_a_network_passed_twice_side_by_side_is_refused(name: str) -> None:
     network = Pooled(body()).eval()
     assert explained(name, network, pictures(3, 32, 32)).shape == (2, 8, 8)
-    with pytest.raises(NotApplicable, match="passed 2 times"):
+    with pytest.raises(NotApplicable, match="runs 2 times"):
         explained(name, Mirrored(network).eval(), pictures(3, 32, 32))
     with pytest.raises(
-        NotApplicable, match=r"layer network.features is passed 2 times for one prediction, and the logits read more"
+        NotApplicable, match=r"layer network.features runs 2 times for one prediction, and the logits use more"
     ):
         explained(name, Mirrored(network).eval(), pictures(3, 32, 32), layer="network.features")
 
@@ -242,7 +242,7 @@ def test_what_is_no_map_of_the_image_is_passed_over(model: nn.Module) -> None:
 
 
 def test_the_normalised_image_is_no_feature_map() -> None:
-    with pytest.raises(NotApplicable, match=r"no layer of Parts holds all that the logits know of the image"):
+    with pytest.raises(NotApplicable, match=r"Parts has no layer that all evidence passes through and whose cells"):
         target_layer(Parts().eval(), None, pictures(3, 32, 32))
 
 
@@ -291,7 +291,7 @@ def test_other_forms_of_the_same_features_give_the_same_map(name: str, form: typ
 @pytest.mark.parametrize(("rows", "columns"), [(4, 4), (5, 5), (7, 7), (8, 8), (4, 6), (7, 5)])
 @pytest.mark.parametrize("others", [0, 1])
 def test_no_row_of_cells_is_taken_for_other_tokens(rows: int, columns: int, others: int, seed: int) -> None:
-    """Without its first or last row, which may be class or register tokens, a map also lies in order."""
+    """Without its first or last row, which may be class or register tokens, a map also keeps the order of its cells."""
     torch.manual_seed(seed)
     mixing = [nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)]
     network = Pooled(nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.ReLU(), *mixing), width=8)
@@ -507,7 +507,7 @@ def test_without_gradients_the_layer_that_holds_everything_is_found_by_values() 
     plain.fc = model.fc
     for name in ("activation_map", "gradcam"):  # the gradient begins at the layer
         assert torch.allclose(explained(name, model, images), explained(name, plain, images), atol=1e-7)
-    with pytest.raises(NotApplicable, match=r"no layer of Mean holds all .* no gradient flows through it"):
+    with pytest.raises(NotApplicable, match=r"Mean has no layer that .* no gradient flows from the logits"):
         explained("activation_map", Mean(model, Frozen(body()).eval()).eval(), images)
 
 
@@ -613,7 +613,7 @@ def test_paths_without_a_gradient_are_seen() -> None:
             return self.fc(self.features(x).mean(dim=(2, 3)) * gate)
 
     assert target_layer(Gate(used=False).eval(), None, pictures(3, 32, 32)).name == "features"
-    with pytest.raises(NotApplicable, match="no layer of Gate holds all"):
+    with pytest.raises(NotApplicable, match="Gate has no layer that all evidence passes"):
         target_layer(Gate(used=True).eval(), None, pictures(3, 32, 32))
 
 
@@ -629,7 +629,7 @@ def test_a_branch_of_functions_beside_a_transformer_is_seen() -> None:
             return logits + nn.functional.conv2d(x, self.weight).relu().mean(dim=(2, 3)) if self.used else logits
 
     assert target_layer(Both(used=False).eval(), None, pictures(3, 64, 64)).name.endswith("ln_1")
-    with pytest.raises(NotApplicable, match="no layer of Both holds all"):
+    with pytest.raises(NotApplicable, match="Both has no layer that all evidence passes"):
         target_layer(Both(used=True).eval(), None, pictures(3, 64, 64))
 
 

@@ -136,7 +136,7 @@ def test_layers_by_name():
         GradCAM(net, layer="feature").attribute(images)
     with pytest.raises(ValueError, match="layer head gives no feature map"):
         GradCAM(net, layer="head").attribute(images)
-    with pytest.raises(ValueError, match="no layer of Sequential holds all"):
+    with pytest.raises(ValueError, match="Sequential has no layer that all evidence passes"):
         GradCAM(nn.Sequential(nn.Flatten(), nn.Linear(192, 3))).attribute(images.float())
 
 

@@ -135,7 +135,7 @@ def test_excitation_refuses_what_the_paper_excludes():
     ):
         with pytest.raises(NotApplicable, match=why):
             explained(net(middle))
-    with pytest.raises(NotApplicable, match="negative features at the layer"):
+    with pytest.raises(NotApplicable, match="layer 0 of Sequential has negative values; excitation_backprop needs"):
         explained(net(), layer="0")
 
 

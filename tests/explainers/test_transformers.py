@@ -289,7 +289,9 @@ def test_channels_last_are_read():
 
 def test_layers_that_give_no_cells_are_refused():
     net = vit().float()
-    with pytest.raises(ValueError, match=r"gives no feature map .* whose cells lie on an image of 64 × 96 in order"):
+    with pytest.raises(
+        ValueError, match=r"gives no feature map .* whose cells keep their positions in an image of 64 × 96"
+    ):
         EXPLAINERS.build("gradcam", {"layer": "blocks.1.attn.q_norm"}, model=net).attribute(images().float(), 1)
 
 
