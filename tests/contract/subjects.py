@@ -73,7 +73,7 @@ SUBJECTS: dict[str, Subject] = {
     "vgg": Subject(
         vgg, ("any_size", "piecewise_linear", "plain_cnn", "relu", "rescale", "rescale_tail", "rules"), "VGG"
     ),
-    "vit": Subject(vit, ("any_size", "attention", "rescale", "rules"), "ViT"),
+    "vit": Subject(vit, ("any_size", "attention", "rescale", "rules"), "ViT (timm)"),
     "sequential": Subject(
         bare,
         ("any_size", "mean_and_linear", "piecewise_linear", "plain_cnn", "relu", "rescale", "rescale_tail", "rules"),
