@@ -144,7 +144,11 @@ def test_images_without_dense_pixels_are_refused(foreign: nn.Module) -> None:
 
     with pytest.raises(InputError, match="are on an MPS device, which has no float64; move the model and them to the"):
         check_images(IMAGES.as_subclass(OnMPS))
-    for wrong, why in ((IMAGES.to_sparse(), "of layout torch.sparse_coo"), (IMAGES.to("meta"), "on the device meta")):
+    for wrong, why in (
+        (IMAGES.to_sparse(), "of layout torch.sparse_coo"),
+        (IMAGES.to("meta"), "on the device meta"),
+        (torch.nested.nested_tensor([IMAGES[0], IMAGES[0, :, 1:]]), r"of several sizes \(nested\)"),
+    ):
         for use in uses(foreign):
             with pytest.raises(InputError, match=f"must be a dense tensor with pixels; got one {why}"):
                 use(wrong)

@@ -23,8 +23,9 @@ def check_images(images: object, name: str = "inputs") -> None:
     """
     hint = ""
     if isinstance(images, Tensor):
-        if images.layout is not torch.strided or images.is_meta:
-            kind = "on the device meta, without pixels" if images.is_meta else f"of layout {images.layout}"
+        if images.layout is not torch.strided or images.is_meta or images.is_nested:
+            kind = f"of layout {images.layout}" if not images.is_nested else "of several sizes (nested)"
+            kind = "on the device meta, without pixels" if images.is_meta else kind
             raise InputError(f"{name} must be a dense tensor with pixels; got one {kind}")
         if images.device.type == "mps":
             raise InputError(f"{name} are on an MPS device, which has no float64; move the model and them to the CPU")

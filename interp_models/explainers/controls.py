@@ -106,7 +106,7 @@ class Edges(Control):
 
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
         grey = F.pad(inputs.float().mean(dim=1, keepdim=True), (1, 1, 1, 1), mode="replicate")
-        across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], device=inputs.device) / 8
+        across = grey.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
         with full_precision(grey):
             slopes = F.conv2d(grey, torch.stack([across, across.T])[:, None])
         return slopes.square().sum(dim=1).sqrt()

@@ -211,6 +211,7 @@ class _Terms(Explainer):
         if not float(away[worst]) <= max(TOLERANCE, 16 * biases.coarsest):
             names = {name_of(node) for node in nodes_of(logits.grad_fn)}
             hidden = any(part in name for part in HIDING for name in names)
+            hidden = hidden or any(isinstance(part, torch.jit.ScriptModule) for part in self.model.modules())
             found = "parts made by torch.jit or torch.compile" if hidden else ", ".join(sorted(names & CURVED))
             raise NotApplicable(
                 f"{class_name(self.model)}: the terms of the image and of the biases add up to "

@@ -45,6 +45,16 @@ def test_edges_of_ramps_and_steps():
     assert float(Edges(NOTHING).attribute(torch.full((1, 3, 5, 5), 0.7)).abs().max()) < 1e-6
 
 
+def test_edges_do_not_depend_on_the_default_type():
+    images = torch.rand(2, 3, 8, 8)
+    expected = Edges(nn.Identity()).attribute(images)
+    torch.set_default_dtype(torch.float64)
+    try:
+        torch.testing.assert_close(Edges(nn.Identity()).attribute(images), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_ground_truth_is_the_box():
     boxes = torch.tensor([[1.0, 2.0, 4.0, 5.0], [0.0, 0.0, 2.4, 1.6]])
     images = torch.rand(2, 3, 6, 8)

@@ -228,6 +228,17 @@ def test_networks_that_are_not_piecewise_linear_are_refused_with_the_reason(name
             EXPLAINERS.build(explainer, model=wrong).attribute(torch.rand(2, 3, 16, 16))
 
 
+def test_scripted_parts_are_named_where_their_biases_cannot_be_seen() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)
+    ).eval()
+    images = torch.rand(2, 3, 16, 16)
+    FullGrad(net).attribute(images)
+    with pytest.raises(NotApplicable, match=r"this one has parts made by torch\.jit or torch\.compile"):
+        FullGrad(nn.Sequential(torch.jit.trace(net, images))).attribute(images)  # type: ignore[no-untyped-call]
+
+
 class Gated(nn.Module):
     def __init__(self) -> None:
         super().__init__()
