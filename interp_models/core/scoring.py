@@ -35,7 +35,7 @@ _read: ContextVar[Literal["labels", "probabilities"] | None] = ContextVar("read"
 """What outputs without a type of their own are: logits of labels, probabilities of classes, or (None) logits."""
 _finite: ContextVar[list[Tensor] | None] = ContextVar("finite_logits", default=None)
 """Whether logits that were read are finite, see `finite_logits`."""
-_checked: ContextVar[bool] = ContextVar("checked_images", default=False)
+_checked: ContextVar[object | None] = ContextVar("checked_images", default=None)
 
 
 def logits_of(output: Any) -> Tensor:
@@ -195,8 +195,9 @@ def resolve_target(target: Target, logits: Tensor) -> Tensor:
 
 @contextmanager
 def checked_images() -> Iterator[None]:
-    """Skip the check of images in `probabilities` inside the context: the caller has checked the original images."""
-    token = _checked.set(True)
+    """Skip checks in `probabilities` inside the context: the caller has checked the original images, and the model does
+    not change."""
+    token = _checked.set(object())  # tells contexts apart
     try:
         yield
     finally:
@@ -232,28 +233,30 @@ def probabilities(model: nn.Module) -> ScoreFn:
     >>> probabilities(nn.Flatten())(torch.zeros(1, 1, 1, 4)).tolist()
     [[0.25, 0.25, 0.25, 0.25]]
     """
+    ending: Ending | None = None
+    found_in: object | None = None
+    """The context in which the ending was last found."""
 
     def score(images: Tensor) -> Tensor:
-        if not _checked.get():
+        nonlocal ending, found_in
+        context = _checked.get()
+        if context is None:
             check_images_for(model, images, "images")
         with alone(model), torch.no_grad(), evaluating(model), full_float32(), fitting(model, images, "images"):
-            known = known_of(model)
-            if "ending of scores" not in known:  # once, because it waits for the device, and warns
-                typed = typed_logits(model, images)
-                if typed is None:
-                    logits_of(model(images[:1].clone()))  # raises
-                known["ending of scores"] = ending_to_leave_out(model, images, typed=bool(typed))
-            ending: Ending | None = known["ending of scores"]
+            if context is None or context is not found_in:
+                known = known_of(model)
+                if "ending of scores" not in known:  # once, because it waits for the device, and warns
+                    typed = typed_logits(model, images)
+                    if typed is None:
+                        logits_of(model(images[:1].clone()))  # raises
+                    known["ending of scores"] = ending_to_leave_out(model, images, typed=bool(typed))
+                ending, found_in = known["ending of scores"], context
             found = model(images)
-        if has_labels(found):
-            score.of_labels = True  # type: ignore[attr-defined]  # `checked` accepts rows that do not add up to 1
-            return scores_of(found, "probability")
         if isinstance(found, Regression):
             raise InputError("a regression has no class probabilities, which metrics need; explainers take it")
-        if ending is None or ending.kind == "log_softmax" or is_declared(model):
-            return scores_of(found, "probability")
-        if ending.kind == "sigmoid":
-            score.of_labels = True  # type: ignore[attr-defined]
-        return at_least_float32(logits_of(found))
+        are_logits = has_labels(found) or ending is None or ending.kind == "log_softmax" or is_declared(model)
+        # `checked` accepts rows of independent labels, which do not add up to 1.
+        score.of_labels = has_labels(found) if are_logits else ending.kind == "sigmoid"  # type: ignore[attr-defined, union-attr]
+        return scores_of(found, "probability") if are_logits else at_least_float32(logits_of(found))
 
     return score
