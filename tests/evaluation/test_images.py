@@ -163,7 +163,7 @@ def test_image_sizes_are_checked(tmp_path: Path) -> None:
     for size in (0, -1, 8.0, True):
         with pytest.raises(InputError, match="image_size must be a whole number"):
             images_of(tmp_path, MODEL, image_size=size)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="image_size= is for image files"):
+    with pytest.raises(InputError, match="image_size= is for a folder of image files"):
         images_of(PIXELS, MODEL, image_size=8)
 
 

@@ -17,6 +17,8 @@ from interp_models.evaluation.normalisation import IMAGENET
 from interp_models.runs.networks import Network, build_network, imported, network_config
 from tests.conftest import Script, copy_run
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* does not say how its images are normalised")
+
 PLAN = [
     "explainers=[intrinsic, gradcam]",
     "metrics=[ad, dauc]",
@@ -342,10 +344,12 @@ def test_auto_normalises_as_judge_does(factory: str) -> None:
     expected = plain((images - mean) / std)
     torch.testing.assert_close(network("statistics").model(images), expected)
     mean, std = (torch.tensor(part).view(1, -1, 1, 1) for part in IMAGENET)
-    torch.testing.assert_close(network("network").model(images), plain((images - mean) / std))
+    with pytest.warns(UserWarning, match="does not say how its images are normalised: ImageNet's mean and standard"):
+        found = network("network")
+    torch.testing.assert_close(found.model(images), plain((images - mean) / std))
     ours = imported(f"{factory}:ours")().eval()
     torch.testing.assert_close(network("ours").model(images), ours(images).logits)
     wrapped = network("of_timm")  # a Classifier without statistics normalises nothing; its size is the network's
     assert wrapped.model.mean is None
     assert wrapped.image_size == timm.create_model("test_resnet").pretrained_cfg["input_size"][-1]
-    assert network("network").image_size == 224
+    assert found.image_size == 224
