@@ -740,7 +740,7 @@ def test_named_layers_beside_a_transformer_of_timm_are_tried() -> None:
         ("shuffled", "vit.blocks.1"),
         ("shuffled", "proj"),
     ):
-        with pytest.raises(InputError, match="whose cells lie on an image of 64 × 64 in order"):
+        with pytest.raises(InputError, match="whose cells keep their positions in an image of 64 × 64"):
             explained("gradcam", BesideViT(kind).eval(), images, layer=name)
 
 
