@@ -245,4 +245,8 @@ def test_numbers_are_those_of_the_one_class(cls, options, expected):
     output = net.eval()(images)
     found["logit"] = float(output.logits.detach().double().square().sum().sqrt())
     found["map"] = float(net.explain(output, targets).detach().double().sum())
-    assert found == pytest.approx(expected, rel=1e-3)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        # The slope of √|f| amplifies rounding, which differs between CPUs: by 2.3 % between AVX2 and AVX512.
+        amplified = options["normalise"] and not name.endswith("0")
+        assert found[name] == pytest.approx(value, rel=0.04 if amplified else 1e-3), name
