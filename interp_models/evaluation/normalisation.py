@@ -58,7 +58,7 @@ def classifier_of(model: nn.Module, normalize: Any, output: Output, *, from_file
 
 def _normalises(network: nn.Module) -> bool:
     """Whether the first part of a network is a `Normalize`, as of torchvision's transforms."""
-    parts = (part for part in network.modules() if not any(True for _ in part.children()))
+    parts = (part for part in network.modules() if not list(part.children()))
     first = next(parts, network)
     return type(first).__name__ == "Normalize" and hasattr(first, "mean") and hasattr(first, "std")
 

@@ -231,14 +231,14 @@ def _last(model: nn.Module, image: Tensor, trace: Trace) -> Place:
     )
 
 
-def _form(model: nn.Module, image: Tensor, output: Output, forms: list[Form], least: float = EXPLAINED) -> Form | None:
-    """The form whose cells keep their positions in the image best; None if all forms are below `least`.
+def _form(model: nn.Module, image: Tensor, output: Output, forms: list[Form]) -> Form | None:
+    """The form whose cells keep their positions in the image best; None if all forms are below `EXPLAINED`.
 
     Forms of another grid are tried only if those of the grids before fail.
     A map that does not change at all tells nothing. Then it must have channels first, and the image's aspect ratio.
     """
     outputs: dict[Any, Tensor] = {}
-    best: tuple[float, Form | None] = (least, None)
+    best: tuple[float, Form | None] = (EXPLAINED, None)
     for form in forms:
         grid = form.cells(output.shape)
         found = best[1]
