@@ -33,7 +33,7 @@ ONE_LOGIT = (
 
 _read: ContextVar[Literal["labels", "probabilities"] | None] = ContextVar("read", default=None)
 """What outputs without a type of their own are: logits of labels, probabilities of classes, or (None) logits."""
-_finite: ContextVar[list[Tensor] | None] = ContextVar("finite_logits", default=None)
+_finite: ContextVar["_Finite | None"] = ContextVar("finite_logits", default=None)
 """Whether logits that were read are finite, see `finite_logits`."""
 _checked: ContextVar[object | None] = ContextVar("checked_images", default=None)
 
@@ -46,7 +46,7 @@ def logits_of(output: Any) -> Tensor:
     """
     logits = field_of(output)
     if (finite := _finite.get()) is not None and len(logits):
-        finite.append(are_finite(logits))
+        finite.add(are_finite(logits))
     return logits
 
 
@@ -61,18 +61,41 @@ def finite_logits(images: Tensor, first: int = 0) -> Iterator[None]:
     Raises:
         InputError: if not.
     """
-    finite: list[Tensor] = []
+    finite = _Finite(len(images))
     token = _finite.set(finite)
     try:
         yield
     finally:
         _finite.reset(token)
-    for one in finite:
-        if len(one) == len(images):
-            check_finite(one, first)
-            break
-    if finite:
-        check_finite(torch.cat([one.to(images.device) for one in finite]), None)
+    if finite.of_images is not None:
+        check_finite(finite.of_images, first)
+    for every in finite.every.values():
+        check_finite(every[None], None)
+
+
+class _Finite:
+    """Whether all logits of many passes are finite, in one tensor per device: a tensor kept of each pass would fragment
+    the memory.
+
+    Args:
+        images: number of images of the context.
+    """
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+        self.of_images: Tensor | None = None
+        """Whether the logits of each image are finite, in the first pass of as many images."""
+        self.every: dict[torch.device, Tensor] = {}
+        """Whether all are, by device."""
+
+    def add(self, finite: Tensor) -> None:
+        """Add one pass, bool (b,)."""
+        if self.of_images is None and len(finite) == self.images:
+            self.of_images = finite
+        if finite.device in self.every:
+            self.every[finite.device].logical_and_(finite.all())
+        else:
+            self.every[finite.device] = finite.all()
 
 
 def scores_of(output: Any, score: Score) -> Tensor:
@@ -258,5 +281,30 @@ def probabilities(model: nn.Module) -> ScoreFn:
         # `checked` accepts rows of independent labels, which do not add up to 1.
         score.of_labels = has_labels(found) if are_logits else ending.kind == "sigmoid"  # type: ignore[attr-defined, union-attr]
         return scores_of(found, "probability") if are_logits else at_least_float32(logits_of(found))
+
+    return score
+
+
+def logits(model: nn.Module) -> ScoreFn:
+    """The logits of a model as a score function, for metrics that need them.
+
+    It maps images (B, C, H, W) to logits (B, K), those before a softmax or sigmoid at the end of the model. The model
+    runs in eval mode, without gradients. It raises `InputError` for the models that `read_as` refuses.
+
+    Args:
+        model: any module that returns logits.
+
+    >>> logits(nn.Flatten())(torch.zeros(1, 1, 1, 4)).tolist()
+    [[0.0, 0.0, 0.0, 0.0]]
+    """
+
+    def score(images: Tensor) -> Tensor:
+        if _checked.get() is None:
+            check_images_for(model, images, "images")
+        with (
+            alone(model), torch.no_grad(), evaluating(model), full_float32(), fitting(model, images, "images"),
+            read_as(model, images, "logit"),
+        ):  # fmt: skip
+            return scores_of(model(images), "logit")
 
     return score

@@ -28,10 +28,12 @@ def one_label_each(labels: Any, n: int) -> Tensor:
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InputError(f"{wanted}; got {type(labels).__name__}: {error}") from None
     if given.shape != (n,) or whole_numbers(given) is None:
-        one_column = given.shape == (n, 1)
-        hint = f"; {AS_BOOL}" if given.dim() == 2 and given.dtype != torch.bool and not one_column else ""
-        if one_column or (given.shape == (n,) and given.is_floating_point()):
-            hint = f"; pass labels{'[:, 0]' if one_column else ''}.long()"
+        if given.shape == (n, 1):
+            hint = "; pass labels[:, 0].long()"
+        elif given.shape == (n,) and given.is_floating_point():
+            hint = "; pass labels.long()"
+        else:
+            hint = f"; {AS_BOOL}" if given.dim() == 2 and given.dtype != torch.bool else ""
         raise InputError(f"{wanted}; got {tuple(given.shape)} of {given.dtype}{hint}")
     known = given.long()
     if int(known.min()) < -1:
