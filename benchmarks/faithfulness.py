@@ -29,6 +29,7 @@ from benchmarks.tables import show
 from interp_models.core.prepared import prepare
 from interp_models.core.scoring import ScoreFn, probabilities
 from interp_models.metrics.base import METRICS
+from interp_models.metrics.case import Case
 from interp_models.metrics.perturbation import curve, gaussian, ranks, score_all
 
 
@@ -45,19 +46,23 @@ def timings(bench: Bench, grid: int, batch: int | None = None) -> list[Timing]:
     return rows
 
 
+TWO_CURVES = ["dauc", "dc", "iauc", "ic"]
+"""Keys of deletion and insertion, without the reverse order."""
+
+
 def works(images: Tensor, score_fn: ScoreFn, grid: int, batch: int | None) -> dict[str, tuple[str, Work]]:
     """By name: what the floor counts, and the work."""
     maps = torch.rand(len(images), grid, grid, device=images.device)
     target = score_fn(images).argmax(dim=1)
     clean = score_all(score_fn, images, target)
-    curves = METRICS.get("deletion_insertion")(batch=batch)
+    curves = METRICS.get("deletion_insertion")(batch=batch, wanted=TWO_CURVES)
     masked = METRICS.get("masked_confidence")(batch=batch)
     counts = list(range(grid**2 + 1))
 
     def everything() -> None:
         known = score_all(score_fn, images, target, batch)
-        curves.score(score_fn, images, maps, target, known)
-        masked.score(score_fn, images, maps, target, known)
+        curves.score(Case(images, maps, target, score_fn, known))
+        masked.score(Case(images, maps, target, score_fn, known))
 
     return {
         "deletion curve": (
@@ -68,8 +73,8 @@ def works(images: Tensor, score_fn: ScoreFn, grid: int, batch: int | None) -> di
             "T passes",
             lambda: curve(score_fn, gaussian(images), images, ranks(maps), counts[:-1], target, batch),
         ),
-        "deletion and insertion": ("2 T passes", partial(curves.score, score_fn, images, maps, target, clean)),
-        "masked confidence": ("2 passes", partial(masked.score, score_fn, images, maps, target, clean)),
+        "deletion and insertion": ("2 T passes", partial(curves.score, Case(images, maps, target, score_fn, clean))),
+        "masked confidence": ("2 passes", partial(masked.score, Case(images, maps, target, score_fn, clean))),
         "all metrics": ("2 T + 3 passes", everything),
     }
 
@@ -78,9 +83,9 @@ def curves_of_size(grid: int) -> Work:
     """Deletion and insertion curves of 4 images in grid² steps, on a tiny model."""
     torch.manual_seed(0)
     images, maps = torch.rand(4, 3, 224, 224), torch.rand(4, grid, grid)
-    metric = METRICS.get("deletion_insertion")(max_steps=grid**2)
+    metric = METRICS.get("deletion_insertion")(max_steps=grid**2, wanted=TWO_CURVES)
     target = torch.zeros(4, dtype=torch.long)
-    return partial(metric.score, probabilities(tiny_model()), images, maps, target)
+    return partial(metric.score, Case(images, maps, target, probabilities(tiny_model())))
 
 
 def main(argv: Sequence[str] | None = None) -> Path:

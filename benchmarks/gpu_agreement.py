@@ -28,12 +28,12 @@ from interp_models.config.loading import check
 from interp_models.core.errors import NotApplicable
 from interp_models.core.modes import full_float32
 from interp_models.core.prepared import Prepared, prepare
-from interp_models.core.scoring import logits_of, probabilities
+from interp_models.core.scoring import logits, logits_of, probabilities
+from interp_models.core.truth import Truth, in_boxes
 from interp_models.data.part_birds.dataset import PartBirds
 from interp_models.evaluation.config import EvaluateConfig
 from interp_models.explainers import EXPLAINERS
-from interp_models.explainers.controls import attribute_with
-from interp_models.metrics import METRICS, PROTOTYPE_METRICS
+from interp_models.metrics import METRICS, PROTOTYPE_METRICS, Case
 from interp_models.metrics.base import PRESETS
 from interp_models.metrics.prototype_base import Found
 from interp_models.models import MODELS
@@ -181,7 +181,8 @@ def birds(count: int, size: int, seed: int) -> Found:
     parts = torch.stack([sample.parts.as_subclass(Tensor) for sample in samples if sample.parts is not None])
     visible = torch.stack([sample.visible for sample in samples if sample.visible is not None])
     labels = torch.arange(count) % CLASSES
-    return Found(images, torch.empty(0), labels, torch.arange(count), parts.float(), visible)
+    masks = torch.stack([sample.masks[0].as_subclass(Tensor) for sample in samples if sample.masks is not None])
+    return Found(images, torch.empty(0), labels, torch.arange(count), parts.float(), visible, masks)
 
 
 def apart(found: Tensor, expected: Tensor) -> float:
@@ -269,7 +270,7 @@ def explained(name: str, subject: str, sizes: Sizes) -> Iterator[Check | Value]:
 def _maps(name: str, subject: str, device: str, dtype: torch.dtype, sizes: Sizes) -> list[Tensor] | str:
     """The maps, on a GPU of two calls; or the reason why the explainer does not apply."""
     given = birds(3, 64, sizes.seed)
-    boxes = torch.tensor([[8.0, 16.0, 40.0, 30.0]] * 3)
+    truth = Truth(torch.tensor([[8.0, 16.0, 40.0, 30.0]] * 3))
     options = EXPLAINERS.get(name).small
     if name == "scorecam" and "resnet" in subject:
         options = {"layer": "layer1"}  # fewer channels
@@ -277,7 +278,7 @@ def _maps(name: str, subject: str, device: str, dtype: torch.dtype, sizes: Sizes
         explainer = EXPLAINERS.build(name, options, model=placed(subject, device, dtype))
         images = given.images.to(device, dtype)
         calls = 1 if torch.device(device).type == "cpu" else 2
-        return [attribute_with(explainer, images, given.label, boxes).cpu() for _ in range(calls)]
+        return [explainer.attribute(images, given.label, truth).cpu() for _ in range(calls)]
     except NotApplicable as error:
         return str(error)
 
@@ -300,10 +301,17 @@ def own_maps(subject: str, sizes: Sizes) -> Iterator[Check]:
         yield Check(f"{subject}, {key}", apart(found[1][key], expected), MAPS)
 
 
+def brightness(images: Tensor) -> Tensor:
+    """A map of 7 x 7 cells that depends on the pixels alone."""
+    return torch.nn.functional.adaptive_avg_pool2d(images.mean(dim=1), (7, 7))
+
+
 def metric(name: str, sizes: Sizes) -> Iterator[Check]:
     """Checks of a metric's values of random maps, under every preset."""
     given = birds(4, 64, sizes.seed)
     maps = torch.rand(4, 7, 7, generator=torch.Generator().manual_seed(0))
+    boxes, right = torch.tensor([[8.0, 16.0, 40.0, 30.0]] * 4), torch.tensor([1.0, 0.0, 1.0, 1.0])
+    truth = Truth(boxes, in_boxes(boxes[:, None], (64, 64))[:, 0], None, given.parts, given.visible)
     for preset in PRESETS:
         for dtype, tolerance in ((torch.float64, VALUES_64), (torch.float32, VALUES)):
             found = []
@@ -314,7 +322,9 @@ def metric(name: str, sizes: Sizes) -> Iterator[Check]:
                     score = probabilities(model.to(device, dtype))
                     images = given.images.to(device, dtype)
                     judge = METRICS.get(name)(preset=preset, max_steps=8).to(device)
-                    judge.update(score, images, maps.to(device), given.label.to(device))
+                    there = maps.to(device), given.label.to(device)
+                    case = Case(images, *there, score, None, truth, right, brightness, logits(model))
+                    judge.update(case)
                     found.append(judge.per_image())
                     assert all(value.is_floating_point() for value in judge.compute().values())
             for key, expected in found[0].items():

@@ -23,9 +23,9 @@ from interp_models import EXPLAINERS, load
 from interp_models.core.errors import NotApplicable
 from interp_models.core.files import write_whole
 from interp_models.core.scoring import logits_of
+from interp_models.core.truth import Truth
 from interp_models.data.base import decode_image
 from interp_models.data.transforms import transform_of
-from interp_models.explainers.controls import attribute_with
 from interp_models.report.visual import Picture, contact_sheet, jpeg_uri, overlay, to_uint8
 from interp_models.runs.building import build_data
 from interp_models.runs.folders import run_name
@@ -61,7 +61,7 @@ def images_of_run(run: Path, count: int) -> tuple[Tensor, list[str], Tensor | No
     dataset = data.dataset("test")
     samples = [dataset[0, i * len(data.test_indices) // count] for i in range(count)]
     names = [Path(data.test_images.image_id(sample.index)).stem for sample in samples]
-    boxes = None if samples[0].box is None else torch.cat([sample.box.as_subclass(Tensor) for sample in samples])
+    boxes = None if samples[0].box is None else torch.stack([sample.box.as_subclass(Tensor) for sample in samples])
     return torch.stack([sample.image.as_subclass(Tensor) for sample in samples]), names, boxes
 
 
@@ -74,7 +74,7 @@ def draw(model: nn.Module, images: Tensor, boxes: Tensor | None) -> list[Drawn]:
         options = OPTIONS.get(name, {})
         start = time.perf_counter()
         try:
-            maps = attribute_with(EXPLAINERS.build(name, options, model=model), images, target, boxes)
+            maps = EXPLAINERS.build(name, options, model=model).attribute(images, target, Truth(boxes))
         except NotApplicable as error:
             drawn.append((name, "", str(error), 0.0))
             continue

@@ -20,12 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.harness import STUDIES, Row, Value, plain_parser, write
-from interp_models import InterpModule, load
+from interp_models import METRICS, InterpModule, load
+from interp_models.core.truth import Truth
 from interp_models.data.base import Sample
 from interp_models.data.subsets import spread
 from interp_models.explainers.cam import GradCAM
 from interp_models.explainers.controls import CenterGaussian
 from interp_models.explainers.rise import RISE
+from interp_models.metrics import Case
 from interp_models.runs.building import build_data
 from interp_models.runs.loading import run_config
 
@@ -46,13 +48,11 @@ def bootstrap(values: NDArray[np.float64], seed: int = 0) -> tuple[float, float,
     return float(values.mean()), float(low), float(high)
 
 
-def hits(maps: Tensor, boxes: Tensor, size: tuple[int, int]) -> NDArray[np.float64]:
-    """Pointing game without tolerance: 1 if the highest pixel of the upsampled map lies in the box, (B,)."""
-    large = F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-    position = large.flatten(1).argmax(dim=1)
-    y, x = position // size[1], position % size[1]
-    inside = (x >= boxes[:, 0]) & (x < boxes[:, 2]) & (y >= boxes[:, 1]) & (y < boxes[:, 3])
-    return inside.double().numpy()
+def hits(maps: Tensor, batch: Sample) -> NDArray[np.float64]:
+    """`pointing` of the maps (B, h, w) of a batch with boxes."""
+    metric = METRICS.build("box_localisation", {"wanted": ["pointing"]})
+    found: NDArray[np.float64] = metric.score(Case(batch.image, maps, truth=Truth(batch.box)))["pointing"].numpy()
+    return found.astype(np.float64)
 
 
 def pairwise_cosine(maps: Tensor) -> Tensor:
@@ -72,13 +72,12 @@ def attention(model: InterpModule, batches: Sequence[Sample]) -> dict[str, NDArr
     for batch in batches:
         output = model(batch.image)
         predicted = output.logits.argmax(dim=1)
-        size = (batch.image.shape[-2], batch.image.shape[-1])
         values = {"correct": (predicted == batch.label).double().numpy()}
         if batch.box is not None:
             own, gradcam = model.explain(output, predicted), GradCAM(model).attribute(batch.image, predicted)
             control = CenterGaussian(model).attribute(batch.image)
             for name, maps in (("own map", own), ("Grad-CAM", gradcam), ("centre Gaussian", control)):
-                values[f"pointing hits of {name}"] = hits(maps, batch.box, size)
+                values[f"pointing hits of {name}"] = hits(maps, batch)
         if output.maps.shape[1] > 1:
             values["mean cosine between maps"] = pairwise_cosine(output.maps).double().numpy()
             live = (output.maps.amax(dim=(2, 3)) > 0).any(dim=0)

@@ -31,6 +31,15 @@ def _threads_and_seed():
 
 
 @pytest.fixture(scope="session")
+def shared_pets() -> Path:
+    """Three breeds of Oxford-IIIT Pet in the official layout."""
+    pets = CUB.parent / "pets"
+    if not pets.exists():
+        pytest.skip("no copy of Oxford-IIIT Pet beside the repository, in shared/data/pets")
+    return pets
+
+
+@pytest.fixture(scope="session")
 def shared_cub() -> Path:
     """The folder of real CUB images."""
     if not CUB.is_dir():

@@ -12,6 +12,7 @@ from typing import Any
 from interp_models import DATASETS, EXPLAINERS, METRICS, MODELS, PROTOTYPE_METRICS
 from interp_models.core.registry import Registry
 from interp_models.core.traits import TRAITS
+from interp_models.core.truth import WORDS
 from interp_models.data.transforms import TRANSFORMS
 from tests.contract.subjects import SUBJECTS, applies
 
@@ -83,7 +84,7 @@ def explainers() -> str:
     for name in EXPLAINERS:
         cls = EXPLAINERS.get(name)
         reads = "the model" if "explain" in cls.needs else "yes" if cls.uses_class else "no"
-        needs = ", ".join([*(f"`{need}`" for need in cls.needs), *(f"a {truth}" for truth in cls.shown)])
+        needs = ", ".join([*(f"`{need}`" for need in cls.needs), *(WORDS[truth] for truth in cls.shown)])
         rows.append([f"`{name}`", summary(cls), needs, reads, of_options(EXPLAINERS, name, ("model",))])
     return table(["Explainer", "What it is", "Needs", "Reads the class", "Options (defaults)"], rows)
 
@@ -115,7 +116,8 @@ def prototype_metrics() -> str:
     rows = []
     for name in PROTOTYPE_METRICS:
         cls = PROTOTYPE_METRICS.get(name)
-        needs = "none" if cls.split is None else f"{cls.split}{' with key points' if cls.needs_parts else ''}"
+        truth = {"parts": " with key points", "mask": " with masks"}
+        needs = "none" if cls.split is None else cls.split + "".join(truth[need] for need in cls.needs)
         rows += [
             [f"`{key}`", cls.legend[key], "higher" if cls.higher_is_better_by_key[key] else "lower", needs, f"`{name}`"]
             for key in cls.keys

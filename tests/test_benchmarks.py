@@ -44,6 +44,7 @@ from benchmarks.prototypes import Held, informed_tree
 from interp_models.core.scoring import probabilities
 from interp_models.explainers import EXPLAINERS
 from interp_models.metrics.base import METRICS
+from interp_models.metrics.case import Case
 from interp_models.metrics.perturbation import gaussian
 from interp_models.models.bcnn import BCNN
 from interp_models.models.prototree import ProtoTree
@@ -104,8 +105,9 @@ def works(model: nn.Module, images: torch.Tensor) -> dict[str, tuple[Work, int]]
     """Works, and the passes that they make by definition."""
     score_fn = probabilities(model)
     maps, target, clean = torch.rand(len(images), 4, 4), torch.zeros(len(images), dtype=torch.long), torch.rand(IMAGES)
-    curves = partial(METRICS.get("deletion_insertion")(batch=5).score, score_fn, images, maps, target)
-    masked = partial(METRICS.get("masked_confidence")(batch=2).score, score_fn, images, maps, target)
+    unknown, known = Case(images, maps, target, score_fn), Case(images, maps, target, score_fn, clean)
+    curves = METRICS.get("deletion_insertion")(batch=5, wanted=["dauc", "iauc"]).score
+    masked = METRICS.get("masked_confidence")(batch=2).score
     explain = {}
     for name, options in {
         "gradcam": {"layer": "0"},
@@ -117,10 +119,10 @@ def works(model: nn.Module, images: torch.Tensor) -> dict[str, tuple[Work, int]]
         explainer.preparation = "none"  # passes of a copy are not counted
         explain[name] = explainer.attribute
     return {
-        "curves, clean given": (partial(curves, clean), 2 * STEPS),
-        "curves": (curves, 2 * STEPS + 1),
-        "masked confidence, clean given": (partial(masked, clean), 2),
-        "masked confidence": (masked, 3),
+        "curves, clean given": (partial(curves, known), 2 * STEPS),
+        "curves": (partial(curves, unknown), 2 * STEPS + 1),
+        "masked confidence, clean given": (partial(masked, known), 2),
+        "masked confidence": (partial(masked, unknown), 3),
         "gradcam": (partial(explain["gradcam"], images), 1),
         "activation_map": (partial(explain["activation_map"], images), 1),
         "random": (partial(explain["random"], images), 0),

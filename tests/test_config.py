@@ -489,6 +489,7 @@ def test_description_names_every_key_with_type_default_and_meaning() -> None:
     assert "name: Literal['adam', 'adamw', 'sgd'] = adamw   Algorithm." in lines
     assert "momentum: float = 0.9   Momentum of `sgd`." in lines
     inherited = [line.strip() for line in describe(EvaluateConfig).splitlines()]
-    assert "preset: str = gomez2023   Protocol of the metrics: `gomez2023` or `saliency-maps-metrics`." in inherited
+    presets = "`gomez2023`, `saliency-maps-metrics`, `rise`, `opticam`, `guidance` or `idsds`"
+    assert f"preset: str = gomez2023   Protocol of the metrics: {presets}." in inherited
     ckpt = "ckpt: Literal['best', 'last'] = best   Checkpoint of each run: `best` validation epoch or `last` epoch."
     assert ckpt in inherited

@@ -77,7 +77,7 @@ def test_python_examples(bcnn_run, tmp_path, monkeypatch):
     assert len(others) == 3
     for block in others:
         exec(block, names)
-    assert set(names["values"]) == {"dauc", "dc", "iauc", "ic"}
+    assert set(names["values"]) == {"dauc", "dc", "iauc", "ic", "lerf", "abpc"}
     assert names["maps"].shape == (2, 2, 2)
     assert Image.open("map.png").size == (64, 64)
     assert bool(torch.isfinite(names["maps"]).all())

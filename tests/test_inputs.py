@@ -1,6 +1,8 @@
 """What explainers, metrics and `probabilities` are handed: the right thing passes, others end in one line."""
 
 import warnings
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from interp_models import EXPLAINERS, METRICS, MODELS, load, probabilities
 from interp_models.core.errors import InputError
 from interp_models.core.inputs import check_images
 from interp_models.core.scoring import per_image
+from interp_models.core.truth import Truth
+from interp_models.metrics.case import Case
 from tests.conftest import PoolLinear, tiny_options
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -31,16 +35,30 @@ def foreign() -> nn.Module:
     return PoolLinear().eval()
 
 
-def uses(model: nn.Module) -> list[Any]:
-    """Every public way of images into the package."""
+def full(images: Any, maps: Any, target: Any, score_fn: Any) -> Case:
+    """A case of images of 32 pixels with everything that a metric can need."""
+    n, size = len(maps) if isinstance(maps, Tensor) else len(IMAGES), (32, 32)
+    if isinstance(images, Tensor) and not images.is_nested and images.dim() == 4:
+        size = (images.shape[2], images.shape[3])
+    mask = torch.zeros(n, *size, dtype=torch.bool)
+    mask[:, 4:20, 8:28] = True
+    truth = Truth(torch.tensor([[8.0, 4, 28, 20]] * n), mask, mask[:, None], torch.full((n, 1, 2), 12.0))
+    return Case(images, maps, target, score_fn, None, truth, torch.ones(n), lambda others: others.mean(dim=1), score_fn)
+
+
+SCORED = [name for name in METRICS if "score_fn" in METRICS.get(name).needs]
+
+
+def uses(model: nn.Module, names: Iterable[str] = tuple(METRICS)) -> list[Any]:
+    """Every public way of images into the package; of the metrics, those named."""
     known = probabilities(model)
     return [
         EXPLAINERS.build("gradient", model=model).attribute,
         EXPLAINERS.build("occlusion", {"window": 16, "stride": 16}, model=model).attribute,
         EXPLAINERS.build("random", model=model).attribute,
         known,
-        *(lambda x, n=n: METRICS.build(n).score(known, x, MAPS, 0) for n in METRICS),
-        *(lambda x, n=n: METRICS.build(n).update(known, x, MAPS, 0) for n in METRICS),
+        *(lambda x, n=n: METRICS.build(n).score(full(x, MAPS, 0, known)) for n in names),
+        *(lambda x, n=n: METRICS.build(n).update(full(x, MAPS, 0, known)) for n in names),
     ]
 
 
@@ -130,7 +148,7 @@ def test_images_that_a_network_does_not_take_are_refused_by_their_shape() -> Non
         (Sized().eval(), IMAGES[:, :, :24, :24], r"\(3, 24, 24\): mat1 and mat2 shapes cannot be multiplied"),
         (Sized().eval(), torch.rand(2, 3, 64, 64), r"\(3, 64, 64\): Input image size does not match"),
     ):
-        explain, occlude, noise, known, *metrics = uses(model)
+        explain, occlude, noise, known, *metrics = uses(model, SCORED)
         for use in (explain, occlude, known, *metrics):
             use(IMAGES)
             with pytest.raises(InputError, match=rf"(Sequential|Sized) does not take (inputs|images) of shape {why}"):
@@ -178,20 +196,25 @@ def test_what_metrics_make_of_images_is_not_refused() -> None:
     maps[:, 1, 1] = 1
     metric = METRICS.build("ad", {"preset": "saliency-maps-metrics"})
     score_fn = probabilities(model)
-    metric.score(score_fn, torch.ones_like(IMAGES), maps, 0)
+    metric.score(Case(torch.ones_like(IMAGES), maps, 0, score_fn))
     assert model.outside
     with pytest.raises(InputError, match=r"pixels in \[0, 1\]"):  # what the user hands over still is
         score_fn(2 * IMAGES)
 
 
-@pytest.mark.parametrize("name", ["deletion_insertion", "masked_confidence"])
+@pytest.mark.parametrize("name", SCORED)
 def test_scores_that_are_no_probabilities_are_refused(foreign: nn.Module, name: str) -> None:
-    score = METRICS.build(name).score
+    metric = METRICS.build(name)
+
+    def score(score_fn: Any, clean: Any = None) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = metric.score(replace(full(IMAGES, MAPS, 0, score_fn), clean=clean))
+        return found
+
     right = probabilities(foreign)
-    expected = score(right, IMAGES, MAPS, 0)
+    expected = score(right)
     for dtype in (torch.float16, torch.bfloat16):
-        score(lambda x, to=dtype: right(x).to(to), IMAGES, MAPS, 0)
-        score(lambda x, to=dtype: right(x).to(to).float(), IMAGES, MAPS, 0)
+        score(lambda x, to=dtype: right(x).to(to))
+        score(lambda x, to=dtype: right(x).to(to).float())
     wrong = {
         "got values from -": lambda x: foreign(x).detach() - 1,
         r"score_fn = probabilities\(model\)": foreign,
@@ -204,20 +227,20 @@ def test_scores_that_are_no_probabilities_are_refused(foreign: nn.Module, name: 
     }
     for message, score_fn in wrong.items():
         with pytest.raises(InputError, match=f"score_fn must return class probabilities.*{message}"):
-            score(score_fn, IMAGES, MAPS, 0)
+            score(score_fn)
     clean = right(IMAGES)[:, 0]
-    for key, value in score(right, IMAGES, MAPS, 0, clean).items():
+    for key, value in score(right, clean).items():
         torch.testing.assert_close(value, expected[key], equal_nan=True)
     with pytest.raises(InputError, match="score_fn must return class probabilities"):
-        score(foreign, IMAGES, MAPS, 0, clean)
+        score(foreign, clean)
     for other, message in ((clean.numpy(), "got ndarray"), (clean[:1], r"got \(1,\)"), (clean + 5, r"got \[5")):
         with pytest.raises(InputError, match=f"clean must be the target's probability.*{message}"):
-            score(right, IMAGES, MAPS, 0, other)
+            score(right, other)
 
 
 def test_what_a_model_of_this_package_returns_is_no_score(ours: nn.Module) -> None:
     with pytest.raises(InputError, match=r"got InterpOutput; write score_fn = probabilities\(model\)"):
-        METRICS.build("dauc").score(ours, IMAGES, MAPS, 0)
+        METRICS.build("dauc").score(Case(IMAGES, MAPS, 0, ours))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -257,11 +280,11 @@ def test_targets_that_are_no_classes_are_refused(foreign: nn.Module, target: Any
     explain = EXPLAINERS.build("gradient", model=foreign).attribute
     score = METRICS.build("ad").score
     explain(IMAGES, [3, 0])
-    score(probabilities(foreign), IMAGES, MAPS, [3, 0])
+    score(Case(IMAGES, MAPS, [3, 0], probabilities(foreign)))
     with pytest.raises(InputError, match=r"^target"):
         explain(IMAGES, target)
     with pytest.raises(InputError, match=r"^target"):
-        score(probabilities(foreign), IMAGES, MAPS, target)
+        score(Case(IMAGES, MAPS, target, probabilities(foreign)))
 
 
 @pytest.mark.parametrize("name", ["random", "edges", "sobol"])
@@ -343,9 +366,9 @@ def test_device_of_images_and_weights_is_the_same(foreign: nn.Module) -> None:
 def test_maps_that_are_none_are_refused(foreign: nn.Module, maps: Any, message: str) -> None:
     for metric in (METRICS.build(name) for name in METRICS):
         for use in (metric.score, metric.update):
-            use(probabilities(foreign), IMAGES, MAPS, 0)
+            use(full(IMAGES, MAPS, 0, probabilities(foreign)))
             with pytest.raises(InputError, match=rf"maps must be \(batch, rows, columns\) for 2 images.*{message}"):
-                use(probabilities(foreign), IMAGES, maps, 0)
+                use(replace(full(IMAGES, MAPS, 0, probabilities(foreign)), maps=maps))
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -356,17 +379,17 @@ def test_one_grid_for_one_mean(foreign: nn.Module, name: str) -> None:
     for kept in ("update", "forward"):
         metric = METRICS.build(name)
         use = getattr(metric, kept)
-        use(score_fn, IMAGES, MAPS, 0)
-        use(score_fn, IMAGES[:1], MAPS[:1], 0)
+        use(full(IMAGES, MAPS, 0, score_fn))
+        use(full(IMAGES[:1], MAPS[:1], 0, score_fn))
         before = metric.compute()
         with pytest.raises(InputError, match=message):
-            use(score_fn, IMAGES, fine, 0)
+            use(full(IMAGES, fine, 0, score_fn))
         assert all(torch.equal(value, before[key]) for key, value in metric.compute().items())
         metric.reset()
-        use(score_fn, IMAGES, fine, 0)
+        use(full(IMAGES, fine, 0, score_fn))
     one = METRICS.build(name, {"grid": (4, 4)})
     for maps in (MAPS, fine):
-        one.update(score_fn, IMAGES, maps, 0)
+        one.update(full(IMAGES, maps, 0, score_fn))
     for value in one.per_image().values():
         torch.testing.assert_close(value[:2], value[2:], equal_nan=True)
 
@@ -377,10 +400,10 @@ def test_maps_without_a_grid_of_their_own_are_told(foreign: nn.Module) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         metric = METRICS.build("dauc")
-        metric.score(score_fn, IMAGES, MAPS, 0)
-        metric.score(score_fn, IMAGES, MAPS, 1)
-        METRICS.build("dauc", {"grid": (4, 4)}).score(score_fn, IMAGES, pixels, 0)
+        metric.score(Case(IMAGES, MAPS, 0, score_fn))
+        metric.score(Case(IMAGES, MAPS, 1, score_fn))
+        METRICS.build("dauc", {"grid": (4, 4)}).score(Case(IMAGES, pixels, 0, score_fn))
     with pytest.warns(UserWarning, match=r"have the grid \(32, 32\), earlier ones \(4, 4\): values on different"):
-        metric.score(score_fn, IMAGES, pixels, 0)
+        metric.score(Case(IMAGES, pixels, 0, score_fn))
     with pytest.warns(UserWarning, match=r"have the grid \(32, 32\), one cell per pixel; .*such as grid=\(7, 7\)"):
-        METRICS.build("dauc").score(score_fn, IMAGES, pixels, 0)
+        METRICS.build("dauc").score(Case(IMAGES, pixels, 0, score_fn))

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from interp_models.core.boxes import activation_boxes
 from interp_models.core.errors import InputError
 from interp_models.core.maps import upsampled
 from interp_models.data.base import Sample
 from interp_models.prototypes import search as prototypes
-from interp_models.prototypes.boxes import activation_boxes, receptive_spans
+from interp_models.prototypes.boxes import receptive_spans
 from interp_models.prototypes.distances import squared_distances
 from interp_models.prototypes.search import Patches, _over_ranks, nearest_patches, without_duplicates
 from tests.mutation import mutated

@@ -11,6 +11,7 @@ from interp_models.core.modes import PRODUCTS, full_float32
 from interp_models.core.scoring import probabilities
 from interp_models.explainers import EXPLAINERS
 from interp_models.metrics import METRICS
+from interp_models.metrics.case import Case
 
 
 def _state() -> list[Any]:
@@ -126,7 +127,7 @@ def test_passes_of_explainers_and_metrics_are_of_full_float32(defaults: list[Any
     def score(some: Tensor) -> Tensor:
         return model(some).softmax(dim=1)
 
-    METRICS.get("masked_confidence")().score(score, images, torch.rand(2, 2, 2), 0)
+    METRICS.get("masked_confidence")().score(Case(images, torch.rand(2, 2, 2), 0, score))
     assert len(model.seen) >= 4
     assert all(seen == ["ieee"] * len(PRODUCTS) for seen in model.seen)
     assert _state() == defaults

@@ -109,24 +109,6 @@ def test_margin_is_that_of_the_closest_decision_on_the_path() -> None:
     torch.testing.assert_close(prototype_stages.margin(net, output), torch.tensor([0.4, 0.2, 0.05]))
 
 
-def test_energy_and_pointing_by_pixels() -> None:
-    """Maps of 2 × 3 cells on 8 × 12 pixels, boxes of whole pixels: each cell as its 4 × 4 pixels."""
-    maps = torch.rand(20, 2, 2, 3)
-    low, high = torch.randint(0, 4, (20, 2)), torch.randint(5, 8, (20, 2))
-    boxes = torch.cat([low, high], dim=1).float()
-    hits, energy = class_token.in_box(maps, boxes, (8, 12))
-    large = maps.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
-    for image in range(20):
-        (x0, y0), (x1, y1) = low[image].tolist(), high[image].tolist()
-        for n in range(2):
-            inside = large[image, n, y0:y1, x0:x1].sum() / large[image, n].sum()
-            assert float(energy[image, n]) == pytest.approx(float(inside), abs=1e-5)
-            row, column = divmod(int(maps[image, n].argmax()), 3)
-            y, x = 4 * row + 2, 4 * column + 2
-            assert bool(hits[image, n]) == (x0 <= x < x1 and y0 <= y < y1)
-    assert 0 < float(hits.mean()) < 1
-
-
 def test_class_tokens_before_and_after(tiny_cub: Cub, tmp_path: Path) -> None:
     model = {"name": "vit_cls", **tiny_options("vit_cls")}
     phases = [{"epochs": 1, "lrs": {"backbone": 0.01, "head": 0.01}}]

@@ -13,6 +13,7 @@ from torchvision import tv_tensors
 
 from interp_models.core.errors import InputError
 from interp_models.core.registry import Registry
+from interp_models.core.truth import Truth
 from interp_models.data.decoding import decode_image as decode_image
 
 
@@ -32,13 +33,21 @@ class Sample(NamedTuple):
     index: Any
     """Position in the split of the data set, an int; in a batch int64 (B,)."""
     box: Tensor | None = None
-    """(1, 4): `tv_tensors.BoundingBoxes`, XYXY in pixels; in a batch (B, 4)."""
+    """(M, 4): `tv_tensors.BoundingBoxes` of the image's objects, XYXY in pixels; in a batch (B, M, 4), where images
+    with fewer objects are filled up with NaN."""
     masks: Tensor | None = None
-    """(M, H, W): bool `tv_tensors.Mask` of the object and then of its parts; in a batch (B, M, H, W)."""
+    """(M, H, W): bool `tv_tensors.Mask` of the object and then of its parts or, with `mask_classes`, of the objects of
+    each class; in a batch (B, M, H, W), where images with fewer masks are filled up with empty ones."""
     parts: Tensor | None = None
     """(P, 2): `tv_tensors.KeyPoints`, x and y in pixels; in a batch (B, P, 2)."""
     visible: Tensor | None = None
     """(P,): bool, whether the key point is visible and inside the image; in a batch (B, P)."""
+    box_classes: Tensor | None = None
+    """(M,): int64, class of each box; in a batch (B, M), -1 beyond the last box. None if all boxes are of the image's
+    class."""
+    mask_classes: Tensor | None = None
+    """(M,): int64, class of each mask; in a batch (B, M), -1 beyond the last mask. None if masks are those of one
+    object and its parts."""
 
 
 class ImageDataset(ABC):
@@ -177,19 +186,27 @@ def boxed_sample(path: Path, label: int, index: int, box: Sequence[float]) -> Sa
 
 def collate(samples: Sequence[Sample]) -> Sample:
     """Stack samples of the same size into a batch."""
-    boxes, masks, parts, visible = (
-        None if getattr(samples[0], name) is None else _stack([getattr(sample, name) for sample in samples])
-        for name in ("box", "masks", "parts", "visible")
-    )
+    fills = {"box": torch.nan, "masks": False, "parts": 0, "visible": False, "box_classes": -1, "mask_classes": -1}
+    truth = {name: _filled([getattr(sample, name) for sample in samples], fill) for name, fill in fills.items()}
     return Sample(
         image=_stack([sample.image for sample in samples]),
         label=default_collate([sample.label for sample in samples]),
         index=default_collate([sample.index for sample in samples]),
-        box=None if boxes is None else boxes[:, 0],
-        masks=masks,
-        parts=parts,
-        visible=visible,
+        **truth,
     )
+
+
+def _filled(values: Sequence[Tensor | None], fill: float) -> Tensor | None:
+    """Stack ground truth, filled up along the first axis; None if no sample has any."""
+    known = [value.as_subclass(Tensor) for value in values if value is not None]
+    if not known:
+        return None
+    longest = max(len(value) for value in known)
+    stacked = known[0].new_full((len(values), longest, *known[0].shape[1:]), fill)
+    for row, value in zip(stacked, values, strict=True):
+        if value is not None:
+            row[: len(value)] = value.as_subclass(Tensor)
+    return stacked
 
 
 def of_each(batch: Sample, change: Callable[[Any], Any]) -> Sample:
@@ -201,6 +218,21 @@ def of_each(batch: Sample, change: Callable[[Any], Any]) -> Sample:
 def rows_of(batch: Sample, rows: list[int]) -> Sample:
     """The images of a batch at the positions `rows`."""
     return of_each(batch, lambda value: value[rows])
+
+
+def truth_of(batch: Sample, target: Tensor) -> Truth:
+    """The ground truth of a batch for the classes to explain, (B,).
+
+    Of the masks of a single object the first is the object's, the others are of parts.
+    """
+    boxes, masks, part_masks = batch.box, batch.masks, None
+    if boxes is not None and batch.box_classes is not None:
+        boxes = boxes.masked_fill((batch.box_classes != target[:, None])[..., None], torch.nan)
+    if masks is not None and batch.mask_classes is not None:
+        masks = (masks & (batch.mask_classes == target[:, None])[..., None, None]).any(dim=1)
+    elif masks is not None:
+        masks, part_masks = masks[:, 0], masks[:, 1:] if masks.shape[1] > 1 else None
+    return Truth(boxes, masks, part_masks, batch.parts, batch.visible)
 
 
 def _stack(values: Sequence[Tensor]) -> Tensor:

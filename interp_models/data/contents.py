@@ -82,7 +82,7 @@ def _file_digest(path: Path, known: dict[str, list[int | str]], found: dict[str,
 
 def _pixels(sample: Sample) -> bytes:
     digest = hashlib.sha256()
-    for value in (sample.image, sample.box, sample.masks, sample.parts, sample.visible):
+    for value in (*sample[:1], *sample[3:]):
         if value is not None:
             array = np.ascontiguousarray(value.as_subclass(Tensor).numpy())
             digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())

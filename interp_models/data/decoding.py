@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+import torch
 from PIL import Image, ImageFile, features
+from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
@@ -93,6 +95,23 @@ def decode_image(path: Path, *, upright: bool = True, max_value: float | None = 
     except ERRORS as error:
         reason = first_line(error)
         raise InputError(f"image {path} {BROKEN} ({reason}); {ADVICE}") from None
+
+
+def decode_classes(path: Path) -> Tensor:
+    """Read a file whose pixels are numbers of classes, as palette or grey, (H, W) uint8.
+
+    Raises:
+        InputError: if the file is missing or cannot be decoded, or has colours.
+    """
+    try:
+        with Image.open(path) as file:
+            if file.mode not in ("P", "L"):
+                raise InputError(f"mask {path} must have a palette or be grey; its mode is {file.mode}")
+            return torch.from_numpy(np.asarray(file).copy())
+    except FileNotFoundError:
+        raise missing(path) from None
+    except ERRORS as error:
+        raise InputError(f"mask {path} {BROKEN} ({first_line(error)}); {ADVICE}") from None
 
 
 def missing(path: Path) -> InputError:

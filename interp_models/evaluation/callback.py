@@ -51,7 +51,7 @@ class ExplanationEvaluation(pl.Callback):
         grid = resolve_grid(self.plan.grid, network_of(module), _example(module, data_of(trainer)))
         if not len(self._explained(data_of(trainer))):
             raise InputError("target label: no image has a label; target=prediction works")
-        make_metrics(self.plan, self.keys.values(), grid)  # wrong options are refused even if results exist
+        make_metrics(self.plan, self.keys, grid)  # wrong options are refused even if results exist
         cache = self._cache(trainer, grid)
         self._engine = None
         if trainer.strategy.broadcast(finished(self.folder, cache)):
@@ -112,6 +112,8 @@ class ExplanationEvaluation(pl.Callback):
                 data.test_images.image_id,
                 self.folder,
                 len(data.test_indices) - len(indices),
+                engine.unmeasured,
+                self.plan.control,
             )
         trainer.strategy.barrier()
         rows = read_tables(self.folder).rows

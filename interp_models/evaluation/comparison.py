@@ -71,7 +71,7 @@ def write_page(
         rows=[row for one in compared for row in one.tables.rows],
         images=images,
         prototypes=prototypes(images),
-        left_out={one.summary.name: one.tables.left_out for one in compared},
+        left_out={one.summary.name: {**one.tables.left_out, **one.tables.unmeasured} for one in compared},
     )
     return images
 
@@ -88,6 +88,7 @@ def write_comparison(compared: Sequence[Compared], prototypes: Sequence[Any], pa
         "schema_version": SCHEMA_VERSION,
         "rows": [row for one in compared for row in one.tables.rows],
         "left_out": {one.summary.name: one.tables.left_out for one in compared},
+        "unmeasured": {one.summary.name: dict(one.tables.unmeasured) for one in compared},
         "prototypes": list(prototypes),
     }
     write_json(path, results)

@@ -17,18 +17,21 @@ class ExplanationConfig:
     metrics: list[str] = field(default_factory=lambda: ["ad", "iic", "add", "ag", "dauc", "dc", "iauc", "ic"])
     """Keys of metrics."""
     preset: str = "gomez2023"
-    """Protocol of the metrics: `gomez2023` or `saliency-maps-metrics`."""
+    """Protocol of the metrics: `gomez2023`, `saliency-maps-metrics`, `rise`, `opticam`, `guidance` or `idsds`."""
     grid: Any = None
     """Grid to which every map is brought: [rows, columns], `native` for each map's own grid, or null for the coarsest
     of the models' last feature maps."""
-    max_steps: int = 196
-    """Maximum number of steps of a deletion or insertion curve; on a grid with more cells, a step removes several."""
+    max_steps: int | None = None
+    """Maximum number of steps of a deletion or insertion curve; on a grid with more cells, a step removes several. Null
+    takes the preset's: 196, or 224 where curves remove pixels."""
     target: Any = "prediction"
     """Class to explain: `prediction`, `label`, or a class number."""
     batch: int | None = None
     """Images per forward pass of the metrics; null chooses a size for the device. Explainers have their own `batch`."""
     preparation: Preparation = "exact"
     """How the model is prepared for many passes: `exact`, `compiled`, `bfloat16` or `none`."""
+    control: str | None = None
+    """Label of the explainer that the others are tested against; null takes `random`, if it is listed."""
     n_images: int | None = None
     """Number of images to judge, drawn by `seed`; null judges all."""
 

@@ -5,6 +5,8 @@ import sys
 import time
 from collections import ChainMap
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +15,21 @@ from tqdm import tqdm
 from interp_models.core.batches import all_scores, predicted
 from interp_models.core.distributed import gathered_objects, is_first
 from interp_models.core.errors import InputError, NotApplicable
+from interp_models.core.known import unchanging
 from interp_models.core.modes import evaluating, full_float32
 from interp_models.core.passes import counted_passes
 from interp_models.core.prepared import prepare, unwrapped
-from interp_models.core.scoring import probabilities, resolve_target
-from interp_models.data.base import Sample
+from interp_models.core.scoring import logits, probabilities, resolve_target
+from interp_models.core.truth import Truth
+from interp_models.data.base import Sample, of_each, rows_of, truth_of
 from interp_models.evaluation.cache import Cache, Part
 from interp_models.evaluation.config import ExplanationConfig
 from interp_models.evaluation.plan import Spec, described, explainer_specs, make_metrics, resolve_grid
-from interp_models.evaluation.tables import Protocol, image_means
+from interp_models.evaluation.tables import Protocol, image_means, values_of
 from interp_models.explainers.base import EXPLAINERS, Explainer
-from interp_models.explainers.controls import attribute_with
 from interp_models.explainers.features import shared_passes
-from interp_models.metrics.base import FaithfulnessMetric, Grid, metrics_of
+from interp_models.metrics.base import METRICS, Grid, MapMetric, metrics_of
+from interp_models.metrics.case import Case
 
 
 class Engine:
@@ -58,10 +62,16 @@ class Engine:
         self.model, self.plan, self.cache = model, plan, cache
         self.specs, self.keys = check_plan(plan, others=bool(given := dict(explainers)))
         self.labels = [*(label for label, _, _ in self.specs), *given]
+        if plan.control is not None and plan.control not in self.labels:
+            raise InputError(f"control {plan.control!r} is no explainer of this evaluation: {', '.join(self.labels)}")
         if len(set(self.labels)) < len(self.labels):
             raise InputError(f"two explainers have one label: {', '.join(self.labels)}")
         self.left_out: dict[str, str] = {}
         """Why explainers do not apply, by label."""
+        self.unmeasured: dict[str, str] = {}
+        """Why metrics have no values, by key: the ground truth that they need is unknown."""
+        self._measured: set[str] = set()
+        """Names of metrics with values for at least one batch."""
         self.bar = tqdm(disable=True)
         self._warned = set() if warned is None else warned
         self._explainers: dict[str, Explainer] = {}
@@ -89,8 +99,8 @@ class Engine:
             """Metrics by label of the explainer: each explainer has its own, as a metric warns if the grid of its maps
             changes."""
 
-    def _make_metrics(self, device: torch.device) -> dict[str, FaithfulnessMetric]:
-        made = make_metrics(self.plan, self.keys.values(), self.grid)
+    def _make_metrics(self, device: torch.device) -> dict[str, MapMetric]:
+        made = make_metrics(self.plan, self.keys, self.grid)
         return {name: metric.to(device) for name, metric in made.items()}
 
     def show_progress(self, batches: int | None) -> None:
@@ -113,13 +123,17 @@ class Engine:
         """
         # Lightning evaluates in inference mode; its tensors must not end up in states or graphs. Its mixed precision
         # ends before callbacks run. So clean scores are computed here, in float32 like the masked ones.
-        with torch.inference_mode(False), torch.no_grad(), evaluating(self.model), full_float32(), shared_passes():
+        with (
+            torch.inference_mode(False), torch.no_grad(), evaluating(self.model), full_float32(), shared_passes(),
+            unchanging(),
+        ):  # fmt: skip
             self.bar.update(len(self.labels) - len(self._explainers))
             if not self._explainers:
                 return
             images, label, index = (x.clone() for x in (batch.image, batch.label, batch.index))
-            boxes = None if batch.box is None else batch.box.clone()
-            score_fn = probabilities(prepare(self.model, images, self.plan.preparation))
+            given = of_each(batch, torch.clone)
+            prepared = prepare(self.model, images, self.plan.preparation)
+            score_fn = probabilities(prepared)
             scores = all_scores(score_fn, images, self.plan.batch)
             if not bool(scores.isfinite().all()):
                 bad = index[~scores.isfinite().all(dim=1)].tolist()
@@ -131,57 +145,85 @@ class Engine:
                     self.bar.update(len(self._explainers))
                     return
                 images, label, index, scores, prediction = (x[rows] for x in (images, label, index, scores, prediction))
-                boxes = None if boxes is None else boxes[rows]
+                given = rows_of(given, rows.tolist())
             wanted = label_of_row if rows_of_labels else self._target(prediction, label)
             target = resolve_target(wanted, scores)
+            truth = truth_of(given, target)
             clean, confidence = (scores.gather(1, classes[:, None])[:, 0] for classes in (target, prediction))
             common = {"index": index, "label" if label.dim() == 1 else "labels": label}
             common |= {"prediction": prediction, "confidence": confidence}
             common |= {"target_class": target, "probability": clean}
+            right = _correct(prediction, label)
+            case = Case(images, images[:, 0], target, score_fn, clean, truth, right, logit_fn=logits(prepared))
+            lacking = self._check_metrics(case)
             for name, explainer in list(self._explainers.items()):
                 self.bar.set_postfix_str(name)
                 if self.cache.find(name, index) is None:
                     try:
-                        maps, costs = self._explained(explainer, images, target, boxes)
+                        maps, costs = self._explained(explainer, images, target, truth)
                     except NotApplicable as error:
                         self._leave_out(name, str(error))
                         self.bar.update()
                         continue
+                    explain = partial(explainer.attribute, target=target, truth=truth)
+                    own = replace(case, maps=maps, explain=explain)
                     values: dict[str, Tensor] = {}
                     try:
-                        for metric in self._metrics[name].values():
-                            values |= metric.score(score_fn, images, maps, target, clean)
+                        for metric_name, metric in self._metrics[name].items():
+                            values |= metric.undefined(images) if metric_name in lacking else metric.score(own)
                     except InputError as error:
                         raise InputError(f"explainer {name}: {error}") from error
                     self.cache.keep(name, {"common": common, "maps": maps, "values": values, "costs": costs})
                 self.bar.update()
 
     def _explained(
-        self, explainer: Explainer, images: Tensor, target: Tensor, boxes: Tensor | None
+        self, explainer: Explainer, images: Tensor, target: Tensor, truth: Truth
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The maps and their costs per image: passes and seconds. A shared pass takes time only once."""
         model = unwrapped(self.model)
         copy = prepare(model, images, self.plan.preparation)  # not part of the measured time
         with counted_passes(model, copy) as passes:
             start = _now(images)
-            maps = attribute_with(explainer, images, target, boxes)
+            maps = explainer.attribute(images, target, truth)
             seconds = _now(images) - start
         each = {"passes": passes.images / len(images), "seconds": seconds / len(images)}
         return maps, {key: torch.full((len(images),), value, dtype=torch.float64) for key, value in each.items()}
+
+    def _check_metrics(self, case: Case) -> set[str]:
+        """Names of the metrics that have no value for these images, as ground truth is unknown.
+
+        Raises:
+            InputError: if no metric has had any value so far.
+        """
+        lacking: dict[str, str] = {}
+        for name in dict.fromkeys(self.keys.values()):
+            needs = [need for need in METRICS.get(name).needs if need != "explain"]  # every explainer can
+            if reasons := case.lacking(needs):
+                lacking[name] = f"needs {' and '.join(reasons)}, which is unknown here"
+            else:
+                self._measured.add(name)
+        self.unmeasured |= {key: lacking[name] for key, name in self.keys.items() if name in lacking}
+        if not self._measured:
+            raise InputError(f"no metric applies: {'; '.join(f'{key} {why}' for key, why in self.unmeasured.items())}")
+        return set(lacking)
 
     def _target(self, prediction: Tensor, label: Tensor) -> Tensor | int:
         target = self.plan.target
         return label if target == "label" else prediction if target == "prediction" else int(target)
 
-    def _leave_out(self, label: str, why: str) -> None:
+    def _tell(self, label: str, why: str) -> None:
         if label not in self._warned and is_first():
             tqdm.write(f"left out {label}: {why}", file=sys.stderr)
         self._warned.add(label)
+
+    def _leave_out(self, label: str, why: str) -> None:
+        self._tell(label, why)
         self.left_out[label] = why
         self._explainers.pop(label, None)
 
     def agree(self) -> None:
-        """Leave out, on all ranks, every explainer that does not apply on some rank. Call it after the last batch.
+        """Leave out, on all ranks, every explainer that does not apply on some rank, and every metric without a value
+        on any rank. Call it after the last batch.
 
         Raises:
             InputError: if no explainer is left.
@@ -190,6 +232,13 @@ class Engine:
         self.left_out = {label: reasons[label] for label in self.labels if label in reasons}
         for label, why in self.left_out.items():
             self._leave_out(label, why)
+        measured = set().union(*gathered_objects(self._measured))
+        unmeasured = ChainMap(*gathered_objects(self.unmeasured))
+        self.unmeasured = {
+            key: unmeasured[key] for key, name in self.keys.items() if key in unmeasured and name not in measured
+        }
+        for key, why in self.unmeasured.items():
+            self._tell(key, why)
         if not self._explainers:
             raise InputError(f"no explainer applies: {'; '.join(f'{label}: {why}' for label, why in reasons.items())}")
 
@@ -198,11 +247,16 @@ class Engine:
         """Explainers that apply: name and options as json, by label."""
         return {label: self._options[label] for label in self.labels if label in self._explainers}
 
+    @property
+    def measured(self) -> dict[str, str]:
+        """Keys that have values: the registered name of the metric by key."""
+        return {key: name for key, name in self.keys.items() if key not in self.unmeasured}
+
     def protocols(self, grid: Grid) -> dict[str, Protocol]:
         """The protocol of every metric key, for maps that the explainer computes on `grid`."""
         grid, plan = self.grid or grid, self.plan
         protocols = {}
-        for key, name in self.keys.items():
+        for key, name in self.measured.items():
             metric = next(iter(self._metrics.values()))[name]
             steps, fill = metric.protocol(key, grid)
             cells, better = f"{grid[0]}x{grid[1]}", metric.higher_is_better_by_key[key]
@@ -215,12 +269,23 @@ class Engine:
         found = {}
         for label in self.applying:
             parts: list[Part] = self.cache.of(label, indices)
-            for key in self.keys:
-                values = [part["values"][key] for part in parts]
-                index = [part["common"]["index"] for part in parts]
-                mean = image_means(torch.cat(index), torch.cat(values)).nanmean() if values else torch.tensor(torch.nan)
+            for key in self.measured:
+                mean = torch.tensor(torch.nan)
+                if parts:
+                    values, index = values_of(parts, key), torch.cat([part["common"]["index"] for part in parts])
+                    mean = image_means(index, values).nanmean()
                 found[label, key] = mean
         return found
+
+
+def _correct(prediction: Tensor, label: Tensor) -> Tensor | None:
+    """Whether each prediction is the label or, of several labels (B, K), one of them: 1, 0, or NaN if the label is
+    unknown. None if no label is known."""
+    if label.dim() == 2:
+        known = label.new_zeros(len(label), int(prediction.max()) + 1)
+        known = torch.cat([label, known], dim=1)
+        return known.gather(1, prediction[:, None])[:, 0].float()
+    return torch.where(label >= 0, (prediction == label).float(), torch.nan) if bool((label >= 0).any()) else None
 
 
 def has_row_per_label(plan: ExplanationConfig, label: Tensor) -> bool:

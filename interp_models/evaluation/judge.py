@@ -52,7 +52,8 @@ def judge(
     batch_size: int = 16,
     preset: str = "gomez2023",
     grid: Sequence[int] | str | None = None,
-    max_steps: int = 196,
+    max_steps: int | None = None,
+    control: str | None = None,
     batch: int | None = None,
     preparation: str = "exact",
     folder: str | Path | None = None,
@@ -79,20 +80,20 @@ def judge(
         target: class to explain: `prediction`, `label`, or a class number. With `label`, each of several labels of an
             image has a map and values, and an image without a label has none.
         normalize: normalisation of images in [0, 1] before the model sees them: `imagenet`, a pair (mean, std), None
-            for no normalisation, or `auto`. With `auto`, a timm model gets its own statistics and a model of this
-            package none, because it normalises inside; so does a model that begins with a module `Normalize`. Any other
-            model gets ImageNet's if images come from files, with a warning unless it is torchvision's, and none if they
-            are tensors; a torchvision model with tensors is refused, because torchvision does not say
-            which it needs.
+            for no normalisation, or `auto`. With `auto`, a timm model gets its own statistics. A model of this package
+            and one that begins with a module `Normalize` get none, because they normalise inside. Any other model gets
+            ImageNet's if images come from files, with a warning unless it is torchvision's, and none if they are
+            tensors; a torchvision model with tensors is refused, because torchvision does not say which it needs.
         output: how to read logits from the model's output, see `interp_models.Classifier`.
         image_size: side in pixels to which image files are brought.
         n_images: number of images to judge, drawn by `seed`; None judges all.
         seed: seed of this draw; random explainers have a `seed` of their own.
         batch_size: images per batch.
-        preset: protocol of the metrics: `gomez2023` or `saliency-maps-metrics`.
+        preset: protocol of the metrics: `gomez2023`, `saliency-maps-metrics`, `rise`, `opticam`, `guidance` or `idsds`.
         grid: grid (rows, columns) to which every map is brought, `native` for each map's own grid, or None for the
             grid of the model's last feature map (7 × 7 if no layer gives one).
-        max_steps: maximum number of steps of a deletion or insertion curve.
+        max_steps: maximum number of steps of a deletion or insertion curve; None takes the preset's.
+        control: label of the explainer that the others are tested against; None takes `random`, if it is there.
         batch: images per forward pass of the metrics; None chooses a size for the device.
         preparation: how the model is prepared for many passes: `exact`, `compiled`, `bfloat16` or `none`.
         folder: folder of the results. An interrupted call with the same folder continues where it stopped. None keeps
@@ -123,6 +124,7 @@ def judge(
         "grid": grid if isinstance(grid, str) or grid is None else list(grid),
         "max_steps": max_steps,
         "target": target,
+        "control": control,
         "batch": batch,
         "preparation": preparation,
         "n_images": n_images,
@@ -231,7 +233,7 @@ def _judged(
             write_pictures(folder, pictures, classes, described)
         tables = make_tables(
             cache, indices, engine.applying, engine.left_out, engine.protocols, provenance, source.image_id, folder,
-            without_label,
+            without_label, engine.unmeasured, plan.control,
         )  # fmt: skip
     wait_for_all()
     if tables is None:

@@ -56,24 +56,29 @@ class Judgement:
 
     @property
     def left_out(self) -> Mapping[str, str]:
-        """Explainers that do not apply to the model or the images: the reason by label."""
-        return self.tables.left_out
+        """Explainers that do not apply to the model or the images: the reason by label. Metrics whose ground truth is
+        unknown: the reason by key."""
+        return {**self.tables.left_out, **self.tables.unmeasured}
 
     @property
     def summary(self) -> "pd.DataFrame":
         """Means: a row per explainer and metric.
 
         Columns: `mean` over the images where the metric is defined, its 95 % interval `low` to `high` (see
-        `tables.interval`), `n` images of which `n_undefined` have no value, `higher_is_better`, and the explainer's
+        `statistics.interval`), `n` images of which `n_undefined` have no value, `higher_is_better`, the comparison with
+        the other explainers (see `tables.compare`): `rank`, `tied`, `control`, `p`, `superiority`, and the explainer's
         costs per image: `passes` through the model and `seconds`. If several explainers read the same layer, they share
         a pass. It counts for each of them, but its time counts only for the first. If each of several labels is
         explained, the values of an image are averaged first, and its costs are summed.
         """
         import pandas as pd
 
-        keys = ("explainer", "metric", "mean", "low", "high", "n", "n_undefined", "higher_is_better")
+        keys = (
+            "explainer", "metric", "mean", "low", "high", "n", "n_undefined", "higher_is_better", "rank", "tied",
+            "control", "p", "superiority",
+        )  # fmt: skip
         rows = [
-            {**{key: row[key] for key in keys}, **self.tables.costs.get(row["explainer"], {})}
+            {**{key: row.get(key) for key in keys}, **self.tables.costs.get(row["explainer"], {})}
             for row in self.tables.rows
         ]
         return pd.DataFrame(rows)

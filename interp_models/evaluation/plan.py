@@ -15,7 +15,7 @@ from interp_models.core.prepared import class_name, unwrapped
 from interp_models.evaluation.config import ExplanationConfig
 from interp_models.explainers.base import EXPLAINERS
 from interp_models.explainers.cam import ActivationMap
-from interp_models.metrics.base import METRICS, FaithfulnessMetric, Grid
+from interp_models.metrics.base import METRICS, Grid, MapMetric
 
 DEFAULT_CELLS = 7
 """Rows and columns of the grid for a network without a feature map: those of most CNNs for images of 224 pixels."""
@@ -97,14 +97,25 @@ def metric_keys(keys: Mapping[str, str]) -> list[Any]:
     return [[key, code_digest(METRICS.get(name))] for key, name in keys.items()]
 
 
-def make_metrics(plan: ExplanationConfig, names: Iterable[str], grid: Grid | None) -> dict[str, FaithfulnessMetric]:
-    """Make the metrics of these names with the protocol of a plan.
+def make_metrics(plan: ExplanationConfig, keys: Mapping[str, str], grid: Grid | None) -> dict[str, MapMetric]:
+    """Make the metrics of these keys with the protocol of a plan.
+
+    Args:
+        plan: the plan.
+        keys: registered name of the metric by key.
+        grid: grid of the maps.
+
+    Returns:
+        The metrics by their registered names.
 
     Raises:
         InputError: for an unknown preset, or if `max_steps` or `batch` is below 1.
     """
     options = {"preset": plan.preset, "grid": grid, "max_steps": plan.max_steps, "batch": plan.batch}
-    return {name: METRICS.get(name)(**options) for name in dict.fromkeys(names)}
+    return {
+        name: METRICS.get(name)(**options, wanted=[key for key in keys if keys[key] == name])
+        for name in dict.fromkeys(keys.values())
+    }
 
 
 def resolve_grid(grid: Any, model: nn.Module, example: Tensor) -> Grid | None:

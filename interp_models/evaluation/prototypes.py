@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from interp_models.core.files import whole, write_json
 from interp_models.core.modes import evaluating, full_float32
+from interp_models.core.truth import WORDS
 from interp_models.data.contents import together
 from interp_models.data.module import DataModule, data_of
 from interp_models.evaluation.cache import METHOD_VERSION
@@ -86,9 +87,14 @@ class PrototypeEvaluation(pl.Callback):
 
     def _judge(self, module: Prototypical, data: DataModule, shown: bool) -> list[PrototypeMetric]:
         names = data.test_images.part_names
-        metrics = [cls(module, names) for cls in self.metrics.values() if names or not cls.needs_parts]
-        if left := [name for name, cls in self.metrics.items() if cls.needs_parts and not names]:
-            rank_zero_warn(f"{', '.join(left)} need key points of parts; the data set has none, so they are left out")
+        sample = data.dataset("test")[0, 0]  # the same on every rank
+        missing = {"parts": sample.parts is None or not names, "mask": sample.masks is None}
+        metrics = []
+        for name, cls in self.metrics.items():
+            if lacking := [WORDS[need] for need in cls.needs if missing[need]]:
+                rank_zero_warn(f"{name} needs {' and '.join(lacking)}; the data set has none, so it is left out")
+            else:
+                metrics.append(cls(module, names))
         device = module.prototypes.device
         for split, name in SPLITS.items():
             looking = [metric.to(device) for metric in metrics if metric.split == split]
@@ -97,7 +103,8 @@ class PrototypeEvaluation(pl.Callback):
             for batch in _watched(data, name, shown):
                 images, label, number = (x.to(device) for x in (batch.image, batch.label, batch.index))
                 parts, visible = (None if x is None else x.to(device) for x in (batch.parts, batch.visible))
-                found = Found(images, module(images).maps, label, number, parts, visible)
+                mask = None if batch.masks is None else batch.masks[:, 0].to(device)
+                found = Found(images, module(images).maps, label, number, parts, visible, mask)
                 for metric in looking:
                     metric.update(module, found)
         return metrics

@@ -5,7 +5,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from interp_models.core.distributed import is_first
 from interp_models.core.errors import InputError
 from interp_models.core.files import LOCK, whole, write_json, write_whole
 from interp_models.evaluation.cache import Cache, FolderCache, Part
+from interp_models.evaluation.statistics import adjusted, interval, mean_ranks, signed_rank, superiority, tied_ranks
+from interp_models.metrics.base import owner_of
 
 SCHEMA_VERSION = 1
 """Version of the format of `results.json`."""
@@ -44,7 +46,7 @@ class Protocol:
     """How the metric of a row was measured; in every row of a table."""
 
     preset: str
-    """Protocol: `gomez2023` or `saliency-maps-metrics`."""
+    """Protocol, such as `gomez2023`."""
     grid: str
     """Grid of the maps, such as `7x7`."""
     steps: int | None
@@ -78,6 +80,10 @@ class Tables:
     `target_class`."""
     without_label: int = 0
     """Number of images that have no row, as they have no label that could be explained."""
+    unmeasured: Mapping[str, str] = field(default_factory=dict)
+    """Metrics that have no values, as ground truth is unknown: the reason by key."""
+    mean_ranks: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Mean and standard deviation of each explainer's rank over metrics, see `statistics.mean_ranks`."""
 
     @property
     def accuracy(self) -> float | None:
@@ -159,6 +165,8 @@ def read_tables(folder: Path) -> Tables:
             {label: np.load(folder / "maps" / f"{label}.npy", mmap_mode="r") for label in labels},
             pd.read_csv(folder / "maps" / "index.csv"),
             results.get("without_label", 0),
+            results.get("unmeasured", {}),
+            {label: (mean, std) for label, (mean, std) in results.get("mean_ranks", {}).items()},
         )
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder} holds no finished evaluation ({error})") from None
@@ -180,6 +188,8 @@ def make_tables(
     image_id: Callable[[int], str],
     folder: Path | None = None,
     without_label: int = 0,
+    unmeasured: Mapping[str, str] | None = None,
+    control: str | None = None,
 ) -> Tables:
     """Make the tables from the batches of a cache.
 
@@ -196,6 +206,8 @@ def make_tables(
         image_id: maps a position in the data set to the name of the image.
         folder: folder of the results, the same as that of the `FolderCache`.
         without_label: number of images that have no label to explain; a line on stderr names it.
+        unmeasured: metrics without values: the reason by key.
+        control: label of the explainer that the others are tested against, see `compare`.
 
     Raises:
         InputError: if an image has no result, for example because files of another process are not visible here. The
@@ -204,6 +216,7 @@ def make_tables(
     if folder is not None:
         (folder / "results.json").unlink(missing_ok=True)  # the files that it describes are overwritten from here on
     frames, rows, maps = [], [], {}
+    values: dict[str, dict[str, NDArray[np.float64]]] = {}
     costs: dict[str, dict[str, float | None]] = {}
     listing = pd.DataFrame()
     if without_label and is_first():
@@ -220,11 +233,13 @@ def make_tables(
         grid = (int(parts[0]["maps"].shape[-2]), int(parts[0]["maps"].shape[-1]))
         frame = _per_image(label, options, parts, protocols(grid), provenance, image_id)
         frames.append(frame)
+        values[label] = {str(key): of_images(own) for key, own in frame.groupby("metric", sort=False)}
         listing = _listing(parts, image_id, protocols(grid)) if listing.empty else listing
         rows += [_row(frame[frame["metric"] == key], protocol) for key, protocol in protocols(grid).items()]
         costs[label] = {key: _mean([part["costs"][key] for part in parts], len(indices)) for key in COSTS}
         maps[label] = _maps(None if folder is None else folder / "maps" / f"{label}.npy", parts, grid)
     table = pd.concat(frames, ignore_index=True)
+    compared = compare(rows, values, control)
     if folder is not None:
         assert isinstance(cache, FolderCache)
         write_whole(folder / "maps" / "index.csv", listing.to_csv(index=False))
@@ -235,11 +250,12 @@ def make_tables(
                 path.unlink()  # of an earlier evaluation; the new index.csv does not describe its rows
         results = {
             "schema_version": SCHEMA_VERSION, "work": cache.work, "rows": rows, "left_out": dict(left_out),
-            "costs": costs, **({"without_label": without_label} if without_label else {}),
+            "costs": costs, "mean_ranks": compared, **({"without_label": without_label} if without_label else {}),
+            **({"unmeasured": dict(unmeasured)} if unmeasured else {}),
         }  # fmt: skip
         write_json(folder / "results.json", results)  # the last file: where it names this work, all files exist
         cache.clear()
-    return Tables(table, rows, dict(left_out), costs, maps, listing, without_label)
+    return Tables(table, rows, dict(left_out), costs, maps, listing, without_label, dict(unmeasured or {}), compared)
 
 
 def _listing(parts: Sequence[Part], image_id: Callable[[int], str], protocols: Mapping[str, Protocol]) -> pd.DataFrame:
@@ -257,6 +273,13 @@ def _keys(parts: Sequence[Part]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Index of the image and class explained of every row of the parts; tables and maps are sorted by them."""
     index, target = (np.concatenate([p["common"][key].numpy() for p in parts]) for key in ("index", "target_class"))
     return index, target
+
+
+def values_of(parts: Sequence[Part], key: str) -> torch.Tensor:
+    """The values (N,) of a metric's key for all rows of the parts."""
+    owner = owner_of(key)
+    assert owner is not None
+    return owner.over_images(key, torch.cat([part["values"][key] for part in parts]))
 
 
 def image_means(index: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -307,7 +330,7 @@ def _per_image(
     for key, protocol in protocols.items():
         columns = {**asdict(provenance), "explainer": label, "options": options, "metric": key, **asdict(protocol)}
         frame = pd.DataFrame({"image_id": names, **common})
-        frame["value"] = torch.cat([part["values"][key] for part in parts]).numpy()
+        frame["value"] = values_of(parts, key).numpy()
         for position, (name, value) in enumerate(columns.items()):
             frame.insert(position, name, value)
         frames.append(frame.sort_values(["index", "target_class"]))
@@ -320,8 +343,7 @@ def _row(frame: pd.DataFrame, protocol: Protocol) -> dict[str, Any]:
     All numbers are over images: the values of several labels of an image are averaged first, because they are not
     independent.
     """
-    first, index = frame.iloc[0], torch.tensor(frame["index"].to_numpy())
-    values = image_means(index, torch.tensor(frame["value"].to_numpy(np.float64))).numpy()
+    first, values = frame.iloc[0], of_images(frame)
     defined = values[~np.isnan(values)]
     low, high = interval(defined)
     return {
@@ -341,22 +363,61 @@ def _row(frame: pd.DataFrame, protocol: Protocol) -> dict[str, Any]:
     }
 
 
-def interval(values: NDArray[np.float64]) -> tuple[float | None, float | None]:
-    """The 95 % confidence interval of the mean over images: mean ± t s / √n.
+def of_images(frame: pd.DataFrame) -> NDArray[np.float64]:
+    """The values of one explainer and metric per image, by index: the mean over the rows of an image."""
+    index = torch.tensor(frame["index"].to_numpy())
+    found: NDArray[np.float64] = image_means(index, torch.tensor(frame["value"].to_numpy(np.float64))).numpy()
+    return found
 
-    t is the 97.5 % quantile of Student's t distribution with n - 1 degrees of freedom, and s the standard deviation
-    with divisor n - 1. Fewer than two images have no interval: (None, None).
 
-    >>> [round(end, 3) for end in interval(np.array([1.0, 2.0, 3.0]))]
-    [-0.484, 4.484]
+def compare(
+    rows: Sequence[dict[str, Any]], values: Mapping[str, Mapping[str, NDArray[np.float64]]], control: str | None
+) -> dict[str, tuple[float, float]]:
+    """Compare explainers on the same images; every row gets the results.
+
+    - `rank`, `tied`: see `statistics.tied_ranks`; None if no image has a value of all explainers.
+    - `control`: the explainer that the others are tested against, or None.
+    - `p`: p-value of the paired signed-rank test against the control, on the images where both are defined. It is
+      adjusted over all explainers and metrics by Benjamini and Hochberg. None for the control itself.
+    - `superiority`: the share of these images where the explainer is better than the control.
+
+    Args:
+        rows: rows of the explainers and metrics.
+        values: values per image by explainer and metric.
+        control: label of the control; None takes `random`, if it is there.
+
+    Returns:
+        Mean and standard deviation of each explainer's rank over metrics.
     """
-    n = len(values)
-    if n < 2:
-        return None, None
-    from scipy.special import stdtrit  # type: ignore[import-untyped]  # slow to import, and only needed here
-
-    half = float(stdtrit(n - 1, 0.975)) * float(values.std(ddof=1)) / math.sqrt(n)
-    return float(values.mean()) - half, float(values.mean()) + half
+    control = control if control is not None else "random"
+    other = values.get(control)
+    better = {row["metric"]: row["higher_is_better"] for row in rows}
+    ranks = {
+        key: tied_ranks({label: own[key] for label, own in values.items()}, higher_is_better=higher)
+        for key, higher in better.items()
+    }
+    tested = []
+    for row in rows:
+        label, key = row["explainer"], row["metric"]
+        rank, tied = ranks[key].get(label, (None, None))
+        row |= {"rank": rank, "tied": tied, "control": None, "p": None, "superiority": None}
+        if other is None or label == control:
+            continue
+        pair = np.stack([values[label][key], other[key]])
+        pair = pair[:, ~np.isnan(pair).any(axis=0)]
+        row["control"] = control
+        if pair.shape[1]:
+            row["p"] = signed_rank(pair[0] - pair[1])
+            row["superiority"] = superiority(pair[0], pair[1], higher_is_better=better[key])
+            tested.append(row)
+    for row, p in zip(tested, adjusted([row["p"] for row in tested]), strict=True):
+        row["p"] = p
+    medians: dict[str, dict[str, float]] = {}
+    for label, of_metric in values.items():
+        for key, own in of_metric.items():
+            if not np.isnan(own).all():
+                medians.setdefault(key, {})[label] = float(np.nanmedian(own))
+    return mean_ranks(medians, better)
 
 
 def _maps(path: Path | None, parts: Sequence[Part], grid: tuple[int, int]) -> NDArray[np.float32]:

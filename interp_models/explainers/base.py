@@ -16,6 +16,7 @@ from interp_models.core.choices import Preparation
 from interp_models.core.eager import eagerly
 from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.inputs import check_images_for, fitting
+from interp_models.core.known import unchanging
 from interp_models.core.modes import alone, evaluating, full_float32
 from interp_models.core.norms import gradients
 from interp_models.core.prepared import class_name, prepare, unwrapped
@@ -32,6 +33,7 @@ from interp_models.core.scoring import (
     scores_of,
 )
 from interp_models.core.traits import Trait
+from interp_models.core.truth import Kind, Truth
 
 EXPLAINERS: Registry["Explainer"] = Registry("explainer", "interp_models.explainers.EXPLAINERS")
 
@@ -60,7 +62,7 @@ class Explainer(ABC):
     """Whether each pass also goes backward to the images, or to a mask on them."""
     uses_class: ClassVar[bool] = True
     """Whether the map depends on the class. For `intrinsic`, the model decides (`class_maps`)."""
-    shown: ClassVar[tuple[Literal["box"], ...]] = ()
+    shown: ClassVar[tuple[Kind, ...]] = ()
     """Ground truth that `attribute` takes as a further argument."""
     small: ClassVar[Mapping[str, Any]] = {}
     """Options that make it fast enough for a test."""
@@ -92,13 +94,13 @@ class Explainer(ABC):
         self.score = score
         self._stack = ExitStack()
 
-    def attribute(self, inputs: Tensor, target: Target = None, boxes: Tensor | None = None) -> Tensor:
+    def attribute(self, inputs: Tensor, target: Target = None, truth: Truth | None = None) -> Tensor:
         """Compute one saliency map per image.
 
         Args:
             inputs: images (B, 3, H, W).
             target: class to explain: one for all images, one per image (B,), or None for the predicted class.
-            boxes: ground-truth boxes (B, 4), XYXY in pixels; only used by explainers with `shown = ("box",)`.
+            truth: where the objects are; only used by explainers that show it (`shown`).
 
         Returns:
             Maps (B, h, w), float32, on the method's own grid and not normalised. Larger values mean more important.
@@ -111,7 +113,7 @@ class Explainer(ABC):
         check_images_for(self.model, inputs)
         # Lightning evaluates in inference mode. Autograd refuses tensors that were made in it.
         with (
-            alone(self.model), torch.inference_mode(False), evaluating(self.model), full_float32(),
+            alone(self.model), torch.inference_mode(False), evaluating(self.model), full_float32(), unchanging(),
             fitting(self.model, inputs), eagerly(self.model),
             nullcontext() if self.passes == "0" else read_as(self.model, inputs, self.score),
         ):  # fmt: skip

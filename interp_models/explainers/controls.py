@@ -13,6 +13,7 @@ from interp_models.core.inputs import check_images_for
 from interp_models.core.maps import full_precision
 from interp_models.core.rng import uniform
 from interp_models.core.scoring import Target
+from interp_models.core.truth import Truth, in_boxes
 from interp_models.explainers.base import EXPLAINERS, Explainer
 
 
@@ -113,36 +114,35 @@ class Edges(Control):
 
 
 class GroundTruth(Control, ABC):
-    """Abstract: a map made from the ground-truth box of each image.
+    """Abstract: a map made from the ground-truth boxes of each image.
 
     Args:
         model: not used.
     """
 
-    shown = ("box",)
+    shown = ("boxes",)
 
-    def attribute(self, inputs: Tensor, target: Target = None, boxes: Tensor | None = None) -> Tensor:
+    def attribute(self, inputs: Tensor, target: Target = None, truth: Truth | None = None) -> Tensor:
         """Return one map per image, float32 (B, H, W).
 
         Args:
             inputs: images (B, 3, H, W).
             target: not used.
-            boxes: ground-truth boxes (B, 4), XYXY in pixels.
+            truth: ground truth with boxes; of several boxes of an image, the map shows all. An image without a box has
+                a constant map.
 
         Raises:
             NotApplicable: if there are no boxes.
             InputError: if boxes have another shape.
         """
         check_images_for(self.model, inputs)
-        needs = f"{type(self).__name__} shows ground truth and needs a box (x0, y0, x1, y1) of every image"
+        boxes = None if truth is None else truth.checked(inputs).boxes
         if boxes is None:
-            raise NotApplicable(f"{needs}; the images have none")
-        if boxes.shape != (len(inputs), 4):
-            raise InputError(f"{needs}; got {tuple(boxes.shape)}")
-        left, top, right, bottom = boxes.to(inputs.device).float()[:, :, None].unbind(dim=1)
-        y, x = (torch.arange(n, device=inputs.device) + 0.5 for n in inputs.shape[-2:])  # pixel centres
-        rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)
-        return self._of(rows[:, :, None] & columns[:, None, :]).float()
+            raise NotApplicable(
+                f"{type(self).__name__} shows ground truth and needs a box (x0, y0, x1, y1) of every image; the images "
+                "have none"
+            )
+        return self._of(in_boxes(boxes, (inputs.shape[-2], inputs.shape[-1])).any(dim=1)).float()
 
     def _attribute(self, inputs: Tensor, target: Target) -> Tensor:
         return self.attribute(inputs, target)  # raises, as there are no boxes
@@ -150,11 +150,6 @@ class GroundTruth(Control, ABC):
     @abstractmethod
     def _of(self, inside: Tensor) -> Tensor:
         """Make the map from a mask of the box, (B, H, W) bool."""
-
-
-def attribute_with(explainer: Explainer, inputs: Tensor, target: Target, boxes: Tensor | None) -> Tensor:
-    """The maps of any explainer. Only explainers with `shown = ("box",)` get the boxes."""
-    return explainer.attribute(inputs, target, boxes if "box" in explainer.shown else None)
 
 
 @EXPLAINERS.register("gt_box")

@@ -1,10 +1,10 @@
-"""The base class of faithfulness metrics, their protocols and their registry."""
+"""The base class of metrics of maps, their protocols and their registry."""
 
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,27 +12,25 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from interp_models.core.errors import InputError, unknown
-from interp_models.core.inputs import check_clean, check_images, check_unit, pixel_range
+from interp_models.core.errors import InputError, NotApplicable, unknown
 from interp_models.core.modes import full_float32
 from interp_models.core.registry import Registry
-from interp_models.core.scoring import ScoreFn, checked, checked_images, per_image
+from interp_models.core.scoring import checked, checked_images
 from interp_models.metrics import perturbation
+from interp_models.metrics.case import WORDS, Case, checked_case
 
 Grid = tuple[int, int]
-WRAP = (
-    "0 is black; leave Normalize out of your transform, and put it before the model: nn.Sequential(Normalize(mean, "
-    "std), model), or normalize=(mean, std)"
-)
-"""Ending of the message about images outside [0, 1]."""
+Family = Literal["faithfulness", "localisation", "form"]
+
+
+BLACK, MEAN = (0.0, 0.0, 0.0), (0.485, 0.456, 0.406)
 
 
 @dataclass(frozen=True)
 class Preset:
     """A protocol of the metrics: choices that publications make differently, or do not state.
 
-    `PRESETS` lists them. `gomez2023` is the protocol of the tutorial. `saliency-maps-metrics` gives the values of the
-    PyPI package of this name.
+    `PRESETS` lists them.
     """
 
     mask: Callable[[Tensor, tuple[int, int]], Tensor]
@@ -47,6 +45,18 @@ class Preset:
     """Whether scores are divided by the curve's maximum before the area under it is computed."""
     clip_add: bool
     """Whether ADD counts only drops, like AD; otherwise a rise counts as a negative drop."""
+    fill: tuple[float, float, float] = BLACK
+    """Colour of removed cells."""
+    fill_name: str = "black"
+    """Its name in result rows."""
+    pixels: bool = False
+    """Whether curves remove pixels of the upsampled map instead of cells."""
+    max_steps: int = 196
+    """Most steps of a curve, if no other number is given."""
+
+    def removed(self, images: Tensor) -> Tensor:
+        """What removed cells show, (1, 3, 1, 1)."""
+        return images.new_tensor(self.fill).view(1, -1, 1, 1)
 
 
 def _upsample_then_normalise(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -61,6 +71,11 @@ def _normalise_then_upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
 def _even_counts(cells: int, max_steps: int) -> list[int]:
     steps = min(cells, max_steps)
     return [round(step * cells / steps) for step in range(steps + 1)]
+
+
+def _row_counts(cells: int, max_steps: int) -> list[int]:
+    step = -(-cells // max_steps)
+    return [*range(0, cells, step), cells]
 
 
 def _whole_counts(cells: int, max_steps: int) -> list[int]:
@@ -78,7 +93,29 @@ PRESETS: dict[str, Preset] = {
     "saliency-maps-metrics": Preset(
         _normalise_then_upsample, perturbation.box_blur, "box blur", _whole_counts, False, False
     ),
-}
+    # The code of RISE (Petsiuk et al. 2018): 224 steps of pixels. Removed pixels are 0 in normalised images, which is
+    # the mean colour of ImageNet.
+    "rise": Preset(
+        _upsample_then_normalise, perturbation.rise_blur, "gaussian blur of RISE", _row_counts, False, True,
+        MEAN, "ImageNet's mean colour", pixels=True, max_steps=224,
+    ),
+    # Zhang et al. 2023 (Opti-CAM): black in the space of pixels, and curves by pixels as in RISE.
+    "opticam": Preset(
+        _upsample_then_normalise, perturbation.rise_blur, "gaussian blur of RISE", _row_counts, False, True,
+        pixels=True, max_steps=224,
+    ),
+    # Fahim et al. 2022: salience and context by the map as a soft mask, and curves by pixels as in RISE.
+    "guidance": Preset(
+        _upsample_then_normalise, perturbation.rise_blur, "gaussian blur of RISE", _row_counts, False, True,
+        pixels=True, max_steps=224,
+    ),
+    # Hesse et al. 2024: removed cells have the mean colour of ImageNet. Where it states nothing, as gomez2023.
+    "idsds": Preset(
+        _upsample_then_normalise, perturbation.gaussian, "gaussian blur 11 px σ 5", _even_counts, True, True,
+        MEAN, "ImageNet's mean colour",
+    ),
+}  # fmt: skip
+"""Published protocols by name."""
 
 
 class Measure(Metric, ABC):
@@ -115,134 +152,157 @@ class Measure(Metric, ABC):
                 raise InputError(f"metric {cls.__name__}: the alias {alias!r} stands for {key!r}, which is not a key")
 
 
-class FaithfulnessMetric(Measure, ABC):
-    """Abstract: judges saliency maps by the change of a class probability when the regions they mark are perturbed.
+class MapMetric(Measure, ABC):
+    """Abstract: a metric of saliency maps, with one value per image.
 
     It is a torchmetrics `Metric`: `update` scores a batch, `compute` gives means over all images and ranks. A subclass
     implements `_score` and `protocol`, and sets `keys` and the other class attributes of `Measure`.
 
-    Some values are undefined: those of a constant map, of a score of 0, or of a score that cannot rise. They are NaN,
-    and left out of the mean.
+    Some values are undefined: those of a constant map, of a score of 0, of an image without the ground truth that the
+    metric needs. They are NaN, and left out of the mean.
 
     Args:
         preset: protocol, one of `PRESETS`.
         grid: rows and columns of cells that every map is resampled to; None keeps each map's own grid.
-        max_steps: largest number of steps of a curve.
+        max_steps: largest number of steps of a curve; None takes the preset's.
         batch: images per forward pass; None chooses it for the device.
+        wanted: keys to compute, as others may take passes; None computes all.
 
     Raises:
-        InputError: for an unknown preset, for numbers below 1, and for a class that lacks an attribute of `Measure` or
-            an entry for one of its keys.
+        InputError: for an unknown preset or key, for numbers below 1, and for a class that lacks an attribute of
+            `Measure` or an entry for one of its keys.
     """
+
+    family: ClassVar[Family] = "faithfulness"
+    """What the metric judges: `faithfulness` to the model, `localisation` of the ground truth, or the map's `form`."""
+    needs: ClassVar[tuple[str, ...]] = ("score_fn",)
+    """What the metric cannot do without: `score_fn`, `explain` or `correct` of a `Case`, or a field of its `Truth`."""
+
+    width: ClassVar[tuple[int, ...]] = ()
+    """Shape of what `score` returns for each image and key; () is one number. Others need `over_images`."""
 
     def __init__(
         self,
         *,
         preset: str = "gomez2023",
         grid: Grid | None = None,
-        max_steps: int = 196,
+        max_steps: int | None = None,
         batch: int | None = None,
+        wanted: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.check_declared()
+        asked = self.keys if wanted is None else wanted
+        if unknown_keys := [key for key in asked if key not in self.keys]:
+            raise unknown("key", unknown_keys[0], self.keys)
+        self.wanted = tuple(key for key in self.keys if key in asked)
         if preset not in PRESETS:
             raise unknown("preset", preset, PRESETS)
-        if max_steps < 1 or (batch is not None and batch < 1) or (grid is not None and min(grid) < 1):
-            raise InputError(f"max_steps, batch and grid must be at least 1; got {max_steps}, {batch}, {grid}")
         self.preset = PRESETS[preset]
-        self.grid, self.max_steps, self.batch = grid, max_steps, batch
+        steps = self.preset.max_steps if max_steps is None else max_steps
+        if steps < 1 or (batch is not None and batch < 1) or (grid is not None and min(grid) < 1):
+            raise InputError(f"max_steps, batch and grid must be at least 1; got {max_steps}, {batch}, {grid}")
+        self.grid, self.max_steps, self.batch = grid, steps, batch
         self._kept: Grid | None = None
         """Grid of the maps whose values were kept."""
         self._seen: Grid | None = None
         """Grid of the maps that were scored last."""
-        for key in self.keys:
+        for key in self.wanted:
             self.add_state(f"values_{key}", default=[], dist_reduce_fx="cat")
 
-    def update(
-        self, score_fn: ScoreFn, images: Tensor, maps: Tensor, target: Tensor | int, clean: Tensor | None = None
-    ) -> None:
-        """Score a batch and keep its values. See `score` for the arguments.
+    @classmethod
+    def check_declared(cls) -> None:
+        """Also raise `InputError` if `needs` names what no case can have."""
+        super().check_declared()
+        if wrong := [need for need in cls.needs if need not in WORDS]:
+            raise InputError(f"metric {cls.__name__} needs {wrong[0]!r}; a case can have {', '.join(WORDS)}")
+
+    def update(self, case: Case) -> None:
+        """Score a batch and keep its values; see `score`.
 
         Raises:
             InputError: as `score`; without `grid`, also if maps have another grid than earlier ones.
         """
-        self._check_kept(maps)
-        values = self.score(score_fn, images, maps, target, clean)
-        self._kept = (maps.shape[1], maps.shape[2])
+        self._check_kept(case)
+        values = self.score(case)
+        self._kept = (case.maps.shape[1], case.maps.shape[2])
         self.add(values)
 
-    def forward(
-        self, score_fn: ScoreFn, images: Tensor, maps: Tensor, target: Tensor | int, clean: Tensor | None = None
-    ) -> Any:
+    def forward(self, case: Case) -> Any:
         """Do `update`, and return the means over this batch only."""
-        self._check_kept(maps)  # torchmetrics resets the state before it calls `update`
-        return super().forward(score_fn, images, maps, target, clean)
+        self._check_kept(case)  # torchmetrics resets the state before it calls `update`
+        return super().forward(case)
 
-    def score(
-        self, score_fn: ScoreFn, images: Tensor, maps: Tensor, target: Tensor | int, clean: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def score(self, case: Case) -> dict[str, Tensor]:
         """Score a batch without keeping the values.
 
         The number of steps depends on the grid, so values on different grids are not comparable. Without `grid`, a
         warning says so for maps with one cell per pixel, and for maps with another grid than earlier ones.
 
         Args:
-            score_fn: images (B, 3, H, W) -> class probabilities (B, K), such as `probabilities(model)`.
-            images: (B, 3, H, W) in [0, 1]; 0 is black.
-            maps: (B, h, w), larger values mean more important.
-            target: class of each image (B,), or one class for all.
-            clean: probability of the target for each image (B,), if it is known; saves one pass.
+            case: images, maps, and what else the metric needs.
 
         Returns:
-            For each key the value of every image (B,), NaN where it is undefined.
+            For each wanted key the value of every image (B,), NaN where it is undefined. If the values of an image
+            depend on other images, it is (B, *width), which `over_images` turns into values.
 
         Raises:
-            InputError: if images are not a float tensor in [0, 1], if maps have a wrong shape, contain NaN or are finer
-                than the images, if a class does not exist, if the function does not return probabilities, or if the
-                subclass's values are not finite or NaN values (B,) of exactly its keys.
+            NotApplicable: if the case lacks what the metric needs.
+            InputError: as `checked_case`, if maps are finer than the images, if a class does not exist, if the function
+                does not return probabilities, or if the subclass's values are not finite or NaN values (B,) of its
+                keys.
         """
-        check_images(images, "images")
-        check_unit(pixel_range(images, "images"), WRAP, "images")
-        perturbation.check_maps(images, maps)
+        case = checked_case(case)
+        self.check_needs(case)
+        images, own = case.images, case.maps
         if self.grid is None:
-            self._tell_grid((maps.shape[1], maps.shape[2]), (images.shape[2], images.shape[3]))
+            self._tell_grid((own.shape[1], own.shape[2]), (images.shape[2], images.shape[3]))
         with torch.no_grad(), full_float32(), checked_images():
-            own = maps.to(images.device).float()
             maps = perturbation.to_grid(own, self.grid)
             perturbation.check_grid(images, maps)
-            target = per_image(target, len(images)).to(images.device)
-            score_fn = checked(score_fn)
-            if clean is None:
-                clean = perturbation.score_all(score_fn, images, target, self.batch)
-            check_clean(clean, len(images))
-            values = self._score(score_fn, images, maps, target, clean)
+            case = replace(case, maps=maps)
+            if case.score_fn is not None and "score_fn" in self.needs:
+                case = replace(case, score_fn=checked(case.score_fn))
+                if case.clean is None:
+                    case = replace(case, clean=case.scores(images, self.batch))
+            values = self._score(case)
         self._check_form(values, len(images))
         # Check the original map, too: resampling turns a constant map into rounding noise, which looks like a map.
         constant = perturbation.is_constant(own) | perturbation.is_constant(maps)
-        found = {key: torch.where(constant, torch.nan, values[key].float().to(constant.device)) for key in self.keys}
-        for key, value in found.items():
+        found = {}
+        for key in self.wanted:
+            value = values[key].float().to(constant.device)
+            found[key] = value.masked_fill(constant.view(-1, *[1] * (value.dim() - 1)), torch.nan)
             if bool(value.isinf().any()):
                 raise InputError(f"metric {type(self).__name__}: {key} is infinite for an image; undefined is NaN")
         return found
 
+    @classmethod
+    def check_needs(cls, case: Case) -> None:
+        """Raise `NotApplicable` if a case lacks what the metric needs."""
+        if lacking := case.lacking(cls.needs):
+            raise NotApplicable(f"needs {' and '.join(lacking)}, which is unknown here")
+
     def _check_form(self, values: object, batch: int) -> None:
-        """Raise `InputError` unless a subclass returned a value per image for exactly its keys."""
+        """Raise `InputError` unless a subclass returned a value per image for the wanted keys, and for no others than
+        its keys."""
         name = type(self).__name__
-        if not isinstance(values, Mapping) or set(values) != set(self.keys):
+        if not isinstance(values, Mapping) or not set(self.wanted) <= set(values) <= set(self.keys):
             found = ", ".join(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
             raise InputError(
-                f"metric {name} must return a dict with exactly the keys {', '.join(self.keys)}; got {found}"
+                f"metric {name} must return a dict with exactly the keys {', '.join(self.wanted)}; got {found}"
             )
         for key, value in values.items():
-            if not isinstance(value, Tensor) or value.shape != (batch,):
+            if not isinstance(value, Tensor) or value.shape != (batch, *self.width):
                 found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                what = "one value per image" if not self.width else "values per image"
                 raise InputError(
-                    f"metric {name}: {key} must be a tensor of one value per image, ({batch},); got {found}"
+                    f"metric {name}: {key} must be a tensor of {what}, {(batch, *self.width)}; got {found}"
                 )
 
-    def _check_kept(self, maps: Tensor) -> None:
+    def _check_kept(self, case: Case) -> None:
         """Raise `InputError` if the values of these maps would be averaged with those of another grid."""
-        own = tuple(getattr(maps, "shape", ())[1:])
+        own = tuple(getattr(getattr(case, "maps", None), "shape", ())[1:])
         if self.grid is None and self._kept is not None and len(own) == 2 and own != self._kept:
             raise InputError(
                 f"maps have the grid {own}, earlier ones {self._kept}: values on different grids are not comparable; "
@@ -270,31 +330,60 @@ class FaithfulnessMetric(Measure, ABC):
         self._kept = self._seen = None
 
     @abstractmethod
-    def _score(
-        self, score_fn: ScoreFn, images: Tensor, maps: Tensor, target: Tensor, clean: Tensor
-    ) -> dict[str, Tensor]:
-        """Return what `score` returns, for checked arguments and maps on the grid. Values of constant maps are
-        discarded, so they need no care here."""
+    def _score(self, case: Case) -> dict[str, Tensor]:
+        """Return what `score` returns, for a checked case with maps on the grid. If the metric needs scores, `clean` is
+        known. Values of constant maps and of keys that are not wanted are discarded, so they need no care here."""
+
+    @classmethod
+    def over_images(cls, key: str, values: Tensor) -> Tensor:
+        """The values (N,) of all images, from what `score` returned for them.
+
+        A metric overrides it if a value depends on other images, such as on a threshold that is chosen for all.
+
+        Args:
+            key: one of `keys`.
+            values: (N, *width), of the images of all batches and ranks.
+        """
+        return values
+
+    def undefined(self, images: Tensor) -> dict[str, Tensor]:
+        """What `score` returns if no value is defined."""
+        return {key: images.new_full((len(images), *self.width), torch.nan, dtype=torch.float32) for key in self.wanted}
+
+    def ordered(self, case: Case) -> Tensor:
+        """The maps (B, h, w) in whose order curves remove: on their grid, or upsampled to the images by the preset."""
+        if not self.preset.pixels:
+            return case.maps
+        size = (case.images.shape[-2], case.images.shape[-1])
+        return F.interpolate(case.maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+
+    def steps(self, grid: Grid) -> int:
+        """Number of steps of a curve of a map with this grid."""
+        return self.max_steps if self.preset.pixels else len(self.preset.counts(grid[0] * grid[1], self.max_steps)) - 1
+
+    def wants(self, *keys: str) -> bool:
+        """Whether at least one of these keys is wanted."""
+        return any(key in self.wanted for key in keys)
 
     def add(self, values: dict[str, Tensor]) -> None:
         """Keep values that `score` returned."""
         self._update_count += 1
         self._computed = None
-        for key in self.keys:
+        for key in self.wanted:
             getattr(self, f"values_{key}").append(values[key])
 
     def compute(self) -> dict[str, Tensor]:
         """For each key the mean over all images with a defined value; NaN if there is none."""
-        return {key: self._values(key).nanmean() for key in self.keys}
+        return {key: self._values(key).nanmean() for key in self.wanted}
 
     def per_image(self) -> dict[str, Tensor]:
         """For each key the values (n,) of all images, rank by rank; NaN where they are undefined."""
         with self.sync_context(should_sync=self._to_sync):
-            return {key: self._values(key).clone() for key in self.keys}
+            return {key: self._values(key).clone() for key in self.wanted}
 
     def _values(self, key: str) -> Tensor:
         values = getattr(self, f"values_{key}")
-        return dim_zero_cat(values) if len(values) else torch.empty(0, device=self.device)
+        return self.over_images(key, dim_zero_cat(values)) if len(values) else torch.empty(0, device=self.device)
 
     @abstractmethod
     def protocol(self, key: str, grid: Grid) -> tuple[int | None, str]:
@@ -309,8 +398,8 @@ class FaithfulnessMetric(Measure, ABC):
         """
 
 
-class MetricRegistry(Registry[FaithfulnessMetric]):
-    """The registry of faithfulness metrics. Their keys are names, too: `METRICS.build("dauc")` builds
+class MetricRegistry(Registry[MapMetric]):
+    """The registry of metrics of maps. Their keys are names, too: `METRICS.build("dauc")` builds
     `deletion_insertion`."""
 
     def aliases(self) -> dict[str, str]:
@@ -320,7 +409,7 @@ class MetricRegistry(Registry[FaithfulnessMetric]):
             InputError: if two metrics have the same key, or one has the name of another's key, and for a class that
                 `Measure.check_declared` refuses.
         """
-        classes: dict[str, type[FaithfulnessMetric]] = self._classes()
+        classes: dict[str, type[MapMetric]] = self._classes()
         found: dict[str, str] = {}
         for name, cls in classes.items():
             cls.check_declared()
@@ -335,7 +424,7 @@ class MetricRegistry(Registry[FaithfulnessMetric]):
 METRICS = MetricRegistry("metric", "interp_models.metrics.METRICS")
 
 
-def owner_of(key: str) -> type[FaithfulnessMetric] | None:
+def owner_of(key: str) -> type[MapMetric] | None:
     """The registered metric class that gives a key; None if there is none."""
     return METRICS.get(key) if key in METRICS.aliases() else None
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from interp_models.core.batches import all_scores, scores_of_variants
 from interp_models.core.errors import InputError
+from interp_models.core.maps import full_precision
 from interp_models.core.scoring import ScoreFn, resolve_target
 
 
@@ -96,6 +97,24 @@ def _mirrored(side: int, border: int) -> Tensor:
     return torch.minimum(places, period - places) if side > 1 else torch.zeros_like(places)
 
 
+def rise_blur(images: Tensor) -> Tensor:
+    """The blur of RISE's code: an 11 × 11 kernel with zeros beyond the border.
+
+    Its weights are those of a Gaussian with σ = 5 that is folded back at the kernel's ends, so that they add up to 1.
+    """
+    places = torch.arange(-20, 21)  # four σ
+    taps = torch.exp(-(places.double().square()) / 50)
+    kernel = torch.zeros(11, dtype=torch.float64)
+    for row in range(11):
+        at = (row + places) % 22
+        folded = torch.minimum(at, 21 - at)  # d c b a | a b c d | d c b a
+        kernel[row] = (taps * (folded == 5)).sum() / taps.sum()
+    weights = kernel.to(images).view(1, 1, 11, 1).expand(images.shape[1], 1, 11, 1)
+    with full_precision(images):
+        down = F.conv2d(images, weights, padding=(5, 0), groups=images.shape[1])
+        return F.conv2d(down, weights.transpose(2, 3), padding=(0, 5), groups=images.shape[1])
+
+
 def box_blur(images: Tensor) -> Tensor:
     """Box blur with the side max(H // 5, 9), made odd, and zeros beyond the border (as in saliency-maps-metrics)."""
     side = max(images.shape[-2] // 5, 9) // 2 * 2 + 1
@@ -130,18 +149,75 @@ def curve(
         target: class of each image (B,).
         batch: images per forward pass; None chooses it for the device.
     """
-    (rows, columns), (height, width) = cell_ranks.shape[-2:], start.shape[-2:]
-    device = start.device
-    y = torch.arange(height, device=device) * rows // height  # nearest cell of every row and column of pixels
-    x = torch.arange(width, device=device) * columns // width
-    pixel_ranks = cell_ranks.int()[:, y][:, :, x]  # (B, H, W)
-    points = torch.as_tensor(counts, device=device)
+    return steps(score_fn, start, end, cell_ranks, [0] * len(counts), counts, target, batch)
+
+
+def steps(
+    score_fn: ScoreFn,
+    start: Tensor,
+    end: Tensor,
+    cell_ranks: Tensor,
+    first: Sequence[int],
+    last: Sequence[int],
+    target: Tensor,
+    batch: int | None = None,
+) -> Tensor:
+    """Scores (B, T) of images `start` of which some cells show `end`.
+
+    Args:
+        score_fn: images -> class probabilities.
+        start: images (B, 3, H, W).
+        end: images (B, 3, H, W).
+        cell_ranks: rank of each cell (B, h, w), as from `ranks`.
+        first: at each of the T points, the lowest rank of the cells that show `end`.
+        last: at each point, the first rank of those that do not.
+        target: class of each image (B,).
+        batch: images per forward pass; None chooses it for the device.
+    """
+    pixel_ranks = to_pixels(cell_ranks.int(), (start.shape[-2], start.shape[-1]))  # (B, H, W)
+    low, high = torch.as_tensor(first, device=start.device), torch.as_tensor(last, device=start.device)
 
     def mixed(b: Tensor, t: Tensor) -> Tensor:
-        turned = pixel_ranks[b] < points[t][:, None, None]  # (m, H, W)
+        own = pixel_ranks[b]
+        turned = (own < high[t][:, None, None]) & (own >= low[t][:, None, None])  # (m, H, W)
         return torch.where(turned[:, None], end[b], start[b])
 
-    return scores_of_variants(score_fn, start, len(points), mixed, target, batch)
+    return scores_of_variants(score_fn, start, len(low), mixed, target, batch)
+
+
+def without(
+    score_fn: ScoreFn,
+    images: Tensor,
+    fill: Tensor,
+    cells: Tensor,
+    target: Tensor,
+    batch: int | None = None,
+) -> Tensor:
+    """Scores (B, T) of images without some cells, the same of every image or others of each.
+
+    Args:
+        score_fn: images -> class scores.
+        images: (B, 3, H, W).
+        fill: what removed cells show: an image (B, 3, H, W), or of one colour (1, 3, 1, 1).
+        cells: whether each cell is removed, (T, h, w) or (B, T, h, w) bool.
+        target: class of each image (B,).
+        batch: images per forward pass; None chooses it for the device.
+    """
+    size = (images.shape[-2], images.shape[-1])
+
+    def mixed(b: Tensor, t: Tensor) -> Tensor:
+        removed = to_pixels(cells[t] if cells.dim() == 3 else cells[b, t], size)  # (m, H, W)
+        return torch.where(removed[:, None], fill[b] if len(fill) == len(images) else fill, images[b])
+
+    return scores_of_variants(score_fn, images, cells.shape[-3], mixed, target, batch)
+
+
+def to_pixels(cells: Tensor, size: tuple[int, int]) -> Tensor:
+    """Values of cells (..., h, w) for every pixel, (..., H, W): each pixel takes its nearest cell."""
+    (rows, columns), (height, width) = cells.shape[-2:], size
+    y = torch.arange(height, device=cells.device) * rows // height
+    x = torch.arange(width, device=cells.device) * columns // width
+    return cells[..., y, :][..., x]
 
 
 def exact(values: Tensor) -> Tensor:
@@ -161,6 +237,25 @@ def pearson(a: Tensor, b: Tensor) -> Tensor:
     a, b = a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True)
     r = (a * b).sum(dim=1) / (a.square().sum(dim=1) * b.square().sum(dim=1)).sqrt()
     return torch.where(constant, torch.nan, r.clamp(-1, 1))
+
+
+def spearman(a: Tensor, b: Tensor) -> Tensor:
+    """Spearman correlation (B,) of rows (B, T); float64 on the CPU. Equal values have their mean rank.
+
+    NaN as `pearson`.
+
+    >>> spearman(torch.tensor([[1.0, 5.0, 5.0]]), torch.tensor([[0.1, 0.2, 0.3]])).tolist()
+    [0.8660254037844387]
+    """
+    return pearson(mean_ranks(a), mean_ranks(b))
+
+
+def mean_ranks(values: Tensor) -> Tensor:
+    """Rank of each value in its row (B, T), from 1 on for the lowest; equal values share their mean rank; float64."""
+    rows = exact(values)
+    below = (rows[:, None] < rows[:, :, None]).sum(dim=2)
+    equal = (rows[:, None] == rows[:, :, None]).sum(dim=2)
+    return below + (equal + 1) / 2.0
 
 
 def mean_of_groups(sorted_values: Tensor, counts: Sequence[int]) -> Tensor:

@@ -29,6 +29,8 @@ class Found(NamedTuple):
     """Key points of parts, x and y in pixels (B, J, 2)."""
     visible: Tensor | None
     """Whether each part is visible, (B, J) bool."""
+    mask: Tensor | None = None
+    """Mask of the object, (B, H, W) bool."""
 
 
 class PrototypeMetric(Measure, ABC):
@@ -44,8 +46,8 @@ class PrototypeMetric(Measure, ABC):
 
     split: ClassVar[Literal["train", "test"] | None] = "test"
     """Split whose images the metric uses; None if it uses no images."""
-    needs_parts: ClassVar[bool] = True
-    """Whether the metric needs key points of parts."""
+    needs: ClassVar[tuple[Literal["parts", "mask"], ...]] = ("parts",)
+    """Ground truth that the metric needs: key points of parts, masks of the object."""
     zero_if_removed: ClassVar[tuple[str, ...]] = ()
     """Keys that are 0 for a removed prototype. The other keys are undefined for it."""
 

@@ -31,7 +31,7 @@ class PrototypeUsage(PrototypeMetric):
         "duplicates": "The fraction of used prototypes that equal an earlier one.",
         "sparsity": "The fraction of the last layer's weights that are 0.",
     }
-    split, needs_parts, zero_if_removed = None, False, ("used",)
+    split, needs, zero_if_removed = None, (), ("used",)
 
     def __init__(self, model: PrototypeModel, part_names: Sequence[str] = ()) -> None:
         super().__init__(model, part_names)
@@ -64,7 +64,7 @@ class PrototypeSpread(PrototypeMetric):
     higher_is_better_by_key: ClassVar[dict[str, bool]] = {"spread": True}
     percent = False
     legend: ClassVar[dict[str, str]] = {"spread": "The mean squared distance between two prototypes."}
-    split, needs_parts = None, False
+    split, needs = None, ()
 
     def __init__(self, model: PrototypeModel, part_names: Sequence[str] = ()) -> None:
         super().__init__(model, part_names)

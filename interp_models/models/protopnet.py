@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from interp_models.core.boxes import Size, activation_boxes
 from interp_models.core.distributed import in_order
 from interp_models.core.errors import InputError
 from interp_models.core.outputs import InterpOutput
 from interp_models.data.module import DataModule
 from interp_models.nn.backbone import BUNDLED, Backbone, Weights
-from interp_models.prototypes.boxes import Size, activation_boxes
 from interp_models.prototypes.distances import over_cells, product, squared_distances
 from interp_models.prototypes.push import project
 from interp_models.prototypes.search import nearest_patches

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from interp_models.core.boxes import Size, activation_boxes
 from interp_models.core.distributed import summed
 from interp_models.core.errors import InputError, unknown
 from interp_models.core.outputs import InterpOutput
 from interp_models.data.module import DataModule
 from interp_models.nn.backbone import BUNDLED, Backbone, Weights
 from interp_models.nn.soft_tree import TreeNode, check_memory, children_kept, grown, leaf_depths, log1mexp, route
-from interp_models.prototypes.boxes import Size, activation_boxes
 from interp_models.prototypes.distances import over_cells, product, root, squared_distances
 from interp_models.prototypes.push import project
 from interp_models.prototypes.sources import Match, Prototypical, Reading, Sources

@@ -1,40 +1,9 @@
-"""Boxes in images: around high activations of a prototype, and around the receptive field of a cell."""
+"""The receptive fields of cells, as spans of pixels."""
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
-
-from interp_models.core.maps import upsampled
-
-Size = tuple[int, int]
-"""Height and width."""
-
-
-def activation_boxes(activations: Tensor, size: Size, percentile: float = 95.0) -> Tensor:
-    """The smallest box around all pixels whose activation is at or above a percentile.
-
-    Args:
-        activations: maps (P, h, w), which are upsampled bicubically to the image.
-        size: height and width of the image.
-        percentile: percentile of the activation over the pixels of the image (paper: 95).
-
-    Returns:
-        Boxes (P, 4) int64, XYXY in pixels, the ends exclusive.
-    """
-    boxes = []
-    # A pixel is at or above the interpolated percentile if it is at or above the next larger value in the map.
-    count = size[0] * size[1]
-    position = min(int(percentile / 100 * (count - 1) + 1 - 1e-9), count - 1)
-    for large in upsampled(activations, size):
-        thresholds = np.partition(large.flatten(1).numpy(), position, axis=1)[:, position]
-        spans = []
-        for axis in (large.amax(dim=1), large.amax(dim=2)):  # columns, rows
-            high = axis >= torch.from_numpy(thresholds)[:, None]
-            spans += [high.int().argmax(dim=1), high.shape[1] - high.flip(1).int().argmax(dim=1)]
-        boxes.append(torch.stack([spans[0], spans[2], spans[1], spans[3]], dim=1))
-    return torch.cat(boxes).to(activations.device)
 
 
 def receptive_spans(features: Callable[[Tensor], Tensor], image: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from interp_models.core.boxes import activation_boxes
 from interp_models.core.errors import InputError
 from interp_models.data.module import DataModule
-from interp_models.prototypes.boxes import activation_boxes, receptive_spans
+from interp_models.prototypes.boxes import receptive_spans
 from interp_models.prototypes.search import Patches, nearest_patches, without_duplicates
 from interp_models.prototypes.sources import Sources
 

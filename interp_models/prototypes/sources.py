@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from interp_models.core.boxes import Size
 from interp_models.core.outputs import InterpOutput
-from interp_models.prototypes.boxes import Size
 
 
 class Sources(nn.Module):

@@ -8,9 +8,9 @@ from PIL import Image, ImageDraw
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
+from interp_models.core.boxes import activation_boxes
 from interp_models.core.files import short, whole
 from interp_models.data.module import DataModule
-from interp_models.prototypes.boxes import activation_boxes
 from interp_models.prototypes.search import Patches
 from interp_models.prototypes.sources import Sources
 from interp_models.report import visual

@@ -47,7 +47,7 @@ def write_report(
             None and NaN mean undefined. Each preset gets a table; runs, explainers and metrics keep their order.
         images: images with maps. They are written one by one, so an iterator need not hold them all.
         prototypes: the prototypes of runs that have some.
-        left_out: for each run, explainers that do not apply and the reasons.
+        left_out: for each run, explainers and metrics that do not apply and the reasons.
 
     Raises:
         ValueError: for two rows with the same preset, run, explainer and metric, and for arrays of a wrong shape.

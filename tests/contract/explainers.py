@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.passes import are_counted
+from interp_models.core.truth import Truth
 from interp_models.explainers.base import Explainer
 
 
@@ -180,14 +181,14 @@ def check_passes(make: Make, model: nn.Module, images: Tensor) -> None:
     cls = type(explainer)
     explainer.preparation = "none"
     passes: list[tuple[int, bool]] = []
-    boxes = torch.tensor([[8.0, 16.0, 40.0, 30.0]] * len(images)) if "box" in cls.shown else None
+    truth = Truth(torch.tensor([[8.0, 16.0, 40.0, 30.0]] * len(images)))
 
     def note(module: nn.Module, args: Any) -> None:
         if are_counted():  # those that find out about the model, once, are not
             passes.append((len(args[0]), args[0].requires_grad and torch.is_grad_enabled()))
 
     handle = model.register_forward_pre_hook(note)
-    explainer.attribute(images, torch.arange(len(images)), boxes)
+    explainer.attribute(images, torch.arange(len(images)), truth)
     handle.remove()
     known = {"channels": 8, "windows": 4, **vars(explainer), **vars(getattr(explainer, "base", explainer))}
     found = sum(count for count, _ in passes) / len(images)

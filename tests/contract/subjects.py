@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from interp_models import EXPLAINERS, MODELS
 from interp_models.core.traits import Trait
+from interp_models.core.truth import Truth
 from tests.conftest import tiny_options
 
 
@@ -123,7 +124,7 @@ class Shown:
         return getattr(self.explainer, name)
 
     def attribute(self, images: Tensor, target: Any = None) -> Tensor:
-        return self.explainer.attribute(images, target, torch.tensor([[8.0, 16.0, 40.0, 30.0]] * len(images)))
+        return self.explainer.attribute(images, target, Truth(torch.tensor([[8.0, 16.0, 40.0, 30.0]] * len(images))))
 
     def __enter__(self) -> "Shown":
         self.explainer.__enter__()
@@ -135,7 +136,7 @@ class Shown:
 
 def shown(explainer: Any) -> Any:
     """The explainer, with boxes where it is shown them."""
-    return Shown(explainer) if "box" in explainer.shown else explainer
+    return Shown(explainer) if explainer.shown else explainer
 
 
 def maker(explainer: str, subject: str) -> Callable[[nn.Module], Any]:

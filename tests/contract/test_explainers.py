@@ -281,14 +281,14 @@ class IgnoresTarget(Good):
 class ForTraining(Good):
     """Turns to training mode what was in training mode."""
 
-    def attribute(self, inputs, target=None, boxes=None):
+    def attribute(self, inputs, target=None, truth=None):
         return self._attribute(inputs, target).detach()
 
 
 class NeedsGradients(Good):
     """Relies on gradients being on."""
 
-    def attribute(self, inputs, target=None, boxes=None):
+    def attribute(self, inputs, target=None, truth=None):
         with evaluating(self.model):
             x = inputs.clone().requires_grad_(True)
             logits = self.model(x)
@@ -308,9 +308,9 @@ class NeedsWeights(Good):
 
 
 class TakesAnything(Good):
-    def attribute(self, inputs, target=None, boxes=None):
+    def attribute(self, inputs, target=None, truth=None):
         try:
-            return super().attribute(inputs, target, boxes)
+            return super().attribute(inputs, target, truth)
         except InputError:
             return torch.zeros(1, 1, 1)
 
@@ -321,9 +321,9 @@ class AnyClass(Good):
 
 
 class TwoLines(Good):
-    def attribute(self, inputs, target=None, boxes=None):
+    def attribute(self, inputs, target=None, truth=None):
         try:
-            return super().attribute(inputs, target, boxes)
+            return super().attribute(inputs, target, truth)
         except InputError as error:
             raise InputError(f"{error}\nSee above.") from None
 

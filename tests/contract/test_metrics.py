@@ -2,6 +2,7 @@
 
 import functools
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,14 +10,19 @@ import torch
 from interp_models import METRICS
 from interp_models.core.errors import InputError
 from interp_models.metrics.base import PRESETS, MetricRegistry, metrics_of
+from interp_models.metrics.case import Case
 from interp_models.metrics.deletion_insertion import DeletionInsertion
 from interp_models.metrics.masked_confidence import MaskedConfidence
 from tests.contract import metrics as contract
 
 
+def presets(name):
+    """The presets that can change a metric: all, if it makes passes."""
+    return PRESETS if {"score_fn", "logit_fn"} & set(METRICS.get(name).needs) else ["gomez2023"]
+
+
 @pytest.mark.parametrize("check", contract.CHECKS)
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("name", METRICS.names())
+@pytest.mark.parametrize(("name", "preset"), [(name, preset) for name in METRICS.names() for preset in presets(name)])
 def test_contract(name, preset, check):
     if check is contract.check_refusals:
         check(METRICS.get(name))
@@ -34,8 +40,8 @@ def test_every_key_belongs_to_one_metric():
 
 
 class BatchMean(MaskedConfidence):
-    def _score(self, *args):
-        return {key: value.mean().expand_as(value) for key, value in super()._score(*args).items()}
+    def _score(self, case):
+        return {key: value.mean().expand_as(value) for key, value in super()._score(case).items()}
 
 
 class PoisonsTheMean(MaskedConfidence):
@@ -44,8 +50,8 @@ class PoisonsTheMean(MaskedConfidence):
 
 
 class UsesTheMapAsItIs(MaskedConfidence):
-    def _score(self, score_fn, images, maps, target, clean):
-        return super()._score(score_fn, images * maps.mean(dim=(1, 2)).view(-1, 1, 1, 1), maps, target, clean)
+    def _score(self, case):
+        return super()._score(replace(case, images=case.images * case.maps.mean(dim=(1, 2)).view(-1, 1, 1, 1)))
 
 
 class Inverted(MaskedConfidence):
@@ -53,7 +59,7 @@ class Inverted(MaskedConfidence):
 
 
 class MissingKey(MaskedConfidence):
-    keys = ("ad", "iic", "add", "ag", "extra")
+    keys = (*MaskedConfidence.keys, "extra")
     higher_is_better_by_key = MaskedConfidence.higher_is_better_by_key | {"extra": True}
     legend = MaskedConfidence.legend | {"extra": "Not computed."}
 
@@ -67,25 +73,25 @@ class Forgets(MaskedConfidence):
 
 
 class IgnoresTheCleanScore(MaskedConfidence):
-    def score(self, score_fn, images, maps, target, clean=None):
-        found = super().score(score_fn, images, maps, target)
-        return found if clean is None else {key: value + 0.1 for key, value in found.items()}
+    def score(self, case):
+        found = super().score(case)
+        return found if case.clean is None else {key: value + 0.1 for key, value in found.items()}
 
 
 class Doubles(MaskedConfidence):
-    def score(self, score_fn, images, maps, target, clean=None):
-        found = super().score(score_fn, images, maps, target, clean)
-        return {key: value * (2 if images.dtype == torch.float64 else 1) for key, value in found.items()}
+    def score(self, case):
+        twice = 2 if case.images.dtype == torch.float64 else 1
+        return {key: value * twice for key, value in super().score(case).items()}
 
 
 class FillsNaN(MaskedConfidence):
-    def score(self, score_fn, images, maps, target, clean=None):
-        return super().score(score_fn, images, maps.nan_to_num(), target, clean)
+    def score(self, case):
+        return super().score(replace(case, maps=case.maps.nan_to_num()))
 
 
 class ClampsTheClass(MaskedConfidence):
-    def score(self, score_fn, images, maps, target, clean=None):
-        return super().score(score_fn, images, maps, torch.as_tensor(target).clamp(max=2), clean)
+    def score(self, case):
+        return super().score(replace(case, target=torch.as_tensor(case.target).clamp(max=2)))
 
 
 class WrongAlias(MaskedConfidence):
@@ -100,7 +106,8 @@ WRONG = [
     (
         MissingKey,
         contract.check_keys,
-        "must return a dict with exactly the keys ad, iic, add, ag, extra; got ad, iic, add, ag$",
+        "must return a dict with exactly the keys ad, iic, add, ag, context_increase, extra; got ad, iic, add, ag, "
+        "context_increase$",
     ),
     (WrongAlias, contract.check_keys, "the alias 'ai' stands for 'increase', which is not a key"),
     (Forgets, contract.check_split, "two updates: "),
@@ -126,8 +133,8 @@ def returning(values):
     """A metric whose `_score` returns `values` of what the right one returns."""
 
     class Returns(MaskedConfidence):
-        def _score(self, *args):
-            return values(super()._score(*args))
+        def _score(self, case):
+            return values(super()._score(case))
 
     return Returns()
 
@@ -139,19 +146,22 @@ def returning(values):
         (lambda own: own | {"ad": own["ad"][0]}, "ad must be a tensor of one value per image, (5,); got shape ()"),
         (lambda own: own | {"ad": own["ad"][:, None]}, "(5,); got shape (5, 1)"),
         (lambda own: own | {"ad": 0.5}, "(5,); got float"),
-        (lambda own: own | {"more": own["ad"]}, "exactly the keys ad, iic, add, ag; got ad, iic, add, ag, more"),
-        (lambda own: {"ad": own["ad"]}, "exactly the keys ad, iic, add, ag; got ad"),
-        (lambda own: own["ad"], "exactly the keys ad, iic, add, ag; got Tensor"),
+        (
+            lambda own: own | {"more": own["ad"]},
+            "exactly the keys ad, iic, add, ag, context_increase; got ad, iic, add, ag, context_increase, more",
+        ),
+        (lambda own: {"ad": own["ad"]}, "exactly the keys ad, iic, add, ag, context_increase; got ad"),
+        (lambda own: own["ad"], "exactly the keys ad, iic, add, ag, context_increase; got Tensor"),
         (lambda own: own | {"ad": own["ad"] / 0}, "ad is infinite for an image; undefined is NaN"),
     ],
 )
 def test_values_of_another_form_are_refused(values, message):
     """Torch would broadcast some of them over all images."""
     images, maps, target = contract.data()
-    right = MaskedConfidence().score(contract.score_fn, images, maps, target)
-    contract.equal(returning(dict).score(contract.score_fn, images, maps, target), right, "the same values")
+    case = Case(images, maps, target, contract.score_fn)
+    contract.equal(returning(dict).score(case), MaskedConfidence().score(case), "the same values")
     with pytest.raises(InputError, match=re.escape(message)) as error:
-        returning(values).score(contract.score_fn, images, maps, target)
+        returning(values).score(case)
     assert str(error.value).startswith("metric Returns")
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from interp_models import EXPLAINERS, METRICS, Classifier, InputError, judge, probabilities
 from interp_models.core.outputs import LabelLogits
 from interp_models.core.scoring import logits_of, scores_of
+from interp_models.metrics.case import Case
 
 QUICK: dict[str, Any] = {"progress": False, "max_steps": 4, "grid": (4, 4)}
 
@@ -128,7 +129,7 @@ def test_one_logit_for_two_classes(flat: bool) -> None:
     good = torch.zeros(3, 4, 4)
     good[:, :, :2] = 1 + 0.01 * torch.rand(3, 4, 2)
     metric = METRICS.build("dauc", {"max_steps": 4})
-    right, wrong = (metric.score(probabilities(two), images(), m, 1)["dauc"] for m in (good, -good))
+    right, wrong = (metric.score(Case(images(), m, 1, probabilities(two)))["dauc"] for m in (good, -good))
     assert bool((right < wrong).all())
 
 

@@ -54,7 +54,7 @@ def test_images_labels_and_order(tmp_path: Path, split: Any, expected: list[tupl
         assert sample.index == index
         colour = torch.tensor([red, 20, 30], dtype=torch.uint8)
         assert torch.equal(sample.image, colour[:, None, None].expand(3, 3, 4 + red // 10))
-        assert sample[3:] == (None, None, None, None)
+        assert sample[3:] == (None,) * 6
     assert images.part_names == images.mask_names == ()
 
 

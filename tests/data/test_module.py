@@ -448,7 +448,7 @@ def test_a_batch_of_one(tiny_cub: Cub) -> None:
         assert torch.equal(batch.image, sample.image[None])
         assert batch.label.tolist() == [sample.label]
         assert batch.index.tolist() == [position]
-        assert torch.equal(batch.box, sample.box)
+        assert torch.equal(batch.box, sample.box[None])
         assert torch.equal(batch.parts, sample.parts[None])
         assert torch.equal(batch.visible, sample.visible[None])
         assert batch.masks is None
@@ -469,7 +469,7 @@ def test_masks_come_along(tmp_path: Path) -> None:
     (batch,) = list(data.test_dataloader())
     assert batch.masks.shape == (6, 1, 64, 64)
     assert batch.masks.dtype == torch.bool
-    for mask, box in zip(batch.masks[:, 0], batch.box, strict=True):
+    for mask, box in zip(batch.masks[:, 0], batch.box[:, 0], strict=True):
         rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
         edges = torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).float()
         assert (edges - box).abs().max() < 2.5  # pixels; the bird fills the whole pixels inside its box
@@ -769,7 +769,7 @@ def test_collate_stacks_what_there_is() -> None:
         for position, sample in enumerate(samples):
             assert torch.equal(getattr(batch, name)[position], getattr(sample, name).as_subclass(Tensor))
         assert type(getattr(batch, name)) is Tensor
-    assert torch.equal(batch.box, torch.cat([sample.box.as_subclass(Tensor) for sample in samples]))
+    assert torch.equal(batch.box, torch.stack([sample.box.as_subclass(Tensor) for sample in samples]))
     assert batch.label.tolist() == [3, 3]
     bare = collate([Sample(torch.zeros(3, 4, 4), 1, 2)])
-    assert bare[3:] == (None, None, None, None)
+    assert bare[3:] == (None,) * 6

@@ -342,7 +342,8 @@ def _rank(rank: int, folder: Path, values: dict[str, dict[str, list[float]]]) ->
     for name, of_keys in values.items():
         metric = METRICS.get(name)()
         if rank == 0:
-            metric.add({key: torch.tensor(numbers) for key, numbers in of_keys.items()})
+            rows = {key: torch.tensor(numbers).view(-1, *[1] * len(metric.width)) for key, numbers in of_keys.items()}
+            metric.add({key: row.expand(-1, *metric.width) for key, row in rows.items()})
         means = {key: float(mean) for key, mean in metric.compute().items()}
         found[name] = {"means": means, "images": {key: v.tolist() for key, v in metric.per_image().items()}}
     (folder / f"{rank}.json").write_text(json.dumps(found))

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from interp_models import PROTOTYPE_METRICS, load
 from interp_models.config.loading import check, override
+from interp_models.core.boxes import activation_boxes
 from interp_models.data.module import DataModule
 from interp_models.evaluation import prototypes as prototype_evaluation
 from interp_models.evaluation.config import EvaluateConfig
 from interp_models.metrics.prototype_base import Found
-from interp_models.prototypes.boxes import activation_boxes
 from interp_models.prototypes.search import nearest_patches
 from interp_models.report import gallery, visual
 from interp_models.runs import evaluate

@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from interp_models import DATASETS, EXPLAINERS, METRICS, Classifier, InputError, judge, load, probabilities
 from interp_models.evaluation.judgement import Judgement
+from interp_models.evaluation.statistics import interval
 from interp_models.evaluation.tables import image_means, read_tables
+from interp_models.metrics.case import Case
 from interp_models.runs.building import build_data
 from interp_models.runs.loading import run_config
 from tests import processes
@@ -61,9 +63,9 @@ def test_each_label_has_the_map_and_the_values_of_its_class() -> None:
         explainer = EXPLAINERS.build(label, options, model=net)
         maps = torch.cat([explainer.attribute(images[i : i + 1], k) for i, k in ROWS])
         np.testing.assert_allclose(found.maps[label], maps, rtol=1e-3, atol=1e-5)
-        for name in METRICS.names():
+        for name in ("deletion_insertion", "masked_confidence"):
             metric = METRICS.build(name, {"grid": (8, 8), "max_steps": 4})
-            for key, value in metric.score(score_fn, images[rows], maps, target).items():
+            for key, value in metric.score(Case(images[rows], maps, target, score_fn)).items():
                 own = table(found, label, key)
                 assert list(zip(own["index"], own["target_class"], strict=True)) == ROWS
                 np.testing.assert_allclose(own["value"], value, atol=1e-3)
@@ -80,14 +82,14 @@ def test_each_label_has_the_map_and_the_values_of_its_class() -> None:
 
 
 def test_means_and_intervals_are_over_images() -> None:
-    """Rows of one image are not independent: they are averaged first. n = 5 images, t of 4 degrees of freedom."""
+    """Rows of one image are not independent: they are averaged first. n = 5 images."""
     found = judge(model(), pictures(), ["random"], ["dauc", "iic"], labels=LABELS, target="label", **QUICK)
     value = table(found, "random", "dauc")["value"].tolist()
     of_images = [(value[0] + value[1]) / 2, value[2], sum(value[3:6]) / 3, value[6], (value[7] + value[8]) / 2]
     row = found.summary[found.summary["metric"] == "dauc"].iloc[0]
     mean = sum(of_images) / 5
-    half = 2.7764451051977987 * (sum((v - mean) ** 2 for v in of_images) / 4) ** 0.5 / 5**0.5
-    assert (row["mean"], row["low"], row["high"]) == pytest.approx((mean, mean - half, mean + half))
+    low, high = interval(np.array(of_images))
+    assert (row["mean"], row["low"], row["high"]) == pytest.approx((mean, low, high))
     assert (row["n"], row["n_undefined"]) == (5, 0)
     assert row["passes"] == pytest.approx(0)
     costs = judge(model(), pictures(), ["gradcam"], labels=LABELS, target="label", **QUICK).summary
@@ -333,7 +335,7 @@ def test_validation_judges_every_label(squares: dict[str, Any], tmp_path: Path) 
         images, target = dataset[0, position].image[None].repeat(len(own), 1, 1, 1), torch.tensor(own)
         maps = EXPLAINERS.build("random", {}, model=net).attribute(images, target)
         metric = METRICS.build("dauc", {"grid": tuple(net(images).maps.shape[2:]), "max_steps": 3})
-        means.append(float(metric.score(probabilities(net), images, maps, target)["dauc"].mean()))
+        means.append(float(metric.score(Case(images, maps, target, probabilities(net)))["dauc"].mean()))
     assert len(means) >= 2
     assert logged == pytest.approx(sum(means) / len(means), abs=1e-4)
 

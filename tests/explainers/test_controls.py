@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from interp_models.core.errors import InputError, NotApplicable
+from interp_models.core.truth import Truth
 from interp_models.explainers.combinators import Smooth
 from interp_models.explainers.controls import CenterGaussian, Edges, FakeCAM, GTBackground, GTBox
 
@@ -58,19 +59,19 @@ def test_edges_do_not_depend_on_the_default_type():
 def test_ground_truth_is_the_box():
     boxes = torch.tensor([[1.0, 2.0, 4.0, 5.0], [0.0, 0.0, 2.4, 1.6]])
     images = torch.rand(2, 3, 6, 8)
-    maps = GTBox(NOTHING).attribute(images, None, boxes)
+    maps = GTBox(NOTHING).attribute(images, None, Truth(boxes))
     expected = np.zeros((2, 6, 8))
     expected[0, 2:5, 1:4] = 1
     expected[1, 0:2, 0:2] = 1  # pixels whose middle is inside
     np.testing.assert_array_equal(maps, expected)
-    np.testing.assert_array_equal(GTBackground(NOTHING).attribute(images, None, boxes), 1 - expected)
+    np.testing.assert_array_equal(GTBackground(NOTHING).attribute(images, None, Truth(boxes)), 1 - expected)
 
 
 def test_ground_truth_refuses_without_it():
     images = torch.rand(2, 3, 6, 8)
     with pytest.raises(NotApplicable, match=r"GTBox shows ground truth and needs a box .* of every image; the images"):
         GTBox(NOTHING).attribute(images)
-    with pytest.raises(InputError, match=r"GTBox shows ground truth and needs a box .* of every image; got \(1, 4\)"):
-        GTBox(NOTHING).attribute(images, None, torch.zeros(1, 4))
+    with pytest.raises(InputError, match=r"boxes must be a tensor \(2, any, 4\); got \(1, 1, 4\)"):
+        GTBox(NOTHING).attribute(images, None, Truth(torch.zeros(1, 4)))
     with pytest.raises(NotApplicable, match="GTBackground shows ground truth"):
         Smooth(GTBackground(nn.Sequential(nn.Flatten(), nn.Linear(144, 2)))).attribute(images, 0)

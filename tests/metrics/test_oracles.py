@@ -11,6 +11,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 from interp_models.core.errors import InputError
+from interp_models.metrics.case import Case
 from interp_models.metrics.deletion_insertion import DeletionInsertion
 from interp_models.metrics.masked_confidence import MaskedConfidence
 from interp_models.metrics.perturbation import ranks
@@ -53,12 +54,13 @@ def oracle(weights, image, saliency, c, bounds=range(13)):
         "iic": float(kept > y),
         "add": max(y - removed, 0) / y,
         "ag": max(kept - y, 0) / (1 - y),
+        "context_increase": float(removed > y),
     }
     h, w = saliency.shape
     order = sorted(range(h * w), key=lambda cell: (-saliency.ravel()[cell], cell))
-    deleted, inserted = image.copy(), np_blur(image)
-    deletion, insertion = [f(deleted)], [f(inserted)]
-    for cell in order:
+    deleted, inserted, reverse = image.copy(), np_blur(image), image.copy()
+    deletion, insertion, least = [f(deleted)], [f(inserted)], [f(reverse)]
+    for cell, last in zip(order, order[::-1], strict=True):
         i, j = divmod(cell, w)
         # all pixels whose cell this is, pixel by pixel
         for py in range(height):
@@ -66,13 +68,18 @@ def oracle(weights, image, saliency, c, bounds=range(13)):
                 if py * h // height == i and px * w // width == j:
                     deleted[:, py, px] = 0
                     inserted[:, py, px] = image[:, py, px]
+                if (py * h // height) * w + px * w // width == last:
+                    reverse[:, py, px] = 0
         deletion.append(f(deleted))
+        least.append(f(reverse))
         insertion.append(f(inserted))
-    deletion, insertion = ([curve[n] for n in bounds] for curve in (deletion, insertion))
+    deletion, insertion, least = ([curve[n] for n in bounds] for curve in (deletion, insertion, least))
     x = [n / (h * w) for n in bounds]
     groups = [order[a:b] for a, b in pairwise(bounds)]
     sorted_saliency = [np.mean([saliency.ravel()[cell] for cell in group]) for group in groups]
     values["dauc"] = np.trapezoid(np.array(deletion) / max(deletion), x)
+    values["lerf"] = np.trapezoid(np.array(least) / max(least), x)
+    values["abpc"] = values["lerf"] - values["dauc"]
     values["iauc"] = np.trapezoid(np.array(insertion) / max(insertion), x)
     values["dc"] = stats.pearsonr(-np.diff(deletion), sorted_saliency)[0]
     values["ic"] = stats.pearsonr(np.diff(insertion), sorted_saliency)[0]
@@ -99,13 +106,13 @@ def case(seed, n=3, grid=(3, 4)):
 def check_against_oracle(masked=MaskedConfidence, curves=DeletionInsertion, seeds=(0, 1)):
     for seed in seeds:
         weights, images, maps, target, score_fn = case(seed)
-        arguments = (score_fn, torch.tensor(images), torch.tensor(maps), torch.tensor(target))
-        values = masked().score(*arguments) | curves(batch=7).score(*arguments)
+        arguments = (torch.tensor(images), torch.tensor(maps), torch.tensor(target), score_fn)
+        values = masked().score(Case(*arguments)) | curves(batch=7).score(Case(*arguments))
         for i in range(len(images)):
             expected = oracle(weights, images[i], maps[i], target[i])
             got = {key: float(value[i]) for key, value in values.items()}
             assert got == pytest.approx(expected, abs=2e-6), f"image {i}"
-        values = curves(max_steps=5).score(*arguments)
+        values = curves(max_steps=5).score(Case(*arguments))
         for i in range(len(images)):
             expected = oracle(weights, images[i], maps[i], target[i], FIVE_STEPS)
             for key, value in values.items():
@@ -119,20 +126,23 @@ def test_gomez2023_equals_the_numpy_oracle():
 MASKED = "interp_models.metrics.masked_confidence"
 CURVES = "interp_models.metrics.deletion_insertion"
 MUTATIONS = [
-    (MASKED, '(clean - kept).relu() / positive,', '(kept - clean).relu() / positive,'),
-    (MASKED, '(kept - clean).relu() / (1 - clean)', '(kept - clean).relu() / clean'),
+    (MASKED, 'lost = clean - score', 'lost = score - clean'),
+    (MASKED, '(score - clean).relu() / (1 - clean)', '(score - clean).relu() / clean'),
     (MASKED, 'images * (1 - mask)', 'images * mask'),
     (MASKED, '(kept > clean)', '(kept < clean)'),
-    (MASKED, 'drop.relu() if', 'drop if'),
-    (MASKED, 'score_all(score_fn, images * mask, target', 'score_all(score_fn, images * mask, target * 0'),
+    (MASKED, 'lost.relu() if', 'lost if'),
+    (MASKED, 'case.scores(images * mask', 'case.scores(images * mask * 0.9'),
+    (MASKED, '(removed > clean)', '(removed < clean)'),
     (CURVES, 'order = ranks(maps)', 'order = ranks(-maps)'),
     (CURVES, '(deletion, -deletion.diff', '(deletion, deletion.diff'),
     (CURVES, '(insertion, insertion.diff', '(insertion, -insertion.diff'),
-    (CURVES, 'torch.zeros_like(images)', 'torch.full_like(images, 0.5)'),
+    (CURVES, 'self.preset.removed(images)', '(self.preset.removed(images) + 0.5)'),
     (CURVES, 'self.preset.blur(images), images, order', 'images, self.preset.blur(images), order'),
     (CURVES, 'area / highest', 'area / 1 + 0 * highest'),
     (CURVES, 'descending=True', 'descending=False'),
-    (CURVES, 'order, counts[1:], target', 'order, counts[1:], target * 0'),
+    (CURVES, 'order, counts[1:], self', 'order, counts[:-1], self'),
+    (CURVES, 'ranks(-maps)', 'order'),
+    (CURVES, 'values["lerf"] - values["dauc"]', 'values["dauc"] - values["lerf"]'),
     (CURVES, '[count / counts[-1] for count in counts]', '[k / (len(counts) - 1) for k in range(len(counts))]'),
 ]  # fmt: skip
 
@@ -147,9 +157,10 @@ def test_the_oracle_rejects_mutations(module, right, wrong):
 
 
 PERTURBATION_MUTATIONS = [
-    ("pixel_ranks[b] < points[t]", "pixel_ranks[b] <= points[t]"),
+    ("own < high[t]", "own <= high[t]"),
     ("torch.where(turned[:, None], end[b], start[b])", "torch.where(turned[:, None], start[b], end[b])"),
     ("* rows // height", "* rows // (height + 1)"),
+    ("own >= low[t]", "own > low[t]"),
     ("sigma=[5.0, 5.0]", "sigma=[4.0, 4.0]"),
     ("return (maps - low) /", "return (high - maps) /"),
 ]
@@ -158,9 +169,9 @@ PERTURBATION_MUTATIONS = [
 @pytest.mark.parametrize(("right", "wrong"), PERTURBATION_MUTATIONS)
 def test_the_oracle_rejects_mutated_functions(right, wrong, monkeypatch):
     copy = mutated("interp_models.metrics.perturbation", right, wrong)
-    from interp_models.metrics import base, deletion_insertion, perturbation
+    from interp_models.metrics import base, perturbation
 
-    monkeypatch.setattr(deletion_insertion, "curve", copy.curve)
+    monkeypatch.setattr(perturbation, "curve", copy.curve)
     monkeypatch.setattr(perturbation, "min_max", copy.min_max)
     preset = base.PRESETS["gomez2023"]
     changed = base.Preset(**{**vars(preset), "blur": copy.gaussian})
@@ -181,13 +192,13 @@ def shares(images):
 def test_a_uniform_image_under_a_linear_score_is_known_by_hand():
     image, target = torch.full((1, 3, 8, 8), 0.8), torch.zeros(1, dtype=torch.long)
     maps = torch.arange(16.0).view(1, 4, 4)
-    values = DeletionInsertion().score(shares, image, maps, target)
+    values = DeletionInsertion().score(Case(image, maps, target, shares))
     assert float(values["dauc"]) == pytest.approx(0.5)  # a straight line from 1 to 0
     assert float(values["iauc"]) == pytest.approx(1.0)  # a uniform image is not changed by its blur
     assert bool(torch.isnan(values["ic"]))  # and so the score does not vary
     halves = torch.zeros(1, 1, 2)
     halves[0, 0, 0] = 1.0
-    values = MaskedConfidence(grid=(1, 2)).score(shares, image, halves, target)
+    values = MaskedConfidence(grid=(1, 2)).score(Case(image, halves, target, shares))
     # The bilinear ramp of two cells over 8 columns: 1, 1, 7/8, 5/8, 3/8, 1/8, 0, 0 keeps a half.
     assert float(values["ad"]) == pytest.approx(0.5)
     assert float(values["add"]) == pytest.approx(0.5)
@@ -199,8 +210,10 @@ def test_gain_by_hand():
     """Masking the light half raises class 1 from 0.2 to 0.6: AG = 0.4 / 0.8."""
     image, target = torch.full((1, 3, 8, 8), 0.8), torch.ones(1, dtype=torch.long)
     halves = torch.tensor([[[1.0, 0.0]]])
-    values = MaskedConfidence().score(shares, image, halves, target)
-    assert {key: round(float(value), 6) for key, value in values.items()} == {"ad": 0, "iic": 1, "add": 0, "ag": 0.5}
+    values = MaskedConfidence().score(Case(image, halves, target, shares))
+    assert {key: round(float(value), 6) for key, value in values.items()} == {
+        "ad": 0, "iic": 1, "add": 0, "ag": 0.5, "context_increase": 1,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("size", "grid"), [((10, 10), (7, 7)), ((14, 20), (5, 7)), ((5, 5), (7, 7)), ((7, 7), None)])
@@ -209,14 +222,16 @@ def test_constant_maps_stay_constant_on_any_grid(size, grid, value):
     _, images, _, target, score_fn = case(3, n=1)
     for metric in (MaskedConfidence, DeletionInsertion):
         maps = torch.full((1, *size), value)
-        values = metric(grid=grid).score(score_fn, torch.tensor(images), maps, torch.tensor(target))
+        values = metric(grid=grid).score(Case(torch.tensor(images), maps, torch.tensor(target), score_fn))
         assert all(bool(torch.isnan(v)) for v in values.values())
 
 
 def test_a_checkerboard_that_averages_to_a_constant_is_undefined():
     _, images, _, target, score_fn = case(3, n=1)
     board = (torch.arange(6)[:, None] + torch.arange(8)) % 2 * 0.3 + 0.1
-    values = DeletionInsertion(grid=(3, 4)).score(score_fn, torch.tensor(images), board[None], torch.tensor(target))
+    values = DeletionInsertion(grid=(3, 4)).score(
+        Case(torch.tensor(images), board[None], torch.tensor(target), score_fn)
+    )
     assert all(bool(torch.isnan(value)) for value in values.values())
 
 
@@ -230,15 +245,15 @@ def test_ties_go_by_position():
 def test_what_metrics_refuse():
     _, images, maps, target, score_fn = case(3)
     images, maps, target = torch.tensor(images), torch.tensor(maps), torch.tensor(target)
-    one = MaskedConfidence().score(score_fn, images, maps, 2)
-    each = MaskedConfidence().score(score_fn, images, maps, torch.tensor([2, 2, 2]))
+    one = MaskedConfidence().score(Case(images, maps, 2, score_fn))
+    each = MaskedConfidence().score(Case(images, maps, torch.tensor([2, 2, 2]), score_fn))
     assert all(torch.equal(one[key], each[key]) for key in one)
     with pytest.raises(InputError, match="target 7 is out of range: the model has classes 0 to 3"):
-        MaskedConfidence().score(score_fn, images, maps, torch.tensor([0, 7, 1]))
+        MaskedConfidence().score(Case(images, maps, torch.tensor([0, 7, 1]), score_fn))
     with pytest.raises(InputError, match="target must be one class or 3 of them"):
-        MaskedConfidence().score(score_fn, images, maps, target[:2])
+        MaskedConfidence().score(Case(images, maps, target[:2], score_fn))
     with pytest.raises(InputError, match="a grid of 30 x 4 cells is finer than images of 18 x 24 pixels"):
-        DeletionInsertion(grid=(30, 4)).score(score_fn, images, maps, target)
+        DeletionInsertion(grid=(30, 4)).score(Case(images, maps, target, score_fn))
 
 
 def test_no_image_no_mean():
@@ -252,13 +267,13 @@ def test_undefined_by_nature():
     def fixed(value):
         return lambda x: torch.tensor([value, 1 - value]).expand(len(x), 2)
 
-    zero = MaskedConfidence().score(fixed(0.0), image, maps, target)
+    zero = MaskedConfidence().score(Case(image, maps, target, fixed(0.0)))
     assert [bool(torch.isnan(zero[key])) for key in ("ad", "iic", "add", "ag")] == [True, False, True, False]
-    one = MaskedConfidence().score(fixed(1.0), image, maps, target)
+    one = MaskedConfidence().score(Case(image, maps, target, fixed(1.0)))
     assert [bool(torch.isnan(one[key])) for key in ("ad", "iic", "add", "ag")] == [False, False, False, True]
-    zero = DeletionInsertion().score(fixed(0.0), image, maps, target)
+    zero = DeletionInsertion().score(Case(image, maps, target, fixed(0.0)))
     assert all(bool(torch.isnan(value)) for value in zero.values())
-    flat = DeletionInsertion().score(fixed(0.3), image, maps, target)
+    flat = DeletionInsertion().score(Case(image, maps, target, fixed(0.3)))
     assert [bool(torch.isnan(flat[key])) for key in ("dauc", "dc", "iauc", "ic")] == [False, True, False, True]
     assert float(flat["dauc"]) == pytest.approx(1.0)
 
@@ -274,19 +289,25 @@ def test_maps_come_to_one_grid():
     averaged = mixed.view(3, 3, 6, 2).mean(dim=2)
     both = torch.tensor(np.stack([np_bilinear(saliency, (3, 4)) for saliency in averaged.numpy()]))
     for metric in (MaskedConfidence, DeletionInsertion):
-        coarse = metric(grid=(3, 4)).score(score_fn, arguments[0], torch.tensor(maps), arguments[1])
-        brought = metric(grid=(3, 4)).score(score_fn, arguments[0], fine, arguments[1])
+        coarse = metric(grid=(3, 4)).score(Case(arguments[0], torch.tensor(maps), arguments[1], score_fn))
+        brought = metric(grid=(3, 4)).score(Case(arguments[0], fine, arguments[1], score_fn))
         for key in coarse:
             torch.testing.assert_close(brought[key], coarse[key])
         for pair in ((small, larger), (mixed, both)):
-            ours, theirs = (metric(grid=(3, 4)).score(score_fn, arguments[0], m, arguments[1]) for m in pair)
+            ours, theirs = (metric(grid=(3, 4)).score(Case(arguments[0], m, arguments[1], score_fn)) for m in pair)
             for key in ours:
                 torch.testing.assert_close(ours[key], theirs[key], atol=1e-5, rtol=1e-4)
     seen = []
-    DeletionInsertion(grid=(2, 2)).score(
-        lambda x: (seen.append(len(x)), score_fn(x))[1], *arguments[:1], torch.tensor(maps), arguments[1]
-    )
-    assert sum(seen) == 3 * (1 + 2 * 4)
+    counting = lambda x: (seen.append(len(x)), score_fn(x))[1]  # noqa: E731
+    own = Case(arguments[0], torch.tensor(maps), arguments[1], counting)
+    DeletionInsertion(grid=(2, 2)).score(own)
+    assert sum(seen) == 3 * (1 + 3 * 4)
+    for wanted, curves in ((["dauc", "dc", "iauc", "ic"], 2), (["dc"], 1), (["iauc"], 1), (["abpc"], 2)):
+        seen.clear()
+        values = DeletionInsertion(grid=(2, 2), wanted=wanted).score(own)
+        assert (sum(seen), set(values)) == (3 * (1 + curves * 4), set(wanted))
+    with pytest.raises(InputError, match="unknown key 'iau'; did you mean 'iauc'"):
+        DeletionInsertion(wanted=["iau"])
 
 
 def test_steps_are_bounded():
@@ -295,8 +316,10 @@ def test_steps_are_bounded():
     metric = DeletionInsertion(max_steps=10)
     assert metric.protocol("dauc", (18, 24)) == (10, "black")
     seen = []
-    metric.score(lambda x: (seen.append(len(x)), score_fn(x))[1], torch.tensor(images), fine, torch.tensor(target))
-    assert sum(seen) == 1 + 2 * 10
+    metric.score(
+        Case(torch.tensor(images), fine, torch.tensor(target), lambda x: (seen.append(len(x)), score_fn(x))[1])
+    )
+    assert sum(seen) == 1 + 3 * 10
 
 
 # --- The peer package, one image at a time, with targets given. ---
@@ -327,7 +350,7 @@ def test_preset_equals_saliency_maps_metrics(grid):
     values = {}
     for metric in (MaskedConfidence, DeletionInsertion):
         with torch.no_grad():
-            values |= metric(preset="saliency-maps-metrics").score(net, images, maps, target)
+            values |= metric(preset="saliency-maps-metrics").score(Case(images, maps, target, net))
     for i in range(3):
         peer = peer_values(net, images[i], maps[i], int(target[i]))
         assert {key: float(values[key][i]) for key in peer} == pytest.approx(peer, abs=2e-5)
@@ -350,8 +373,8 @@ def test_preset_equals_saliency_maps_metrics_on_real_images(shared_cub):
     maps = torch.rand(len(images), 5, 5)
     with torch.no_grad():
         target = net(images).argmax(1)
-        values = MaskedConfidence(preset="saliency-maps-metrics").score(net, images, maps, target)
-        values |= DeletionInsertion(preset="saliency-maps-metrics").score(net, images, maps, target)
+        values = MaskedConfidence(preset="saliency-maps-metrics").score(Case(images, maps, target, net))
+        values |= DeletionInsertion(preset="saliency-maps-metrics").score(Case(images, maps, target, net))
     for i in range(len(images)):
         peer = peer_values(net, images[i], maps[i], int(target[i]))
         assert {key: float(values[key][i]) for key in peer} == pytest.approx(peer, abs=1e-4)

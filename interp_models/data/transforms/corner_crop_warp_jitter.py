@@ -6,7 +6,7 @@ from torchvision.transforms import v2
 from interp_models.core.errors import InputError
 from interp_models.data.base import Sample
 from interp_models.data.transforms.base import TRANSFORMS
-from interp_models.data.transforms.crops import cropped
+from interp_models.data.transforms.crops import around, cropped
 from interp_models.data.transforms.warp_jitter import WarpJitter
 
 
@@ -44,12 +44,12 @@ def random_corner(sample: Sample) -> Sample:
     Raises:
         InputError: if the sample has no box.
     """
-    if sample.box is None:
+    if sample.box is None or not len(sample.box):
         raise InputError(
             "data.transforms=corner_crop_warp_jitter needs a data set with boxes; warp_jitter works without boxes"
         )
     height, width = sample.image.shape[-2:]
-    x0, y0, x1, y1 = (float(edge) for edge in sample.box[0])
+    x0, y0, x1, y1 = around(sample.box)
     dx, dy = int(0.1 * (x1 - x0)), int(0.1 * (y1 - y0))
     corner = int(torch.randint(5, ()))
     if corner == 4:

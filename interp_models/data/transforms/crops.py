@@ -16,12 +16,18 @@ def crop_to_box(sample: Sample) -> Sample:
     Raises:
         InputError: if the sample has no box.
     """
-    if sample.box is None:
+    if sample.box is None or not len(sample.box):
         raise InputError("data.crop_to_box=true needs a data set with boxes; this one has none")
     height, width = sample.image.shape[-2:]
-    left, top, right, bottom = (float(edge) for edge in sample.box[0])
+    left, top, right, bottom = around(sample.box)
     x, y = min(max(int(left), 0), width - 1), min(max(int(top), 0), height - 1)
     return cropped(sample, x, y, max(min(ceil(right), width), x + 1), max(min(ceil(bottom), height), y + 1))
+
+
+def around(boxes: Tensor) -> tuple[float, float, float, float]:
+    """The edges of the smallest box around some boxes (M, 4)."""
+    edges = [*boxes.amin(dim=0)[:2].tolist(), *boxes.amax(dim=0)[2:].tolist()]
+    return edges[0], edges[1], edges[2], edges[3]
 
 
 def cropped(sample: Sample, left: int, top: int, right: int, bottom: int) -> Sample:

@@ -1,0 +1,188 @@
+"""Statistics of tables: intervals of means, paired tests, effect sizes and ranks.
+
+All functions are pure: the same values give the same numbers, whatever the number of processes.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+RESAMPLES = 2000
+"""Bootstrap samples of an interval."""
+LEVEL = 0.05
+"""Differences with a smaller adjusted p are told apart; intervals cover 1 - LEVEL."""
+EXACT = 30
+"""Up to so many differences, p-values of the signed-rank test are exact."""
+AT_ONCE = 4_000_000
+"""Most numbers of a bootstrap that are in memory at once."""
+
+
+def interval(values: Floats) -> tuple[float | None, float | None]:
+    """The 95 % bootstrap interval of the mean over images: bias-corrected and accelerated (BCa; Efron 1987).
+
+    For few images the quantiles are those of Student's t distribution, √(n / (n - 1)) t instead of z (Hesterberg, The
+    American Statistician 2015, section 3.4.1): a plain bootstrap interval is too narrow for them. Equal values have an
+    interval without width. Fewer than two images have no interval: (None, None).
+
+    Args:
+        values: one value per image (n,), all defined.
+
+    >>> [round(end, 2) for end in interval(np.array([1.0, 2.0, 3.0, 6.0]))]
+    [1.25, 6.0]
+    """
+    from scipy import special  # type: ignore[import-untyped]  # slow to import, and only needed here
+
+    n = len(values)
+    if n < 2:
+        return None, None
+    mean = float(values.mean())
+    if values.min() == values.max():
+        return mean, mean
+    means = np.sort(_bootstrap_means(values))
+    below = (np.searchsorted(means, mean, "left") + np.searchsorted(means, mean, "right")) / 2
+    bias = special.ndtri(np.clip(below / len(means), 0.5 / len(means), 1 - 0.5 / len(means)))
+    away = values - mean  # n - 1 times what the mean loses without each image
+    skew = float((away**3).sum() / (6 * (away**2).sum() ** 1.5))
+    z = np.sqrt(n / (n - 1)) * special.stdtrit(n - 1, 1 - LEVEL / 2) * np.array([-1, 1])
+    levels = special.ndtr(bias + (bias + z) / (1 - skew * (bias + z)))
+    low, high = np.quantile(means, np.clip(levels, 0, 1))
+    return float(low), float(high)
+
+
+def _bootstrap_means(values: Floats) -> Floats:
+    """Means of `RESAMPLES` bootstrap samples, drawn with a fixed seed."""
+    n = len(values)
+    rng, some = np.random.default_rng(0), max(1, AT_ONCE // n)
+    found = []
+    for first in range(0, RESAMPLES, some):
+        drawn = rng.integers(0, n, (min(some, RESAMPLES - first), n))
+        found.append(values[drawn].mean(axis=1))
+    return np.concatenate(found)
+
+
+def signed_rank(differences: Floats) -> float:
+    """The two-sided p-value of Wilcoxon's signed-rank test of paired differences (n,).
+
+    Zeros are left out. Equal sizes share their mean rank. Up to 30 differences p is exact, the share of the 2^n choices
+    of signs with a sum of ranks as far from its mean; otherwise it is that of a normal distribution with the variance
+    Σ rank² / 4. Without a difference p is 1.
+
+    >>> signed_rank(np.array([1.0, 2.0, 3.0, 4.0]))  # of 16 choices of signs, two are as extreme
+    0.125
+    """
+    from scipy import special, stats
+
+    nonzero = differences[differences != 0]
+    if not len(nonzero):
+        return 1.0
+    ranks = stats.rankdata(np.abs(nonzero))
+    total, away = ranks.sum(), abs(2 * ranks[nonzero > 0].sum() - ranks.sum())  # twice the distance from the mean
+    if len(nonzero) > EXACT:
+        return float(2 * special.ndtr(-away / np.sqrt((ranks**2).sum())))
+    chances = _sums_of_signs(tuple(np.round(2 * ranks).astype(int).tolist()))
+    sums = np.arange(len(chances)) / 2  # of the positive ranks
+    return float(min(1.0, chances[np.abs(2 * sums - total) >= away - 1e-9].sum()))
+
+
+@lru_cache(maxsize=256)
+def _sums_of_signs(ranks: tuple[int, ...]) -> Floats:
+    """The chance of every sum of those ranks whose sign is positive, if signs are drawn by coins."""
+    chances = np.zeros(sum(ranks) + 1)
+    chances[0] = 1.0
+    for rank in ranks:
+        moved = np.roll(chances, rank)  # what rolls over the end is 0
+        chances = (chances + moved) / 2
+    return chances
+
+
+def adjusted(p: Sequence[float]) -> list[float]:
+    """p-values adjusted by Benjamini and Hochberg (1995): rejecting those below a level keeps the expected share of
+    false rejections below it.
+
+    >>> adjusted([0.01, 0.04, 0.03])
+    [0.03, 0.04, 0.04]
+    """
+    values = np.asarray(p, np.float64)
+    order = np.argsort(values)[::-1]
+    scaled = values[order] * len(values) / np.arange(len(values), 0, -1)
+    found = np.empty_like(scaled)
+    found[order] = np.minimum(1, np.minimum.accumulate(scaled))
+    return [float(value) for value in found]
+
+
+def superiority(a: Floats, b: Floats, *, higher_is_better: bool) -> float:
+    """The common-language effect size of paired values: the share of images where a is better than b; ties count half
+    (McGraw and Wong 1992, of pairs).
+
+    >>> superiority(np.array([1.0, 2.0, 3.0]), np.array([0.0, 2.0, 4.0]), higher_is_better=True)
+    0.5
+    """
+    better = a > b if higher_is_better else a < b
+    return float(better.mean() + (a == b).mean() / 2)
+
+
+def tied_ranks(values: Mapping[str, Floats], *, higher_is_better: bool) -> dict[str, tuple[int, bool]]:
+    """Rank of each explainer by its mean over common images, and whether it shares the rank.
+
+    The best one leads the first group. An explainer belongs to the group of the leader before it unless a paired
+    signed-rank test tells them apart (p < 0.05, adjusted over all pairs of leaders and others by Benjamini and
+    Hochberg); then it leads the next group. All of a group have the rank of its leader.
+
+    Args:
+        values: paired values (n,) by explainer, NaN where undefined. Images that are undefined for one are left out.
+        higher_is_better: the metric's direction.
+
+    Returns:
+        Rank, from 1 on, and whether others have the same one, by explainer. Without a common image nobody has a rank.
+    """
+    table = np.stack(list(values.values()))
+    table = table[:, ~np.isnan(table).any(axis=0)]
+    if not table.shape[1]:
+        return {}
+    names = list(values)
+    means = table.mean(axis=1)
+    order = np.argsort(-means if higher_is_better else means, kind="stable").tolist()
+    p = {(i, j): signed_rank(table[i] - table[j]) for place, i in enumerate(order) for j in order[place + 1 :]}
+    told_apart = dict(zip(p, adjusted(list(p.values())), strict=True)) if p else {}
+    groups: list[list[int]] = []
+    for place in order:
+        if groups and told_apart[groups[-1][0], place] >= LEVEL:
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+    found: dict[str, tuple[int, bool]] = {}
+    before = 1
+    for group in groups:
+        found |= {names[place]: (before, len(group) > 1) for place in group}
+        before += len(group)
+    return found
+
+
+def mean_ranks(
+    medians: Mapping[str, Mapping[str, float]], higher_is_better: Mapping[str, bool]
+) -> dict[str, tuple[float, float]]:
+    """LATEC's summary: the mean and the standard deviation of each explainer's rank over metrics (Klein et al. 2024).
+
+    Args:
+        medians: for each metric, the median over images by explainer. Metrics that lack an explainer are left out.
+        higher_is_better: direction by metric.
+
+    Returns:
+        Mean rank (1 is best; equal medians share their mean rank) and standard deviation (divisor n), by explainer.
+    """
+    from scipy import stats
+
+    names = list(dict.fromkeys(name for of_metric in medians.values() for name in of_metric))
+    rows = []
+    for metric, of_metric in medians.items():
+        own = np.array([of_metric.get(name, np.nan) for name in names])
+        if not np.isnan(own).any():
+            rows.append(stats.rankdata(-own if higher_is_better[metric] else own))
+    if not rows:
+        return {}
+    ranks = np.stack(rows)
+    means, stds = ranks.mean(axis=0), ranks.std(axis=0)
+    return {name: (float(mean), float(std)) for name, mean, std in zip(names, means, stds, strict=True)}

@@ -1,0 +1,145 @@
+"""`Case`: what a metric sees of a batch of images."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from interp_models.core.errors import InputError
+from interp_models.core.inputs import check_clean, check_images, check_unit, pixel_range
+from interp_models.core.scoring import ScoreFn, per_image
+from interp_models.core.truth import WORDS as TRUTH
+from interp_models.core.truth import Truth
+from interp_models.metrics import perturbation
+
+T = TypeVar("T")
+WORDS: dict[str, str] = {
+    "score_fn": "the model's scores",
+    "logit_fn": "the model's logits",
+    "explain": "the explainer, to explain other images",
+    "correct": "the label of every image",
+    **TRUTH,
+}
+"""What a metric can need, in words."""
+WRAP = (
+    "0 is black; leave Normalize out of your transform, and put it before the model: nn.Sequential(Normalize(mean, "
+    "std), model), or normalize=(mean, std)"
+)
+"""Ending of the message about images outside [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A batch of images with their maps, and whatever else is known of them. A metric says what it `needs`."""
+
+    images: Tensor
+    """(B, 3, H, W) in [0, 1]; 0 is black."""
+    maps: Tensor
+    """(B, h, w); larger values mean more important."""
+    target: Tensor | int = 0
+    """Class that is explained, of each image (B,) or one for all."""
+    score_fn: ScoreFn | None = None
+    """Maps images (B, 3, H, W) to class probabilities (B, K), such as `probabilities(model)`."""
+    clean: Tensor | None = None
+    """Probability of the target for each image (B,), if it is known; saves one pass."""
+    truth: Truth = field(default_factory=Truth)
+    """Where the object and its parts are."""
+    correct: Tensor | None = None
+    """Whether the model's prediction is the image's label, (B,): 1, 0, or NaN if the label is unknown."""
+    explain: Callable[[Tensor], Tensor] | None = None
+    """Maps other versions of the images (B, 3, H, W) to their maps (B, h, w), for the same classes."""
+    logit_fn: ScoreFn | None = None
+    """Maps images (B, 3, H, W) to logits (B, K), such as `logits(model)`."""
+    shared: dict[str, Any] = field(default_factory=dict)
+    """Results of `once`."""
+
+    def once(self, name: str, compute: Callable[[], T]) -> T:
+        """The result of `compute`, which does not depend on the maps. It is computed once for all explainers of the
+        same images, if their cases have the same `shared`."""
+        if name not in self.shared:
+            self.shared[name] = compute()
+        found: T = self.shared[name]
+        return found
+
+    @property
+    def known_clean(self) -> Tensor:
+        """`clean`, where it is known, as in `MapMetric._score` of a metric that needs scores."""
+        assert self.clean is not None
+        return self.clean
+
+    def scores(self, images: Tensor, batch: int | None = None) -> Tensor:
+        """The target's probability (B,) for other versions of the images (B, 3, H, W)."""
+        assert self.score_fn is not None
+        assert isinstance(self.target, Tensor)
+        return perturbation.score_all(self.score_fn, images, self.target, batch)
+
+    def curve(
+        self, start: Tensor, end: Tensor, cell_ranks: Tensor, counts: Sequence[int], batch: int | None = None
+    ) -> Tensor:
+        """The target's probability (B, T) while images turn from `start` into `end`; see `perturbation.curve`."""
+        assert self.score_fn is not None
+        assert isinstance(self.target, Tensor)
+        return perturbation.curve(self.score_fn, start, end, cell_ranks, counts, self.target, batch)
+
+    def steps(
+        self,
+        start: Tensor,
+        end: Tensor,
+        cell_ranks: Tensor,
+        first: Sequence[int],
+        last: Sequence[int],
+        batch: int | None = None,
+    ) -> Tensor:
+        """The target's probability (B, T) of `start` with some cells of `end`; see `perturbation.steps`."""
+        assert self.score_fn is not None
+        assert isinstance(self.target, Tensor)
+        return perturbation.steps(self.score_fn, start, end, cell_ranks, first, last, self.target, batch)
+
+    def without(self, fill: Tensor, cells: Tensor, batch: int | None = None, score_fn: ScoreFn | None = None) -> Tensor:
+        """The target's score (B, T) without some cells; see `perturbation.without`.
+
+        Args:
+            fill: what removed cells show.
+            cells: cells that are removed, (T, h, w) or (B, T, h, w) bool.
+            batch: images per forward pass.
+            score_fn: maps images to scores; None takes the probabilities.
+        """
+        score_fn = self.score_fn if score_fn is None else score_fn
+        assert score_fn is not None
+        assert isinstance(self.target, Tensor)
+        return perturbation.without(score_fn, self.images, fill, cells, self.target, batch)
+
+    def lacking(self, needed: Sequence[str]) -> list[str]:
+        """Those of the needed things that are unknown, in words."""
+        own = [need for need in needed if need not in TRUTH and getattr(self, need) is None]
+        return [WORDS[need] for need in own] + self.truth.lacking(tuple(needed))
+
+
+def checked_case(case: object) -> Case:
+    """Check a case, and bring its tensors to the images' device and to one form.
+
+    Returns:
+        The case with float32 maps, a target (B,), and boxes (B, M, 4).
+
+    Raises:
+        InputError: if images are not a float tensor in [0, 1], if maps have a wrong shape or contain NaN, and for
+            targets, clean scores and ground truth that do not fit the images.
+    """
+    if not isinstance(case, Case):
+        raise InputError(f"a metric takes a Case(images, maps, target, score_fn); got {type(case).__name__}")
+    images, correct = case.images, case.correct
+    check_images(images, "images")
+    check_unit(pixel_range(images, "images"), WRAP, "images")
+    perturbation.check_maps(images, case.maps)
+    if case.clean is not None:
+        check_clean(case.clean, len(images))
+    if correct is not None and (not isinstance(correct, Tensor) or correct.shape != (len(images),)):
+        raise InputError(f"correct must be a tensor of one number per image, ({len(images)},); got {correct!r}")
+    return replace(
+        case,
+        maps=case.maps.to(images.device).float(),
+        target=per_image(case.target, len(images)).to(images.device),
+        truth=case.truth.checked(images),
+        correct=None if correct is None else correct.to(images.device).float(),
+    )
