@@ -1,11 +1,18 @@
 """Values of the prototype metrics by hand, and against loops after the papers that share no code with ours."""
 
+import math
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from interp_models.core.boxes import activation_boxes
+from interp_models.core.rng import seed_of
 from interp_models.metrics import consistency, prototype_usage, purity, stability
-from interp_models.metrics.prototype_base import peaks
+from interp_models.metrics.misalignment import Misalignment
+from interp_models.metrics.prototype_base import Found, peaks
+from interp_models.metrics.prototype_regions import Comprehensiveness, Distinctiveness
 from interp_models.metrics.stability import noise
 from tests.contract.prototype_metrics import Data, Fake, case, judge
 from tests.data.make_cub import PARTS
@@ -520,3 +527,100 @@ def test_mutations_of_usage_and_spread_are_rejected(right, wrong):
     copy = mutated("interp_models.metrics.prototype_usage", right, wrong)
     with pytest.raises(AssertionError):
         (check_usage(copy), check_spread(copy))
+
+
+class Pooled(torch.nn.Module):
+    """Two prototypes of class 0 and one of class 1 over 4 x 4 cells: brightness of a cell's middle, or of all."""
+
+    def __init__(self, whole: float) -> None:
+        super().__init__()
+        self.whole = whole
+        self.prototype_classes = torch.tensor([[True, False], [True, False], [False, True]])
+
+    def forward(self, images: torch.Tensor) -> SimpleNamespace:
+        cells = images.mean(dim=1, keepdim=True)[:, :, 3::8, 3::8]
+        maps = (1 - self.whole) * cells + self.whole * cells.mean(dim=(2, 3), keepdim=True) * (cells > 0.8)
+        maps = torch.cat([maps, 0.5 * maps, 0.9 * maps.flip(3)], dim=1)
+        return SimpleNamespace(maps=maps, logits=maps.flatten(2).amax(dim=2)[:, [0, 2]])
+
+
+def found_of(model, images, label):
+    n = len(images)
+    return Found(images, model(images).maps, label, torch.arange(n), None, None)
+
+
+def test_misalignment_of_a_local_prototype_is_none() -> None:
+    """A prototype of one cell cannot be changed from outside its box; one that reads the whole image can."""
+    images = torch.full((3, 3, 32, 32), 0.3)
+    images[:, :, 8:16, 8:16] = 0.9
+    label = torch.tensor([0, 0, 1])
+    values = {}
+    for whole in (0.0, 1.0):
+        model = Pooled(whole)
+        metric = Misalignment(model)
+        metric.update(model, found_of(model, images, label))
+        values[whole] = {key: value.tolist() for key, value in metric.per_prototype().items()}
+    local = {key: value[0] for key, value in values[0.0].items()}
+    assert local["pac"] == pytest.approx(0, abs=1e-6)
+    assert local["plc"] < 0.35  # the other cells change a little, and so the edge of the region
+    assert (local["prc"], local["ac"]) == (0, 0)
+    assert values[0.0]["pac"][2] > 0.05  # its map shows another place than the one that it reads
+    # Outside lie 15 of 16 cells. Each colour loses at most 0.4 standard deviations, and at most 0.5 from its start.
+    std, lost = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), []
+    for image in (0, 1):
+        start = 0.4 * (2 * torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(seed_of(image, 1))) - 1)
+        change = ((start - 0.5).clamp(min=-0.4) * std).mean(dim=0)[3::8, 3::8]
+        lost.append(-(change.sum() - change[1, 1]) / 16)
+    assert values[1.0]["pac"][0] == pytest.approx(float(sum(lost) / 2) / ((15 * 0.3 + 0.9) / 16), rel=1e-3)
+    assert math.isnan(values[1.0]["pac"][1])  # the second prototype is never the highest
+
+
+def test_attack_stays_within_its_bounds() -> None:
+    torch.manual_seed(0)
+    images, model = torch.rand(2, 3, 32, 32), Pooled(1.0)
+    seen = []
+    model.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].detach()))
+    found = found_of(model, images, torch.tensor([0, 0]))
+    Misalignment(model).update(model, found)
+    attacked = seen[-2]
+    change = (attacked - images).abs() / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    assert float(change.max()) <= 0.4 + 1e-5
+    assert float(attacked.min()) >= 0
+    for image, maps in zip(change, found.maps[:, 0], strict=True):
+        x0, y0, x1, y1 = activation_boxes(maps[None], (32, 32))[0].tolist()
+        assert float(image[:, y0:y1, x0:x1].max()) == 0
+    assert len(seen) == 1 + 50 + 2
+
+
+def test_distinctiveness_by_hand() -> None:
+    """Peaks 20 pixels apart along a row: squares of 72/224 of 56 = 18 pixels do not meet; 9 pixels apart they do."""
+    classes = torch.tensor([[True, False], [True, False], [False, True]])
+    maps = torch.zeros(2, 3, 56, 56)
+    for image, (a, b) in enumerate(((10, 30), (10, 19))):
+        maps[image, 0, 20, a] = maps[image, 1, 20, b] = 1
+        maps[image, 2, 5, 5] = 1
+    model = SimpleNamespace(prototype_classes=classes, prototypes=torch.zeros(3, 1, 1, 1))
+    metric = Distinctiveness(model)
+    images = torch.zeros(2, 3, 56, 56)
+    metric.update(model, Found(images, maps, torch.tensor([0, 0]), torch.arange(2), None, None))
+    overlap = 9 * 18 / (2 * 18 * 18 - 9 * 18)
+    value = metric.per_prototype()["distinctiveness"]
+    assert value[:2].tolist() == pytest.approx([1 - overlap / 2] * 2)
+    assert bool(value[2].isnan())
+
+
+def test_comprehensiveness_by_hand() -> None:
+    """Two regions of a quarter each; the object is the upper half: one quarter of three is common."""
+    classes = torch.tensor([[True, False], [True, False], [False, True]])
+    maps = torch.zeros(1, 3, 8, 8)
+    maps[0, 0, :4, :4] = 1
+    maps[0, 1, 4:, :4] = 0.5
+    mask = torch.zeros(1, 8, 8, dtype=torch.bool)
+    mask[0, :4] = True
+    model = SimpleNamespace(prototype_classes=classes, prototypes=torch.zeros(3, 1, 1, 1))
+    metric = Comprehensiveness(model)
+    for own in (mask, torch.zeros_like(mask)):  # an image without a mask does not count
+        metric.update(model, Found(torch.zeros(1, 3, 8, 8), maps, torch.tensor([0]), torch.arange(1), None, None, own))
+    value = metric.per_prototype()["comprehensiveness"]
+    assert value[:2].tolist() == pytest.approx([1 / 3] * 2)
+    assert bool(value[2].isnan())
