@@ -23,6 +23,7 @@ from interp_models import EXPLAINERS, METRICS, MODELS, load, probabilities
 from interp_models.config.loading import as_dict, check
 from interp_models.core.errors import InputError
 from interp_models.data.base import Sample, collate
+from interp_models.metrics.case import Case
 from interp_models.models.cnn import CNN
 from interp_models.report import visual
 from interp_models.runs.building import build_data, build_model
@@ -546,7 +547,7 @@ def test_maps_are_judged_on_validation_images(tiny_cub: Cub, tmp_path: Path) -> 
     table = pd.read_csv(run / "metrics.csv")
     for key, name in (("add", "masked_confidence"), ("dauc", "deletion_insertion")):
         metric = METRICS.get(name)(grid=(4, 4), max_steps=4)
-        metric.update(probabilities(model), images, maps, target)
+        metric.update(Case(images, maps, target, probabilities(model)))
         judged = table.dropna(subset=[f"val/{key}/gradcam"])
         assert judged["epoch"].tolist() == [1]
         assert judged[f"val/{key}/gradcam"].tolist() == pytest.approx([metric.compute()[key].item()], rel=1e-4)
