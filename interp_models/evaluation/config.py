@@ -15,7 +15,7 @@ class ExplanationConfig:
     explainers: ListOfOptions = field(default_factory=lambda: ["intrinsic", "gradcam", "activation_map", "random"])
     """Names, or mappings with `name`, options and an optional `label` for the tables."""
     metrics: list[str] = field(default_factory=lambda: ["ad", "iic", "add", "ag", "dauc", "dc", "iauc", "ic"])
-    """Keys of metrics."""
+    """Keys of metrics, or patterns such as `*_box`."""
     preset: str = "gomez2023"
     """Protocol of the metrics: `gomez2023`, `saliency-maps-metrics`, `rise`, `opticam`, `guidance` or `idsds`."""
     grid: Any = None

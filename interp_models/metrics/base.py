@@ -1,5 +1,6 @@
 """The base class of metrics of maps, their protocols and their registry."""
 
+import fnmatch
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -430,12 +431,14 @@ def owner_of(key: str) -> type[MapMetric] | None:
 
 
 def metrics_of(keys: Iterable[str]) -> dict[str, str]:
-    """Map each key to the name of its registered metric. Aliases are resolved; an unknown key raises `InputError`.
+    """Map each key to the name of its registered metric. Aliases are resolved, and patterns replaced by all keys that
+    match; an unknown key and a pattern without a match raise `InputError`.
 
-    >>> metrics_of(["ai"])
-    {'iic': 'masked_confidence'}
+    >>> metrics_of(["ai", "box_acc*"])
+    {'iic': 'masked_confidence', 'box_accuracy': 'box_accuracy', 'box_accuracy_v2': 'box_accuracy'}
     """
-    owners, keys = METRICS.aliases(), list(keys)
+    owners, every = METRICS.aliases(), [key for name in METRICS for key in METRICS.get(name).keys]
+    keys = [match for key in keys for match in (fnmatch.filter(every, key) if "*" in key else [key]) or [key]]
     for key in keys:
         if key not in owners:
             raise unknown("metric", key, owners)

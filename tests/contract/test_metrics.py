@@ -35,6 +35,11 @@ def test_every_key_belongs_to_one_metric():
     assert len(set(keys)) == len(keys)
     assert metrics_of(keys) == {key: name for name in METRICS.names() for key in METRICS.get(name).keys}
     assert metrics_of(["ai"]) == {"iic": "masked_confidence"}
+    assert metrics_of(["d*"]).keys() == {"dauc", "dc", "dice", "dc_single"}
+    assert set(metrics_of(["*"])) == set(keys)
+    assert list(metrics_of(["iauc", "ia*"])) == ["iauc"]
+    with pytest.raises(ValueError, match=r"unknown metric 'z\*'"):
+        metrics_of(["z*"])
     with pytest.raises(ValueError, match="unknown metric 'iau'; did you mean 'iauc'"):
         metrics_of(["iau"])
 
