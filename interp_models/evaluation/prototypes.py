@@ -89,12 +89,10 @@ class PrototypeEvaluation(pl.Callback):
         names = data.test_images.part_names
         sample = data.dataset("test")[0, 0]  # the same on every rank
         missing = {"parts": sample.parts is None or not names, "mask": sample.masks is None}
-        metrics = []
-        for name, cls in self.metrics.items():
-            if lacking := [WORDS[need] for need in cls.needs if missing[need]]:
-                rank_zero_warn(f"{name} needs {' and '.join(lacking)}; the data set has none, so it is left out")
-            else:
-                metrics.append(cls(module, names))
+        lacking = {name: [need for need in cls.needs if missing[need]] for name, cls in self.metrics.items()}
+        metrics = [cls(module, names) for name, cls in self.metrics.items() if not lacking[name]]
+        if left := [f"{name} needs {WORDS[needs[0]]}" for name, needs in lacking.items() if needs]:
+            rank_zero_warn(f"left out, as the data set has no such ground truth: {'; '.join(left)}")
         device = module.prototypes.device
         for split, name in SPLITS.items():
             looking = [metric.to(device) for metric in metrics if metric.split == split]

@@ -35,8 +35,10 @@ MODELS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "protopnet": ({"prototypes_per_class": 4, "prune_neighbours": 4, "prune_least": 2}, ["push", "prune"]),
     "prototree": ({"depth": 3, "prune_factor": 1.075}, ["prune", "project"]),
 }
-ALL = f"prototype_metrics=[{', '.join(PROTOTYPE_METRICS.names())}]"
-KEYS = {key for name in PROTOTYPE_METRICS.names() for key in PROTOTYPE_METRICS.get(name).keys}
+WITHOUT_MASKS = [name for name in PROTOTYPE_METRICS.names() if "mask" not in PROTOTYPE_METRICS.get(name).needs]
+ALL = f"prototype_metrics=[{', '.join(WITHOUT_MASKS)}]"
+"""Metrics for the data here, which have no masks."""
+KEYS = {key for name in WITHOUT_MASKS for key in PROTOTYPE_METRICS.get(name).keys}
 
 
 def evaluated(*runs: Path, plan: tuple[str, ...] = ()) -> Path:
@@ -84,7 +86,7 @@ def kept_of(model: Any) -> list[int]:
 def by_hand(model: Any, data: DataModule) -> dict[str, Tensor]:
     """Values by key, of all images of a split one at a time."""
     values = {}
-    for name in PROTOTYPE_METRICS.names():
+    for name in WITHOUT_MASKS:
         metric = PROTOTYPE_METRICS.get(name)(model, data.test_images.part_names)
         dataset = data.dataset(metric.split or "test", augment=False)
         for position in range(len(dataset) if metric.split else 0):
@@ -262,12 +264,17 @@ def test_images_without_key_points(tmp_path: Path) -> None:
         warnings.simplefilter("always")
         evaluated(run, plan=(ALL,))
     lines = [str(warning.message) for warning in caught if "key points" in str(warning.message)]
+    every = f"prototype_metrics=[{', '.join(PROTOTYPE_METRICS.names())}]"
+    with pytest.warns(UserWarning, match="comprehensiveness needs a mask of the object"):
+        evaluated(run, plan=(every,))
     assert len(lines) == 1
     assert "\n" not in lines[0]
     assert all(name in lines[0] for name in ("consistency", "stability", "purity", "purity_train"))
     assert "spread" not in lines[0]
     rows, table = written(run)
-    assert set(rows) == {"used", "duplicates", "sparsity", "spread"} < set(table)
+    assert set(rows) == {
+        "used", "duplicates", "sparsity", "spread", "plc", "pac", "prc", "ac", "distinctiveness",
+    } < set(table)  # fmt: skip
     assert "Prototypes" in (run / "evaluation/report.html").read_text()
 
 
