@@ -106,7 +106,9 @@ def test_the_table_is_what_python_gives(runs: dict[str, Path], name: str) -> Non
     assert len(table) == len(model.prototypes)
     assert table["prototype"].tolist() == list(range(len(table)))
     for key, value in by_hand(model, data).items():
-        np.testing.assert_allclose(table[key], value, rtol=1e-5, err_msg=key)
+        attacked = key in PROTOTYPE_METRICS.get("misalignment").keys  # 50 steps by the sign of a gradient
+        tolerance = {"rtol": 0.05, "atol": 0.05} if attacked else {"rtol": 1e-5}
+        np.testing.assert_allclose(table[key], value, err_msg=key, **tolerance)
         assert rows[key]["mean"] == (pytest.approx(table[key].mean()) if table[key].notna().any() else None)
         assert rows[key]["n"] == table[key].notna().sum()
     kept = kept_of(model)
