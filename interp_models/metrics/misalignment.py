@@ -35,9 +35,9 @@ class Misalignment(PrototypeMetric):
     - `prc`, rank change: how many prototypes of other classes more are activated higher than it.
     - `ac`, accuracy change: 1 if the prediction is right before the attack alone, -1 if after it alone, else 0.
 
-    Lower is better. The attack follows the sign of a gradient, so that rounding is amplified: with another batch size
-    values can differ by some thousandths. A prototype's value is the mean over the images in which it is attacked, and undefined without one.
-    52 passes per image, 50 of them there and back.
+    Lower is better. A prototype's value is the mean over the images in which it is attacked, and undefined without one.
+    The attack follows the sign of a gradient, which amplifies rounding: with another batch size values can differ by
+    some thousandths. 52 passes per image, 50 of them there and back.
     """
 
     needs = ()
