@@ -1,6 +1,7 @@
 """Base class of data sets, and their samples: images with optional ground truth."""
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -202,7 +203,8 @@ def _filled(values: Sequence[Tensor | None], fill: float) -> Tensor | None:
     if not known:
         return None
     longest = max(len(value) for value in known)
-    stacked = known[0].new_full((len(values), longest, *known[0].shape[1:]), fill)
+    dtype = torch.float32 if math.isnan(fill) and not known[0].is_floating_point() else known[0].dtype
+    stacked = known[0].new_full((len(values), longest, *known[0].shape[1:]), fill, dtype=dtype)
     for row, value in zip(stacked, values, strict=True):
         if value is not None:
             row[: len(value)] = value.as_subclass(Tensor)

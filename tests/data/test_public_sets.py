@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from interp_models import DATASETS
 from interp_models.core.errors import InputError
-from interp_models.data.base import collate, truth_of
+from interp_models.data.base import Sample, collate, truth_of
 from interp_models.data.module import DataModule
 from interp_models.data.voc import CLASSES
 
@@ -290,6 +290,12 @@ def test_ground_truth_of_the_class_that_is_explained(tmp_path: Path) -> None:
     assert dog.mask.any(dim=(1, 2)).tolist() == [False, True]
     assert person.mask.any(dim=(1, 2)).tolist() == [True, True]
     assert person.part_masks is None
+
+
+def test_boxes_of_whole_pixels_and_samples_without_one() -> None:
+    box = torch.tensor([[1, 2, 3, 4]])
+    batch = collate([Sample(torch.zeros(3, 8, 8), 0, 0, box), Sample(torch.zeros(3, 8, 8), 1, 1)])
+    assert batch.box.nan_to_num(-1).tolist() == [[[1, 2, 3, 4]], [[-1] * 4]]
 
 
 def test_real_pets(shared_pets: Path) -> None:
