@@ -237,8 +237,8 @@ class Engine:
         self.unmeasured = {
             key: unmeasured[key] for key, name in self.keys.items() if key in unmeasured and name not in measured
         }
-        for key, why in self.unmeasured.items():
-            self._tell(key, why)
+        for why in dict.fromkeys(self.unmeasured.values()):  # one line for all metrics with the same need
+            self._tell(", ".join(key for key, own in self.unmeasured.items() if own == why), why)
         if not self._explainers:
             raise InputError(f"no explainer applies: {'; '.join(f'{label}: {why}' for label, why in reasons.items())}")
 
