@@ -371,7 +371,7 @@ class MapMetric(Measure, ABC):
         self._update_count += 1
         self._computed = None
         for key in self.wanted:
-            getattr(self, f"values_{key}").append(values[key])
+            getattr(self, f"values_{key}").append(values[key].flatten())  # a rank without images has an empty row
 
     def compute(self) -> dict[str, Tensor]:
         """For each key the mean over all images with a defined value; NaN if there is none."""
@@ -384,7 +384,9 @@ class MapMetric(Measure, ABC):
 
     def _values(self, key: str) -> Tensor:
         values = getattr(self, f"values_{key}")
-        return self.over_images(key, dim_zero_cat(values)) if len(values) else torch.empty(0, device=self.device)
+        if not len(values):
+            return torch.empty(0, device=self.device)
+        return self.over_images(key, dim_zero_cat(values).view(-1, *self.width))
 
     @abstractmethod
     def protocol(self, key: str, grid: Grid) -> tuple[int | None, str]:
