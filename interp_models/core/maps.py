@@ -23,12 +23,17 @@ def upsampled(maps: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
         yield large
 
 
+def enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize maps (B, h, w) bilinearly to `size`, (B, H, W)."""
+    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+
+
 def stretched(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize maps (B, h, w) bilinearly and scale each to [0, 1] by its minimum and maximum: (B, 1, H, W).
 
     Constant maps become 0.
     """
-    large = F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)
+    large = enlarged(maps, size)[:, None]
     low, high = large.amin(dim=(2, 3), keepdim=True), large.amax(dim=(2, 3), keepdim=True)
     return (large - low) / torch.where(high > low, high - low, 1.0)
 

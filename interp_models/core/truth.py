@@ -66,10 +66,6 @@ class Truth:
         moved = Truth(boxes, self.mask, self.part_masks, self.parts, visible)
         return moved.each(lambda x: (x if x.dtype == torch.bool else x.float()).to(images.device))
 
-    def lacking(self, needed: tuple[str, ...]) -> list[str]:
-        """Those of the needed kinds that are unknown, in words."""
-        return [WORDS[kind] for kind in needed if kind in WORDS and getattr(self, kind) is None]
-
 
 def _check(name: str, value: Any, shape: tuple[int | None, ...], dtype: torch.dtype | None = None) -> None:
     """Raise `InputError` unless a value is None or a tensor of this shape (None: any number)."""

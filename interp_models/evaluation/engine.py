@@ -130,8 +130,8 @@ class Engine:
             self.bar.update(len(self.labels) - len(self._explainers))
             if not self._explainers:
                 return
-            images, label, index = (x.clone() for x in (batch.image, batch.label, batch.index))
             given = of_each(batch, torch.clone)
+            images, label, index = given.image, given.label, given.index
             prepared = prepare(self.model, images, self.plan.preparation)
             score_fn = probabilities(prepared)
             scores = all_scores(score_fn, images, self.plan.batch)
@@ -198,8 +198,8 @@ class Engine:
         lacking: dict[str, str] = {}
         for name in dict.fromkeys(self.keys.values()):
             needs = [need for need in METRICS.get(name).needs if need != "explain"]  # every explainer can
-            if reasons := case.lacking(needs):
-                lacking[name] = f"needs {' and '.join(reasons)}, which is unknown here"
+            if reason := case.lacks(needs):
+                lacking[name] = reason
             else:
                 self._measured.add(name)
         self.unmeasured |= {key: lacking[name] for key, name in self.keys.items() if name in lacking}

@@ -5,6 +5,7 @@ All functions are pure: the same values give the same numbers, whatever the numb
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -186,3 +187,53 @@ def mean_ranks(
     ranks = np.stack(rows)
     means, stds = ranks.mean(axis=0), ranks.std(axis=0)
     return {name: (float(mean), float(std)) for name, mean, std in zip(names, means, stds, strict=True)}
+
+
+def compare(
+    rows: Sequence[dict[str, Any]], values: Mapping[str, Mapping[str, Floats]], control: str | None
+) -> dict[str, tuple[float, float]]:
+    """Compare explainers on the same images; every row gets the results.
+
+    - `rank`, `tied`: see `tied_ranks`; None if no image has a value of all explainers.
+    - `control`: the explainer that the others are tested against, or None.
+    - `p`: p-value of the paired signed-rank test against the control, on the images where both are defined. It is
+      adjusted over all explainers and metrics by Benjamini and Hochberg. None for the control itself.
+    - `superiority`: the share of these images where the explainer is better than the control.
+
+    Args:
+        rows: rows of the explainers and metrics.
+        values: values per image by explainer and metric.
+        control: label of the control; None takes `random`, if it is there.
+
+    Returns:
+        Mean and standard deviation of each explainer's rank over metrics.
+    """
+    control = control if control is not None else "random"
+    other = values.get(control)
+    better = {row["metric"]: row["higher_is_better"] for row in rows}
+    ranks = {
+        key: tied_ranks({label: own[key] for label, own in values.items()}, higher_is_better=higher)
+        for key, higher in better.items()
+    }
+    tested = []
+    for row in rows:
+        label, key = row["explainer"], row["metric"]
+        rank, tied = ranks[key].get(label, (None, None))
+        row |= {"rank": rank, "tied": tied, "control": None, "p": None, "superiority": None}
+        if other is None or label == control:
+            continue
+        pair = np.stack([values[label][key], other[key]])
+        pair = pair[:, ~np.isnan(pair).any(axis=0)]
+        row["control"] = control
+        if pair.shape[1]:
+            row["p"] = signed_rank(pair[0] - pair[1])
+            row["superiority"] = superiority(pair[0], pair[1], higher_is_better=better[key])
+            tested.append(row)
+    for row, p in zip(tested, adjusted([row["p"] for row in tested]), strict=True):
+        row["p"] = p
+    medians: dict[str, dict[str, float]] = {}
+    for label, of_metric in values.items():
+        for key, own in of_metric.items():
+            if not np.isnan(own).all():
+                medians.setdefault(key, {})[label] = float(np.nanmedian(own))
+    return mean_ranks(medians, better)

@@ -19,7 +19,7 @@ from interp_models.core.distributed import is_first
 from interp_models.core.errors import InputError
 from interp_models.core.files import LOCK, whole, write_json, write_whole
 from interp_models.evaluation.cache import Cache, FolderCache, Part
-from interp_models.evaluation.statistics import adjusted, interval, mean_ranks, signed_rank, superiority, tied_ranks
+from interp_models.evaluation.statistics import compare, interval
 from interp_models.metrics.base import owner_of
 
 SCHEMA_VERSION = 1
@@ -207,7 +207,7 @@ def make_tables(
         folder: folder of the results, the same as that of the `FolderCache`.
         without_label: number of images that have no label to explain; a line on stderr names it.
         unmeasured: metrics without values: the reason by key.
-        control: label of the explainer that the others are tested against, see `compare`.
+        control: label of the explainer that the others are tested against, see `statistics.compare`.
 
     Raises:
         InputError: if an image has no result, for example because files of another process are not visible here. The
@@ -368,56 +368,6 @@ def of_images(frame: pd.DataFrame) -> NDArray[np.float64]:
     index = torch.tensor(frame["index"].to_numpy())
     found: NDArray[np.float64] = image_means(index, torch.tensor(frame["value"].to_numpy(np.float64))).numpy()
     return found
-
-
-def compare(
-    rows: Sequence[dict[str, Any]], values: Mapping[str, Mapping[str, NDArray[np.float64]]], control: str | None
-) -> dict[str, tuple[float, float]]:
-    """Compare explainers on the same images; every row gets the results.
-
-    - `rank`, `tied`: see `statistics.tied_ranks`; None if no image has a value of all explainers.
-    - `control`: the explainer that the others are tested against, or None.
-    - `p`: p-value of the paired signed-rank test against the control, on the images where both are defined. It is
-      adjusted over all explainers and metrics by Benjamini and Hochberg. None for the control itself.
-    - `superiority`: the share of these images where the explainer is better than the control.
-
-    Args:
-        rows: rows of the explainers and metrics.
-        values: values per image by explainer and metric.
-        control: label of the control; None takes `random`, if it is there.
-
-    Returns:
-        Mean and standard deviation of each explainer's rank over metrics.
-    """
-    control = control if control is not None else "random"
-    other = values.get(control)
-    better = {row["metric"]: row["higher_is_better"] for row in rows}
-    ranks = {
-        key: tied_ranks({label: own[key] for label, own in values.items()}, higher_is_better=higher)
-        for key, higher in better.items()
-    }
-    tested = []
-    for row in rows:
-        label, key = row["explainer"], row["metric"]
-        rank, tied = ranks[key].get(label, (None, None))
-        row |= {"rank": rank, "tied": tied, "control": None, "p": None, "superiority": None}
-        if other is None or label == control:
-            continue
-        pair = np.stack([values[label][key], other[key]])
-        pair = pair[:, ~np.isnan(pair).any(axis=0)]
-        row["control"] = control
-        if pair.shape[1]:
-            row["p"] = signed_rank(pair[0] - pair[1])
-            row["superiority"] = superiority(pair[0], pair[1], higher_is_better=better[key])
-            tested.append(row)
-    for row, p in zip(tested, adjusted([row["p"] for row in tested]), strict=True):
-        row["p"] = p
-    medians: dict[str, dict[str, float]] = {}
-    for label, of_metric in values.items():
-        for key, own in of_metric.items():
-            if not np.isnan(own).all():
-                medians.setdefault(key, {})[label] = float(np.nanmedian(own))
-    return mean_ranks(medians, better)
 
 
 def _maps(path: Path | None, parts: Sequence[Part], grid: tuple[int, int]) -> NDArray[np.float32]:

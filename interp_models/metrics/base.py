@@ -14,6 +14,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from interp_models.core.errors import InputError, NotApplicable, unknown
+from interp_models.core.maps import enlarged
 from interp_models.core.modes import full_float32
 from interp_models.core.registry import Registry
 from interp_models.core.scoring import checked, checked_images
@@ -22,9 +23,6 @@ from interp_models.metrics.case import WORDS, Case, checked_case
 
 Grid = tuple[int, int]
 Family = Literal["faithfulness", "localisation", "form"]
-
-
-BLACK, MEAN = (0.0, 0.0, 0.0), (0.485, 0.456, 0.406)
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Preset:
     """Whether scores are divided by the curve's maximum before the area under it is computed."""
     clip_add: bool
     """Whether ADD counts only drops, like AD; otherwise a rise counts as a negative drop."""
-    fill: tuple[float, float, float] = BLACK
+    fill: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Colour of removed cells."""
     fill_name: str = "black"
     """Its name in result rows."""
@@ -61,7 +59,7 @@ class Preset:
 
 
 def _upsample_then_normalise(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    return perturbation.min_max(F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0])
+    return perturbation.min_max(enlarged(maps, size))
 
 
 def _normalise_then_upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -84,38 +82,32 @@ def _whole_counts(cells: int, max_steps: int) -> list[int]:
     return [*range(0, cells, per_step), cells]
 
 
+# Gomez et al. 2023, section 3.1, equations 23 to 26. Where it states nothing we chose: black is 0 in pixel space, the
+# blur is that of RISE, ADD is clipped like AD, and curves include the clean (deletion) or blurred start image.
+_GOMEZ = Preset(_upsample_then_normalise, perturbation.gaussian, "gaussian blur 11 px σ 5", _even_counts, True, True)
+# Curves by pixels in 224 steps, as in the code of RISE (Petsiuk et al. 2018).
+_BY_PIXELS = Preset(
+    _upsample_then_normalise, perturbation.rise_blur, "gaussian blur of RISE", _row_counts, False, True,
+    pixels=True, max_steps=224,
+)  # fmt: skip
+
+
+def _to_mean(preset: Preset) -> Preset:
+    """The preset with removed cells that are 0 in images normalised with ImageNet's statistics."""
+    return replace(preset, fill=(0.485, 0.456, 0.406), fill_name="ImageNet's mean colour")
+
+
 PRESETS: dict[str, Preset] = {
-    # Gomez et al. 2023, section 3.1, equations 23 to 26. Where it states nothing we chose: black is 0 in pixel space,
-    # the blur is that of RISE, ADD is clipped like AD, and curves include the clean (deletion) or blurred start image.
-    "gomez2023": Preset(
-        _upsample_then_normalise, perturbation.gaussian, "gaussian blur 11 px σ 5", _even_counts, True, True
-    ),
+    "gomez2023": _GOMEZ,
     # Reproduces the PyPI package saliency-maps-metrics 0.0.26, called one image at a time with given targets.
     "saliency-maps-metrics": Preset(
         _normalise_then_upsample, perturbation.box_blur, "box blur", _whole_counts, False, False
     ),
-    # The code of RISE (Petsiuk et al. 2018): 224 steps of pixels. Removed pixels are 0 in normalised images, which is
-    # the mean colour of ImageNet.
-    "rise": Preset(
-        _upsample_then_normalise, perturbation.rise_blur, "gaussian blur of RISE", _row_counts, False, True,
-        MEAN, "ImageNet's mean colour", pixels=True, max_steps=224,
-    ),
-    # Zhang et al. 2023 (Opti-CAM): black in the space of pixels, and curves by pixels as in RISE.
-    "opticam": Preset(
-        _upsample_then_normalise, perturbation.rise_blur, "gaussian blur of RISE", _row_counts, False, True,
-        pixels=True, max_steps=224,
-    ),
-    # Fahim et al. 2022: salience and context by the map as a soft mask, and curves by pixels as in RISE.
-    "guidance": Preset(
-        _upsample_then_normalise, perturbation.rise_blur, "gaussian blur of RISE", _row_counts, False, True,
-        pixels=True, max_steps=224,
-    ),
-    # Hesse et al. 2024: removed cells have the mean colour of ImageNet. Where it states nothing, as gomez2023.
-    "idsds": Preset(
-        _upsample_then_normalise, perturbation.gaussian, "gaussian blur 11 px σ 5", _even_counts, True, True,
-        MEAN, "ImageNet's mean colour",
-    ),
-}  # fmt: skip
+    "rise": _to_mean(_BY_PIXELS),
+    "opticam": _BY_PIXELS,  # Zhang et al. 2023
+    "guidance": _BY_PIXELS,  # Fahim et al. 2022: salience and context by the map as a soft mask
+    "idsds": _to_mean(_GOMEZ),  # Hesse et al. 2024
+}
 """Published protocols by name."""
 
 
@@ -257,7 +249,7 @@ class MapMetric(Measure, ABC):
         self.check_needs(case)
         images, own = case.images, case.maps
         if self.grid is None:
-            self._tell_grid((own.shape[1], own.shape[2]), (images.shape[2], images.shape[3]))
+            self._tell_grid((own.shape[1], own.shape[2]), case.size)
         with torch.no_grad(), full_float32(), checked_images():
             maps = perturbation.to_grid(own, self.grid)
             perturbation.check_grid(images, maps)
@@ -281,8 +273,8 @@ class MapMetric(Measure, ABC):
     @classmethod
     def check_needs(cls, case: Case) -> None:
         """Raise `NotApplicable` if a case lacks what the metric needs."""
-        if lacking := case.lacking(cls.needs):
-            raise NotApplicable(f"needs {' and '.join(lacking)}, which is unknown here")
+        if reason := case.lacks(cls.needs):
+            raise NotApplicable(reason)
 
     def _check_form(self, values: object, batch: int) -> None:
         """Raise `InputError` unless a subclass returned a value per image for the wanted keys, and for no others than
@@ -355,8 +347,7 @@ class MapMetric(Measure, ABC):
         """The maps (B, h, w) in whose order curves remove: on their grid, or upsampled to the images by the preset."""
         if not self.preset.pixels:
             return case.maps
-        size = (case.images.shape[-2], case.images.shape[-1])
-        return F.interpolate(case.maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+        return enlarged(case.maps, case.size)
 
     def steps(self, grid: Grid) -> int:
         """Number of steps of a curve of a map with this grid."""
@@ -399,6 +390,16 @@ class MapMetric(Measure, ABC):
         Returns:
             The number of steps (None for a metric without steps), and the name of the fill of removed cells.
         """
+
+
+class UnchangedImages(MapMetric, ABC):
+    """Abstract: a metric that reads maps and ground truth, and changes no image."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def protocol(self, key: str, grid: Grid) -> tuple[int | None, str]:
+        """No steps; no pixel is changed."""
+        return None, "none"
 
 
 class MetricRegistry(Registry[MapMetric]):

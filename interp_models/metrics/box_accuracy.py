@@ -47,7 +47,7 @@ class BoxAccuracy(BoxMetric):
 
     def _score(self, case: Case) -> dict[str, Tensor]:
         assert case.truth.boxes is not None
-        inside = in_boxes(case.truth.boxes, (case.images.shape[-2], case.images.shape[-1]))
+        inside = in_boxes(case.truth.boxes, case.size)
         largest, best = [], []
         for mask, own in zip(soft_masks(case).cpu().numpy(), inside.cpu().numpy(), strict=True):
             first, any_of = _overlaps(mask, [box for box in own if box.any()])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from interp_models.core.truth import in_boxes
-from interp_models.metrics.base import METRICS, Grid, MapMetric
+from interp_models.metrics.base import METRICS, UnchangedImages
 from interp_models.metrics.case import Case
 from interp_models.metrics.regions import box_of_map, overlaps, share_of, soft_masks
 
@@ -16,16 +16,12 @@ HIT = 0.5
 """A box hits an object if their intersection over union is larger than this."""
 
 
-class BoxMetric(MapMetric):
+class BoxMetric(UnchangedImages):
     """Abstract: a metric that compares maps with boxes, without a pass of the model."""
 
     family = "localisation"
     needs: ClassVar[tuple[str, ...]] = ("boxes",)
     percent = True
-
-    def protocol(self, key: str, grid: Grid) -> tuple[int | None, str]:
-        """No steps; no pixel is changed."""
-        return None, "none"
 
 
 @METRICS.register("box_localisation")
@@ -59,7 +55,7 @@ class BoxLocalisation(BoxMetric):
 
     def _score(self, case: Case) -> dict[str, Tensor]:
         assert case.truth.boxes is not None
-        size = (case.images.shape[-2], case.images.shape[-1])
+        size = case.size
         masks, inside = soft_masks(case), in_boxes(case.truth.boxes, size)  # (B, H, W), (B, M, H, W)
         any_box = inside.any(dim=1)
         known = any_box.any(dim=(1, 2))
@@ -90,7 +86,7 @@ class OfficialMetric(BoxMetric):
     def _score(self, case: Case) -> dict[str, Tensor]:
         assert case.truth.boxes is not None
         assert case.correct is not None
-        inside = in_boxes(case.truth.boxes, (case.images.shape[-2], case.images.shape[-1]))
+        inside = in_boxes(case.truth.boxes, case.size)
         return {"om": 1 - (1 - localisation_error(soft_masks(case), inside)) * case.correct}
 
 

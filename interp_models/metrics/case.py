@@ -63,24 +63,35 @@ class Case:
         return found
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.images.shape[-2], self.images.shape[-1]
+
+    @property
     def known_clean(self) -> Tensor:
         """`clean`, where it is known, as in `MapMetric._score` of a metric that needs scores."""
         assert self.clean is not None
         return self.clean
 
+    @property
+    def _scorer(self) -> ScoreFn:
+        assert self.score_fn is not None
+        return self.score_fn
+
+    @property
+    def _targets(self) -> Tensor:
+        assert isinstance(self.target, Tensor)  # `checked_case` makes it one
+        return self.target
+
     def scores(self, images: Tensor, batch: int | None = None) -> Tensor:
         """The target's probability (B,) for other versions of the images (B, 3, H, W)."""
-        assert self.score_fn is not None
-        assert isinstance(self.target, Tensor)
-        return perturbation.score_all(self.score_fn, images, self.target, batch)
+        return perturbation.score_all(self._scorer, images, self._targets, batch)
 
     def curve(
         self, start: Tensor, end: Tensor, cell_ranks: Tensor, counts: Sequence[int], batch: int | None = None
     ) -> Tensor:
         """The target's probability (B, T) while images turn from `start` into `end`; see `perturbation.curve`."""
-        assert self.score_fn is not None
-        assert isinstance(self.target, Tensor)
-        return perturbation.curve(self.score_fn, start, end, cell_ranks, counts, self.target, batch)
+        return perturbation.curve(self._scorer, start, end, cell_ranks, counts, self._targets, batch)
 
     def steps(
         self,
@@ -92,9 +103,7 @@ class Case:
         batch: int | None = None,
     ) -> Tensor:
         """The target's probability (B, T) of `start` with some cells of `end`; see `perturbation.steps`."""
-        assert self.score_fn is not None
-        assert isinstance(self.target, Tensor)
-        return perturbation.steps(self.score_fn, start, end, cell_ranks, first, last, self.target, batch)
+        return perturbation.steps(self._scorer, start, end, cell_ranks, first, last, self._targets, batch)
 
     def without(self, fill: Tensor, cells: Tensor, batch: int | None = None, score_fn: ScoreFn | None = None) -> Tensor:
         """The target's score (B, T) without some cells; see `perturbation.without`.
@@ -105,15 +114,15 @@ class Case:
             batch: images per forward pass.
             score_fn: maps images to scores; None takes the probabilities.
         """
-        score_fn = self.score_fn if score_fn is None else score_fn
-        assert score_fn is not None
-        assert isinstance(self.target, Tensor)
-        return perturbation.without(score_fn, self.images, fill, cells, self.target, batch)
+        score_fn = self._scorer if score_fn is None else score_fn
+        return perturbation.without(score_fn, self.images, fill, cells, self._targets, batch)
 
-    def lacking(self, needed: Sequence[str]) -> list[str]:
-        """Those of the needed things that are unknown, in words."""
-        own = [need for need in needed if need not in TRUTH and getattr(self, need) is None]
-        return [WORDS[need] for need in own] + self.truth.lacking(tuple(needed))
+    def lacks(self, needed: Sequence[str]) -> str:
+        """Why a metric that needs this does not apply; empty if all is known."""
+        unknown = [need for need in needed if getattr(self.truth if need in TRUTH else self, need) is None]
+        # What belongs to the case is named before the ground truth.
+        words = [WORDS[need] for need in sorted(unknown, key=lambda need: need in TRUTH)]
+        return f"needs {' and '.join(words)}, which is unknown here" if words else ""
 
 
 def checked_case(case: object) -> Case:

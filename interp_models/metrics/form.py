@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from interp_models.metrics.base import METRICS, Grid, MapMetric
+from interp_models.metrics.base import METRICS, UnchangedImages
 from interp_models.metrics.case import Case
 from interp_models.metrics.perturbation import min_max
 
@@ -14,7 +14,7 @@ BINS = 100
 
 
 @METRICS.register("form")
-class Form(MapMetric):
+class Form(UnchangedImages):
     """The form of a map m on its grid of n cells, scaled to [0, 1].
 
     - `gini`: Gini index of the cells, 1 - 2 Σ_k (m_(k) / Σ m) (n - k + 1/2) / n for m_(1) <= ... <= m_(n). 0 for equal
@@ -29,7 +29,6 @@ class Form(MapMetric):
     """
 
     family = "form"
-    needs = ()
     keys = ("gini", "complexity", "entropy")
     higher_is_better_by_key: ClassVar[dict[str, bool]] = {"gini": True, "complexity": False, "entropy": False}
     percent = False
@@ -52,7 +51,3 @@ class Form(MapMetric):
             "complexity": torch.special.entr(shares).sum(dim=1),
             "entropy": torch.special.entr(counts / n).sum(dim=1),
         }
-
-    def protocol(self, key: str, grid: Grid) -> tuple[int | None, str]:
-        """No steps; no pixel is changed."""
-        return None, "none"

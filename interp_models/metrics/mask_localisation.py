@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from interp_models.metrics.base import METRICS, Grid, MapMetric
+from interp_models.metrics.base import METRICS, UnchangedImages
 from interp_models.metrics.case import Case
 from interp_models.metrics.perturbation import to_grid
 from interp_models.metrics.regions import share_of, slopes, soft_masks, top_pixels
@@ -17,7 +17,7 @@ REACH = 15 / 224
 
 
 @METRICS.register("mask_localisation")
-class MaskLocalisation(MapMetric):
+class MaskLocalisation(UnchangedImages):
     """How well a map finds the object, by its mask g. The map m is upsampled to the image and scaled to [0, 1].
 
     - `iou`: intersection over union of {m > 0.5} and g; `dice`: twice the intersection over the sum of both areas.
@@ -72,23 +72,19 @@ class MaskLocalisation(MapMetric):
         }
         return {key: value.where(known, torch.nan) for key, value in values.items()}
 
-    def protocol(self, key: str, grid: Grid) -> tuple[int | None, str]:
-        """No steps; no pixel is changed."""
-        return None, "none"
-
 
 def edges(case: Case, soft: Tensor) -> Tensor:
     """`edges` (B,) of the maps of a case, given as soft masks (B, H, W), too; NaN if the object fills the image."""
     assert case.truth.mask is not None
     grid = (case.maps.shape[-2], case.maps.shape[-1])
     coarse = to_grid(case.truth.mask.float(), grid)
-    size = (case.images.shape[-2], case.images.shape[-1])
+    size = case.size
     ours, theirs = slopes(soft).flatten(1), slopes(to_grid(coarse, size)).flatten(1)
     return share_of((ours * theirs).sum(dim=1), ours.norm(dim=1) * theirs.norm(dim=1)).clamp(-1, 1)
 
 
 @METRICS.register("part_relevance")
-class PartRelevance(MapMetric):
+class PartRelevance(UnchangedImages):
     """`part_relevance`: the fraction of the most salient 10 % of the pixels that lie near a visible part.
 
     Near are 15/224 of the image's shorter side. The map is upsampled to the image. Higher is better; undefined for an
@@ -116,7 +112,3 @@ class PartRelevance(MapMetric):
         chosen = top_pixels(soft, torch.full((len(soft),), top, device=soft.device))
         found = (chosen * near.any(dim=1)).sum(dim=(1, 2)) / top
         return {"part_relevance": found.where(visible.any(dim=1), torch.nan)}
-
-    def protocol(self, key: str, grid: Grid) -> tuple[int | None, str]:
-        """No steps; no pixel is changed."""
-        return None, "none"

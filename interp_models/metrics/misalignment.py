@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from interp_models.core.boxes import activation_boxes
+from interp_models.core.maps import enlarged
 from interp_models.core.protocols import PrototypeModel
 from interp_models.core.rng import seed_of
+from interp_models.core.truth import in_boxes
 from interp_models.metrics.prototype_base import PROTOTYPE_METRICS, Found, PrototypeMetric, undefined_without
 from interp_models.metrics.stability import IMAGENET_STD
 
@@ -115,17 +116,15 @@ class Misalignment(PrototypeMetric):
 
 def _outside(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """1 outside the activation boxes of maps (b, h, w), 0 inside: (b, 1, H, W)."""
-    left, top, right, bottom = activation_boxes(maps, size)[..., None].unbind(dim=1)
-    y, x = (torch.arange(n, device=maps.device) for n in size)
-    rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)
-    return (~(rows[:, :, None] & columns[:, None, :]))[:, None].to(maps.dtype)
+    inside = in_boxes(activation_boxes(maps, size)[:, None].float(), size)
+    return (~inside).to(maps.dtype)
 
 
 def _overlap(before: Tensor, after: Tensor, size: tuple[int, int]) -> Tensor:
     """Intersection over union (b,) of the regions of maps (b, h, w)."""
     regions = []
     for maps in (before, after):
-        large = F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False).flatten(1)
+        large = enlarged(maps, size).flatten(1)
         regions.append(large > large.quantile(REGION, dim=1, keepdim=True))
     common, either = (regions[0] & regions[1]).sum(dim=1), (regions[0] | regions[1]).sum(dim=1)
     return torch.where(either > 0, common / either.clamp(min=1), 1.0)

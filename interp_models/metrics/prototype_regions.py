@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from interp_models.core.maps import enlarged
 from interp_models.core.protocols import PrototypeModel
 from interp_models.metrics.prototype_base import (
     PROTOTYPE_METRICS,
@@ -99,7 +99,7 @@ class Comprehensiveness(PrototypeMetric):
             own = self.classes[:, label].nonzero()[:, 0]
             if not len(own) or not bool(mask.any()):
                 continue
-            large = F.interpolate(maps[own][:, None], size=mask.shape, mode="bilinear", align_corners=False)[:, 0]
+            large = enlarged(maps[own], (mask.shape[0], mask.shape[1]))
             region = (large >= HIGH * large.amax(dim=(1, 2), keepdim=True)).any(dim=0)
             share = (region & mask).sum() / (region | mask).sum()
             self.covered.index_add_(0, own, share.double().expand(len(own)))

@@ -7,16 +7,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from interp_models.core.boxes import Boxes, components
-from interp_models.core.maps import full_precision
+from interp_models.core.maps import full_precision, stretched
 from interp_models.metrics.case import Case
 
 
 def soft_masks(case: Case) -> Tensor:
     """The maps of a case, upsampled bilinearly to the images and scaled to [0, 1] each, (B, H, W)."""
-    height, width = case.images.shape[-2:]
-    large = F.interpolate(case.maps[:, None], size=(height, width), mode="bilinear", align_corners=False)[:, 0]
-    low, high = large.amin(dim=(1, 2), keepdim=True), large.amax(dim=(1, 2), keepdim=True)
-    return (large - low) / torch.where(high > low, high - low, 1.0)
+    return stretched(case.maps, case.size)[:, 0]
 
 
 def share_of(part: Tensor, whole: Tensor) -> Tensor:

@@ -3,10 +3,10 @@
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from interp_models.core.batches import default_batch, scores_of_variants
+from interp_models.core.maps import enlarged
 from interp_models.metrics.base import METRICS, Grid, MapMetric
 from interp_models.metrics.case import Case
 from interp_models.metrics.imputation import impute, normal_noise
@@ -44,8 +44,7 @@ class Road(MapMetric):
     }
 
     def _score(self, case: Case) -> dict[str, Tensor]:
-        size = (case.images.shape[-2], case.images.shape[-1])
-        maps = F.interpolate(case.maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+        maps = enlarged(case.maps, case.size)
         values: dict[str, Tensor] = {}
         if self.wants("road_morf", "road"):
             values["road_morf"] = self._mean(case, ranks(maps))

@@ -92,7 +92,7 @@ class BoxSplit(MapMetric):
 
     def _score(self, case: Case) -> dict[str, Tensor]:
         assert case.truth.boxes is not None
-        size = (case.images.shape[-2], case.images.shape[-1])
+        size = case.size
         inside = in_boxes(case.truth.boxes, size).any(dim=1)
         mask = self.preset.mask(case.maps, size)[:, None].to(case.images.dtype)
         clean, known = case.known_clean, inside.any(dim=(1, 2))

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from interp_models import DATASETS, EXPLAINERS, METRICS, InputError, judge, probabilities
+from interp_models import EXPLAINERS, METRICS, InputError, judge, probabilities
 from interp_models.core.truth import Truth
-from interp_models.data.base import collate, truth_of
+from interp_models.data.base import ImageDataset, Sample, collate, truth_of
 from interp_models.data.part_birds.dataset import PartBirds
 from interp_models.metrics import Case
 from tests.conftest import PoolLinear
@@ -34,7 +34,7 @@ def test_values_are_those_of_the_public_functions() -> None:
     net, birds = model(), PartBirds(split="test", image_size=32)
     samples = [birds.load(index) for index in range(0, 60, 12)]
     samples = [one._replace(image=one.image.float() / 255) for one in samples]
-    loader = DataLoader(samples, batch_size=2, collate_fn=collate)  # type: ignore[arg-type, var-annotated]
+    loader = DataLoader(samples, batch_size=2, collate_fn=collate)  # type: ignore[arg-type, var-annotated]  # a list is a data set, too
     found = judge(net, loader, ["gradcam", "gt_box"], LOCAL, **QUICK)
     batch = collate(samples)
     images = batch.image
@@ -82,7 +82,7 @@ def test_results_in_a_folder_say_what_was_left_out(tmp_path: Any) -> None:
     assert set(json.loads((tmp_path / "r/results.json").read_text())["unmeasured"]) == {"pointing"}
 
 
-class Squares(DATASETS.get("part_birds").__mro__[1]):  # type: ignore[misc]  # ImageDataset
+class Squares(ImageDataset):
     """Grey images with squares of two classes, each with its box and mask; the third image has one square only."""
 
     multilabel, drawn, classes = True, True, ("red", "green")
@@ -94,8 +94,6 @@ class Squares(DATASETS.get("part_birds").__mro__[1]):  # type: ignore[misc]  # I
 
     def load(self, index: int) -> Any:
         from torchvision import tv_tensors
-
-        from interp_models.data.base import Sample
 
         image, masks, boxes = torch.full((3, 32, 32), 90, dtype=torch.uint8), [], []
         for label in self.labels[index]:

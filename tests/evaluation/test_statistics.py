@@ -9,13 +9,13 @@ from scipy import stats
 from interp_models.evaluation.statistics import (
     RESAMPLES,
     adjusted,
+    compare,
     interval,
     mean_ranks,
     signed_rank,
     superiority,
     tied_ranks,
 )
-from interp_models.evaluation.tables import compare
 
 
 def bca_of_scipy(values):
