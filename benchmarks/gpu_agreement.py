@@ -34,7 +34,7 @@ from interp_models.data.part_birds.dataset import PartBirds
 from interp_models.evaluation.config import EvaluateConfig
 from interp_models.explainers import EXPLAINERS
 from interp_models.metrics import METRICS, PROTOTYPE_METRICS, Case
-from interp_models.metrics.base import PRESETS
+from interp_models.metrics.presets import PRESETS
 from interp_models.metrics.prototype_base import Found
 from interp_models.models import MODELS
 from interp_models.nn.attention import find_transformer

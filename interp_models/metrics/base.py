@@ -3,12 +3,11 @@
 import fnmatch
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
@@ -17,98 +16,13 @@ from interp_models.core.errors import InputError, NotApplicable, unknown
 from interp_models.core.maps import enlarged
 from interp_models.core.modes import full_float32
 from interp_models.core.registry import Registry
-from interp_models.core.scoring import checked, checked_images
+from interp_models.core.scoring import ScoreFn, checked, checked_images
 from interp_models.metrics import perturbation
-from interp_models.metrics.case import WORDS, Case, checked_case
+from interp_models.metrics.case import WORDS, Case, as_case, checked_case
+from interp_models.metrics.presets import PRESETS
 
 Grid = tuple[int, int]
 Family = Literal["faithfulness", "localisation", "form"]
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A protocol of the metrics: choices that publications make differently, or do not state.
-
-    `PRESETS` lists them.
-    """
-
-    mask: Callable[[Tensor, tuple[int, int]], Tensor]
-    """Function of maps (B, h, w) and the image size: soft masks (B, H, W)."""
-    blur: Callable[[Tensor], Tensor]
-    """Function of images: the blurred images that insertion starts from."""
-    blur_name: str
-    """Name of the blur in result rows."""
-    counts: Callable[[int, int], list[int]]
-    """Function of the number of cells and the most steps: number of removed cells at each point of a curve."""
-    divide_by_max: bool
-    """Whether scores are divided by the curve's maximum before the area under it is computed."""
-    clip_add: bool
-    """Whether ADD counts only drops, like AD; otherwise a rise counts as a negative drop."""
-    fill: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """Colour of removed cells."""
-    fill_name: str = "black"
-    """Its name in result rows."""
-    pixels: bool = False
-    """Whether curves remove pixels of the upsampled map instead of cells."""
-    max_steps: int = 196
-    """Most steps of a curve, if no other number is given."""
-
-    def removed(self, images: Tensor) -> Tensor:
-        """What removed cells show, (1, 3, 1, 1)."""
-        return images.new_tensor(self.fill).view(1, -1, 1, 1)
-
-
-def _upsample_then_normalise(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    return perturbation.min_max(enlarged(maps, size))
-
-
-def _normalise_then_upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    normalised = perturbation.min_max(maps)[:, None]
-    return F.interpolate(normalised, size=size, mode="bicubic", align_corners=False)[:, 0]
-
-
-def _even_counts(cells: int, max_steps: int) -> list[int]:
-    steps = min(cells, max_steps)
-    return [round(step * cells / steps) for step in range(steps + 1)]
-
-
-def _row_counts(cells: int, max_steps: int) -> list[int]:
-    step = -(-cells // max_steps)
-    return [*range(0, cells, step), cells]
-
-
-def _whole_counts(cells: int, max_steps: int) -> list[int]:
-    per_step = cells // min(cells, max_steps)
-    return [*range(0, cells, per_step), cells]
-
-
-# Gomez et al. 2023, section 3.1, equations 23 to 26. Where it states nothing we chose: black is 0 in pixel space, the
-# blur is that of RISE, ADD is clipped like AD, and curves include the clean (deletion) or blurred start image.
-_GOMEZ = Preset(_upsample_then_normalise, perturbation.gaussian, "gaussian blur 11 px σ 5", _even_counts, True, True)
-# Curves by pixels in 224 steps, as in the code of RISE (Petsiuk et al. 2018).
-_BY_PIXELS = Preset(
-    _upsample_then_normalise, perturbation.rise_blur, "gaussian blur of RISE", _row_counts, False, True,
-    pixels=True, max_steps=224,
-)  # fmt: skip
-
-
-def _to_mean(preset: Preset) -> Preset:
-    """The preset with removed cells that are 0 in images normalised with ImageNet's statistics."""
-    return replace(preset, fill=(0.485, 0.456, 0.406), fill_name="ImageNet's mean colour")
-
-
-PRESETS: dict[str, Preset] = {
-    "gomez2023": _GOMEZ,
-    # Reproduces the PyPI package saliency-maps-metrics 0.0.26, called one image at a time with given targets.
-    "saliency-maps-metrics": Preset(
-        _normalise_then_upsample, perturbation.box_blur, "box blur", _whole_counts, False, False
-    ),
-    "rise": _to_mean(_BY_PIXELS),
-    "opticam": _BY_PIXELS,  # Zhang et al. 2023
-    "guidance": _BY_PIXELS,  # Fahim et al. 2022: salience and context by the map as a soft mask
-    "idsds": _to_mean(_GOMEZ),  # Hesse et al. 2024
-}
-"""Published protocols by name."""
 
 
 class Measure(Metric, ABC):
@@ -210,30 +124,58 @@ class MapMetric(Measure, ABC):
         if wrong := [need for need in cls.needs if need not in WORDS]:
             raise InputError(f"metric {cls.__name__} needs {wrong[0]!r}; a case can have {', '.join(WORDS)}")
 
-    def update(self, case: Case) -> None:
-        """Score a batch and keep its values; see `score`.
+    def update(
+        self,
+        case: Case | ScoreFn,
+        images: Tensor | None = None,
+        maps: Tensor | None = None,
+        target: Tensor | int = 0,
+        clean: Tensor | None = None,
+    ) -> None:
+        """Score a batch and keep its values. See `score` for the arguments.
 
         Raises:
             InputError: as `score`; without `grid`, also if maps have another grid than earlier ones.
         """
-        self._check_kept(case)
-        values = self.score(case)
-        self._kept = (case.maps.shape[1], case.maps.shape[2])
+        own: Case = as_case(case, images, maps, target, clean)
+        self._check_kept(own)
+        values = self.score(own)
+        self._kept = (own.maps.shape[1], own.maps.shape[2])
         self.add(values)
 
-    def forward(self, case: Case) -> Any:
+    def forward(
+        self,
+        case: Case | ScoreFn,
+        images: Tensor | None = None,
+        maps: Tensor | None = None,
+        target: Tensor | int = 0,
+        clean: Tensor | None = None,
+    ) -> Any:
         """Do `update`, and return the means over this batch only."""
-        self._check_kept(case)  # torchmetrics resets the state before it calls `update`
-        return super().forward(case)
+        own: Case = as_case(case, images, maps, target, clean)
+        self._check_kept(own)  # torchmetrics resets the state before it calls `update`
+        return super().forward(own)
 
-    def score(self, case: Case) -> dict[str, Tensor]:
+    def score(
+        self,
+        case: Case | ScoreFn,
+        images: Tensor | None = None,
+        maps: Tensor | None = None,
+        target: Tensor | int = 0,
+        clean: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Score a batch without keeping the values.
 
         The number of steps depends on the grid, so values on different grids are not comparable. Without `grid`, a
         warning says so for maps with one cell per pixel, and for maps with another grid than earlier ones.
 
         Args:
-            case: images, maps, and what else the metric needs.
+            case: images, maps, and what else the metric needs. A score function with the other arguments is short for
+                `Case(images, maps, target, score_fn, clean)`.
+            images: (B, 3, H, W), only in the short form; the others too.
+            maps: (B, h, w).
+            target: class of each image (B,), or one class for all.
+            clean: probability of the target for each image (B,), if it is known.
 
         Returns:
             For each wanted key the value of every image (B,), NaN where it is undefined. If the values of an image
@@ -245,7 +187,7 @@ class MapMetric(Measure, ABC):
                 does not return probabilities, or if the subclass's values are not finite or NaN values (B,) of its
                 keys.
         """
-        case = checked_case(case)
+        case = checked_case(as_case(case, images, maps, target, clean))
         self.check_needs(case)
         images, own = case.images, case.maps
         if self.grid is None:

@@ -125,6 +125,12 @@ class Case:
         return f"needs {' and '.join(words)}, which is unknown here" if words else ""
 
 
+def as_case(case: Any, images: Any, maps: Any, target: Any, clean: Any) -> Any:
+    """The case of `MapMetric.score`: the given one, or that of a score function with images, maps and targets."""
+    short = not isinstance(case, Case) and (images is not None or maps is not None)
+    return Case(images, maps, target, case, clean) if short else case
+
+
 def checked_case(case: object) -> Case:
     """Check a case, and bring its tensors to the images' device and to one form.
 

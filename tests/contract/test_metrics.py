@@ -9,10 +9,11 @@ import torch
 
 from interp_models import METRICS
 from interp_models.core.errors import InputError
-from interp_models.metrics.base import PRESETS, MetricRegistry, metrics_of
+from interp_models.metrics.base import MetricRegistry, metrics_of
 from interp_models.metrics.case import Case
 from interp_models.metrics.deletion_insertion import DeletionInsertion
 from interp_models.metrics.masked_confidence import MaskedConfidence
+from interp_models.metrics.presets import PRESETS
 from tests.contract import metrics as contract
 
 

@@ -11,10 +11,10 @@ from scipy import ndimage, stats
 from interp_models import METRICS
 from interp_models.core.truth import Truth
 from interp_models.metrics import Case
-from interp_models.metrics.base import PRESETS
 from interp_models.metrics.effects import _groups, _sizes, _squares, _subsets
 from interp_models.metrics.imputation import impute
 from interp_models.metrics.perturbation import rise_blur
+from interp_models.metrics.presets import PRESETS
 from interp_models.metrics.road import FRACTIONS, NOISE
 
 HEIGHT, WIDTH, GRID = 16, 24, (4, 6)  # weights of bilinear upsampling are eighths, so that ties are exact

@@ -169,13 +169,13 @@ PERTURBATION_MUTATIONS = [
 @pytest.mark.parametrize(("right", "wrong"), PERTURBATION_MUTATIONS)
 def test_the_oracle_rejects_mutated_functions(right, wrong, monkeypatch):
     copy = mutated("interp_models.metrics.perturbation", right, wrong)
-    from interp_models.metrics import base, perturbation
+    from interp_models.metrics import perturbation, presets
 
     monkeypatch.setattr(perturbation, "curve", copy.curve)
     monkeypatch.setattr(perturbation, "min_max", copy.min_max)
-    preset = base.PRESETS["gomez2023"]
-    changed = base.Preset(**{**vars(preset), "blur": copy.gaussian})
-    monkeypatch.setitem(base.PRESETS, "gomez2023", changed)
+    preset = presets.PRESETS["gomez2023"]
+    changed = presets.Preset(**{**vars(preset), "blur": copy.gaussian})
+    monkeypatch.setitem(presets.PRESETS, "gomez2023", changed)
     with pytest.raises(AssertionError):
         check_against_oracle()
 
@@ -378,3 +378,22 @@ def test_preset_equals_saliency_maps_metrics_on_real_images(shared_cub):
     for i in range(len(images)):
         peer = peer_values(net, images[i], maps[i], int(target[i]))
         assert {key: float(values[key][i]) for key in peer} == pytest.approx(peer, abs=1e-4)
+
+
+@pytest.mark.parametrize("metric", [MaskedConfidence, DeletionInsertion])
+def test_a_score_function_with_arguments_is_short_for_a_case(metric):
+    _, images, maps, target, score_fn = case(2)
+    images, maps, target = (torch.tensor(value) for value in (images, maps, target))
+    clean = score_fn(images).gather(1, target[:, None])[:, 0]
+    for more in ((), (clean,)):
+        expected = metric().score(Case(images, maps, target, score_fn, *more))
+        found = metric().score(score_fn, images, maps, target, *more)
+        kept, passed = metric(), metric()
+        kept.update(score_fn, images, maps, target, *more)
+        means = passed(score_fn, images, maps, target, *more)
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, equal_nan=True)
+            torch.testing.assert_close(kept.per_image()[key], value, equal_nan=True)
+            torch.testing.assert_close(means[key], value.nanmean(), equal_nan=True)
+    with pytest.raises(InputError, match=r"a metric takes a Case\(images, maps, target, score_fn\); got function"):
+        metric().score(score_fn)
