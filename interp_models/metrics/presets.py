@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch.nn.functional as F
 from torch import Tensor
 
+from interp_models.core.errors import InputError
 from interp_models.core.maps import enlarged
 from interp_models.metrics import perturbation
 
@@ -29,8 +30,8 @@ class Preset:
     """Whether scores are divided by the curve's maximum before the area under it is computed."""
     clip_add: bool
     """Whether ADD counts only drops, like AD; otherwise a rise counts as a negative drop."""
-    fill: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """Colour of removed cells."""
+    fill: tuple[float, ...] = (0.0,)
+    """Colour of removed cells: one value for all channels, or one for each."""
     fill_name: str = "black"
     """Its name in result rows."""
     pixels: bool = False
@@ -39,7 +40,13 @@ class Preset:
     """Most steps of a curve, if no other number is given."""
 
     def removed(self, images: Tensor) -> Tensor:
-        """What removed cells show, (1, 3, 1, 1)."""
+        """What removed cells show, (1, C, 1, 1) or (1, 1, 1, 1).
+
+        Raises:
+            InputError: if the images have another number of channels than the colour.
+        """
+        if len(self.fill) not in (1, images.shape[1]):
+            raise InputError(f"{self.fill_name} has {len(self.fill)} channels; the images have {images.shape[1]}")
         return images.new_tensor(self.fill).view(1, -1, 1, 1)
 
 

@@ -9,6 +9,7 @@ import torch
 from scipy import ndimage, stats
 
 from interp_models import METRICS
+from interp_models.core.errors import InputError
 from interp_models.core.truth import Truth
 from interp_models.metrics import Case
 from interp_models.metrics.effects import _groups, _sizes, _squares, _subsets
@@ -412,3 +413,20 @@ def test_box_split_has_directions():
         assert plain[0][f"ad_{where}"] < plain[1][f"ad_{where}"]
         assert distracted[0][f"ag_{where}"] > distracted[1][f"ag_{where}"]
     assert distracted[0]["ai_outside"] > distracted[1]["ai_outside"]
+
+
+@pytest.mark.parametrize("channels", [1, 11])
+def test_images_of_other_channels_turn_black(channels):
+    """Metrics of passes take them; ImageNet's mean colour does not fit."""
+    images, maps = torch.rand(2, channels, 16, 24), torch.rand(2, 4, 6)
+
+    def net(x):
+        light = x.mean(dim=(1, 2, 3))
+        return torch.stack([light, 1 - light], dim=1)
+
+    case = Case(images, maps, 0, net, logit_fn=net, explain=lambda x: x.mean(dim=1))
+    for name in METRICS.names():
+        if not {"boxes", "mask", "parts"} & set(METRICS.get(name).needs):
+            assert METRICS.build(name, {"grid": (4, 6)}).score(case)
+    with pytest.raises(InputError, match=f"ImageNet's mean colour has 3 channels; the images have {channels}"):
+        METRICS.build("dauc", {"preset": "rise"}).score(case)
