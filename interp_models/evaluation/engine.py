@@ -30,6 +30,7 @@ from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.explainers.features import shared_passes
 from interp_models.metrics.base import METRICS, Grid, MapMetric, metrics_of
 from interp_models.metrics.case import Case
+from interp_models.nn.dropping import PatchScores
 
 
 class Engine:
@@ -154,7 +155,10 @@ class Engine:
             common |= {"prediction": prediction, "confidence": confidence}
             common |= {"target_class": target, "probability": clean}
             right = _correct(prediction, label)
-            case = Case(images, images[:, 0], target, score_fn, clean, truth, right, logit_fn=logits(prepared))
+            case = Case(
+                images, images[:, 0], target, score_fn, clean, truth, right, logit_fn=logits(prepared),
+                patch_scores=self._patch_scores(prepared, images),
+            )  # fmt: skip
             lacking = self._check_metrics(case)
             for name, explainer in list(self._explainers.items()):
                 self.bar.set_postfix_str(name)
@@ -188,6 +192,15 @@ class Engine:
             seconds = _now(images) - start
         each = {"passes": passes.images / len(images), "seconds": seconds / len(images)}
         return maps, {key: torch.full((len(images),), value, dtype=torch.float64) for key, value in each.items()}
+
+    def _patch_scores(self, model: nn.Module, images: Tensor) -> PatchScores | None:
+        """The scores for some patches, if a metric needs them and the model is such a transformer."""
+        if not any("patch_scores" in METRICS.get(name).needs for name in self.keys.values()):
+            return None
+        try:
+            return PatchScores(model, images)
+        except NotApplicable:
+            return None
 
     def _check_metrics(self, case: Case) -> set[str]:
         """Names of the metrics that have no value for these images, as ground truth is unknown.

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
+from interp_models.core.batches import default_batch
 from interp_models.core.errors import InputError
 from interp_models.core.inputs import check_clean, check_images, check_unit, pixel_range
-from interp_models.core.scoring import ScoreFn, per_image
+from interp_models.core.scoring import ScoreFn, per_image, resolve_target
 from interp_models.core.truth import WORDS as TRUTH
 from interp_models.core.truth import Truth
 from interp_models.metrics import perturbation
@@ -19,6 +21,7 @@ WORDS: dict[str, str] = {
     "logit_fn": "the model's logits",
     "explain": "the explainer, to explain other images",
     "correct": "the label of every image",
+    "patch_scores": "a vision transformer of timm whose patches can be dropped",
     **TRUTH,
 }
 """What a metric can need, in words."""
@@ -27,6 +30,17 @@ WRAP = (
     "std), model), or normalize=(mean, std)"
 )
 """Ending of the message about images outside [0, 1]."""
+
+
+class PatchScores(Protocol):
+    """The scores of a vision transformer that sees only some patches, such as `nn.dropping.PatchScores(model,
+    images)`."""
+
+    grid: tuple[int, int]
+    """Rows and columns of patches."""
+
+    def __call__(self, images: Tensor, kept: Tensor) -> Tensor:
+        """Probabilities (B, K) of images (B, 3, H, W) of which the patches at the positions `kept` (B, k) are seen."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,8 @@ class Case:
     """Maps other versions of the images (B, 3, H, W) to their maps (B, h, w), for the same classes."""
     logit_fn: ScoreFn | None = None
     """Maps images (B, 3, H, W) to logits (B, K), such as `logits(model)`."""
+    patch_scores: PatchScores | None = None
+    """Maps images and patches to the probabilities for these patches alone; only of a vision transformer."""
     shared: dict[str, Any] = field(default_factory=dict)
     """Results of `once`."""
 
@@ -117,11 +133,26 @@ class Case:
         score_fn = self._scorer if score_fn is None else score_fn
         return perturbation.without(score_fn, self.images, fill, cells, self._targets, batch)
 
+    def of_patches(self, kept: Tensor, batch: int | None = None) -> Tensor:
+        """The target's probability (B,) if the transformer sees only some patches.
+
+        Args:
+            kept: positions of the patches, row by row from 0, int64 (B, k).
+            batch: images per forward pass; None chooses it for the device.
+        """
+        assert self.patch_scores is not None
+        size = batch or default_batch(self.images)
+        parts = zip(torch.split(self.images, size), torch.split(kept, size), strict=True)
+        scores = torch.cat([self.patch_scores(images, own) for images, own in parts])
+        return scores.gather(1, resolve_target(self._targets, scores)[:, None])[:, 0]
+
     def lacks(self, needed: Sequence[str]) -> str:
         """Why a metric that needs this does not apply; empty if all is known."""
         unknown = [need for need in needed if getattr(self.truth if need in TRUTH else self, need) is None]
         # What belongs to the case is named before the ground truth.
         words = [WORDS[need] for need in sorted(unknown, key=lambda need: need in TRUTH)]
+        if unknown == ["patch_scores"]:
+            return f"needs {words[0]}"
         return f"needs {' and '.join(words)}, which is unknown here" if words else ""
 
 

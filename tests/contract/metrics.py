@@ -9,6 +9,7 @@ from interp_models.core.scoring import ScoreFn
 from interp_models.core.truth import Truth, in_boxes
 from interp_models.metrics.base import MapMetric
 from interp_models.metrics.case import Case
+from interp_models.metrics.perturbation import to_pixels
 from tests.contract.explainers import near, refused
 
 Make = Callable[..., MapMetric]
@@ -41,6 +42,23 @@ def truth_of(images: Tensor) -> Truth:
     return Truth(boxes, mask, mask[:, None], parts)
 
 
+class OfPatches:
+    """Scores of a model that sees only some patches: the others count as black, as in a mean over pixels.
+
+    Args:
+        score: maps images to probabilities.
+        grid: rows and columns of patches.
+    """
+
+    def __init__(self, score: ScoreFn, grid: tuple[int, int]) -> None:
+        self.score, self.grid = score, grid
+
+    def __call__(self, images: Tensor, kept: Tensor) -> Tensor:
+        """Probabilities (B, K) of the kept patches (B, k)."""
+        seen = images.new_zeros(len(images), self.grid[0] * self.grid[1]).scatter(1, kept, 1).view(-1, *self.grid)
+        return self.score(images * to_pixels(seen, (images.shape[-2], images.shape[-1]))[:, None])
+
+
 def case(
     images: Tensor,
     maps: Tensor,
@@ -59,7 +77,8 @@ def case(
     def logits(x: Tensor) -> Tensor:
         return score(x).float().log()
 
-    return Case(images, maps, target, score, clean, truth or truth_of(images), correct, explain, logits)
+    own = OfPatches(score, (3, 4))
+    return Case(images, maps, target, score, clean, truth or truth_of(images), correct, explain, logits, own)
 
 
 def settled(metric: MapMetric, values: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -426,7 +426,7 @@ def test_images_of_other_channels_turn_black(channels):
 
     case = Case(images, maps, 0, net, logit_fn=net, explain=lambda x: x.mean(dim=1))
     for name in METRICS.names():
-        if not {"boxes", "mask", "parts"} & set(METRICS.get(name).needs):
+        if not {"boxes", "mask", "parts", "patch_scores"} & set(METRICS.get(name).needs):
             assert METRICS.build(name, {"grid": (4, 6)}).score(case)
     with pytest.raises(InputError, match=f"ImageNet's mean colour has 3 channels; the images have {channels}"):
         METRICS.build("dauc", {"preset": "rise"}).score(case)

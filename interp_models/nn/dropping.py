@@ -1,0 +1,97 @@
+"""Scores of a vision transformer for some of an image's patches."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interp_models.core.eager import own_thread
+from interp_models.core.errors import InputError, NotApplicable
+from interp_models.core.known import known_of, unchanging
+from interp_models.core.passes import uncounted
+from interp_models.core.prepared import class_name
+from interp_models.core.scoring import probabilities
+from interp_models.nn.attention import find_transformer, on_grid
+
+TOLERANCE = 1e-3
+"""Largest change of log-probabilities, in units of their spread over classes, by another order of the tokens."""
+
+
+class PatchScores:
+    """The probabilities of a vision transformer that sees only some patches of each image.
+
+    The other patches are dropped behind the embedding, which gives tokens their positions: the blocks get fewer tokens,
+    and no pixel is changed (Naseer et al., NeurIPS 2021; Jain et al., ICLR 2022).
+
+    Args:
+        model: a vision transformer of timm, or a module that contains one.
+        images: images (B, 3, H, W) of the size that all have.
+
+    Raises:
+        NotApplicable: if there is no such transformer, or if its blocks depend on the order or the number of tokens.
+    """
+
+    def __init__(self, model: nn.Module, images: Tensor) -> None:
+        vit = find_transformer(model)
+        if vit is None:
+            raise NotApplicable(f"{class_name(model)} holds no vision transformer of timm")
+        self._model, self._vit, self._scores = model, vit, probabilities(model)
+        name, known = ("patches", *images.shape[2:]), known_of(model)
+        if name not in known:
+            with uncounted():
+                known[name] = self._look(images[:2])
+        self.grid, fault = known[name]
+        """Rows and columns of patches."""
+        if fault:
+            raise NotApplicable(f"{class_name(model)} {fault}")
+
+    def __call__(self, images: Tensor, kept: Tensor) -> Tensor:
+        """Probabilities (B, K) of images (B, 3, H, W).
+
+        Args:
+            images: the images.
+            kept: positions of the patches that the blocks see, row by row from 0, int64 (B, k).
+        """
+        prefix = self._vit.num_prefix_tokens
+
+        def keep(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            tokens = args[0]
+            patches = tokens[:, prefix:]
+            chosen = patches.gather(1, kept[:, :, None].expand(-1, -1, patches.shape[2]))
+            return (torch.cat([tokens[:, :prefix], chosen], dim=1), *args[1:])
+
+        with self._hooked(keep):
+            return self._scores(images)
+
+    @contextmanager
+    def _hooked(self, hook: Callable[[nn.Module, tuple[Any, ...]], Any]) -> Iterator[None]:
+        """A context with a hook before the first block."""
+        with unchanging():
+            known_of(self._model)  # of the model without the hook
+            handle = self._vit.blocks[0].register_forward_pre_hook(own_thread(hook))
+            try:
+                yield
+            finally:
+                handle.remove()
+
+    def _look(self, images: Tensor) -> tuple[tuple[int, int], str]:
+        """The grid of patches, and why they cannot be dropped; "" if they can."""
+        tokens: list[Tensor] = []
+        whole = self._scores(images).log()
+        with self._hooked(lambda _, args: tokens.append(args[0][:1, :, 0])):
+            self._scores(images)
+        if len(tokens) > 1:
+            return (0, 0), "runs its transformer more than once for one prediction"
+        rows, columns = on_grid(self._vit, tokens[-1], (images.shape[2], images.shape[3])).shape[1:]
+        backwards = torch.arange(rows * columns, device=images.device).flip(0).expand(len(images), -1)
+        try:
+            turned = self(images, backwards).log()
+            self(images, backwards[:, 1:])
+        except (InputError, RuntimeError):
+            return (rows, columns), "does not work with fewer tokens"
+        spread = whole.clamp(min=-80).std(dim=1, keepdim=True)
+        if bool(((whole - turned).abs() > TOLERANCE * (spread + TOLERANCE)).any()):
+            return (rows, columns), "gives tokens their positions in its blocks, not in its embedding"
+        return (rows, columns), ""
