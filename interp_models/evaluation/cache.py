@@ -13,7 +13,7 @@ from torch import Tensor
 from interp_models.core.distributed import gathered_objects
 from interp_models.core.files import whole
 
-METHOD_VERSION = 6
+METHOD_VERSION = 7
 """Increase it when an explainer or metric changes its numbers or applies to more models. Results of other versions are
 then computed again."""
 
@@ -21,7 +21,8 @@ then computed again."""
 Part = dict[str, Any]
 """Result of one explainer for one batch: `common` (index, label, target_class, prediction, ...), `maps` (n, h, w),
 `values` by key of the metric, `costs` (seconds and passes). There is a row per image; if the labels of images with
-several are explained, there is a row per image and label, and the rows of an image are in one batch."""
+several are explained, there is a row per image and label, and the rows of an image are in one batch. `features` are
+sums over the whole batch, see `core.distances`; a part of a batch has none."""
 
 
 class Cache(Protocol):
@@ -138,7 +139,8 @@ def _each_once(parts: Iterable[Part], indices: set[int]) -> list[Part]:
         if len(rows) == len(set(keys)) == len(keys):
             found.append(part)
         elif rows:
-            found.append(_rows(part, list({keys[row]: row for row in rows}.values())))
+            of_rows = {key: value for key, value in part.items() if key != "features"}
+            found.append(_rows(of_rows, list({keys[row]: row for row in rows}.values())))
     return found
 
 

@@ -5,6 +5,7 @@ import sys
 import time
 from collections import ChainMap
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from interp_models.core.batches import all_scores, predicted
+from interp_models.core.distances import Watcher
 from interp_models.core.distributed import gathered_objects, is_first
 from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.known import unchanging
@@ -135,7 +137,9 @@ class Engine:
             images, label, index = given.image, given.label, given.index
             prepared = prepare(self.model, images, self.plan.preparation)
             score_fn = probabilities(prepared)
-            scores = all_scores(score_fn, images, self.plan.batch)
+            watcher = _watcher(prepared, images)
+            with nullcontext() if watcher is None else watcher.into(["clean"]):
+                scores = all_scores(score_fn, images, self.plan.batch)
             if not bool(scores.isfinite().all()):
                 bad = index[~scores.isfinite().all(dim=1)].tolist()
                 raise InputError(f"the model returns NaN or infinite values for image {bad[0]}")
@@ -157,7 +161,7 @@ class Engine:
             right = _correct(prediction, label)
             case = Case(
                 images, images[:, 0], target, score_fn, clean, truth, right, logit_fn=logits(prepared),
-                patch_scores=self._patch_scores(prepared, images),
+                patch_scores=self._patch_scores(prepared, images), watcher=watcher,
             )  # fmt: skip
             lacking = self._check_metrics(case)
             for name, explainer in list(self._explainers.items()):
@@ -172,12 +176,15 @@ class Engine:
                     explain = partial(explainer.attribute, target=target, truth=truth)
                     own = replace(case, maps=maps, explain=explain)
                     values: dict[str, Tensor] = {}
+                    if watcher is not None:
+                        watcher.sums = {"clean": watcher.sums["clean"]}
                     try:
                         for metric_name, metric in self._metrics[name].items():
                             values |= metric.undefined(images) if metric_name in lacking else metric.score(own)
                     except InputError as error:
                         raise InputError(f"explainer {name}: {error}") from error
-                    self.cache.keep(name, {"common": common, "maps": maps, "values": values, "costs": costs})
+                    part = {"common": common, "maps": maps, "values": values, "costs": costs}
+                    self.cache.keep(name, part | ({} if watcher is None else {"features": watcher.sums}))
                 self.bar.update()
 
     def _explained(
@@ -289,6 +296,14 @@ class Engine:
                     mean = image_means(index, values).nanmean()
                 found[label, key] = mean
         return found
+
+
+def _watcher(model: nn.Module, images: Tensor) -> Watcher | None:
+    """A watcher of the model's features; None if it has no layer that gives them."""
+    try:
+        return Watcher(model, images)
+    except NotApplicable:
+        return None
 
 
 def _correct(prediction: Tensor, label: Tensor) -> Tensor | None:

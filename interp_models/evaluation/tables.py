@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from interp_models.core.distances import distance
 from interp_models.core.distributed import is_first
 from interp_models.core.errors import InputError
 from interp_models.core.files import LOCK, whole, write_json, write_whole
@@ -235,7 +236,8 @@ def make_tables(
         frames.append(frame)
         values[label] = {str(key): of_images(own) for key, own in frame.groupby("metric", sort=False)}
         listing = _listing(parts, image_id, protocols(grid)) if listing.empty else listing
-        rows += [_row(frame[frame["metric"] == key], protocol) for key, protocol in protocols(grid).items()]
+        for key, protocol in protocols(grid).items():
+            rows.append(_row(frame[frame["metric"] == key], protocol) | {"distance": _distance(parts, key)})
         costs[label] = {key: _mean([part["costs"][key] for part in parts], len(indices)) for key in COSTS}
         maps[label] = _maps(None if folder is None else folder / "maps" / f"{label}.npy", parts, grid)
     table = pd.concat(frames, ignore_index=True)
@@ -309,6 +311,15 @@ def _mean(values: Sequence[torch.Tensor], images: int) -> float | None:
     of_rows = torch.cat(list(values))
     mean = float(of_rows.mean()) * (len(of_rows) / images)
     return None if math.isnan(mean) else mean
+
+
+def _distance(parts: Sequence[Part], key: str) -> float | None:
+    """The distance of the images that were perturbed for a metric's key from the clean ones; None if it is unknown."""
+    known = [part["features"] for part in parts if key in part.get("features", ())]
+    if not known:
+        return None
+    clean, own = (torch.stack([sums[name] for sums in known]).sum(dim=0) for name in ("clean", key))
+    return distance(clean, own)
 
 
 def _per_image(

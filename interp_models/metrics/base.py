@@ -4,6 +4,7 @@ import fnmatch
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -200,7 +201,8 @@ class MapMetric(Measure, ABC):
                 case = replace(case, score_fn=checked(case.score_fn))
                 if case.clean is None:
                     case = replace(case, clean=case.scores(images, self.batch))
-            values = self._score(case)
+            with case.watched(*self.keys) if self.perturbs() else nullcontext():
+                values = self._score(case)
         self._check_form(values, len(images))
         # Check the original map, too: resampling turns a constant map into rounding noise, which looks like a map.
         constant = perturbation.is_constant(own) | perturbation.is_constant(maps)
@@ -211,6 +213,11 @@ class MapMetric(Measure, ABC):
             if bool(value.isinf().any()):
                 raise InputError(f"metric {type(self).__name__}: {key} is infinite for an image; undefined is NaN")
         return found
+
+    @classmethod
+    def perturbs(cls) -> bool:
+        """Whether the metric passes perturbed images itself, whose distance from clean ones counts."""
+        return bool({"score_fn", "logit_fn"} & set(cls.needs))
 
     @classmethod
     def check_needs(cls, case: Case) -> None:

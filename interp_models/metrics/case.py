@@ -1,6 +1,7 @@
 """`Case`: what a metric sees of a batch of images."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from interp_models.core.batches import default_batch
+from interp_models.core.distances import Watcher
 from interp_models.core.errors import InputError
 from interp_models.core.inputs import check_clean, check_images, check_unit, pixel_range
 from interp_models.core.scoring import ScoreFn, per_image, resolve_target
@@ -67,6 +69,8 @@ class Case:
     """Maps images (B, 3, H, W) to logits (B, K), such as `logits(model)`."""
     patch_scores: PatchScores | None = None
     """Maps images and patches to the probabilities for these patches alone; only of a vision transformer."""
+    watcher: Watcher | None = None
+    """Sees the features of perturbed images, for their distance from clean ones."""
     shared: dict[str, Any] = field(default_factory=dict)
     """Results of `once`."""
 
@@ -74,9 +78,18 @@ class Case:
         """The result of `compute`, which does not depend on the maps. It is computed once for all explainers of the
         same images, if their cases have the same `shared`."""
         if name not in self.shared:
-            self.shared[name] = compute()
-        found: T = self.shared[name]
+            with self.watched() as features:
+                self.shared[name] = compute(), features
+        found: T = self.shared[name][0]
+        if self.watcher is not None:
+            self.watcher.see_again(self.shared[name][1])
         return found
+
+    def watched(self, *keys: str) -> AbstractContextManager[Tensor | None]:
+        """A context of passes of images that were perturbed for these keys of a metric. Their features count for the
+        keys' `distance` (see `core.distances`), and not for that of an outer context. A metric whose keys perturb
+        images in different ways uses it; all other passes count for all of its keys."""
+        return nullcontext() if self.watcher is None else self.watcher.into(keys)
 
     @property
     def size(self) -> tuple[int, int]:

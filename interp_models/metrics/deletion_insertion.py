@@ -59,21 +59,24 @@ class DeletionInsertion(MapMetric):
         saliency = mean_of_groups(maps.flatten(1).sort(dim=1, descending=True).values, counts)  # (B, T)
         values: dict[str, Tensor] = {}
         if self.wants("dauc", "dc", "abpc"):
-            deletion = case.curve(images, black, order, counts[1:], self.batch)
+            with case.watched("dauc", "dc", "abpc"):
+                deletion = case.curve(images, black, order, counts[1:], self.batch)
             deletion = torch.cat([clean, deletion], dim=1)  # (B, T + 1)
             values |= {
                 "dauc": self._area(deletion, counts),
                 "dc": correlation(deletion, -deletion.diff(dim=1), saliency),
             }
         if self.wants("iauc", "ic"):
-            insertion = case.curve(self.preset.blur(images), images, order, counts[:-1], self.batch)
+            with case.watched("iauc", "ic"):
+                insertion = case.curve(self.preset.blur(images), images, order, counts[:-1], self.batch)
             insertion = torch.cat([insertion, clean], dim=1)
             values |= {
                 "iauc": self._area(insertion, counts),
                 "ic": correlation(insertion, insertion.diff(dim=1), saliency),
             }
         if self.wants("lerf", "abpc"):
-            reverse = case.curve(images, black, ranks(-maps), counts[1:], self.batch)
+            with case.watched("lerf", "abpc"):
+                reverse = case.curve(images, black, ranks(-maps), counts[1:], self.batch)
             values["lerf"] = self._area(torch.cat([clean, reverse], dim=1), counts)
         if self.wants("abpc"):
             values["abpc"] = values["lerf"] - values["dauc"]

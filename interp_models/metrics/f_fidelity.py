@@ -55,7 +55,8 @@ class FFidelity(MapMetric):
         for key, part, cells in (("ffid_plus", inside, size), ("ffid_minus", ~inside, n - size)):
             if self.wants(key):
                 removed = part & (chances < (BOUND * n / cells).clamp(max=RATE))
-                drops = case.known_clean[:, None] - case.without(fill, removed, self.batch)
+                with case.watched(key):
+                    drops = case.known_clean[:, None] - case.without(fill, removed, self.batch)
                 values[key] = exact(drops).mean(dim=1)
         return values
 

@@ -54,8 +54,10 @@ class MaskedConfidence(MapMetric):
         images, maps, clean = case.images, case.maps, case.known_clean
         height, width = images.shape[-2:]
         mask = self.preset.mask(maps, (height, width))[:, None].to(images.dtype)  # float32 would promote half precision
-        kept = case.scores(images * mask, self.batch)
-        removed = case.scores(images * (1 - mask), self.batch)
+        with case.watched("ad", "iic", "ag"):
+            kept = case.scores(images * mask, self.batch)
+        with case.watched("add", "context_increase"):
+            removed = case.scores(images * (1 - mask), self.batch)
         return {
             "ad": drop(clean, kept),
             "iic": (kept > clean).float(),

@@ -43,9 +43,11 @@ class PatchDropping(MapMetric):
         maps = to_grid(case.maps, case.patch_scores.grid)
         values: dict[str, Tensor] = {}
         if self.wants("patch_dauc"):
-            values["patch_dauc"] = self._mean(case, maps)
+            with case.watched("patch_dauc"):
+                values["patch_dauc"] = self._mean(case, maps)
         if self.wants("patch_iauc"):
-            values["patch_iauc"] = self._mean(case, -maps)
+            with case.watched("patch_iauc"):
+                values["patch_iauc"] = self._mean(case, -maps)
         return values
 
     def _mean(self, case: Case, maps: Tensor) -> Tensor:

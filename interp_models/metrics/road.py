@@ -47,9 +47,11 @@ class Road(MapMetric):
         maps = enlarged(case.maps, case.size)
         values: dict[str, Tensor] = {}
         if self.wants("road_morf", "road"):
-            values["road_morf"] = self._mean(case, ranks(maps))
+            with case.watched("road_morf", "road"):
+                values["road_morf"] = self._mean(case, ranks(maps))
         if self.wants("road_lerf", "road"):
-            values["road_lerf"] = self._mean(case, ranks(-maps))
+            with case.watched("road_lerf", "road"):
+                values["road_lerf"] = self._mean(case, ranks(-maps))
         if self.wants("road"):
             values["road"] = (values["road_lerf"] - values["road_morf"]) / 2
         return values

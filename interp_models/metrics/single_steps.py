@@ -45,11 +45,13 @@ class SingleSteps(MapMetric):
 
         values: dict[str, Tensor] = {}
         if self.wants("dc_single"):
-            values["dc_single"] = of(images, self.preset.removed(images).expand_as(images), case.known_clean, -1)
+            with case.watched("dc_single"):
+                values["dc_single"] = of(images, self.preset.removed(images).expand_as(images), case.known_clean, -1)
         if self.wants("ic_single"):
             blurred = self.preset.blur(images)
             name = f"score of the image with {self.preset.blur_name}"
-            values["ic_single"] = of(blurred, images, case.once(name, lambda: case.scores(blurred, self.batch)), 1)
+            with case.watched("ic_single"):
+                values["ic_single"] = of(blurred, images, case.once(name, lambda: case.scores(blurred, self.batch)), 1)
         return values
 
     def protocol(self, key: str, grid: Grid) -> tuple[int | None, str]:

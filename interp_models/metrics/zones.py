@@ -47,8 +47,10 @@ class HardZones(MapMetric):
     def _score(self, case: Case) -> dict[str, Tensor]:
         clean, zone = case.known_clean, (soft_masks(case) > THRESHOLD)[:, None]
         fill = self.preset.removed(case.images)
-        kept = case.scores(torch.where(zone, case.images, fill), self.batch)
-        removed = case.scores(torch.where(zone, fill, case.images), self.batch)
+        with case.watched("salience_drop_hard", "salience_increase_hard"):
+            kept = case.scores(torch.where(zone, case.images, fill), self.batch)
+        with case.watched("context_drop_hard", "context_increase_hard"):
+            removed = case.scores(torch.where(zone, fill, case.images), self.batch)
         return {
             "salience_drop_hard": drop(clean, kept),
             "salience_increase_hard": (kept > clean).float(),
@@ -98,7 +100,8 @@ class BoxSplit(MapMetric):
         clean, known = case.known_clean, inside.any(dim=(1, 2))
         values: dict[str, Tensor] = {}
         for where, part in (("box", inside), ("outside", ~inside)):
-            score = case.scores(case.images * mask * part[:, None], self.batch)
+            with case.watched(*(key for key in self.keys if key.endswith(where))):
+                score = case.scores(case.images * mask * part[:, None], self.batch)
             found = {"ad": drop(clean, score), "ag": gain(clean, score), "ai": (score > clean).float()}
             values |= {f"{key}_{where}": value.where(known, torch.nan) for key, value in found.items()}
         return values
