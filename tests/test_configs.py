@@ -43,6 +43,8 @@ def test_training(script: Script, tiny_cub: Cub, bcnn_run: Path, tmp_path: Path,
     run = tmp_path / "run"
     name = shipped.model["name"]
     untrained = MODELS.get(name).untrained
+    trunk = {"backbone": tiny_options(name)["backbone"], "weights": "null"} if "backbone" in shipped.model else {}
+    small = {} if trunk else MODELS.get(name).small  # a network of its own takes images of one size
     named_block = isinstance(shipped.model.get("block"), str)  # a layer of the shipped trunk
     outcome = script(
         "train",
@@ -53,8 +55,7 @@ def test_training(script: Script, tiny_cub: Cub, bcnn_run: Path, tmp_path: Path,
         "data.batch_size=4",
         "data.num_workers=0",
         "data.val_fraction=0.25",
-        f"model.backbone={tiny_options(name)['backbone']}",
-        "model.weights=null",
+        *(f"model.{key}={value}" for key, value in {**trunk, **small}.items()),
         *(f"phases[{number}].epochs=1" for number in range(len(shipped.phases))),
         *(f"model.{key}={value}" for key, value in untrained.items()),
         *(["model.block=blocks.4"] if named_block else []),
@@ -68,7 +69,7 @@ def test_training(script: Script, tiny_cub: Cub, bcnn_run: Path, tmp_path: Path,
     assert outcome.code == 0, outcome.err
     # What was trained is what the file says
     config = run_config(run)
-    changed = {"backbone", "weights", *untrained} | ({"block"} if named_block else set())
+    changed = {"backbone", "weights", *small, *untrained} | ({"block"} if named_block else set())
     for key, value in shipped.model.items():
         assert key in changed or config["model"][key] == value
     for ours, theirs in zip(config["phases"], shipped.phases, strict=True):

@@ -8,6 +8,7 @@ import torch
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
+import interp_models.nn.small_resnet  # noqa: F401 (registers a model)
 from interp_models.core.errors import InputError, first_line, unknown
 from interp_models.core.modes import evaluating
 from interp_models.core.written import PathText

@@ -66,7 +66,7 @@ def build_model(
         InputError: for an unknown model or option, a wrong type, or a model that cannot learn the task.
     """
     name, options = named(config["model"], "model", MODELS)
-    if trained:
+    if trained and "weights" in options:
         options["weights"] = None
     model = MODELS.build(name, options, num_classes=num_classes)
     model.learn(task)

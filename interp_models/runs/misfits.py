@@ -30,12 +30,13 @@ def check_fits(config: TrainConfig, name: str, options: Mapping[str, Any]) -> No
     if not found:
         return
     known = {key: value for key, value in options.items() if key in takes}
+    random: dict[str, Any] = {"weights": None} if "weights" in takes else {}
     wrong = ""
     try:
-        model = MODELS.build(name, {**known, "weights": None}, num_classes=2)
+        model = MODELS.build(name, {**known, **random}, num_classes=2)
     except InputError as error:
         wrong = f"; {error}"
-        model = MODELS.build(name, {"weights": None}, num_classes=2)
+        model = MODELS.build(name, random, num_classes=2)
     modules = [module for module, _ in model.named_modules() if module]
     found += Recipe(config.phases, config.optimizer).misfits(list(model.parameter_groups()), modules, model.actions)
     raise InputError(f"{unfit(found)}{wrong}")
