@@ -1,18 +1,19 @@
 """Linear imputation of removed pixels, as in ROAD."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from interp_models.core.maps import full_precision
 from interp_models.core.rng import uniform
 
 TOLERANCE = 1e-5
 """Relative residual at which the equations count as solved."""
 MOST_ITERATIONS = 1000
-SMALLEST = 8
-"""Sides of the coarsest level are at least so long."""
+LEVELS = 4
+"""Number of coarser grids."""
 
 
 def impute(images: Tensor, known: Tensor) -> Tensor:
@@ -20,7 +21,7 @@ def impute(images: Tensor, known: Tensor) -> Tensor:
 
     Neighbours along rows and columns weigh 1/6, those along diagonals 1/12; at the border, weights of the neighbours
     that exist add up to less, and are scaled to 1. The linear equations of all images are solved together by conjugate
-    gradients, from a solution on a grid of half the size. An image without a known pixel becomes 0.
+    gradients with a multigrid cycle as preconditioner. An image without a known pixel becomes 0.
 
     Args:
         images: (n, C, H, W).
@@ -29,48 +30,82 @@ def impute(images: Tensor, known: Tensor) -> Tensor:
     Returns:
         (n, C, H, W); known pixels are unchanged.
     """
-    weight = known[:, None].to(images.dtype)
-    with full_precision(images):
-        filled = _solve(images * weight, weight)
+    height, width = images.shape[-2:]
+    side = 2**LEVELS
+    margin = (0, -width % side, 0, -height % side)  # coarser grids have half the size
+    given = F.pad(images * known[:, None], margin)
+    exists = F.pad(torch.ones_like(known[:, None], dtype=images.dtype), margin)
+    unknown = F.pad((~known[:, None]).to(images.dtype), margin)
+    filled = _solve(unknown * neighbours(given), _levels(exists, unknown))[..., :height, :width]
     return torch.where(known[:, None], images, filled)
 
 
-def _solve(images: Tensor, known: Tensor) -> Tensor:
-    """The filled images, from those with 0 at unknown pixels and `known` (n, 1, H, W) in {0, 1}."""
-    start = torch.zeros_like(images)
-    if min(images.shape[-2:]) >= 2 * SMALLEST:
-        # Half the size: the mean of the known pixels of each 2 x 2 block, which is known if one of them is.
-        share = F.avg_pool2d(known, 2, ceil_mode=True, count_include_pad=False)
-        coarse = F.avg_pool2d(images, 2, ceil_mode=True, count_include_pad=False) / share.clamp(min=1e-6)
-        smaller = _solve(coarse * (share > 0), (share > 0).to(images.dtype))
-        start = F.interpolate(smaller, size=images.shape[-2:], mode="bilinear", align_corners=False)
-    kernel = images.new_tensor([[1, 2, 1], [2, 0, 2], [1, 2, 1]]) / 12
-    kernels = kernel.expand(images.shape[1], 1, 3, 3)
-    total = F.conv2d(torch.ones_like(known), kernel[None, None], padding=1)  # less than 1 at the border
-    unknown = 1 - known
+def neighbours(x: Tensor) -> Tensor:
+    """The weighted sum of each pixel's eight neighbours; those beyond the border count as 0.
 
-    def neighbours(x: Tensor) -> Tensor:
-        return F.conv2d(x, kernels, padding=1, groups=x.shape[1])
+    >>> neighbours(torch.tensor([[[[0.0, 12, 0], [0, 0, 0]]]])).tolist()
+    [[[[2.0, 0.0, 2.0], [1.0, 2.0, 1.0]]]]
+    """
+    padded = F.pad(x, (1, 1, 1, 1))  # sums of slices take a tenth of the time of a convolution
+    rows = padded[..., :-1] + padded[..., 1:]
+    rows = rows[..., :-1] + rows[..., 1:]
+    both = rows[..., :-1, :] + rows[..., 1:, :]
+    both = both[..., :-1, :] + both[..., 1:, :]  # [1, 2, 1] along both axes
+    return both.sub_(x, alpha=4).div_(12)
 
-    def apply(x: Tensor) -> Tensor:
-        return unknown * (total * x - neighbours(x))
 
-    right = unknown * neighbours(images)
-    x = unknown * start
-    residual = right - apply(x)
-    direction = residual / total
+class _Level(NamedTuple):
+    """The equations Σ w · x - neighbours(x) = right of the unknown pixels on one grid."""
+
+    unknown: Tensor
+    """1 for unknown pixels, else 0, (n, 1, h, w)."""
+    total: Tensor
+    """Sum of the weights of the neighbours that exist."""
+
+    def apply(self, x: Tensor) -> Tensor:
+        """The left side of the equations."""
+        return self.unknown * (self.total * x - neighbours(x))
+
+
+def _levels(exists: Tensor, unknown: Tensor) -> list[_Level]:
+    """The equations on all grids, the finest first. A coarse pixel is unknown if all of its four pixels are."""
+    levels = [_Level(unknown, neighbours(exists).clamp(min=1 / 12))]
+    for _ in range(LEVELS):
+        unknown, exists = 1 - F.max_pool2d(1 - unknown, 2), F.max_pool2d(exists, 2)
+        levels.append(_Level(unknown, neighbours(exists).clamp(min=1 / 12)))
+    return levels
+
+
+def _cycle(right: Tensor, levels: list[_Level]) -> Tensor:
+    """One multigrid V-cycle: an approximate solution of the equations, linear and symmetric in `right`."""
+    (unknown, total), *coarser = levels
+    x = unknown * right / total  # a Jacobi step, from 0
+    if not coarser:
+        for _ in range(4):
+            x = x + (right - levels[0].apply(x)) / total
+        return x
+    rest = 4 * F.avg_pool2d(right - levels[0].apply(x), 2)  # the sum of four pixels
+    error = _cycle(rest * coarser[0].unknown, coarser)
+    x = x + unknown * F.interpolate(error, scale_factor=2, mode="nearest")
+    return x + (right - levels[0].apply(x)) / total
+
+
+def _solve(right: Tensor, levels: list[_Level]) -> Tensor:
+    """The solution of the equations of the finest level by preconditioned conjugate gradients."""
+    x, residual = torch.zeros_like(right), right
+    direction = _cycle(residual, levels)
     energy = _dot(residual, direction)
-    enough = TOLERANCE**2 * _dot(right, right / total)
+    enough = TOLERANCE**2 * energy
     for _ in range(MOST_ITERATIONS):
         if bool((energy <= enough).all()):
             break
-        image = apply(direction)
+        image = levels[0].apply(direction)
         step = energy / _dot(direction, image).clamp(min=1e-30)
-        x, residual = x + step * direction, residual - step * image
-        scaled = residual / total
-        before, energy = energy, _dot(residual, scaled)
-        direction = scaled + energy / before.clamp(min=1e-30) * direction
-    return x * unknown + images * known
+        x, residual = x.addcmul(step, direction), residual.addcmul(step, image, value=-1)
+        better = _cycle(residual, levels)
+        before, energy = energy, _dot(residual, better)
+        direction = better.addcmul(energy / before.clamp(min=1e-30), direction)
+    return x
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
