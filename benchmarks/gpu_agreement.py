@@ -10,7 +10,7 @@ import copy
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,6 +38,7 @@ from interp_models.metrics.presets import PRESETS
 from interp_models.metrics.prototype_base import Found
 from interp_models.models import MODELS
 from interp_models.nn.attention import find_transformer
+from interp_models.nn.dropping import PatchScores
 from interp_models.runs.config import TrainConfig
 
 CLASSES = 4
@@ -79,6 +80,7 @@ class Sizes:
     seed: int = 0
     subjects: tuple[str, ...] = ("resnet18", "vit", *MODELS.names())
     explainers: tuple[str, ...] = tuple(EXPLAINERS.names())
+    metrics: tuple[str, ...] = tuple(METRICS.names())
     trainings: tuple[str, ...] = tuple(MODELS.names())
     judged: str = "protopnet"
     """The model that is trained and evaluated."""
@@ -106,6 +108,7 @@ class Sizes:
         return cls(
             device, seed, subjects=("test_resnet", "protopnet"), trainings=("protopnet",),
             explainers=("gradcam", "guided_backprop", "random", "cls_attention"),
+            metrics=("deletion_insertion", "form", "patch_dropping"),
             lite="test_efficientnet", resnet="test_resnet", vit="test_vit", side=64, batch=4, images=4, batches=(2, 4),
             scale=1, grid=2, pairs=1, seconds=0.0, few=True,
         )  # fmt: skip
@@ -210,7 +213,7 @@ def agreement(sizes: Sizes) -> Iterator[tuple[str, Callable[[], Iterable[Row | C
     """Items: prepared copies, metrics, and explainers of a few models."""
     first, *rest = sizes.subjects
     yield f"passes of {first}", partial(passes, first, sizes)
-    for name in METRICS.names():
+    for name in sizes.metrics:
         yield f"metric {name}", partial(metric, name, sizes)
     for name in sizes.explainers:
         yield f"{name} of {first}", partial(explained, name, first, sizes)
@@ -316,14 +319,17 @@ def metric(name: str, sizes: Sizes) -> Iterator[Check]:
         for dtype, tolerance in ((torch.float64, VALUES_64), (torch.float32, VALUES)):
             found = []
             for device in ("cpu", sizes.device):
-                model: Any = tiny_model("test_resnet")
+                of_patches = "patch_scores" in METRICS.get(name).needs
+                model: Any = tiny_model("vit" if of_patches else "test_resnet")
                 with torch.no_grad():
-                    model.fc.weight.mul_(20)  # so that scores differ
+                    model.get_classifier().weight.mul_(20)  # so that scores differ
                     score = probabilities(model.to(device, dtype))
                     images = given.images.to(device, dtype)
                     judge = METRICS.get(name)(preset=preset, max_steps=8).to(device)
                     there = maps.to(device), given.label.to(device)
                     case = Case(images, *there, score, None, truth, right, brightness, logits(model))
+                    if of_patches:
+                        case = replace(case, patch_scores=PatchScores(model, images))
                     judge.update(case)
                     found.append(judge.per_image())
                     assert all(value.is_floating_point() for value in judge.compute().values())

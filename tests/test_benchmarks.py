@@ -583,6 +583,7 @@ def test_propagation_rules_and_their_peers(tmp_path: Path) -> None:
     assert passes["ViT-S/16, legrad"] == 1
 
 
+@pytest.mark.slow
 def test_the_gallery_shows_every_explainer_or_why_not(bcnn_run: Path, tmp_path: Path) -> None:
     page = import_module("studies.gallery").main(["--run", str(bcnn_run), "--count", "2", "--out", str(tmp_path)])
     text = page.read_text()
@@ -598,6 +599,7 @@ def gpu_rehearsal(folder: Path, *sections: str) -> tuple[dict[str, Any], gpu.Fou
     return json.loads(path.read_text()), found
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_finds_a_planted_wrong_map_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

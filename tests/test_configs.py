@@ -133,7 +133,12 @@ def test_patterns_of_explainers() -> None:
 FEW = {"masks": 8, "samples": 2, "steps": 2}
 
 
-@pytest.mark.parametrize("path", EVALUATE, ids=label)
+SLOW = ("eval/posthoc", "eval/every_metric")
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=pytest.mark.slow if label(path) in SLOW else []) for path in EVALUATE], ids=label
+)
 def test_evaluation(script: Script, bcnn_run: Path, tmp_path: Path, path: Path) -> None:
     node: dict[str, Any] = load_yaml(path)
     shipped: EvaluateConfig = check(EvaluateConfig, node)

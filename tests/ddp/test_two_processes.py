@@ -106,9 +106,7 @@ OTHERS: dict[str, tuple[dict[str, Any], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "wsdan" else pytest.mark.slow) for name in OTHERS]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in OTHERS])
 def test_models(bcnn_run: Path, odd_cub: Path, tmp_path: Path, name: str) -> None:
     """Centres, a teacher, features computed by two processes, and learning rates of blocks."""
     options, groups = OTHERS[name]
@@ -214,7 +212,9 @@ PROTOTYPES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
 }
 
 
-@pytest.mark.parametrize("name", PROTOTYPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "protopnet" else pytest.mark.slow) for name in PROTOTYPES]
+)
 def test_prototypes(odd_cub: Path, tmp_path: Path, name: str) -> None:
     """Leaves, patches with their sources, the cached last layer and what is pruned, over shards of uneven size."""
     options, phases = PROTOTYPES[name]
@@ -238,6 +238,7 @@ def test_prototypes(odd_cub: Path, tmp_path: Path, name: str) -> None:
     assert 0 < int(kept.sum()) < len(kept)
 
 
+@pytest.mark.slow
 def test_prototypes_are_patches_of_the_saved_model(odd_cub: Path, tmp_path: Path) -> None:
     """Also those that the second rank found: its batch-norm statistics were others after the last step."""
     run = tmp_path / "tiny" / "run"
@@ -323,6 +324,7 @@ def scores_and_labels() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(23, 8, generator=generator), torch.randint(8, (23,), generator=generator)
 
 
+@pytest.mark.slow
 def test_classes_are_judged_by_the_images_of_all_ranks(tmp_path: Path) -> None:
     processes.run_ranks(_report, tmp_path)
     report, logged = report_of(*scores_and_labels())
@@ -349,6 +351,7 @@ def _rank(rank: int, folder: Path, values: dict[str, dict[str, list[float]]]) ->
     (folder / f"{rank}.json").write_text(json.dumps(found))
 
 
+@pytest.mark.slow
 def test_a_rank_that_saw_no_image(tmp_path: Path) -> None:
     """Both ranks know the mean over the images of one of them; an undefined value is left out."""
     values = {

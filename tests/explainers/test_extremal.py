@@ -168,6 +168,7 @@ def test_mutations_of_parts_are_rejected(right, wrong):
         ("masks.flatten(1).sort(dim=1, stable=True).values", "masks.flatten(1)"),
     ],
 )
+@pytest.mark.slow
 def test_mutations_of_steps_are_rejected(right, wrong):
     with pytest.raises(AssertionError):
         check_steps(mutated(MODULE, right, wrong).ExtremalPerturbation)

@@ -100,7 +100,9 @@ STAGES = {
 }
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "small" else pytest.mark.slow) for name in STAGES]
+)
 def test_the_last_layers_of_the_stages(name: str) -> None:
     make, expected = STAGES[name]
     side = 96 if name == "swin" else 160

@@ -100,6 +100,7 @@ def test_sise_and_ada_sise_written_out() -> None:
             check(mutated("interp_models.explainers.sise", right, wrong))
 
 
+@pytest.mark.slow
 def test_layers_by_name_are_those_that_are_found() -> None:
     torch.manual_seed(0)
     net, images = (
