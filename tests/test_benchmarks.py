@@ -532,11 +532,16 @@ PROTOTYPES = ["--images", "part_birds", "--count", "12", "--pictures", "12", "--
 """12 images are a pass of 12, and one more for the receptive fields."""
 
 
+OF_METRICS = [0, 0, 2, 3 * 4, 2 * 40, 0, 2, 17, 64, 0, 2, 0, 4, 0, 0, 2 * 9, 4, 1, 3 * 32, 2 * 4 + 1, 2 * 15]
+"""Passes per image by metric, in the order of their names, for maps of 2 x 2 cells and images of 16 patches."""
+
+
 @pytest.mark.parametrize(
     ("name", "argv", "passes"),
     [
         ("faithfulness", ["--grid", "2", "--memory"], [4, 4, 8, 2, 11] * 2),
         ("explainers", ["--masks", "3", "--memory"], [1, 1, 1, 0, 4, 1, 1]),
+        pytest.param("metrics", ["--grid", "2", "--memory"], OF_METRICS, marks=pytest.mark.slow),
         ("bap", ["--classes", "7"], [None]),
         ("prototypes", [*PROTOTYPES, "--classes", "7", "--memory"], [1.0833, 1.0833, 1.0833, None, None]),
         ("attention_models", ["--classes", "7", "--epoch-pairs", "1"], [None] * 5 + [1, None]),

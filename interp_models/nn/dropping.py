@@ -56,8 +56,10 @@ class PatchScores:
         """
         prefix = self._vit.num_prefix_tokens
 
-        def keep(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        def keep(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
             tokens = args[0]
+            if len(tokens) != len(kept):
+                return None  # a pass of one image, to find out what the model ends in
             patches = tokens[:, prefix:]
             chosen = patches.gather(1, kept[:, :, None].expand(-1, -1, patches.shape[2]))
             return (torch.cat([tokens[:, :prefix], chosen], dim=1), *args[1:])
