@@ -23,6 +23,11 @@ from interp_models.runs.folders import run_name
 from studies.trained import RESAMPLES
 
 
+def is_control(name: str) -> bool:
+    """Whether an explainer, by its registered name, is a control, such as noise."""
+    return name in EXPLAINERS and EXPLAINERS.get(name).__module__ == controls.__name__
+
+
 def values(run: Path) -> tuple[pd.DataFrame, list[str]]:
     """Values of an evaluated run, higher is better: (explainer, metric) × image; and the labels of its controls.
 
@@ -35,7 +40,7 @@ def values(run: Path) -> tuple[pd.DataFrame, list[str]]:
     table = pd.read_parquet(path)
     table["value"] = table["value"].where(table["higher_is_better"], -table["value"]).astype(float)
     options = table.drop_duplicates("explainer").set_index("explainer")["options"].map(json.loads)
-    names = [label for label, each in options.items() if EXPLAINERS.get(each["name"]).__module__ == controls.__name__]
+    names = [label for label, each in options.items() if is_control(each["name"])]
     return table.pivot(index=["explainer", "metric"], columns="index", values="value"), [str(name) for name in names]
 
 

@@ -19,7 +19,7 @@ from interp_models.runs.building import build_data, build_model
 from interp_models.runs.config import TrainConfig
 from interp_models.runs.folders import run_name
 from interp_models.runs.loading import run_config
-from studies import class_token, controls, prototype_sources, prototype_stages, trainings
+from studies import class_token, controls, every_metric, prototype_sources, prototype_stages, trainings
 from studies import trained as trained_benchmark
 from tests.conftest import TINY, TINY_VIT, Cub, fit, tiny_config, tiny_options
 
@@ -225,3 +225,20 @@ def test_intervals_are_those_of_the_bootstrap() -> None:
     for row in range(2):
         ends = np.percentile(values[row][drawn].mean(axis=1), [2.5, 97.5])
         assert [low[row], high[row]] == pytest.approx(ends.tolist())
+
+
+def test_a_table_of_metrics_counts_what_can_be_told_apart() -> None:
+    def row(name: str, rank: int | None, p: float | None, superiority: float | None) -> dict[str, Any]:
+        return {
+            "explainer": name, "options": {"name": name}, "metric": "dauc", "higher_is_better": False, "rank": rank,
+            "p": p, "superiority": superiority, "control": None if p is None else "random", "distance": 0.5,
+        }  # fmt: skip
+
+    rows = [
+        row("gradcam", 1, 0.01, 1.0), row("rise", 1, 0.04, 0.8), row("gradient", 4, 0.03, 0.2),
+        row("lime", 3, 0.05, 0.9), row("random", 5, None, None), row("edges", None, 0.9, 0.5),
+    ]  # fmt: skip
+    ranks = {"gradcam": (1.5, 0.5), "rise": (1.25, 0.4)}
+    found = every_metric.tables({"rows": rows, "mean_ranks": ranks, "costs": {"rise": {"passes": 1001.0}}})
+    assert "| `dauc` ↓ | 2 / 1 / 1 | `gradcam`, `rise` | `random` 5, `edges` – | 0.50 |" in found
+    assert found.endswith("| `rise` | 1.2 ± 0.4 | 1001 | – |\n| `gradcam` | 1.5 ± 0.5 | – | – |")

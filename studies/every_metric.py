@@ -1,0 +1,83 @@
+"""What every metric says of every explainer: tables of finished evaluations.
+
+For each metric, how many explainers a paired test tells apart from the control, where the controls stand, and how far
+the perturbed images lie from the clean ones; for each explainer, its mean rank over metrics and its costs.
+
+    python evaluate.py RUN config=configs/eval/every_metric.yaml
+    python -m studies.every_metric RUN/evaluation
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from studies.controls import is_control
+
+LEVEL = 0.05
+"""p-values below this tell apart."""
+Row = Mapping[str, Any]
+
+
+def of_metric(rows: Sequence[Row]) -> list[str]:
+    """Cells about one metric, from its rows of all explainers."""
+    controls = [row for row in rows if is_control(row["options"]["name"])]
+    methods = [row for row in rows if row not in controls]
+    apart = [row for row in methods if row["p"] is not None and row["p"] < LEVEL]
+    better = sum(row["superiority"] > 0.5 for row in apart)
+    first = [row["explainer"] for row in rows if row["rank"] == 1]
+    names = ", ".join(f"`{name}`" for name in first[:3]) + (f" and {len(first) - 3} more" if len(first) > 3 else "")
+    places = ", ".join(f"`{row['explainer']}` {row['rank'] or '–'}" for row in controls)
+    far = [row["distance"] for row in methods if row["distance"] is not None]
+    arrow = "↑" if rows[0]["higher_is_better"] else "↓"
+    return [
+        f"`{rows[0]['metric']}` {arrow}", f"{better} / {len(apart) - better} / {len(methods) - len(apart)}", names,
+        places, f"{median(far):.2f}" if far else "–",
+    ]  # fmt: skip
+
+
+def of_explainer(name: str, results: Mapping[str, Any]) -> list[str]:
+    """Cells about one explainer."""
+    mean, std = results["mean_ranks"][name]
+    costs = results["costs"].get(name, {})
+    passes, seconds = costs.get("passes"), costs.get("seconds")
+    return [
+        f"`{name}`", f"{mean:.1f} ± {std:.1f}", "–" if passes is None else f"{passes:.0f}",
+        "–" if seconds is None else f"{seconds:.2f}",
+    ]  # fmt: skip
+
+
+def table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def tables(results: Mapping[str, Any]) -> str:
+    """Both tables of one evaluation, from its `results.json`."""
+    by_metric: dict[str, list[Row]] = {}
+    for row in results["rows"]:
+        by_metric.setdefault(row["metric"], []).append(row)
+    control = next((row["control"] for row in results["rows"] if row["control"]), None)
+    head = ["Metric", f"Better / worse than `{control}` / not told apart", "First", "Ranks of controls", "Distance"]
+    ranked = sorted(results["mean_ranks"], key=lambda name: float(results["mean_ranks"][name][0]))
+    return "\n\n".join(
+        [
+            table(head, [of_metric(rows) for rows in by_metric.values()]),
+            table(["Map", "Mean rank", "Passes", "Seconds"], [of_explainer(name, results) for name in ranked]),
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> str:
+    """The tables of evaluations in Markdown."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("folders", nargs="+", type=Path, help="folders of finished evaluations")
+    args = p.parse_args(argv)
+    return "\n\n".join(tables(json.loads((folder / "results.json").read_text())) for folder in args.folders)
+
+
+if __name__ == "__main__":
+    print(main())
