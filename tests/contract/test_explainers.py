@@ -105,7 +105,7 @@ def test_refusals_where_a_need_is_missing(explainer, subject):
     model, images = prepare(subject)
     if subject in MODELS:  # features of its small trunk are tiny: a product of two would hardly show
         factor = 8 if subject == "prototree" else 30  # with 30 its routes are sure, and nothing changes its scores
-        trunk = {id(parameter) for parameter in model.backbone.parameters()}
+        trunk = {id(parameter) for parameter in model.parameter_groups()["backbone"]}
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(1 if id(parameter) in trunk else factor)
