@@ -174,7 +174,7 @@ def test_evaluation(bcnn_run: Path, odd_cub: Path, tmp_path: Path) -> None:
     assert len(rows) == 24
     for row, other in zip(rows, others, strict=True):
         assert row["n"] == 9
-        for key in ("mean", "std", "low", "high"):
+        for key in ("mean", "std", "low", "high", "distance"):
             near = 1e-4 if row["metric"] in ("dc", "ic") else 1e-6
             assert other.pop(key) == pytest.approx(row.pop(key), abs=near, nan_ok=True)
         assert row == other
@@ -189,6 +189,30 @@ def test_evaluation(bcnn_run: Path, odd_cub: Path, tmp_path: Path) -> None:
         maps = [np.load(folder / f"maps/{name}.npy") for folder in (a, b)]
         np.testing.assert_allclose(*maps, rtol=1e-5, atol=1e-7)
     assert sorted(path.name for path in b.glob("[!.]*")) == ["maps", "per_image.parquet", "report.html", "results.json"]
+
+
+@pytest.mark.slow
+def test_every_metric_over_two_and_four_processes(bcnn_run: Path, odd_cub: Path, tmp_path: Path) -> None:
+    """Values, intervals, ranks, tests and distances do not depend on how images are dealt out."""
+    plan = ["explainers=[intrinsic, gradcam, random]", 'metrics=["*"]', "n_images=8", f"dataset.root={odd_cub}"]
+    plan += [*PLAN[1:], "trainer.accelerator=cpu"]
+    found = []
+    for ranks in (1, 2, 4):
+        run = copy_run(bcnn_run, tmp_path / str(ranks) / "tiny" / "run")
+        many = [] if ranks == 1 else [f"trainer.devices={ranks}", "trainer.strategy=ddp"]
+        command("evaluate.py", run, *plan, *many, cwd=tmp_path)
+        found.append(json.loads((run / "evaluation" / "results.json").read_text()))
+    alone, *others = found
+    assert len({row["metric"] for row in alone["rows"]}) > 40
+    for other in others:
+        assert other["unmeasured"] == alone["unmeasured"]
+        for row, own in zip(alone["rows"], other["rows"], strict=True):
+            for key, value in row.items():
+                if isinstance(value, float):  # correlations of small differences feel the last digits of float32
+                    near = 2e-3 if key in ("mean", "std", "low", "high") else 1e-6
+                    assert own[key] == pytest.approx(value, abs=near, rel=1e-4), (row["metric"], key)
+                else:
+                    assert own[key] == value, (row["metric"], key)
 
 
 SHORT = {"backbone": 0.01, "add_on": 0.1, "prototypes": 0.1}
