@@ -17,9 +17,12 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def hash_keys(*keys: ArrayLike) -> NDArray[np.uint64]:
-    """A hash of 64 bits for each combination of the integer keys, which broadcast like numpy arrays."""
+    """A hash of 64 bits for each combination of the integer keys, which broadcast like numpy arrays. A key counts modulo
+    2⁶⁴."""
     state = np.zeros(1, np.uint64)
     for key in keys:
+        if isinstance(key, int) and not -(2**63) <= key < 2**63:
+            key = (key + 2**63) % 2**64 - 2**63
         key = np.atleast_1d(np.asarray(key, np.int64)).view(np.uint64)
         state = _mix(state + _GAMMA + _mix(key + _GAMMA))  # arrays overflow silently; scalars would warn
     return state.reshape(np.broadcast_shapes(*(np.shape(key) for key in keys)))
@@ -28,7 +31,7 @@ def hash_keys(*keys: ArrayLike) -> NDArray[np.uint64]:
 def uniform(*keys: ArrayLike) -> NDArray[np.float64]:
     """A uniform number in [0, 1) for each combination of the integer keys, which broadcast like numpy arrays.
 
-    >>> float(uniform(0, 7)) == float(uniform(0, [6, 7])[1])
+    >>> float(uniform(0, 7)) == float(uniform(0, [6, 7])[1]) == float(uniform(2**64, 7))
     True
     """
     return (hash_keys(*keys) >> np.uint64(11)).astype(np.float64) * 2.0**-53
