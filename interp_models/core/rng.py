@@ -17,13 +17,14 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def hash_keys(*keys: ArrayLike) -> NDArray[np.uint64]:
-    """A hash of 64 bits for each combination of the integer keys, which broadcast like numpy arrays. A key counts modulo
-    2⁶⁴."""
+    """A hash of 64 bits for each combination of the integer keys, which broadcast like numpy arrays. Keys count
+    modulo 2⁶⁴."""
     state = np.zeros(1, np.uint64)
     for key in keys:
-        if isinstance(key, int) and not -(2**63) <= key < 2**63:
-            key = (key + 2**63) % 2**64 - 2**63
-        key = np.atleast_1d(np.asarray(key, np.int64)).view(np.uint64)
+        whole = np.atleast_1d(np.asarray(key))
+        if whole.dtype.kind != "i":  # more than 63 bits
+            whole = (whole.astype(object) % 2**64).astype(np.uint64)
+        key = whole.astype(np.int64).view(np.uint64)
         state = _mix(state + _GAMMA + _mix(key + _GAMMA))  # arrays overflow silently; scalars would warn
     return state.reshape(np.broadcast_shapes(*(np.shape(key) for key in keys)))
 
