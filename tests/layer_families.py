@@ -22,7 +22,7 @@ from interp_models.core.norms import gradients
 from interp_models.explainers import EXPLAINERS
 from interp_models.explainers.forms import tensor_of
 from interp_models.explainers.layers import Layer, target_layer
-from tests.trunk_families import MOST, millions, smallest
+from tests.trunk_families import MOST, families, millions, smallest
 
 TABLE = Path(__file__).parents[1] / "docs" / "layers.md"
 SOURCES = ("timm", "torchvision", "transformers")
@@ -40,7 +40,7 @@ ORDERED = 0.9
 def named(source: str) -> dict[str, Callable[[], nn.Module]]:
     """Functions that build the models of a source, by name."""
     if source == "timm":
-        return {family: (lambda family=family: _of_timm(smallest(family))) for family in timm.list_modules()}
+        return {family: (lambda family=family: _of_timm(smallest(family))) for family in families()}
     if source == "torchvision":
         from torchvision import models
 

@@ -35,7 +35,15 @@ def test_there_are_configs() -> None:
     assert {"eval/faithfulness", "eval/posthoc", "eval/quickstart"} <= {label(path) for path in EVALUATE}
 
 
-@pytest.mark.parametrize("path", TRAIN, ids=label)
+AGAIN = ("aircraft", "cars", "tiny_imagenet")
+"""Data sets whose configs differ from others' in numbers only."""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.slow if path.parent.name in AGAIN else []) for path in TRAIN],
+    ids=label,
+)
 def test_training(script: Script, tiny_cub: Cub, bcnn_run: Path, tmp_path: Path, path: Path) -> None:
     node = load_yaml(path)
     shipped: TrainConfig = check(TrainConfig, node)

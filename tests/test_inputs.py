@@ -20,6 +20,7 @@ from interp_models.core.scoring import per_image
 from interp_models.core.truth import Truth
 from interp_models.metrics.case import Case
 from tests.conftest import PoolLinear, tiny_options
+from tests.contract.metrics import OfPatches
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 MAPS = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(1))
@@ -43,7 +44,10 @@ def full(images: Any, maps: Any, target: Any, score_fn: Any) -> Case:
     mask = torch.zeros(n, *size, dtype=torch.bool)
     mask[:, 4:20, 8:28] = True
     truth = Truth(torch.tensor([[8.0, 4, 28, 20]] * n), mask, mask[:, None], torch.full((n, 1, 2), 12.0))
-    return Case(images, maps, target, score_fn, None, truth, torch.ones(n), lambda others: others.mean(dim=1), score_fn)
+    return Case(
+        images, maps, target, score_fn, None, truth, torch.ones(n), lambda others: others.mean(dim=1), score_fn,
+        OfPatches(score_fn, (4, 4)),
+    )  # fmt: skip
 
 
 SCORED = [name for name in METRICS if "score_fn" in METRICS.get(name).needs]

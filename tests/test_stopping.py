@@ -49,7 +49,10 @@ def last_line(log: Path) -> str:
     return lines[-1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGHUP))],
+)
 def test_a_training_stops_and_says_how_to_go_on(tiny_cub: Cub, tmp_path: Path, number: signal.Signals) -> None:
     run, log = tmp_path / "my run", tmp_path / "log"
     config = write_config(tmp_path / "c.yaml", tiny_config(tiny_cub.root, out=str(run), phases=LONG))

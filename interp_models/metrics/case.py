@@ -11,7 +11,7 @@ from torch import Tensor
 from interp_models.core.batches import default_batch
 from interp_models.core.distances import Watcher
 from interp_models.core.errors import InputError
-from interp_models.core.inputs import check_clean, check_images, check_unit, pixel_range
+from interp_models.core.inputs import check_clean, check_images, check_probabilities, check_unit, pixel_range
 from interp_models.core.scoring import ScoreFn, per_image, resolve_target
 from interp_models.core.truth import WORDS as TRUTH
 from interp_models.core.truth import Truth
@@ -157,6 +157,8 @@ class Case:
         size = batch or default_batch(self.images)
         parts = zip(torch.split(self.images, size), torch.split(kept, size), strict=True)
         scores = torch.cat([self.patch_scores(images, own) for images, own in parts])
+        labels = getattr(self.score_fn, "of_labels", False)
+        self.once("check of patch_scores", lambda: check_probabilities(scores, len(scores), labels=labels))
         return scores.gather(1, resolve_target(self._targets, scores)[:, None])[:, 0]
 
     def lacks(self, needed: Sequence[str]) -> str:

@@ -22,8 +22,19 @@ def presets(name):
     return PRESETS if {"score_fn", "logit_fn"} & set(METRICS.get(name).needs) else ["gomez2023"]
 
 
+QUICK = ("gomez2023", "rise")
+"""Presets that are always checked: by cells and by pixels, with black and another colour."""
+
+
 @pytest.mark.parametrize("check", contract.CHECKS)
-@pytest.mark.parametrize(("name", "preset"), [(name, preset) for name in METRICS.names() for preset in presets(name)])
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        pytest.param(name, preset, marks=[] if preset in QUICK else pytest.mark.slow)
+        for name in METRICS.names()
+        for preset in presets(name)
+    ],
+)
 def test_contract(name, preset, check):
     if check is contract.check_refusals:
         check(METRICS.get(name))

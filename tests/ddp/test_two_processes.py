@@ -299,6 +299,7 @@ def test_resuming(odd_cub: Path, one_process: Path, tmp_path: Path) -> None:
 # Several labels per image
 
 
+@pytest.mark.slow
 def test_several_labels(squares: dict[str, Any], tmp_path: Path) -> None:
     """Average precision is of the images of all ranks, 5 and 4 of them; so are the maps of every label."""
     runs = []
@@ -409,6 +410,7 @@ def _judge(rank: int, folder: Path) -> None:
     torch.save(found, folder / f"{rank}.pt")
 
 
+@pytest.mark.slow
 def test_prototypes_are_judged_by_the_images_of_all_ranks(tmp_path: Path) -> None:
     """To the last digit, though most images are equally similar to some prototypes."""
     processes.run_ranks(_judge, tmp_path)

@@ -249,7 +249,7 @@ def test_drawn_test_images_that_were_trained_on_are_refused(script: Script, tmp_
 
 
 @pytest.mark.parametrize("file", ["results.json", "per_image.parquet", "maps/index.csv", "maps/intrinsic.npy"])
-@pytest.mark.parametrize("content", [b"", b"{}"])
+@pytest.mark.parametrize("content", [b"", pytest.param(b"{}", marks=pytest.mark.slow)])
 def test_a_damaged_file_is_made_anew(script: Script, run: Path, file: str, content: bytes) -> None:
     assert script("evaluate", run, *PLAN).code == 0
     before = table(run / "evaluation")

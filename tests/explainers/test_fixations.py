@@ -172,7 +172,13 @@ def test_lonely_fixations_are_left_out():
     assert float(map_[80:, 80:].max()) < 1e-6
 
 
-@pytest.mark.parametrize("name", ["densenet121", "googlenet", "mobilenet_v2", "resnet18", "vgg11_bn"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("densenet121", "googlenet", "mobilenet_v2", "vgg11_bn")),
+    ],
+)
 def test_networks_that_it_traces(name):
     """Paths of images in a batch are those of each alone."""
     options = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}

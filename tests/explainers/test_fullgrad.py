@@ -181,7 +181,9 @@ COMPLETE = {
 }
 
 
-@pytest.mark.parametrize("name", COMPLETE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "squeezenet" else pytest.mark.slow) for name in COMPLETE]
+)
 def test_terms_add_up_to_the_logit_in_real_architectures(name: str) -> None:
     torch.manual_seed(0)
     net = COMPLETE[name]().double().eval()

@@ -193,7 +193,9 @@ RELU = {
 }
 
 
-@pytest.mark.parametrize("name", RELU)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "regnet" else pytest.mark.slow) for name in RELU]
+)
 def test_without_biases_and_epsilon_it_is_gradient_times_input_and_adds_up(name):
     torch.manual_seed(0)
     net, x = without_biases(RELU[name]()), images(size=64)

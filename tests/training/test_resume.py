@@ -300,18 +300,23 @@ def test_a_broken_evaluation_goes_on(script: Script, twin: Callable[[], Path], c
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        (["max_steps=4"], []),
-        (["preset=saliency-maps-metrics"], []),
-        (["target=label"], []),
-        (["grid=[2, 2]"], []),
-        (["metrics=[ad]"], []),
         (["explainers=[{name: random, seed: 1, label: intrinsic}]"], []),
-        (["ckpt=last"], []),
-        (["n_images=7"], []),
-        (["batch_size=3"], []),
-        ([], ["n_images=7"]),
         ([], ["batch_size=5"]),
         (["n_images=5", "seed=1"], ["n_images=5", "seed=2"]),
+        *(
+            pytest.param(first, second, marks=pytest.mark.slow)
+            for first, second in (
+                (["max_steps=4"], []),
+                (["preset=saliency-maps-metrics"], []),
+                (["target=label"], []),
+                (["grid=[2, 2]"], []),
+                (["metrics=[ad]"], []),
+                (["ckpt=last"], []),
+                (["n_images=7"], []),
+                (["batch_size=3"], []),
+                ([], ["n_images=7"]),
+            )
+        ),
     ],
 )
 def test_what_an_other_evaluation_left_is_not_taken_up(

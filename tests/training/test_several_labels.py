@@ -111,7 +111,7 @@ def made(name: str, task: Any = "labels") -> InterpModule:
 
 
 def test_models_that_can() -> None:
-    assert FOR_LABELS == ["bcnn", "br_npa", "cnn", "dpnet", "vit_cls"]
+    assert FOR_LABELS == ["bcnn", "br_npa", "cnn", "dpnet", "selu_cnn", "vit_cls"]
 
 
 @pytest.mark.parametrize("name", MODELS.names())
