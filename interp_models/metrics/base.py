@@ -1,6 +1,7 @@
 """The base class of metrics of maps, their protocols and their registry."""
 
 import fnmatch
+import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -120,8 +121,10 @@ class MapMetric(Measure, ABC):
 
     @classmethod
     def check_declared(cls) -> None:
-        """Also raise `InputError` if `needs` names what no case can have."""
+        """Also raise `InputError` if `needs` names what no case can have, or if `_score` does not take a case alone."""
         super().check_declared()
+        if len(inspect.signature(cls._score).parameters) != 2:
+            raise InputError(f"metric {cls.__name__}: _score takes one argument, the Case (docs/adding-a-metric.md)")
         if wrong := [need for need in cls.needs if need not in WORDS]:
             raise InputError(f"metric {cls.__name__} needs {wrong[0]!r}; a case can have {', '.join(WORDS)}")
 

@@ -186,6 +186,8 @@ def test_values_of_another_form_are_refused(values, message):
     ("attributes", "message"),
     [
         ({"legend": {"ad": "A."}}, "metric Own: legend has no entry for the key 'iic'"),
+        ({"_score": lambda self, score_fn, images, maps, target, clean: {}}, r"metric Own: _score takes one argument"),
+        ({"needs": ("image",)}, "metric Own needs 'image'; a case can have score_fn, "),
         ({"higher_is_better_by_key": {}}, "metric Own: higher_is_better_by_key has no entry for the key 'ad'"),
         ({"keys": "ad"}, "metric Own: keys must be a tuple of names; got 'ad'"),
         ({"aliases": {"ai": "increase"}}, "metric Own: the alias 'ai' stands for 'increase', which is not a key"),
