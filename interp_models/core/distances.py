@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from interp_models.core.errors import NotApplicable
 from interp_models.core.known import known_of, unchanging
-from interp_models.core.passes import uncounted
+from interp_models.core.passes import are_counted, uncounted
 from interp_models.core.prepared import class_name
 from interp_models.core.scoring import probabilities
 
@@ -21,7 +22,7 @@ DIRECTIONS = 64
 class Watcher:
     """Sums over the features of the images that a network passes: what `distance` needs, and no more.
 
-    The features are the input of the last layer with weights, averaged over positions or tokens, as in FID.
+    The features are the input of the last linear layer or convolution, averaged over positions or tokens, as in FID.
 
     Args:
         model: the network.
@@ -37,7 +38,7 @@ class Watcher:
             with uncounted():
                 known["last layer"] = last_layer(model, images[:1])
         if known["last layer"] is None:
-            raise NotApplicable(f"no layer of {class_name(model)} with weights takes one tensor")
+            raise NotApplicable(f"{class_name(model)} has no linear layer or convolution that takes one tensor")
         self._layer = model.get_submodule(known["last layer"])
         precision = torch.float32 if images.device.type == "mps" else torch.float64  # which it does not have
         self._none = torch.zeros(1 + 2 * DIRECTIONS, dtype=precision, device=images.device)
@@ -72,9 +73,12 @@ class Watcher:
     def see(self, features: Tensor) -> None:
         """Add the features of one pass, (b, C), (b, tokens, C) or (b, C, h, w)."""
         x = features.detach().float()
-        x = x.mean(dim=1) if x.dim() == 3 else x.flatten(2).mean(dim=2) if x.dim() > 3 else x
+        if isinstance(self._layer, nn.Linear):
+            x = x.reshape(len(x), -1, x.shape[-1]).mean(dim=1)
+        else:
+            x = x.flatten(2).mean(dim=2)
         if self._directions is None:
-            drawn = torch.randn(x.shape[1], DIRECTIONS, generator=torch.Generator().manual_seed(0))
+            drawn = torch.randn(x.shape[1], DIRECTIONS, dtype=torch.float32, generator=torch.Generator().manual_seed(0))
             self._directions = (drawn / drawn.norm(dim=0)).to(x.device)
         along = (x @ self._directions).to(self._none.dtype)
         count = along.new_full((1,), len(along))
@@ -88,15 +92,16 @@ class _Hook:
 
     def __init__(self, watcher: Watcher) -> None:
         self.watcher = watcher
+        self._thread = get_ident()
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if args and isinstance(args[0], Tensor):
+        if args and isinstance(args[0], Tensor) and are_counted() and get_ident() == self._thread:
             self.watcher.see(args[0])
 
 
 def last_layer(model: nn.Module, image: Tensor) -> str | None:
-    """The name of the last layer with weights of its own that a pass of an image (1, C, H, W) reaches, and that takes a
-    tensor (1, C, ...); None if there is none."""
+    """The name of the last linear layer or convolution that a pass of an image (1, C, H, W) reaches with one input;
+    None if there is none."""
     reached: list[str] = []
     with unchanging():
         known_of(model)  # of the model without hooks
@@ -105,7 +110,7 @@ def last_layer(model: nn.Module, image: Tensor) -> str | None:
                 lambda _, args, name=name: reached.append(name) if args and _is_batch(args[0]) else None
             )
             for name, part in model.named_modules()
-            if not any(part.children()) and any(True for _ in part.parameters())
+            if isinstance(part, nn.Linear | nn.modules.conv._ConvNd)  # parts of TorchScript take no hooks
         ]
         try:
             probabilities(model)(image)

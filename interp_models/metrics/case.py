@@ -157,7 +157,7 @@ class Case:
         size = batch or default_batch(self.images)
         parts = zip(torch.split(self.images, size), torch.split(kept, size), strict=True)
         scores = torch.cat([self.patch_scores(images, own) for images, own in parts])
-        labels = getattr(self.score_fn, "of_labels", False)
+        labels = getattr(self.patch_scores, "of_labels", False)
         self.once("check of patch_scores", lambda: check_probabilities(scores, len(scores), labels=labels))
         return scores.gather(1, resolve_target(self._targets, scores)[:, None])[:, 0]
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from interp_models.core.maps import at_least_float32
 from interp_models.core.rng import uniform
 
 TOLERANCE = 1e-5
@@ -33,11 +34,12 @@ def impute(images: Tensor, known: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     side = 2**LEVELS
     margin = (0, -width % side, 0, -height % side)  # coarser grids have half the size
-    given = F.pad(images * known[:, None], margin)
-    exists = F.pad(torch.ones_like(known[:, None], dtype=images.dtype), margin)
-    unknown = F.pad((~known[:, None]).to(images.dtype), margin)
+    whole = at_least_float32(images)
+    given = F.pad(whole * known[:, None], margin)
+    exists = F.pad(torch.ones_like(known[:, None], dtype=whole.dtype), margin)
+    unknown = F.pad((~known[:, None]).to(whole.dtype), margin)
     filled = _solve(unknown * neighbours(given), _levels(exists, unknown))[..., :height, :width]
-    return torch.where(known[:, None], images, filled)
+    return torch.where(known[:, None], images, filled.to(images.dtype))
 
 
 def neighbours(x: Tensor) -> Tensor:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from interp_models.core.eager import own_thread
-from interp_models.core.errors import InputError, NotApplicable
+from interp_models.core.errors import NotApplicable
 from interp_models.core.known import known_of, unchanging
 from interp_models.core.passes import uncounted
 from interp_models.core.prepared import class_name
 from interp_models.core.scoring import probabilities
-from interp_models.nn.attention import find_transformer, on_grid
+from interp_models.nn.attention import find_transformer, on_grid, patch_size
 
 TOLERANCE = 1e-3
 """Largest change of log-probabilities, in units of their spread over classes, by another order of the tokens."""
@@ -46,6 +46,11 @@ class PatchScores:
         """Rows and columns of patches."""
         if fault:
             raise NotApplicable(f"{class_name(model)} {fault}")
+
+    @property
+    def of_labels(self) -> bool:
+        """Whether the probabilities are of independent labels."""
+        return bool(getattr(self._scores, "of_labels", False))
 
     def __call__(self, images: Tensor, kept: Tensor) -> Tensor:
         """Probabilities (B, K) of images (B, 3, H, W).
@@ -84,16 +89,26 @@ class PatchScores:
         whole = self._scores(images).log()
         with self._hooked(lambda _, args: tokens.append(args[0][:1, :, 0])):
             self._scores(images)
-        if len(tokens) > 1:
-            return (0, 0), "runs its transformer more than once for one prediction"
+        if len(tokens) != 1:
+            return (0, 0), f"runs its transformer {len(tokens)} times for one prediction; expected once"
         rows, columns = on_grid(self._vit, tokens[-1], (images.shape[2], images.shape[3])).shape[1:]
         backwards = torch.arange(rows * columns, device=images.device).flip(0).expand(len(images), -1)
         try:
             turned = self(images, backwards).log()
             self(images, backwards[:, 1:])
-        except (InputError, RuntimeError):
+        except Exception:  # whatever the network raises
             return (rows, columns), "does not work with fewer tokens"
         spread = whole.clamp(min=-80).std(dim=1, keepdim=True)
         if bool(((whole - turned).abs() > TOLERANCE * (spread + TOLERANCE)).any()):
             return (rows, columns), "gives tokens their positions in its blocks, not in its embedding"
+        # The scores of some patches must not change with the pixels of the others.
+        kept = torch.arange(rows * columns, device=images.device).view(rows, columns)[
+            : -(-rows // 2), : -(-columns // 2)
+        ]
+        height, width = (n * side for n, side in zip(kept.shape, patch_size(self._vit), strict=True))
+        other = 1 - images
+        other[:, :, :height, :width] = images[:, :, :height, :width]
+        places = kept.flatten().expand(len(images), -1)
+        if bool(((self(images, places).log() - self(other, places).log()).abs() > TOLERANCE).any()):
+            return (rows, columns), "does not decide by the patches of one transformer alone"
         return (rows, columns), ""

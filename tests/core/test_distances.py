@@ -92,7 +92,7 @@ def test_the_last_layer_is_the_head(name, layer):
     with counted_passes(net) as passes:
         Watcher(net, image)
     assert passes.images == 0
-    with pytest.raises(NotApplicable, match="no layer of Flatten with weights takes one tensor"):
+    with pytest.raises(NotApplicable, match="Flatten has no linear layer or convolution"):
         Watcher(nn.Flatten(), image)
 
 
@@ -118,3 +118,50 @@ def test_rows_of_an_evaluation():
     deleted = clean[:, None] - np.cumsum(np.take_along_axis(cells, order, axis=1), axis=1)
     assert of["random", "dauc"] == pytest.approx(expected(deleted), rel=1e-3)
     assert of["random", "iauc"] != pytest.approx(expected(deleted), rel=1e-3)
+
+
+class Outer(nn.Module):
+    """A network that contains another."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, x):
+        return self.part(x)
+
+
+class ChannelsLast(nn.Module):
+    """A linear layer of each pixel."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.head(x.permute(0, 2, 3, 1)).mean(dim=(1, 2))
+
+
+def test_networks_without_hooks_and_layers_with_channels_last():
+    """Parts of TorchScript have no distance, but values; channels last have the distance of their features."""
+    images, options = torch.rand(3, 3, 8, 8), {"metrics": ["dauc"], "grid": (2, 2), "normalize": None}
+    scripted = judge(Outer(torch.jit.script(Light().eval())), images, explainers=["random"], **options).summary
+    assert scripted["distance"].isna().all()
+    assert 0 < scripted["mean"][0] < 1
+    torch.manual_seed(0)
+    last = ChannelsLast().eval()
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), last.head).eval()
+    both = [judge(net, images, explainers=["random"], **options).summary["distance"][0] for net in (last, pooled)]
+    assert both[0] == pytest.approx(both[1], rel=1e-4)
+
+
+def test_probes_of_an_unclear_output_do_not_count():
+    """Outputs between 0 and 1 are looked at twice; the batch size changes nothing."""
+    net = Light().eval()
+    net.head = nn.Linear(1, 1)
+    nn.init.constant_(net.head.bias, 0.5)
+    nn.init.constant_(net.head.weight, 0.1)
+    images = torch.rand(4, 3, 8, 8)
+    options = {"metrics": ["dauc"], "grid": (2, 2), "normalize": None, "output": "one_logit"}
+    found = [judge(net, images, ["center_gaussian"], batch_size=n, **options).summary["distance"][0] for n in (1, 4)]
+    assert found[0] == pytest.approx(found[1], rel=1e-4)

@@ -59,13 +59,47 @@ class Twice(nn.Module):
         return self.vit(x) + self.vit(x.flip(3))
 
 
+class Of(nn.Module):
+    """Something else beside, before or instead of the transformer."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.vit, self.how = transformer(), how
+        self.conv = nn.Sequential(nn.Conv2d(3, 5, 16, 16), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def forward(self, x):
+        return self.how(self, x)
+
+
+OTHERS = {
+    "mirrored copies in one batch": lambda m, x: sum(m.vit(torch.cat([x, x.flip(3)])).chunk(2)),
+    "mirrored": lambda m, x: m.vit(x.flip(3)),
+    "a second network": lambda m, x: m.vit(x) + 9 * m.conv(x),
+    "unused": lambda m, x: (m.vit(x), 9 * m.conv(x))[1],
+}
+
+
+@pytest.mark.parametrize("how", OTHERS.values(), ids=OTHERS)
+def test_networks_that_see_more_than_the_kept_patches_are_refused(how):
+    """The same network with the transformer alone is taken."""
+    assert PatchScores(Of(lambda m, x: m.vit(x)), torch.rand(2, 3, 64, 64)).grid == (4, 4)
+    with pytest.raises(NotApplicable, match="does not decide by the patches of one transformer alone"):
+        PatchScores(Of(how), torch.rand(2, 3, 64, 64))
+
+
+def test_several_labels():
+    vit, images = transformer(), torch.rand(3, 3, 64, 64)
+    found = judge(vit, images, ["rollout"], ["patch_dauc"], normalize=None, output="sigmoid")
+    assert found.summary["n_undefined"].tolist() == [0]
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
         (lambda: transformer("beit_base_patch16_224"), "does not work with fewer tokens"),
         (lambda: transformer("eva02_tiny_patch14_224"), "does not work with fewer tokens"),
         (lambda: timm.create_model("resnet18", num_classes=5).eval(), "holds no vision transformer of timm"),
-        (Twice, "runs its transformer more than once for one prediction"),
+        (Twice, "runs its transformer 2 times for one prediction; expected once"),
     ],
     ids=["relative positions", "rotary positions", "convolutions", "twice"],
 )
