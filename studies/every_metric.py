@@ -14,17 +14,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from interp_models.evaluation.statistics import LEVEL
 from studies.controls import is_control
 
-LEVEL = 0.05
-"""p-values below this tell apart."""
 Row = Mapping[str, Any]
 
 
 def of_metric(rows: Sequence[Row]) -> list[str]:
     """Cells about one metric, from its rows of all explainers."""
     controls = [row for row in rows if is_control(row["options"]["name"])]
-    methods = [row for row in rows if row not in controls]
+    methods = [row for row in rows if not is_control(row["options"]["name"])]
     apart = [row for row in methods if row["p"] is not None and row["p"] < LEVEL]
     better = sum(row["superiority"] > 0.5 for row in apart)
     first = [row["explainer"] for row in rows if row["rank"] == 1]

@@ -47,7 +47,7 @@ class Truth:
         """Check that the ground truth fits images (B, 3, H, W), and bring it to their device and to one form.
 
         Returns:
-            The ground truth with boxes (B, M, 4) and `visible`.
+            The ground truth with boxes (B, M, 4), M at least 1, and `visible`.
 
         Raises:
             InputError: for tensors of another shape or type.
@@ -56,6 +56,8 @@ class Truth:
         boxes, visible = self.boxes, self.visible
         if isinstance(boxes, Tensor) and boxes.dim() == 2:
             boxes = boxes[:, None]
+        if isinstance(boxes, Tensor) and boxes.dim() == 3 and boxes.shape[1] == 0:  # no image has one
+            boxes = boxes.new_full((len(boxes), 1, boxes.shape[2]), torch.nan)
         if isinstance(self.parts, Tensor) and visible is None:
             visible = torch.ones(self.parts.shape[:2], dtype=torch.bool)
         _check("boxes", boxes, (n, None, 4))

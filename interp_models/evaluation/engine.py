@@ -4,10 +4,11 @@ import json
 import sys
 import time
 from collections import ChainMap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,8 @@ from interp_models.explainers.features import shared_passes
 from interp_models.metrics.base import METRICS, Grid, MapMetric, metrics_of
 from interp_models.metrics.case import Case
 from interp_models.nn.dropping import PatchScores
+
+T = TypeVar("T")
 
 
 class Engine:
@@ -137,7 +140,8 @@ class Engine:
             images, label, index = given.image, given.label, given.index
             prepared = prepare(self.model, images, self.plan.preparation)
             score_fn = probabilities(prepared)
-            watcher = _watcher(prepared, images)
+            perturbs = any(METRICS.get(name).perturbs() for name in self.keys.values())
+            watcher = _if_it_applies(Watcher, prepared, images) if perturbs else None
             with nullcontext() if watcher is None else watcher.into(["clean"]):
                 scores = all_scores(score_fn, images, self.plan.batch)
             if not bool(scores.isfinite().all()):
@@ -159,9 +163,10 @@ class Engine:
             common |= {"prediction": prediction, "confidence": confidence}
             common |= {"target_class": target, "probability": clean}
             right = _correct(prediction, label)
+            by_patches = any("patch_scores" in METRICS.get(name).needs for name in self.keys.values())
             case = Case(
                 images, images[:, 0], target, score_fn, clean, truth, right, logit_fn=logits(prepared),
-                patch_scores=self._patch_scores(prepared, images), watcher=watcher,
+                patch_scores=_if_it_applies(PatchScores, prepared, images) if by_patches else None, watcher=watcher,
             )  # fmt: skip
             lacking = self._check_metrics(case)
             for name, explainer in list(self._explainers.items()):
@@ -199,15 +204,6 @@ class Engine:
             seconds = _now(images) - start
         each = {"passes": passes.images / len(images), "seconds": seconds / len(images)}
         return maps, {key: torch.full((len(images),), value, dtype=torch.float64) for key, value in each.items()}
-
-    def _patch_scores(self, model: nn.Module, images: Tensor) -> PatchScores | None:
-        """The scores for some patches, if a metric needs them and the model is such a transformer."""
-        if not any("patch_scores" in METRICS.get(name).needs for name in self.keys.values()):
-            return None
-        try:
-            return PatchScores(model, images)
-        except NotApplicable:
-            return None
 
     def _check_metrics(self, case: Case) -> set[str]:
         """Names of the metrics that have no value for these images, as ground truth is unknown.
@@ -298,10 +294,10 @@ class Engine:
         return found
 
 
-def _watcher(model: nn.Module, images: Tensor) -> Watcher | None:
-    """A watcher of the model's features; None if it has no layer that gives them."""
+def _if_it_applies(make: Callable[[nn.Module, Tensor], T], model: nn.Module, images: Tensor) -> T | None:
+    """What `make` makes of a model and its images; None if it does not apply."""
     try:
-        return Watcher(model, images)
+        return make(model, images)
     except NotApplicable:
         return None
 

@@ -3,7 +3,6 @@
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from interp_models.core.truth import in_boxes
@@ -113,7 +112,7 @@ def f1(masks: Tensor, inside: Tensor) -> Tensor:
     precision = share_of(common, masks.sum(dim=(1, 2))[:, None])
     recall = share_of(common, inside.sum(dim=(2, 3)).to(common.dtype))
     scores = torch.where(common > 0, 2 * precision * recall / (precision + recall), recall)  # recall: 0, NaN if no box
-    best = F.pad(scores.nan_to_num(-1), (0, 1), value=-1.0).amax(dim=1)  # there may be no box at all
+    best = scores.nan_to_num(-1).amax(dim=1)
     return best.where(best >= 0, torch.nan)
 
 

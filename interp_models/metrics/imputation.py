@@ -71,9 +71,10 @@ class _Level(NamedTuple):
 
 def _levels(exists: Tensor, unknown: Tensor) -> list[_Level]:
     """The equations on all grids, the finest first. A coarse pixel is unknown if all of its four pixels are."""
-    levels = [_Level(unknown, neighbours(exists).clamp(min=1 / 12))]
-    for _ in range(LEVELS):
-        unknown, exists = 1 - F.max_pool2d(1 - unknown, 2), F.max_pool2d(exists, 2)
+    levels: list[_Level] = []
+    for level in range(LEVELS + 1):
+        if level:
+            unknown, exists = 1 - F.max_pool2d(1 - unknown, 2), F.max_pool2d(exists, 2)
         levels.append(_Level(unknown, neighbours(exists).clamp(min=1 / 12)))
     return levels
 

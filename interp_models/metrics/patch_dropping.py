@@ -7,7 +7,7 @@ from torch import Tensor
 
 from interp_models.metrics.base import METRICS, Grid, MapMetric
 from interp_models.metrics.case import Case
-from interp_models.metrics.perturbation import ranks, to_grid, trapezoid
+from interp_models.metrics.perturbation import to_grid, trapezoid
 
 
 @METRICS.register("patch_dropping")
@@ -53,10 +53,10 @@ class PatchDropping(MapMetric):
     def _mean(self, case: Case, maps: Tensor) -> Tensor:
         """Mean score (B,) while patches are dropped, those with the largest values of the maps (B, h, w) first."""
         patches = maps[0].numel()
-        counts = sorted({min(count, patches - 1) for count in self.preset.counts(patches, self.max_steps)})
         if patches == 1:
             return maps.new_full((len(maps),), torch.nan)
-        order = ranks(maps).flatten(1).argsort(dim=1)
+        counts = sorted({min(count, patches - 1) for count in self.preset.counts(patches, self.max_steps)})
+        order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
         scores = [case.known_clean, *(case.of_patches(order[:, count:], self.batch) for count in counts[1:])]
         return trapezoid(torch.stack(scores, dim=1), [count / counts[-1] for count in counts])
 

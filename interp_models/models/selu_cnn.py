@@ -1,6 +1,5 @@
 """The CNN for MNIST of Nielsen et al. on combinations of gradient methods: two convolutions and two linear layers."""
 
-from collections import OrderedDict
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -44,13 +43,9 @@ class SeluCNN(InterpModule):
             nn.Conv2d(1, 32, 3, padding=1), nn.SELU(), nn.MaxPool2d(2),
             nn.Conv2d(32, 64, 3, padding=1), nn.SELU(), nn.MaxPool2d(2),
         )  # fmt: skip
+        cells = (image_size // 4) ** 2
         self.head = nn.Sequential(
-            OrderedDict(
-                hidden=nn.Linear(64 * (image_size // 4) ** 2, 128),
-                selu=nn.SELU(),
-                dropout=nn.Dropout(dropout),
-                linear=nn.Linear(128, num_classes),
-            )
+            nn.Linear(64 * cells, 128), nn.SELU(), nn.Dropout(dropout), nn.Linear(128, num_classes)
         )
 
     def forward(self, images: Tensor) -> InterpOutput:

@@ -92,23 +92,35 @@ class PatchScores:
         if len(tokens) != 1:
             return (0, 0), f"runs its transformer {len(tokens)} times for one prediction; expected once"
         rows, columns = on_grid(self._vit, tokens[-1], (images.shape[2], images.shape[3])).shape[1:]
-        backwards = torch.arange(rows * columns, device=images.device).flip(0).expand(len(images), -1)
+        return (rows, columns), self._fault(images, whole, torch.arange(rows * columns).view(rows, columns))
+
+    def _fault(self, images: Tensor, whole: Tensor, places: Tensor) -> str:
+        """Why patches cannot be dropped; "" if they can.
+
+        Args:
+            images: (B, 3, H, W).
+            whole: their log-probabilities (B, K).
+            places: positions of the patches, (rows, columns).
+        """
+
+        def of(kept: Tensor, seen: Tensor = images) -> Tensor:
+            """Log-probabilities of the patches at some positions."""
+            return self(seen, kept.flatten().to(images.device).expand(len(images), -1)).log()
+
+        backwards = places.flatten().flip(0)
         try:
-            turned = self(images, backwards).log()
-            self(images, backwards[:, 1:])
+            turned = of(backwards)
+            of(backwards[1:])
         except Exception:  # whatever the network raises
-            return (rows, columns), "does not work with fewer tokens"
+            return "does not work with fewer tokens"
         spread = whole.clamp(min=-80).std(dim=1, keepdim=True)
         if bool(((whole - turned).abs() > TOLERANCE * (spread + TOLERANCE)).any()):
-            return (rows, columns), "gives tokens their positions in its blocks, not in its embedding"
+            return "gives tokens their positions in its blocks, not in its embedding"
         # The scores of some patches must not change with the pixels of the others.
-        kept = torch.arange(rows * columns, device=images.device).view(rows, columns)[
-            : -(-rows // 2), : -(-columns // 2)
-        ]
-        height, width = (n * side for n, side in zip(kept.shape, patch_size(self._vit), strict=True))
+        quarter = places[: -(-places.shape[0] // 2), : -(-places.shape[1] // 2)]
+        height, width = (n * side for n, side in zip(quarter.shape, patch_size(self._vit), strict=True))
         other = 1 - images
         other[:, :, :height, :width] = images[:, :, :height, :width]
-        places = kept.flatten().expand(len(images), -1)
-        if bool(((self(images, places).log() - self(other, places).log()).abs() > TOLERANCE).any()):
-            return (rows, columns), "does not decide by the patches of one transformer alone"
-        return (rows, columns), ""
+        if bool(((of(quarter) - of(quarter, other)).abs() > TOLERANCE).any()):
+            return "does not decide by the patches of one transformer alone"
+        return ""

@@ -23,7 +23,7 @@ def resnet18_small(pretrained: bool = False, **options: Any) -> ResNet:
     """
     if pretrained:
         raise InputError("there are no weights of resnet18_small; model.weights=null starts from random ones")
-    for unused in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "features_only"):
+    for unused in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
         options.pop(unused, None)
     options["output_stride"] = 4 * options.get("output_stride", 8)  # of the usual stem
     model: Any = ResNet(block=BasicBlock, layers=(2, 2, 2, 2), **options)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from tests.contract import metrics as contract
 
 def presets(name):
     """The presets that can change a metric: all, if it makes passes."""
-    return PRESETS if {"score_fn", "logit_fn"} & set(METRICS.get(name).needs) else ["gomez2023"]
+    return PRESETS if METRICS.get(name).perturbs() else ["gomez2023"]
 
 
 QUICK = ("gomez2023", "rise")

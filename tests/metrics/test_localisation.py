@@ -315,3 +315,14 @@ def test_wrong_ground_truth_is_refused(truth, message):
     score("form", torch.rand(1, 4, 4), Truth(torch.zeros(1, 4)))
     with pytest.raises(InputError, match=message):
         score("form", torch.rand(1, 4, 4), truth)
+
+
+@pytest.mark.parametrize("name", ["box_localisation", "box_accuracy"])
+def test_a_batch_without_any_box_is_undefined(name):
+    """As an image without a box in a batch with others is."""
+    maps = torch.rand(2, 4, 4)
+    none, nan = (Truth(boxes) for boxes in (torch.zeros(2, 0, 4), torch.full((2, 1, 4), torch.nan)))
+    for boxes in (none, nan):
+        metric = METRICS.build(name)
+        for key, value in metric.score(Case(images(2), maps, truth=boxes)).items():
+            assert metric.over_images(key, value).isnan().all()
