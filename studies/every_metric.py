@@ -1,7 +1,8 @@
 """What every metric says of every explainer: tables of finished evaluations.
 
 For each metric, how many explainers a paired test tells apart from the control, where the controls stand, and how far
-the perturbed images lie from the clean ones; for each explainer, its mean rank over metrics and its costs.
+the perturbed images lie from the clean ones; for each explainer, its mean rank over metrics and its costs. Below them,
+how far maps differ that are equal before a mean and a linear layer.
 
     python evaluate.py RUN config=configs/eval/every_metric.yaml
     python -m studies.every_metric RUN/evaluation
@@ -14,7 +15,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+import torch
+
 from interp_models.evaluation.statistics import LEVEL
+from interp_models.metrics.perturbation import min_max
 from studies.controls import is_control
 
 Row = Mapping[str, Any]
@@ -70,12 +75,29 @@ def tables(results: Mapping[str, Any]) -> str:
     )
 
 
+def identities(maps: Path) -> list[str]:
+    """How far the maps in a folder are from identities of networks that end in a mean and a linear layer: XGrad-CAM is
+    Grad-CAM, and the guidance map is the square of ReLU(Grad-CAM), scaled to [0, 1]."""
+    names = ("gradcam", "xgradcam", "guidancecam")
+    if not all((maps / f"{name}.npy").is_file() for name in names):
+        return []
+    gradcam, xgradcam, guidance = (torch.from_numpy(np.load(maps / f"{name}.npy")) for name in names)
+    apart = float((gradcam - xgradcam).abs().max() / gradcam.abs().max())
+    squared = float((min_max(gradcam.relu().square()) - min_max(guidance)).abs().max())
+    return [
+        f"XGrad-CAM is Grad-CAM to {apart:.1e}, the guidance map ReLU(Grad-CAM)² to {squared:.1e} (n = {len(gradcam)})"
+    ]
+
+
 def main(argv: Sequence[str] | None = None) -> str:
     """The tables of evaluations in Markdown."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("folders", nargs="+", type=Path, help="folders of finished evaluations")
     args = p.parse_args(argv)
-    return "\n\n".join(tables(json.loads((folder / "results.json").read_text())) for folder in args.folders)
+    found: list[str] = []
+    for folder in args.folders:
+        found += [tables(json.loads((folder / "results.json").read_text())), *identities(folder / "maps")]
+    return "\n\n".join(found)
 
 
 if __name__ == "__main__":

@@ -242,3 +242,15 @@ def test_a_table_of_metrics_counts_what_can_be_told_apart() -> None:
     found = every_metric.tables({"rows": rows, "mean_ranks": ranks, "costs": {"rise": {"passes": 1001.0}}})
     assert "| `dauc` ↓ | 2 / 1 / 1 | `gradcam`, `rise` | `random` 5, `edges` – | 0.50 |" in found
     assert found.endswith("| `rise` | 1.2 ± 0.4 | 1001 | – |\n| `gradcam` | 1.5 ± 0.5 | – | – |")
+
+
+def test_maps_that_are_equal_before_a_mean_and_a_linear_layer(tmp_path: Path) -> None:
+    assert every_metric.identities(tmp_path) == []
+    gradcam = np.random.default_rng(0).normal(size=(3, 4, 4)).astype(np.float32)
+    for name, maps in (("gradcam", gradcam), ("xgradcam", gradcam), ("guidancecam", 5 * np.maximum(gradcam, 0) ** 2)):
+        np.save(tmp_path / f"{name}.npy", maps)
+    (line,) = every_metric.identities(tmp_path)
+    assert line.startswith("XGrad-CAM is Grad-CAM to 0.0e+00, ")
+    assert float(line.split(" to ")[2].split(" ")[0]) < 1e-6
+    np.save(tmp_path / "xgradcam.npy", gradcam * 1.5)
+    assert float(every_metric.identities(tmp_path)[0].split(" to ")[1].split(",")[0]) == pytest.approx(0.5, rel=0.05)
