@@ -17,6 +17,8 @@ from interp_models.core.scoring import probabilities
 
 DIRECTIONS = 64
 """Random directions of feature space along which distributions are compared."""
+ROUNDING = 1e-10
+"""Up to this share of their mean square, the variance of features may be float32 noise: they are taken for equal."""
 
 
 class Watcher:
@@ -142,7 +144,7 @@ def distance(clean: Tensor, perturbed: Tensor) -> float | None:
     """
     (m, s), (own_m, own_s) = _moments(clean), _moments(perturbed)
     spread = float(s.square().mean())
-    if clean[0] < 2 or perturbed[0] < 1 or not spread > 0:
+    if clean[0] < 2 or perturbed[0] < 1 or not spread > ROUNDING * float(m.square().mean()):
         return None
     return math.sqrt(float(((own_m - m).square() + (own_s - s).square()).mean()) / spread)
 

@@ -21,6 +21,8 @@ from interp_models.core.squashing import ENDINGS, LOG_SOFTMAX, SIGMOID, SOFTMAX,
 WIDE = 10.0
 """How far beyond the range of the images the noise goes that half of the probes have."""
 
+_more: ContextVar[int] = ContextVar("more_calls", default=0)
+"""Calls in each pass that are not the network's own."""
 _without: ContextVar[bool] = ContextVar("without_ending", default=False)
 
 
@@ -37,7 +39,7 @@ class Call:
 
     def of(self, batch: int) -> float:
         """The number of calls in a pass of a batch."""
-        return self.for_one + self.for_each * (batch - 1)
+        return self.for_one + self.for_each * (batch - 1) + _more.get()
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,8 @@ def _call(
     for number, (func, made) in reversed(list(enumerate(one.made))):
         if func not in kind or not _same(made, output):
             continue
-        call = Call(len(one.made) - 1 - number, len(one.made), (len(many.made) - len(one.made)) / (len(others) - 1))
+        own = len(one.made) - _more.get()
+        call = Call(len(one.made) - 1 - number, own, (len(many.made) - len(one.made)) / (len(others) - 1))
         if call.after >= len(many.made) or not _same(many.made[-1 - call.after][1], others):
             return None
         with _opened(_Skipping(call, type(network).__name__), network):
@@ -192,6 +195,17 @@ def without(ending: Ending, network: nn.Module) -> Iterator[None]:
             yield
     finally:
         _without.reset(token)
+
+
+@contextmanager
+def more_calls(number: int) -> Iterator[None]:
+    """Tell that each pass inside the context calls softmax so many times more than the network does by itself, as to
+    show its attention."""
+    token = _more.set(_more.get() + number)
+    try:
+        yield
+    finally:
+        _more.reset(token)
 
 
 def is_left_out() -> bool:

@@ -136,7 +136,7 @@ def _prepare(model: nn.Module, images: Tensor, how: Preparation) -> nn.Module | 
     made: Any
     try:
         with torch.no_grad(), full_float32():
-            made = _copied(unwrapped(model)).eval().requires_grad_(False)
+            made = copied(unwrapped(model)).eval().requires_grad_(False)
             _fold(made, images[:1].clone(), fuse=how == "exact" and _has_kernels(images))
             made = made.to(memory_format=torch.channels_last)
             made = Prepared(made, bfloat16=how == "bfloat16", compiled=how == "compiled")
@@ -180,7 +180,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return unwrapped(inner) if isinstance(inner, nn.Module) and not isinstance(inner, Prepared) else model
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def copied(model: nn.Module) -> nn.Module:
     """A deep copy without the trainer of a LightningModule."""
     trainers = (getattr(part, "_trainer", None) for part in model.modules())
     return copy.deepcopy(model, {id(trainer): None for trainer in trainers if trainer is not None})

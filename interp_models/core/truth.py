@@ -36,7 +36,7 @@ class Truth:
     parts: Tensor | None = None
     """Key points of the object's parts, x and y in pixels (B, J, 2)."""
     visible: Tensor | None = None
-    """Whether each key point is visible and inside the image, (B, J) bool; None if all are."""
+    """Whether each key point is visible and inside the image, (B, J) bool; None if all are. One of NaN is not."""
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Truth":
         """Apply `change` to all tensors."""
@@ -59,12 +59,14 @@ class Truth:
         if isinstance(boxes, Tensor) and boxes.dim() == 3 and boxes.shape[1] == 0:  # no image has one
             boxes = boxes.new_full((len(boxes), 1, boxes.shape[2]), torch.nan)
         if isinstance(self.parts, Tensor) and visible is None:
-            visible = torch.ones(self.parts.shape[:2], dtype=torch.bool)
+            visible = torch.ones(self.parts.shape[:2], dtype=torch.bool, device=self.parts.device)
         _check("boxes", boxes, (n, None, 4))
         _check("mask", self.mask, (n, *size), torch.bool)
         _check("part_masks", self.part_masks, (n, None, *size), torch.bool)
         _check("parts", self.parts, (n, None, 2))
         _check("visible", visible, (n, None if self.parts is None else self.parts.shape[1]), torch.bool)
+        if visible is not None and self.parts is not None:
+            visible = visible.to(self.parts.device) & self.parts.isfinite().all(dim=2)
         moved = Truth(boxes, self.mask, self.part_masks, self.parts, visible)
         return moved.each(lambda x: (x if x.dtype == torch.bool else x.float()).to(images.device))
 

@@ -19,7 +19,8 @@ from interp_models.data.decoding import decode_image as decode_image
 
 
 class Sample(NamedTuple):
-    """One image with its ground truth or, after `collate`, a batch of images. Missing ground truth is None.
+    """One image with its ground truth or, after `collate`, a batch of images. Ground truth that the data set does not
+    have is None. An image without an object in a data set that has boxes or masks has none of them: (0, 4), (0, H, W).
 
     A named tuple is a pytree: transforms v2 move boxes, masks and key points along with the image, and Lightning moves
     the sample to the device.
@@ -188,6 +189,7 @@ def boxed_sample(path: Path, label: int, index: int, box: Sequence[float]) -> Sa
 def collate(samples: Sequence[Sample]) -> Sample:
     """Stack samples of the same size into a batch."""
     fills = {"box": torch.nan, "masks": False, "parts": 0, "visible": False, "box_classes": -1, "mask_classes": -1}
+    samples = [sample._replace(visible=_visible(sample)) for sample in samples]  # what fills up `parts` is not
     truth = {name: _filled([getattr(sample, name) for sample in samples], fill) for name, fill in fills.items()}
     return Sample(
         image=_stack([sample.image for sample in samples]),
@@ -195,6 +197,13 @@ def collate(samples: Sequence[Sample]) -> Sample:
         index=default_collate([sample.index for sample in samples]),
         **truth,
     )
+
+
+def _visible(sample: Sample) -> Tensor | None:
+    """Which key points of a sample are visible: all, if it does not say it."""
+    if sample.parts is None or sample.visible is not None:
+        return sample.visible
+    return torch.ones(len(sample.parts), dtype=torch.bool)
 
 
 def _filled(values: Sequence[Tensor | None], fill: float) -> Tensor | None:
@@ -233,7 +242,7 @@ def truth_of(batch: Sample, target: Tensor) -> Truth:
     if masks is not None and batch.mask_classes is not None:
         masks = (masks & (batch.mask_classes == target[:, None])[..., None, None]).any(dim=1)
     elif masks is not None:
-        masks, part_masks = masks[:, 0], masks[:, 1:] if masks.shape[1] > 1 else None
+        masks, part_masks = masks[:, :1].any(dim=1), masks[:, 1:] if masks.shape[1] > 1 else None
     return Truth(boxes, masks, part_masks, batch.parts, batch.visible)
 
 

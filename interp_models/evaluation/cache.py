@@ -13,7 +13,7 @@ from torch import Tensor
 from interp_models.core.distributed import gathered_objects
 from interp_models.core.files import whole
 
-METHOD_VERSION = 7
+METHOD_VERSION = 8
 """Increase it when an explainer or metric changes its numbers or applies to more models. Results of other versions are
 then computed again."""
 
@@ -149,9 +149,9 @@ def _digest(value: Any) -> str:
 
 
 def _read(path: Path) -> Part | None:
-    """The batch in a file; None if the file is broken, so that it is computed again."""
+    """The batch in a file, mapped to memory; None if the file is broken, so that it is computed again."""
     try:
-        part: Part = torch.load(path, weights_only=True)
+        part: Part = torch.load(path, weights_only=True, mmap=True)
     except Exception:
         return None
     return part

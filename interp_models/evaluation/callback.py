@@ -17,7 +17,7 @@ from interp_models.evaluation.cache import FolderCache, MemoryCache
 from interp_models.evaluation.config import ExplanationConfig, ValidationConfig
 from interp_models.evaluation.engine import Engine, check_plan
 from interp_models.evaluation.plan import cache_keys, make_metrics, metric_keys, resolve_grid
-from interp_models.evaluation.tables import Provenance, date_of, finished, make_tables, read_tables
+from interp_models.evaluation.tables import Provenance, compare_again, date_of, finished, make_tables, read_tables
 from interp_models.metrics.base import Grid
 
 
@@ -58,7 +58,10 @@ class ExplanationEvaluation(pl.Callback):
             if trainer.is_global_zero:
                 cache.clear()
                 date = date_of(self.folder)
-                print(f"{self.folder}: finished {date}, and nothing has changed since; it is not repeated")
+                if compare_again(self.folder, self.plan.control):
+                    print(f"{self.folder}: finished {date}; the explainers are tested against another control")
+                else:
+                    print(f"{self.folder}: finished {date}, and nothing has changed since; it is not repeated")
             return
         self._engine = Engine(network_of(module), self.plan, _example(module, data_of(trainer)), cache)
         if trainer.is_global_zero:

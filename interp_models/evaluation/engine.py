@@ -4,11 +4,10 @@ import json
 import sys
 import time
 from collections import ChainMap
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +33,6 @@ from interp_models.explainers.features import shared_passes
 from interp_models.metrics.base import METRICS, Grid, MapMetric, metrics_of
 from interp_models.metrics.case import Case
 from interp_models.nn.dropping import PatchScores
-
-T = TypeVar("T")
 
 
 class Engine:
@@ -66,12 +63,8 @@ class Engine:
         warned: set[str] | None = None,
     ) -> None:
         self.model, self.plan, self.cache = model, plan, cache
-        self.specs, self.keys = check_plan(plan, others=bool(given := dict(explainers)))
+        self.specs, self.keys = check_plan(plan, given := dict(explainers))
         self.labels = [*(label for label, _, _ in self.specs), *given]
-        if plan.control is not None and plan.control not in self.labels:
-            raise InputError(f"control {plan.control!r} is no explainer of this evaluation: {', '.join(self.labels)}")
-        if len(set(self.labels)) < len(self.labels):
-            raise InputError(f"two explainers have one label: {', '.join(self.labels)}")
         self.left_out: dict[str, str] = {}
         """Why explainers do not apply, by label."""
         self.unmeasured: dict[str, str] = {}
@@ -136,39 +129,46 @@ class Engine:
             self.bar.update(len(self.labels) - len(self._explainers))
             if not self._explainers:
                 return
-            given = of_each(batch, torch.clone)
+            given, of_row = of_each(batch, torch.clone), None
+            if has_row_per_label(self.plan, given.label):
+                rows, of_row = given.label.nonzero(as_tuple=True)
+                if not len(rows):
+                    self.bar.update(len(self._explainers))
+                    return
+                given = rows_of(given, rows.tolist())
             images, label, index = given.image, given.label, given.index
-            prepared = prepare(self.model, images, self.plan.preparation)
+            how = self.plan.preparation
+            prepared = prepare(self.model, images, how)
             score_fn = probabilities(prepared)
             perturbs = any(METRICS.get(name).perturbs() for name in self.keys.values())
-            watcher = _if_it_applies(Watcher, prepared, images) if perturbs else None
+            watcher = None
+            if perturbs and how != "compiled":  # hooks do not see into a compiled copy
+                with suppress(NotApplicable):
+                    watcher = Watcher(prepared, images)
             with nullcontext() if watcher is None else watcher.into(["clean"]):
                 scores = all_scores(score_fn, images, self.plan.batch)
             if not bool(scores.isfinite().all()):
                 bad = index[~scores.isfinite().all(dim=1)].tolist()
                 raise InputError(f"the model returns NaN or infinite values for image {bad[0]}")
             prediction = predicted(self.model, images, scores, self.plan.batch)
-            if rows_of_labels := has_row_per_label(self.plan, label):
-                rows, label_of_row = label.nonzero(as_tuple=True)
-                if not len(rows):
-                    self.bar.update(len(self._explainers))
-                    return
-                images, label, index, scores, prediction = (x[rows] for x in (images, label, index, scores, prediction))
-                given = rows_of(given, rows.tolist())
-            wanted = label_of_row if rows_of_labels else self._target(prediction, label)
-            target = resolve_target(wanted, scores)
+            target = resolve_target(self._target(prediction, label) if of_row is None else of_row, scores)
             truth = truth_of(given, target)
             clean, confidence = (scores.gather(1, classes[:, None])[:, 0] for classes in (target, prediction))
             common = {"index": index, "label" if label.dim() == 1 else "labels": label}
             common |= {"prediction": prediction, "confidence": confidence}
             common |= {"target_class": target, "probability": clean}
             right = _correct(prediction, label)
-            by_patches = any("patch_scores" in METRICS.get(name).needs for name in self.keys.values())
+            patch_scores, lacks = None, {}
+            if any("patch_scores" in METRICS.get(name).needs for name in self.keys.values()):
+                try:
+                    patch_scores = PatchScores(prepare(self.model, images) if how == "compiled" else prepared, images)
+                except NotApplicable as error:
+                    lacks["patch_scores"] = str(error)
             case = Case(
                 images, images[:, 0], target, score_fn, clean, truth, right, logit_fn=logits(prepared),
-                patch_scores=_if_it_applies(PatchScores, prepared, images) if by_patches else None, watcher=watcher,
+                patch_scores=patch_scores, watcher=watcher,
             )  # fmt: skip
-            lacking = self._check_metrics(case)
+            lacking = self._check_metrics(case, lacks)
             for name, explainer in list(self._explainers.items()):
                 self.bar.set_postfix_str(name)
                 if self.cache.find(name, index) is None:
@@ -185,7 +185,7 @@ class Engine:
                         watcher.sums = {"clean": watcher.sums["clean"]}
                     try:
                         for metric_name, metric in self._metrics[name].items():
-                            values |= metric.undefined(images) if metric_name in lacking else metric.score(own)
+                            values |= self._scored(metric, own, name, applies=metric_name not in lacking)
                     except InputError as error:
                         raise InputError(f"explainer {name}: {error}") from error
                     part = {"common": common, "maps": maps, "values": values, "costs": costs}
@@ -205,8 +205,22 @@ class Engine:
         each = {"passes": passes.images / len(images), "seconds": seconds / len(images)}
         return maps, {key: torch.full((len(images),), value, dtype=torch.float64) for key, value in each.items()}
 
-    def _check_metrics(self, case: Case) -> set[str]:
-        """Names of the metrics that have no value for these images, as ground truth is unknown.
+    def _scored(self, metric: MapMetric, case: Case, name: str, *, applies: bool) -> dict[str, Tensor]:
+        """The values of a metric; undefined if it does not apply, or if the explainer cannot explain what the metric
+        makes of the images."""
+        if applies:
+            try:
+                return metric.score(case)
+            except NotApplicable as error:
+                self._tell(f"{', '.join(metric.wanted)} of {name}", str(error))
+        return metric.undefined(case.images)
+
+    def _check_metrics(self, case: Case, why: Mapping[str, str]) -> set[str]:
+        """Names of the metrics that have no value for these images, as something is unknown.
+
+        Args:
+            case: what is known of the images.
+            why: reasons why something is unknown, by its name in `Case`.
 
         Raises:
             InputError: if no metric has had any value so far.
@@ -215,7 +229,7 @@ class Engine:
         for name in dict.fromkeys(self.keys.values()):
             needs = [need for need in METRICS.get(name).needs if need != "explain"]  # every explainer can
             if reason := case.lacks(needs):
-                lacking[name] = reason
+                lacking[name] = next((why[need] for need in needs if need in why), reason)
             else:
                 self._measured.add(name)
         self.unmeasured |= {key: lacking[name] for key, name in self.keys.items() if name in lacking}
@@ -294,14 +308,6 @@ class Engine:
         return found
 
 
-def _if_it_applies(make: Callable[[nn.Module, Tensor], T], model: nn.Module, images: Tensor) -> T | None:
-    """What `make` makes of a model and its images; None if it does not apply."""
-    try:
-        return make(model, images)
-    except NotApplicable:
-        return None
-
-
 def _correct(prediction: Tensor, label: Tensor) -> Tensor | None:
     """Whether each prediction is the label or, of several labels (B, K), one of them: 1, 0, or NaN if the label is
     unknown. None if no label is known."""
@@ -317,24 +323,30 @@ def has_row_per_label(plan: ExplanationConfig, label: Tensor) -> bool:
     return plan.target == "label" and label.dim() == 2
 
 
-def check_plan(plan: ExplanationConfig, *, others: bool = False) -> tuple[list[Spec], dict[str, str]]:
+def check_plan(plan: ExplanationConfig, others: Iterable[str] = ()) -> tuple[list[Spec], dict[str, str]]:
     """Check a plan.
 
     Args:
         plan: the plan.
-        others: whether there are explainers beside those of the plan.
+        others: labels of explainers beside those of the plan.
 
     Returns:
         Label, name and options of every explainer, and the registered name of the metric of every key.
 
     Raises:
-        InputError: for an unknown explainer, metric or target, or if there is no explainer or no metric.
+        InputError: for an unknown explainer, metric, target or control, for two explainers with one label, or if there
+            is no explainer or no metric.
     """
     specs, keys = explainer_specs(plan.explainers), metrics_of(plan.metrics)
     if plan.target not in ("prediction", "label") and not isinstance(plan.target, int):
         raise InputError(f"target must be 'prediction', 'label' or a class number; got {plan.target!r}")
-    if not keys or not (specs or others):
+    labels = [*(label for label, _, _ in specs), *others]
+    if not keys or not labels:
         raise InputError("explainers and metrics: at least one of each is needed")
+    if len(set(labels)) < len(labels):
+        raise InputError(f"two explainers have one label: {', '.join(labels)}")
+    if plan.control is not None and plan.control not in labels:
+        raise InputError(f"control {plan.control!r} is no explainer of this evaluation: {', '.join(labels)}")
     return specs, keys
 
 

@@ -27,7 +27,7 @@ from interp_models.evaluation.images import Images, images_of
 from interp_models.evaluation.judgement import Judgement, summary_of, write_pictures
 from interp_models.evaluation.normalisation import classifier_of, device_of
 from interp_models.evaluation.plan import cache_keys, check_written, metric_keys
-from interp_models.evaluation.tables import Provenance, Tables, finished, make_tables, own_folder
+from interp_models.evaluation.tables import Provenance, Tables, compare_again, finished, make_tables, own_folder
 from interp_models.explainers.base import Explainer
 
 Picture = np.ndarray[Any, Any]
@@ -130,7 +130,7 @@ def judge(
         "n_images": n_images,
     }
     plan = ExplanationConfig(**parse(ExplanationConfig, options, "judge"))
-    specs, _ = check_plan(plan, others=bool(given))
+    specs, _ = check_plan(plan, [label for label, _ in _labelled(given)])
     if folder is not None:
         check_written(specs)
     if folder is not None and given:
@@ -213,6 +213,8 @@ def _judged(
     if folder is not None:
         engine.cache = cache = _folder_cache(folder, engine, source, [digest, about])
         if gathered_objects(_is_finished(folder, cache))[0]:
+            if is_first():
+                compare_again(folder, plan.control)
             wait_for_all()
             return Judgement.load(folder)
     indices, without_label, pictures = _judge_all(engine, source, progress)

@@ -49,7 +49,7 @@ def classifier_of(model: nn.Module, normalize: Any, output: Output, *, from_file
                     stacklevel=3,
                 )
     mean, std = statistics(normalize, data_config(model) if normalize == "auto" else {})
-    if mean is None and output is None:
+    if mean is None and output is None and not isinstance(bare, torch.jit.ScriptModule):  # which take no hooks
         return model
     wrapped = Classifier(bare, mean=mean, std=std, output=output).to(device_of(model))
     wrapped.training = model.training  # `train` would change the modes of the model's own modules

@@ -17,6 +17,8 @@ LEVEL = 0.05
 """Differences with a smaller adjusted p are told apart; intervals cover 1 - LEVEL."""
 EXACT = 30
 """Up to so many differences, p-values of the signed-rank test are exact."""
+DEFAULT_CONTROL = "random"
+"""Label of the explainer that the others are tested against if no other is named."""
 AT_ONCE = 4_000_000
 """Most numbers of a bootstrap that are in memory at once."""
 
@@ -203,12 +205,12 @@ def compare(
     Args:
         rows: rows of the explainers and metrics.
         values: values per image by explainer and metric.
-        control: label of the control; None takes `random`, if it is there.
+        control: label of the control; None takes `DEFAULT_CONTROL`, if it is there.
 
     Returns:
         Mean and standard deviation of each explainer's rank over metrics.
     """
-    control = control if control is not None else "random"
+    control = control if control is not None else DEFAULT_CONTROL
     other = values.get(control)
     better = {row["metric"]: row["higher_is_better"] for row in rows}
     ranks = {

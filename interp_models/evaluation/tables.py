@@ -20,7 +20,7 @@ from interp_models.core.distributed import is_first
 from interp_models.core.errors import InputError
 from interp_models.core.files import LOCK, whole, write_json, write_whole
 from interp_models.evaluation.cache import Cache, FolderCache, Part
-from interp_models.evaluation.statistics import compare, interval
+from interp_models.evaluation.statistics import DEFAULT_CONTROL, compare, interval
 from interp_models.metrics.base import owner_of
 
 SCHEMA_VERSION = 1
@@ -173,6 +173,31 @@ def read_tables(folder: Path) -> Tables:
         raise InputError(f"{folder} holds no finished evaluation ({error})") from None
 
 
+def compare_again(folder: Path, control: str | None) -> bool:
+    """Test the explainers of a finished evaluation against another control, from their values per image.
+
+    Returns:
+        Whether the control is another one than before. Then `results.json` is written again.
+    """
+    tables, path = read_tables(folder), folder / "results.json"
+    wanted = control or DEFAULT_CONTROL
+    tested = {wanted} if wanted in tables.maps and len(tables.maps) > 1 else set()
+    if tested == {row["control"] for row in tables.rows} - {None}:
+        return False
+    compared = compare(tables.rows, _values(tables.per_image), control)
+    results = json.loads(path.read_text()) | {"rows": tables.rows, "mean_ranks": compared}
+    write_json(path, results)
+    return True
+
+
+def _values(per_image: pd.DataFrame) -> dict[str, dict[str, NDArray[np.float64]]]:
+    """The values per image by explainer and metric."""
+    found: dict[str, dict[str, NDArray[np.float64]]] = {}
+    for (label, key), own in per_image.groupby(["explainer", "metric"], sort=False):
+        found.setdefault(str(label), {})[str(key)] = of_images(own)
+    return found
+
+
 def read_prototypes(folder: Path) -> dict[str, Any]:
     """Read `prototypes.json`, the result of an evaluation of prototypes; empty if the folder has none."""
     path = folder / "prototypes.json"
@@ -217,7 +242,6 @@ def make_tables(
     if folder is not None:
         (folder / "results.json").unlink(missing_ok=True)  # the files that it describes are overwritten from here on
     frames, rows, maps = [], [], {}
-    values: dict[str, dict[str, NDArray[np.float64]]] = {}
     costs: dict[str, dict[str, float | None]] = {}
     listing = pd.DataFrame()
     if without_label and is_first():
@@ -234,14 +258,13 @@ def make_tables(
         grid = (int(parts[0]["maps"].shape[-2]), int(parts[0]["maps"].shape[-1]))
         frame = _per_image(label, options, parts, protocols(grid), provenance, image_id)
         frames.append(frame)
-        values[label] = {str(key): of_images(own) for key, own in frame.groupby("metric", sort=False)}
         listing = _listing(parts, image_id, protocols(grid)) if listing.empty else listing
         for key, protocol in protocols(grid).items():
             rows.append(_row(frame[frame["metric"] == key], protocol) | {"distance": _distance(parts, key)})
         costs[label] = {key: _mean([part["costs"][key] for part in parts], len(indices)) for key in COSTS}
         maps[label] = _maps(None if folder is None else folder / "maps" / f"{label}.npy", parts, grid)
     table = pd.concat(frames, ignore_index=True)
-    compared = compare(rows, values, control)
+    compared = compare(rows, _values(table), control)
     if folder is not None:
         assert isinstance(cache, FolderCache)
         write_whole(folder / "maps" / "index.csv", listing.to_csv(index=False))

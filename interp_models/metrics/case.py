@@ -172,8 +172,15 @@ class Case:
 
 
 def as_case(case: Any, images: Any, maps: Any, target: Any, clean: Any) -> Any:
-    """The case of `MapMetric.score`: the given one, or that of a score function with images, maps and targets."""
-    short = not isinstance(case, Case) and (images is not None or maps is not None)
+    """The case of `MapMetric.score`: the given one, or that of a score function with images, maps and targets.
+
+    Raises:
+        InputError: for a case with other arguments, which would be ignored.
+    """
+    given = images is not None or maps is not None or clean is not None or isinstance(target, Tensor) or target != 0
+    if given and isinstance(case, Case):
+        raise InputError("a metric that takes a Case takes nothing else: images, maps, target and clean belong into it")
+    short = images is not None or maps is not None
     return Case(images, maps, target, case, clean) if short else case
 
 

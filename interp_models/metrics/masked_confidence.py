@@ -27,7 +27,8 @@ class MaskedConfidence(MapMetric):
     - `context_increase`: 1 if D > Y, else 0. Lower is better (Fahim et al. 2022, which calls `ad`, `iic` and
       `add` salience drop, salience increase and context drop).
 
-    `ad` and `add` are undefined for Y = 0, `ag` for Y = 1. An image takes three passes, the clean one included. See
+    `ad` and `add` are undefined for Y = 0, `ag` for Y = 1. An image takes three passes, the clean one
+    included, or two if only values of O or only values of D are wanted. See
     `MapMetric` for the arguments.
     """
 
@@ -54,17 +55,17 @@ class MaskedConfidence(MapMetric):
         images, maps, clean = case.images, case.maps, case.known_clean
         height, width = images.shape[-2:]
         mask = self.preset.mask(maps, (height, width))[:, None].to(images.dtype)  # float32 would promote half precision
-        with case.watched("ad", "iic", "ag"):
-            kept = case.scores(images * mask, self.batch)
-        with case.watched("add", "context_increase"):
-            removed = case.scores(images * (1 - mask), self.batch)
-        return {
-            "ad": drop(clean, kept),
-            "iic": (kept > clean).float(),
-            "add": drop(clean, removed, clip=self.preset.clip_add),
-            "ag": gain(clean, kept),
-            "context_increase": (removed > clean).float(),
-        }
+        values: dict[str, Tensor] = {}
+        if self.wants("ad", "iic", "ag"):
+            with case.watched("ad", "iic", "ag"):
+                kept = case.scores(images * mask, self.batch)
+            values |= {"ad": drop(clean, kept), "iic": (kept > clean).float(), "ag": gain(clean, kept)}
+        if self.wants("add", "context_increase"):
+            with case.watched("add", "context_increase"):
+                removed = case.scores(images * (1 - mask), self.batch)
+            values["add"] = drop(clean, removed, clip=self.preset.clip_add)
+            values["context_increase"] = (removed > clean).float()
+        return values
 
     def protocol(self, key: str, grid: Grid) -> tuple[int | None, str]:
         """No steps; masked pixels are black."""

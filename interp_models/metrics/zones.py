@@ -47,16 +47,14 @@ class HardZones(MapMetric):
     def _score(self, case: Case) -> dict[str, Tensor]:
         clean, zone = case.known_clean, (soft_masks(case) > THRESHOLD)[:, None]
         fill = self.preset.removed(case.images)
-        with case.watched("salience_drop_hard", "salience_increase_hard"):
-            kept = case.scores(torch.where(zone, case.images, fill), self.batch)
-        with case.watched("context_drop_hard", "context_increase_hard"):
-            removed = case.scores(torch.where(zone, fill, case.images), self.batch)
-        return {
-            "salience_drop_hard": drop(clean, kept),
-            "salience_increase_hard": (kept > clean).float(),
-            "context_drop_hard": drop(clean, removed),
-            "context_increase_hard": (removed > clean).float(),
-        }
+        values: dict[str, Tensor] = {}
+        for zone_name, start, end in (("salience", fill, case.images), ("context", case.images, fill)):
+            own = (f"{zone_name}_drop_hard", f"{zone_name}_increase_hard")
+            if self.wants(*own):
+                with case.watched(*own):
+                    score = case.scores(torch.where(zone, end, start), self.batch)
+                values |= dict(zip(own, (drop(clean, score), (score > clean).float()), strict=True))
+        return values
 
     def protocol(self, key: str, grid: Grid) -> tuple[int | None, str]:
         """No steps; the preset's fill."""

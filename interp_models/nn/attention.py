@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from interp_models.core.eager import own_thread
+from interp_models.core.endings import more_calls
 from interp_models.core.errors import NotApplicable
 from interp_models.core.prepared import class_name
 
@@ -118,7 +119,8 @@ def class_rows(attention: Any) -> Iterator[list[Tensor]]:
     hooks = [(attention.q_norm, own_thread(keep_q)), (attention.k_norm, own_thread(keep_k))]
     handles = [part.register_forward_hook(hook) for part, hook in hooks]
     try:
-        yield rows
+        with more_calls(1):
+            yield rows
     finally:
         for handle in handles:
             handle.remove()
@@ -138,6 +140,7 @@ def weights(layers: list[Any]) -> Iterator[list[Tensor]]:
         return (a,)
 
     with ExitStack() as stack:
+        stack.enter_context(more_calls(sum(bool(layer.fused_attn) for layer in layers)))
         for layer in layers:
             stack.callback(setattr, layer, "fused_attn", layer.fused_attn)
             layer.fused_attn = False

@@ -11,7 +11,7 @@ from interp_models.core.eager import own_thread
 from interp_models.core.errors import NotApplicable
 from interp_models.core.known import known_of, unchanging
 from interp_models.core.passes import uncounted
-from interp_models.core.prepared import class_name
+from interp_models.core.prepared import Prepared, class_name, copied
 from interp_models.core.scoring import probabilities
 from interp_models.nn.attention import find_transformer, on_grid, patch_size
 
@@ -41,11 +41,23 @@ class PatchScores:
         name, known = ("patches", *images.shape[2:]), known_of(model)
         if name not in known:
             with uncounted():
-                known[name] = self._look(images[:2])
+                known[name] = self._look_in_float32(images[:2]) if self._rounds(images) else self._look(images[:2])
         self.grid, fault = known[name]
         """Rows and columns of patches."""
         if fault:
-            raise NotApplicable(f"{class_name(model)} {fault}")
+            raise NotApplicable(fault)
+
+    def _rounds(self, images: Tensor) -> bool:
+        """Whether passes are in half precision, whose rounding hides if the order of the tokens matters."""
+        return images.dtype in (torch.float16, torch.bfloat16) or bool(getattr(self._model, "autocasts", False))
+
+    def _look_in_float32(self, images: Tensor) -> tuple[tuple[int, int], str]:
+        """`_look` at a copy in float32."""
+        whole = copied(self._model.model if isinstance(self._model, Prepared) else self._model).float().eval()
+        try:
+            return PatchScores(whole, images.float()).grid, ""
+        except NotApplicable as error:
+            return (0, 0), str(error)
 
     @property
     def of_labels(self) -> bool:
@@ -90,9 +102,11 @@ class PatchScores:
         with self._hooked(lambda _, args: tokens.append(args[0][:1, :, 0])):
             self._scores(images)
         if len(tokens) != 1:
-            return (0, 0), f"runs its transformer {len(tokens)} times for one prediction; expected once"
+            why = f"runs its transformer {len(tokens)} times for one prediction; expected once"
+            return (0, 0), f"{class_name(self._model)} {why}"
         rows, columns = on_grid(self._vit, tokens[-1], (images.shape[2], images.shape[3])).shape[1:]
-        return (rows, columns), self._fault(images, whole, torch.arange(rows * columns).view(rows, columns))
+        fault = self._fault(images, whole, torch.arange(rows * columns).view(rows, columns))
+        return (rows, columns), fault and f"{class_name(self._model)} {fault}"
 
     def _fault(self, images: Tensor, whole: Tensor, places: Tensor) -> str:
         """Why patches cannot be dropped; "" if they can.
@@ -111,6 +125,8 @@ class PatchScores:
         try:
             turned = of(backwards)
             of(backwards[1:])
+        except torch.OutOfMemoryError:
+            raise
         except Exception:  # whatever the network raises
             return "does not work with fewer tokens"
         spread = whole.clamp(min=-80).std(dim=1, keepdim=True)

@@ -165,3 +165,27 @@ def test_probes_of_an_unclear_output_do_not_count():
     options = {"metrics": ["dauc"], "grid": (2, 2), "normalize": None, "output": "one_logit"}
     found = [judge(net, images, ["center_gaussian"], batch_size=n, **options).summary["distance"][0] for n in (1, 4)]
     assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_clean_images_count_once_for_each_label_that_is_explained():
+    """Of an image with two labels, clean and perturbed images count twice; of one without a label, neither does."""
+    torch.manual_seed(1)
+    net, images = Light().eval(), torch.rand(4, 3, 8, 8)
+    options = {"metrics": ["ad"], "explainers": ["center_gaussian"], "grid": (2, 2), "normalize": None}
+    labels = [[0, 1], [1], [], [0]]
+    found = judge(net, images, labels=labels, target="label", **options).summary
+    expected = judge(net, images[[0, 0, 1, 3]], **options).summary
+    assert found["distance"].item() == pytest.approx(expected["distance"].item(), rel=1e-6)
+
+
+def test_equal_features_have_no_distance_though_they_are_rounded():
+    torch.manual_seed(0)
+    along = 1e3 * torch.ones(5, DIRECTIONS, dtype=torch.float64)
+    along[0] += 1e-4  # a float32 of this size has steps of 6e-5
+
+    def of(rows):
+        return torch.cat([torch.tensor([float(len(rows))]), rows.sum(dim=0), rows.square().sum(dim=0)])
+
+    assert distance(of(along), of(along + 1)) is None
+    along[0] += 1
+    assert distance(of(along), of(along + 1)) == pytest.approx(1 / 0.4, rel=1e-3)

@@ -268,3 +268,18 @@ def test_any_module_may_explain_itself() -> None:
     )
     gradcam: Callable[..., torch.Tensor] = EXPLAINERS.build("gradcam", model=model).attribute
     assert gradcam(images, 1).shape == (2, 4, 4)
+
+
+def test_another_control_keeps_the_values(script: Script, run: Path) -> None:
+    assert script("evaluate", run, *PLAN).code == 0
+    before = rows_of(run)
+    assert {row["control"] for row in before} == {None}
+    ended = script("evaluate", run, *PLAN, "control=gradcam")
+    assert ended.code == 0
+    assert "the explainers are tested against another control" in ended.out
+    after = rows_of(run)
+    assert {row["control"] for row in after} == {None, "gradcam"}
+    assert all(row["p"] is not None for row in after if row["explainer"] == "intrinsic")
+    tested = ("control", "p", "superiority")
+    assert [row | dict.fromkeys(tested) for row in after] == [row | dict.fromkeys(tested) for row in before]
+    assert "nothing has changed since" in script("evaluate", run, *PLAN, "control=gradcam").out

@@ -137,3 +137,26 @@ def test_each_label_is_judged_with_its_own_objects() -> None:
 def test_truth_is_checked() -> None:
     with pytest.raises(InputError, match="boxes must be a tensor"):
         EXPLAINERS.build("gt_box", model=model()).attribute(torch.rand(2, 3, 32, 32), 0, Truth(torch.zeros(2, 5)))
+
+
+def test_key_points_that_only_fill_up_a_batch_are_not_visible() -> None:
+    """Samples do not say which of their key points are visible: all of them are, but not those that fill up."""
+    image, points = torch.zeros(3, 8, 8), torch.tensor([[2.0, 3.0], [4.0, 5.0]])
+    batch = collate([Sample(image, 0, 0, parts=points), Sample(image, 1, 1, parts=points[:1])])
+    assert batch.visible is not None
+    assert batch.visible.tolist() == [[True, True], [True, False]]
+    nan = Truth(parts=torch.tensor([[[2.0, 3.0], [torch.nan, 1.0]]])).checked(torch.zeros(1, 3, 8, 8))
+    assert nan.visible is not None
+    assert nan.visible.tolist() == [[True, False]]
+
+
+def test_batches_in_which_no_image_has_a_mask() -> None:
+    image, none = torch.zeros(3, 8, 8), torch.zeros(0, 8, 8, dtype=torch.bool)
+    empty = truth_of(collate([Sample(image, 0, 0, masks=none)]), torch.tensor([0]))
+    assert empty.mask is not None
+    assert empty.mask.shape == (1, 8, 8)
+    assert not empty.mask.any()
+    assert empty.part_masks is None
+    one = truth_of(collate([Sample(image, 0, 0, masks=torch.ones(1, 8, 8, dtype=torch.bool))]), torch.tensor([0]))
+    assert one.mask is not None
+    assert one.mask.all()

@@ -21,6 +21,7 @@ from torchvision.transforms import v2
 
 import interp_models
 from interp_models import EXPLAINERS, METRICS, Classifier, InputError, judge, probabilities
+from interp_models.core.errors import NotApplicable
 from interp_models.core.scoring import logits
 from interp_models.evaluation.judgement import Judgement
 from interp_models.evaluation.statistics import interval
@@ -63,7 +64,8 @@ def test_values_are_those_of_the_public_functions() -> None:
         np.testing.assert_allclose(found.maps[label], maps, rtol=1e-4, atol=1e-6)
         for name in METRICS.names():
             if {"boxes", "mask", "parts", "correct", "patch_scores"} & set(METRICS.get(name).needs):
-                assert all(found.left_out[key].startswith("needs ") for key in METRICS.get(name).keys), name
+                reasons = {found.left_out[key] for key in METRICS.get(name).keys}
+                assert all(why.startswith(("needs ", "Sequential holds no vision transformer")) for why in reasons)
                 continue
             metric = METRICS.build(name, {"grid": (8, 8), "max_steps": 4})
             explain = partial(EXPLAINERS.build(label, options, model=model).attribute, target=target)
@@ -380,3 +382,47 @@ def test_models_of_ours_show_what_they_see(bcnn_run: Path, tiny_cub: Any, tmp_pa
     page = found.report(tmp_path)
     assert page == tmp_path / "report.html"
     assert all(name in page.read_text() for name in {model.classes[int(k)] for k in output.logits.argmax(dim=1)})
+
+
+def test_another_control_is_tested_without_a_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finished evaluation has all values: another control needs no other map."""
+    options = {"explainers": [*PLAN, "edges"], "metrics": ["ad", "dauc"], **QUICK}
+    judge(network(), pictures(), folder=tmp_path, **options)
+    asked: list[int] = []
+    monkeypatch.setattr(GradCAM, "_combine", lambda *_: asked.append(1))
+    found = judge(network(), pictures(), folder=tmp_path, control="edges", **options)
+    assert not asked
+    monkeypatch.undo()
+    expected = judge(network(), pictures(), control="edges", **options)
+    assert found.tables.rows == expected.tables.rows
+    assert {row["control"] for row in found.tables.rows} == {None, "edges"}
+    assert found.tables.mean_ranks == expected.tables.mean_ranks
+    again = judge(network(), pictures(), folder=tmp_path, **options)
+    assert {row["control"] for row in again.tables.rows} == {None, "random"}
+    with pytest.raises(InputError, match="control 'nobody' is no explainer of this evaluation: gradcam, rise"):
+        judge(network(), pictures(), folder=tmp_path, control="nobody", **options)
+
+
+def test_a_scripted_network_is_judged_as_the_network_itself() -> None:
+    net, options = network().eval(), {"grid": (8, 8), "explainers": ["random", "rise"], "metrics": ["ad"], **QUICK}
+    found, expected = (judge(one, pictures(), normalize=None, **options) for one in (torch.jit.script(net), net))
+    np.testing.assert_allclose(found.per_image["value"], expected.per_image["value"], atol=1e-5)
+
+
+def test_a_metric_for_which_an_explainer_cannot_explain_is_undefined(capsys: pytest.CaptureFixture[str]) -> None:
+    class Once(GradCAM):
+        """Explains the judged images, and no others."""
+
+        def _attribute(self, inputs: Tensor, target: Tensor) -> Tensor:
+            if not torch.equal(inputs, pictures(3)):
+                raise NotApplicable("these images are too noisy")
+            return super()._attribute(inputs, target)
+
+    net = network().eval()
+    metrics = ["ad", "max_sensitivity"]
+    found = judge(net, pictures(3), [Once(net), GradCAM(net)], metrics, normalize=None, **QUICK)
+    rows = {(row["explainer"], row["metric"]): row for row in found.tables.rows}
+    assert rows["Once", "max_sensitivity"]["n_undefined"] == 3
+    assert rows["Once", "ad"]["mean"] == rows["GradCAM", "ad"]["mean"] is not None
+    assert rows["GradCAM", "max_sensitivity"]["n_undefined"] == 0
+    assert "max_sensitivity of Once: these images are too noisy" in capsys.readouterr().err

@@ -140,6 +140,30 @@ def expected_maps(name, a, g, prefix, image):
     return values[prefix:].reshape(4, 6)
 
 
+class Probabilities(nn.Module):
+    """A transformer that ends in a softmax."""
+
+    def __init__(self, vit):
+        super().__init__()
+        self.vit = vit
+
+    def forward(self, x):
+        return self.vit(x).softmax(dim=1)
+
+
+@pytest.mark.filterwarnings("ignore:Probabilities returns probabilities")
+@pytest.mark.parametrize("name", ["cls_attention", "rollout", "attention_gradcam", "transformer_attribution", "legrad"])
+def test_a_softmax_at_the_end_is_told_from_those_that_show_attention(name):
+    """Attention is shown by further calls of softmax, which must not be taken for the one that ends the network."""
+    net, x = vit(), images()
+    expected = EXPLAINERS.build(name, model=net).attribute(x, 1)
+    for first in (True, False):  # with and without a pass before
+        ended = Probabilities(net)
+        if not first:
+            EXPLAINERS.build("grad_x_input", model=ended).attribute(x, 1)
+        torch.testing.assert_close(EXPLAINERS.build(name, model=ended).attribute(x, 1), expected)
+
+
 def test_rows_of_rollout_sum_to_one():
     """With all tokens, of random attention whose rows do."""
     a = [torch.rand(2, 3, 7, 7, dtype=torch.float64).softmax(dim=-1) for _ in range(4)]

@@ -10,11 +10,13 @@ from scipy import ndimage, stats
 from torch import nn
 from torchvision.transforms import v2
 
+from interp_models import METRICS, probabilities
 from interp_models.core.errors import InputError
 from interp_models.metrics.case import Case
 from interp_models.metrics.deletion_insertion import DeletionInsertion
 from interp_models.metrics.masked_confidence import MaskedConfidence
 from interp_models.metrics.perturbation import ranks
+from tests.conftest import PoolLinear
 from tests.mutation import mutated
 
 # --- An oracle of gomez2023 in numpy, image by image, step by step, sharing no code with ours. ---
@@ -397,3 +399,36 @@ def test_a_score_function_with_arguments_is_short_for_a_case(metric):
             torch.testing.assert_close(means[key], value.nanmean(), equal_nan=True)
     with pytest.raises(InputError, match=r"a metric takes a Case\(images, maps, target, score_fn\); got function"):
         metric().score(score_fn)
+
+
+def test_a_case_comes_alone():
+    images, maps = torch.rand(2, 3, 8, 8), torch.rand(2, 4, 4)
+    metric, case = METRICS.build("ad", {"grid": (4, 4)}), Case(images, maps, 1, PoolLinear().eval())
+    with pytest.raises(InputError, match="a metric that takes a Case takes nothing else"):
+        metric.score(case, target=2)
+    with pytest.raises(InputError, match="a metric that takes a Case takes nothing else"):
+        metric.update(case, clean=torch.rand(2))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "passes"),
+    [(["ad", "ag"], 1), (["add"], 1), (["iic", "context_increase"], 2), (["salience_drop_hard"], 1),
+     (["salience_increase_hard", "context_drop_hard"], 2)],
+)  # fmt: skip
+def test_values_that_are_not_wanted_take_no_passes(wanted, passes):
+    """All other values are those of a metric that computes all."""
+    score_fn, calls = probabilities(PoolLinear().eval()), []
+
+    def counted(images):
+        calls.append(len(images))
+        return score_fn(images)
+
+    images, maps = torch.rand(3, 3, 8, 8), torch.rand(3, 4, 4)
+    clean = score_fn(images)[:, 0]
+    case = Case(images, maps, 0, counted, clean)
+    found = METRICS.build(wanted[0], {"grid": (4, 4), "wanted": wanted}).score(case)
+    assert sum(calls) == 3 * passes
+    every = METRICS.build(wanted[0], {"grid": (4, 4)}).score(case)
+    assert found.keys() == set(wanted)
+    for key, value in found.items():
+        torch.testing.assert_close(value, every[key])

@@ -127,6 +127,28 @@ def test_positions_in_the_blocks_are_refused():
         PatchScores(vit, torch.rand(2, 3, 64, 64))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_is_not_taken_for_positions(dtype):
+    """In half precision another order of the tokens changes scores by rounding alone; positions are still found."""
+    vit, images = transformer(), torch.rand(2, 3, 64, 64)
+    kept = torch.arange(16).expand(2, -1)
+    scores = PatchScores(vit.to(dtype), images.to(dtype))(images.to(dtype), kept)
+    torch.testing.assert_close(scores.float(), PatchScores(vit.float(), images)(images, kept), atol=0.02, rtol=0)
+    vit.blocks[1] = Positions(vit.blocks[1])
+    with pytest.raises(NotApplicable, match="VisionTransformer gives tokens their positions in its blocks"):
+        PatchScores(vit.to(dtype), images.to(dtype))
+
+
+@pytest.mark.parametrize("preparation", ["bfloat16", "none"])
+def test_the_reason_why_patches_cannot_be_dropped_is_told(preparation):
+    vit, images = transformer(), torch.rand(2, 3, 64, 64)
+    options = {"explainers": ["random"], "metrics": ["ad", "patch_dauc"], "preparation": preparation}
+    assert not judge(vit, images, normalize=None, **options).left_out
+    vit.blocks[1] = Positions(vit.blocks[1])
+    found = judge(vit, images, normalize=None, **options)
+    assert "gives tokens their positions in its blocks" in found.left_out["patch_dauc"]
+
+
 def test_curves_by_hand():
     """Three patches of the values 3, 1, 0 / 4: the score is their sum over 4, so it falls by what is dropped."""
     images = torch.zeros(1, 3, 4, 12)
@@ -160,5 +182,5 @@ def test_judged_with_other_metrics_and_left_out_elsewhere(capsys):
         np.testing.assert_allclose(table["value"].to_numpy()[row], expected, rtol=1e-4)
     conv = timm.create_model("resnet18", num_classes=5).eval()
     judge(conv, images, explainers=["random"], metrics=["patch_dauc", "dauc"], normalize=None)
-    line = "left out patch_dauc: needs a vision transformer of timm whose patches can be dropped\n"
+    line = "left out patch_dauc: ResNet holds no vision transformer of timm\n"
     assert capsys.readouterr().err.endswith(line)
