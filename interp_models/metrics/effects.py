@@ -107,9 +107,10 @@ class SingleDeletion(MapMetric):
     }
 
     def _score(self, case: Case) -> dict[str, Tensor]:
-        cells = torch.cat([torch.zeros(1, SIDE, SIDE, dtype=torch.bool), each_cell(SIDE, SIDE)])
-        logits = scores_without(self, case, "none and each (logits)", cells, case.logit_fn)
-        drops = logits[:, :1] - logits[:, 1:]
+        none = torch.zeros(1, SIDE, SIDE, dtype=torch.bool)
+        with case.watched():  # no perturbed image
+            clean = scores_without(self, case, "none (logits)", none, case.logit_fn)
+        drops = clean - scores_without(self, case, "each (logits)", each_cell(SIDE, SIDE), case.logit_fn)
         # Every pixel belongs to the cell that removes it, as in `without`.
         height, width = case.images.shape[-2:]
         y, x = torch.arange(height) * SIDE // height, torch.arange(width) * SIDE // width

@@ -32,7 +32,8 @@ class Misalignment(PrototypeMetric):
 
     - `plc`, location change: 1 - intersection over union of the tenth of the pixels with the highest activation before
       and after, in [0, 1].
-    - `pac`, activation change: (a - a') / a for the highest activation before and after; negative if it rises.
+    - `pac`, activation change: (a - a') / a for the highest activation before and after; negative if it rises, and
+      undefined for an image with a = 0.
     - `prc`, rank change: how many prototypes of other classes more are activated higher than it.
     - `ac`, accuracy change: 1 if the prediction is right before the attack alone, -1 if after it alone, else 0.
 
@@ -59,7 +60,7 @@ class Misalignment(PrototypeMetric):
         super().__init__(model, part_names)
         zeros = torch.zeros(len(self.classes), len(self.keys), device=self.classes.device, dtype=torch.float64)
         self.add_state("sums", zeros, dist_reduce_fx="sum")
-        self.add_state("images", zeros[:, 0].clone(), dist_reduce_fx="sum")
+        self.add_state("images", zeros.clone(), dist_reduce_fx="sum")
 
     def update(self, model: PrototypeModel, found: Found) -> None:
         """Attack the highest prototype of its class in each image."""
@@ -86,8 +87,8 @@ class Misalignment(PrototypeMetric):
             ],
             dim=1,
         )
-        self.sums.index_add_(0, chosen, values.double())
-        self.images.index_add_(0, chosen, torch.ones(len(rows), device=images.device, dtype=torch.float64))
+        self.sums.index_add_(0, chosen, values.double().nan_to_num())
+        self.images.index_add_(0, chosen, (~values.isnan()).double())
 
     def _attacked(self, model: PrototypeModel, images: Tensor, chosen: Tensor, free: Tensor, index: Tensor) -> Tensor:
         """The images (b, 3, H, W) after the attack on prototypes `chosen` (b,), changed where `free` (b, 1, H, W)."""
@@ -109,7 +110,7 @@ class Misalignment(PrototypeMetric):
     def per_prototype(self) -> dict[str, Tensor]:
         """The means of every prototype over the images in which it was attacked."""
         return {
-            key: self.in_use(undefined_without(self.sums[:, place], self.images)).float()
+            key: self.in_use(undefined_without(self.sums[:, place], self.images[:, place])).float()
             for place, key in enumerate(self.keys)
         }
 

@@ -178,6 +178,18 @@ def test_clean_images_count_once_for_each_label_that_is_explained():
     assert found["distance"].item() == pytest.approx(expected["distance"].item(), rel=1e-6)
 
 
+def test_the_clean_pass_of_idsds_is_no_perturbed_image():
+    torch.manual_seed(1)
+    net, images = Light().eval(), torch.rand(3, 3, 8, 8)
+    options = {"metrics": ["idsds"], "explainers": ["center_gaussian"], "normalize": None, "grid": (4, 4)}
+    found = judge(net, images, **options).summary
+    clean = images.mean(dim=(1, 2, 3))
+    cells = images.view(3, 3, 4, 2, 4, 2).mean(dim=(1, 3, 5)).view(3, 16) / 16
+    alone = clean[:, None] - cells
+    moved = (alone.mean() - clean.mean()) ** 2 + (alone.std(correction=0) - clean.std(correction=0)) ** 2
+    assert found["distance"].item() == pytest.approx(float(moved.sqrt() / clean.std(correction=0)), rel=1e-3)
+
+
 def test_equal_features_have_no_distance_though_they_are_rounded():
     torch.manual_seed(0)
     along = 1e3 * torch.ones(5, DIRECTIONS, dtype=torch.float64)

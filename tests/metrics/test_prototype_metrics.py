@@ -575,6 +575,23 @@ def test_misalignment_of_a_local_prototype_is_none() -> None:
     assert math.isnan(values[1.0]["pac"][1])  # the second prototype is never the highest
 
 
+def test_an_image_without_activation_leaves_the_others_their_activation_change() -> None:
+    """A prototype that one of its images does not show at all: (a - a') / a is the mean over the other images."""
+    images = torch.full((2, 3, 32, 32), 0.3)
+    images[:, :, 8:16, 8:16] = 0.9
+    model, label = Pooled(1.0), torch.zeros(2, dtype=torch.long)
+    alone, both = Misalignment(model), Misalignment(model)
+    alone.update(model, found_of(model, images[:1], label[:1]))
+    found = found_of(model, images, label)
+    maps = found.maps.clone()
+    maps[1] = 0
+    both.update(model, found._replace(maps=maps))
+    expected, values = alone.per_prototype(), both.per_prototype()
+    assert float(expected["pac"][0]) > 0.1
+    torch.testing.assert_close(values["pac"], expected["pac"], equal_nan=True)
+    assert values["plc"][0] != expected["plc"][0]
+
+
 def test_attack_stays_within_its_bounds() -> None:
     torch.manual_seed(0)
     images, model = torch.rand(2, 3, 32, 32), Pooled(1.0)
