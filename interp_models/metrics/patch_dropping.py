@@ -7,7 +7,7 @@ from torch import Tensor
 
 from interp_models.metrics.base import METRICS, Grid, MapMetric
 from interp_models.metrics.case import Case
-from interp_models.metrics.perturbation import to_grid, trapezoid
+from interp_models.metrics.perturbation import is_constant, to_grid, trapezoid
 
 
 @METRICS.register("patch_dropping")
@@ -24,9 +24,9 @@ class PatchDropping(MapMetric):
     - `patch_iauc`: the same while the least salient patches are dropped first, so that the most salient are shown
       longest. Higher is better.
 
-    In [0, 1]. Undefined for an image of a single patch. T steps take T passes per image and curve, with half of the
-    tokens on average. The transformer must be one of timm, and its blocks must not depend on the order of the tokens.
-    See `MapMetric` for the arguments.
+    In [0, 1]. Undefined for an image of a single patch, and for a map whose patches are all equal. T steps take T
+    passes per image and curve, with half of the tokens on average. The transformer must be one of timm, and its
+    blocks must not depend on the order of the tokens. See `MapMetric` for the arguments.
     """
 
     needs = ("score_fn", "patch_scores")
@@ -42,12 +42,10 @@ class PatchDropping(MapMetric):
         assert case.patch_scores is not None
         maps = to_grid(case.maps, case.patch_scores.grid)
         values: dict[str, Tensor] = {}
-        if self.wants("patch_dauc"):
-            with case.watched("patch_dauc"):
-                values["patch_dauc"] = self._mean(case, maps)
-        if self.wants("patch_iauc"):
-            with case.watched("patch_iauc"):
-                values["patch_iauc"] = self._mean(case, -maps)
+        for key, order in (("patch_dauc", maps), ("patch_iauc", -maps)):
+            if self.wants(key):
+                with case.watched(key):
+                    values[key] = self._mean(case, order).masked_fill(is_constant(maps), torch.nan)
         return values
 
     def _mean(self, case: Case, maps: Tensor) -> Tensor:

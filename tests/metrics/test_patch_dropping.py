@@ -169,6 +169,16 @@ def test_curves_by_hand():
     assert all(bool(value.isnan()) for value in METRICS.build("patch_dropping").score(single).values())
 
 
+def test_a_map_that_is_equal_for_all_patches_is_undefined():
+    """A chequerboard within each patch says nothing about patches; it does about cells."""
+    vit, images = transformer(), torch.rand(2, 3, 64, 64)
+    board = (torch.arange(8)[:, None] + torch.arange(8)).remainder(2).float()
+    maps = torch.stack([board, board + torch.arange(8)])
+    case = Case(images, maps, 0, probabilities(vit), patch_scores=PatchScores(vit, images))
+    for value in METRICS.build("patch_dauc", {"grid": (8, 8)}).score(case).values():
+        assert value.isnan().tolist() == [True, False]
+
+
 @torch.no_grad()
 def test_judged_with_other_metrics_and_left_out_elsewhere(capsys):
     vit, images = transformer(), torch.rand(3, 3, 64, 64)
