@@ -255,7 +255,8 @@ def _checked(model: nn.Module, source: Images, plan: ExplanationConfig, names: S
     same_classes = len(source.classes) in (0, columns)
     several = first.label.dim() == 2
     if plan.target == "label" and not several and int(first.label.min()) < 0:
-        raise InputError("target 'label' needs labels, and the images have none; target='prediction' works")
+        without = "the images have" if bool((first.label < 0).all()) else "some images have"
+        raise InputError(f"target 'label' needs labels, and {without} none; target='prediction' works")
     if plan.target == "label" and not same_classes:
         raise InputError(
             f"target 'label': the images have {len(source.classes)} classes, and the model has {columns}; "
