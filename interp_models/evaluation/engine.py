@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections import ChainMap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from interp_models.core.batches import all_scores, predicted
+from interp_models.core.choices import Preparation
 from interp_models.core.distances import Watcher
 from interp_models.core.distributed import gathered_objects, is_first
 from interp_models.core.errors import InputError, NotApplicable
@@ -69,6 +70,8 @@ class Engine:
         """Why explainers do not apply, by label."""
         self.unmeasured: dict[str, str] = {}
         """Why metrics have no values, by key: the ground truth that they need is unknown."""
+        self._lacks: dict[str, str] = {}
+        """Why the model cannot give what a metric needs, by its name in `Case`."""
         self._measured: set[str] = set()
         """Names of metrics with values for at least one batch."""
         self.bar = tqdm(disable=True)
@@ -136,61 +139,80 @@ class Engine:
                     self.bar.update(len(self._explainers))
                     return
                 given = rows_of(given, rows.tolist())
-            images, label, index = given.image, given.label, given.index
-            how = self.plan.preparation
-            prepared = prepare(self.model, images, how)
-            score_fn = probabilities(prepared)
-            perturbs = any(METRICS.get(name).perturbs() for name in self.keys.values())
-            watcher = None
-            if perturbs and how != "compiled":  # hooks do not see into a compiled copy
-                with suppress(NotApplicable):
-                    watcher = Watcher(prepared, images)
-            with nullcontext() if watcher is None else watcher.into(["clean"]):
-                scores = all_scores(score_fn, images, self.plan.batch)
-            if not bool(scores.isfinite().all()):
-                bad = index[~scores.isfinite().all(dim=1)].tolist()
-                raise InputError(f"the model returns NaN or infinite values for image {bad[0]}")
-            prediction = predicted(self.model, images, scores, self.plan.batch)
-            target = resolve_target(self._target(prediction, label) if of_row is None else of_row, scores)
-            truth = truth_of(given, target)
-            clean, confidence = (scores.gather(1, classes[:, None])[:, 0] for classes in (target, prediction))
-            common = {"index": index, "label" if label.dim() == 1 else "labels": label}
-            common |= {"prediction": prediction, "confidence": confidence}
-            common |= {"target_class": target, "probability": clean}
-            right = _correct(prediction, label)
-            patch_scores, lacks = None, {}
-            if any("patch_scores" in METRICS.get(name).needs for name in self.keys.values()):
-                try:
-                    patch_scores = PatchScores(prepare(self.model, images) if how == "compiled" else prepared, images)
-                except NotApplicable as error:
-                    lacks["patch_scores"] = str(error)
-            case = Case(
-                images, images[:, 0], target, score_fn, clean, truth, right, logit_fn=logits(prepared),
-                patch_scores=patch_scores, watcher=watcher,
-            )  # fmt: skip
-            lacking = self._check_metrics(case, lacks)
+            case, common = self._case(given, of_row)
+            lacking = self._check_metrics(case)
             for name, explainer in list(self._explainers.items()):
                 self.bar.set_postfix_str(name)
-                if self.cache.find(name, index) is None:
+                if self.cache.find(name, given.index) is None:
                     try:
-                        maps, costs = self._explained(explainer, images, target, truth)
+                        self._judge(name, explainer, case, common, lacking)
                     except NotApplicable as error:
                         self._leave_out(name, str(error))
-                        self.bar.update()
-                        continue
-                    explain = partial(explainer.attribute, target=target, truth=truth)
-                    own = replace(case, maps=maps, explain=explain)
-                    values: dict[str, Tensor] = {}
-                    if watcher is not None:
-                        watcher.sums = {"clean": watcher.sums["clean"]}
-                    try:
-                        for metric_name, metric in self._metrics[name].items():
-                            values |= self._scored(metric, own, name, applies=metric_name not in lacking)
-                    except InputError as error:
-                        raise InputError(f"explainer {name}: {error}") from error
-                    part = {"common": common, "maps": maps, "values": values, "costs": costs}
-                    self.cache.keep(name, part | ({} if watcher is None else {"features": watcher.sums}))
                 self.bar.update()
+
+    def _case(self, given: Sample, of_row: Tensor | None) -> tuple[Case, dict[str, Tensor]]:
+        """What metrics see of a batch, but for the maps; and what all explainers' results have in common.
+
+        Args:
+            given: images and labels.
+            of_row: class of each image to explain; None takes the plan's target.
+        """
+        images, label, index = given.image, given.label, given.index
+        prepared = prepare(self.model, images, self.plan.preparation)
+        score_fn, watcher = probabilities(prepared), self._watcher(prepared, images)
+        with nullcontext() if watcher is None else watcher.into(["clean"]):
+            scores = all_scores(score_fn, images, self.plan.batch)
+        if not bool(scores.isfinite().all()):
+            bad = index[~scores.isfinite().all(dim=1)].tolist()
+            raise InputError(f"the model returns NaN or infinite values for image {bad[0]}")
+        prediction = predicted(self.model, images, scores, self.plan.batch)
+        target = resolve_target(self._target(prediction, label) if of_row is None else of_row, scores)
+        clean, confidence = (scores.gather(1, classes[:, None])[:, 0] for classes in (target, prediction))
+        common = {"index": index, "label" if label.dim() == 1 else "labels": label}
+        common |= {"prediction": prediction, "confidence": confidence}
+        common |= {"target_class": target, "probability": clean}
+        case = Case(
+            images, images[:, 0], target, score_fn, clean, truth_of(given, target), _correct(prediction, label),
+            logit_fn=logits(prepared), patch_scores=self._patch_scores(images), watcher=watcher,
+        )  # fmt: skip
+        return case, common
+
+    def _watcher(self, prepared: nn.Module, images: Tensor) -> Watcher | None:
+        """What sees the features of perturbed images; None if no metric perturbs any, or if they cannot be seen."""
+        perturbs = any(METRICS.get(name).perturbs() for name in self.keys.values())
+        if not perturbs or self.plan.preparation == "compiled":  # hooks do not see into a compiled copy
+            return None
+        with suppress(NotApplicable):
+            return Watcher(prepared, images)
+        return None
+
+    def _patch_scores(self, images: Tensor) -> PatchScores | None:
+        """The scores of some patches, if a metric wants them and the model can give them."""
+        if not any("patch_scores" in METRICS.get(name).needs for name in self.keys.values()):
+            return None
+        how: Preparation = "exact" if self.plan.preparation == "compiled" else self.plan.preparation
+        try:
+            return PatchScores(prepare(self.model, images, how), images)
+        except NotApplicable as error:
+            self._lacks["patch_scores"] = str(error)
+            return None
+
+    def _judge(self, name: str, explainer: Explainer, case: Case, common: dict[str, Tensor], lacking: set[str]) -> None:
+        """Compute the maps of one explainer and the values of all metrics, and give them to the cache."""
+        assert isinstance(case.target, Tensor)
+        maps, costs = self._explained(explainer, case.images, case.target, case.truth)
+        explain = partial(explainer.attribute, target=case.target, truth=case.truth)
+        case = replace(case, maps=maps, explain=explain)
+        values: dict[str, Tensor] = {}
+        if case.watcher is not None:
+            case.watcher.sums = {"clean": case.watcher.sums["clean"]}
+        try:
+            for metric_name, metric in self._metrics[name].items():
+                values |= self._scored(metric, case, name, applies=metric_name not in lacking)
+        except InputError as error:
+            raise InputError(f"explainer {name}: {error}") from error
+        part = {"common": common, "maps": maps, "values": values, "costs": costs}
+        self.cache.keep(name, part | ({} if case.watcher is None else {"features": case.watcher.sums}))
 
     def _explained(
         self, explainer: Explainer, images: Tensor, target: Tensor, truth: Truth
@@ -215,12 +237,8 @@ class Engine:
                 self._tell(f"{', '.join(metric.wanted)} of {name}", str(error))
         return metric.undefined(case.images)
 
-    def _check_metrics(self, case: Case, why: Mapping[str, str]) -> set[str]:
+    def _check_metrics(self, case: Case) -> set[str]:
         """Names of the metrics that have no value for these images, as something is unknown.
-
-        Args:
-            case: what is known of the images.
-            why: reasons why something is unknown, by its name in `Case`.
 
         Raises:
             InputError: if no metric has had any value so far.
@@ -229,7 +247,7 @@ class Engine:
         for name in dict.fromkeys(self.keys.values()):
             needs = [need for need in METRICS.get(name).needs if need != "explain"]  # every explainer can
             if reason := case.lacks(needs):
-                lacking[name] = next((why[need] for need in needs if need in why), reason)
+                lacking[name] = next((self._lacks[need] for need in needs if need in self._lacks), reason)
             else:
                 self._measured.add(name)
         self.unmeasured |= {key: lacking[name] for key, name in self.keys.items() if name in lacking}
