@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from interp_models.core.inputs import finite
 from interp_models.core.modes import alone, evaluating, full_float32
 from interp_models.core.scoring import ScoreFn, logits_of, read_as, resolve_target
 
@@ -60,6 +61,9 @@ def scores_of_variants(
 
     Returns:
         (B, count).
+
+    Raises:
+        InputError: if a score is NaN or infinite.
     """
     total, size = len(images) * count, batch or default_batch(images)
     # One tensor for all scores: many small ones would fragment the memory.
@@ -72,7 +76,7 @@ def scores_of_variants(
         if not first:  # only once, because it waits for the device
             target = resolve_target(target, found[:1].expand(len(images), -1))
         scores[first : first + len(jobs)] = found.gather(1, target[b][:, None])[:, 0].to(scores.dtype)
-    return scores.view(len(images), count)
+    return finite(scores).view(len(images), count)
 
 
 def default_batch(images: Tensor) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from interp_models.core.errors import NotApplicable
 from interp_models.core.known import known_of, unchanging
 from interp_models.core.passes import are_counted, uncounted
-from interp_models.core.prepared import class_name
+from interp_models.core.prepared import Fused, class_name
 from interp_models.core.scoring import probabilities
 
 DIRECTIONS = 64
@@ -112,7 +112,7 @@ def last_layer(model: nn.Module, image: Tensor) -> str | None:
                 lambda _, args, name=name: reached.append(name) if args and _is_batch(args[0]) else None
             )
             for name, part in model.named_modules()
-            if isinstance(part, nn.Linear | nn.modules.conv._ConvNd)  # parts of TorchScript take no hooks
+            if isinstance(part, nn.Linear | nn.modules.conv._ConvNd | Fused)  # parts of TorchScript take no hooks
         ]
         try:
             probabilities(model)(image)
@@ -139,14 +139,15 @@ def distance(clean: Tensor, perturbed: Tensor) -> float | None:
         perturbed: sums of the perturbed images.
 
     Returns:
-        The distance, at least 0; None if it is undefined: for fewer than two clean images, or if their features are
-        equal.
+        The distance, at least 0; None if it is undefined: for fewer than two clean images, if their features are equal,
+        or if some of the perturbed images are not finite.
     """
     (m, s), (own_m, own_s) = _moments(clean), _moments(perturbed)
     spread = float(s.square().mean())
     if clean[0] < 2 or perturbed[0] < 1 or not spread > ROUNDING * float(m.square().mean()):
         return None
-    return math.sqrt(float(((own_m - m).square() + (own_s - s).square()).mean()) / spread)
+    found = math.sqrt(float(((own_m - m).square() + (own_s - s).square()).mean()) / spread)
+    return found if math.isfinite(found) else None
 
 
 def _moments(sums: Tensor) -> tuple[Tensor, Tensor]:

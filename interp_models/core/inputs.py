@@ -169,6 +169,20 @@ def check_probabilities(scores: object, batch: int, *, labels: bool = False) -> 
         raise InputError(f"{wanted}, in [0, 1] and with row sums of 1; got values from {low:.3g} to {high:.3g}; {mend}")
 
 
+def finite(scores: Tensor) -> Tensor:
+    """The scores themselves.
+
+    Raises:
+        InputError: if one of them is NaN or infinite: a comparison with NaN is false, so it would look like a result.
+    """
+    if not bool(scores.isfinite().all()):
+        raise InputError(
+            "the model returns NaN or infinite values for an image of which a part was changed, such as a black image; "
+            "expected finite logits for all images in [0, 1]"
+        )
+    return scores
+
+
 def check_clean(clean: object, batch: int) -> None:
     """Raise `InputError` unless `clean` has the probability of the target class of each unmasked image, (B,)."""
     if not isinstance(clean, Tensor) or clean.shape != (batch,):

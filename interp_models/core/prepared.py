@@ -69,7 +69,7 @@ KERNELS: dict[type[nn.Module], tuple[str, list[float]]] = {
 """Activations that oneDNN can compute in the kernel of the convolution before them."""
 
 
-class _Fused(nn.Module):
+class Fused(nn.Module):
     """A convolution and its activation in one kernel, as torch.compile makes it; with gradients, two separate ones.
 
     On a CPU, memory is slower than arithmetic, and eager torch is slow for some convolutions with one thread.
@@ -209,7 +209,7 @@ def _fold(model: nn.Module, image: Tensor, *, fuse: bool) -> None:
         activation = rest[1] if isinstance(rest, nn.Sequential) and type(rest[0]) is nn.Identity else rest
         can_fuse = type(convolution) is nn.Conv2d and convolution.padding_mode == "zeros"
         if fuse and can_fuse and isinstance(convolution.padding, tuple) and type(activation) in KERNELS:
-            _replace(model, name, _Fused(convolution, activation))
+            _replace(model, name, Fused(convolution, activation))
             rest = nn.Identity()
         _replace(model, norm_name, rest)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from interp_models.core.endings import Ending, without
 from interp_models.core.errors import InputError
-from interp_models.core.inputs import check_images_for, check_probabilities, fitting
+from interp_models.core.inputs import check_images_for, check_probabilities, finite, fitting
 from interp_models.core.known import known_of
 from interp_models.core.maps import at_least_float32
 from interp_models.core.modes import alone, evaluating, full_float32
@@ -227,14 +227,16 @@ def checked_images() -> Iterator[None]:
         _checked.reset(token)
 
 
-def checked(score_fn: ScoreFn) -> ScoreFn:
-    """Wrap a score function so that its first result is checked by `check_probabilities`."""
+def checked(score_fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Wrap a score function, of images and maybe more, so that its first result is checked by `check_probabilities`."""
     seen = False
 
-    def score(images: Tensor) -> Tensor:
+    def score(images: Tensor, *more: Tensor) -> Tensor:
         nonlocal seen
-        scores = score_fn(images)
+        scores = score_fn(images, *more)
         if not seen:
+            if isinstance(scores, Tensor):
+                finite(scores)
             check_probabilities(scores, len(images), labels=getattr(score_fn, "of_labels", False))
             seen = True
         return scores

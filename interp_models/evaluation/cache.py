@@ -13,7 +13,7 @@ from torch import Tensor
 from interp_models.core.distributed import gathered_objects
 from interp_models.core.files import whole
 
-METHOD_VERSION = 8
+METHOD_VERSION = 9
 """Increase it when an explainer or metric changes its numbers or applies to more models. Results of other versions are
 then computed again."""
 

@@ -17,7 +17,7 @@ from interp_models.evaluation.cache import FolderCache, MemoryCache
 from interp_models.evaluation.config import ExplanationConfig, ValidationConfig
 from interp_models.evaluation.engine import Engine, check_plan
 from interp_models.evaluation.plan import cache_keys, make_metrics, metric_keys, resolve_grid
-from interp_models.evaluation.tables import Provenance, compare_again, date_of, finished, make_tables, read_tables
+from interp_models.evaluation.tables import Provenance, compare_again, date_of, finished, read_tables
 from interp_models.metrics.base import Grid
 
 
@@ -32,14 +32,22 @@ class ExplanationEvaluation(pl.Callback):
         folder: folder of the results.
         provenance: facts about the model, for the rows of the tables.
         weights_and_transform: digest of the model's weights and its transform; cached results of others are not used.
+        same_classes: whether the labels of the images are classes of the model.
 
     Raises:
         InputError: for an unknown explainer, metric or target, or if there is no explainer or no metric.
     """
 
     def __init__(
-        self, plan: ExplanationConfig, *, folder: Path, provenance: Provenance, weights_and_transform: str
+        self,
+        plan: ExplanationConfig,
+        *,
+        folder: Path,
+        provenance: Provenance,
+        weights_and_transform: str,
+        same_classes: bool,
     ) -> None:
+        self.same_classes = same_classes
         self.plan, self.folder, self.provenance = plan, folder, provenance
         self.specs, self.keys = check_plan(plan)
         self.weights_and_transform = weights_and_transform
@@ -63,7 +71,8 @@ class ExplanationEvaluation(pl.Callback):
                 else:
                     print(f"{self.folder}: finished {date}, and nothing has changed since; it is not repeated")
             return
-        self._engine = Engine(network_of(module), self.plan, _example(module, data_of(trainer)), cache)
+        example = _example(module, data_of(trainer))
+        self._engine = Engine(network_of(module), self.plan, example, cache, same_classes=self.same_classes)
         if trainer.is_global_zero:
             self._engine.show_progress(int(trainer.num_test_batches[0]))
 
@@ -105,19 +114,8 @@ class ExplanationEvaluation(pl.Callback):
         if trainer.is_global_zero:
             data = data_of(trainer)
             indices = self._explained(data)
-            make_tables(
-                engine.cache,
-                indices.tolist(),
-                engine.applying,
-                engine.left_out,
-                engine.protocols,
-                self.provenance,
-                data.test_images.image_id,
-                self.folder,
-                len(data.test_indices) - len(indices),
-                engine.unmeasured,
-                self.plan.control,
-            )
+            without_label = len(data.test_indices) - len(indices)
+            engine.tables(indices.tolist(), self.provenance, data.test_images.image_id, self.folder, without_label)
         trainer.strategy.barrier()
         rows = read_tables(self.folder).rows
         with torch.inference_mode(False):

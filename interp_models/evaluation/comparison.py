@@ -1,6 +1,6 @@
 """The page that shows judged models side by side, and its pictures."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,8 +97,10 @@ def write_comparison(compared: Sequence[Compared], prototypes: Sequence[Any], pa
 def _views(compared: Sequence[Compared], n_images: int, indices: Sequence[int] | None) -> Iterator[ImageView]:
     listing = compared[0].tables.listing
     allowed = listing if indices is None else listing[listing["index"].isin(list(indices))]
-    by_row = [_by_row(one.tables.per_image) for one in compared]
-    for place in spread(len(allowed), n_images) if len(allowed) else []:
+    places = spread(len(allowed), n_images) if len(allowed) else []
+    rows = allowed["row"].iloc[places]
+    by_row = [_by_row(one.tables.per_image, rows) for one in compared]
+    for place in places:
         row, index = int(allowed["row"].iloc[place]), int(allowed["index"].iloc[place])
         maps: list[MapView] = []
         predictions, parts, pixels, reasons, totals = {}, {}, {}, {}, {}
@@ -120,9 +122,11 @@ def _views(compared: Sequence[Compared], n_images: int, indices: Sequence[int] |
         yield ImageView(image, image_id, label, predictions, maps, parts, pixels, reasons, totals, labels, explained)
 
 
-def _by_row(table: pd.DataFrame) -> dict[Any, pd.DataFrame]:
-    """The values that belong to each row of the maps, of all explainers and metrics."""
-    return dict(iter(table.groupby(table.groupby(["explainer", "metric"], sort=False).cumcount(), sort=False)))
+def _by_row(table: pd.DataFrame, rows: Iterable[int]) -> dict[Any, pd.DataFrame]:
+    """The values that belong to each of some rows of the maps, of all explainers and metrics."""
+    row = table.groupby(["explainer", "metric"], sort=False).cumcount()
+    shown = row.isin(list(rows))
+    return dict(iter(table[shown].groupby(row[shown], sort=False)))
 
 
 def _maps_of(one: Compared, of_image: pd.DataFrame, row: int) -> Iterator[MapView]:

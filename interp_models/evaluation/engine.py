@@ -4,10 +4,11 @@ import json
 import sys
 import time
 from collections import ChainMap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from interp_models.data.base import Sample, of_each, rows_of, truth_of
 from interp_models.evaluation.cache import Cache, Part
 from interp_models.evaluation.config import ExplanationConfig
 from interp_models.evaluation.plan import Spec, described, explainer_specs, make_metrics, resolve_grid
-from interp_models.evaluation.tables import Protocol, image_means, values_of
+from interp_models.evaluation.tables import Protocol, Provenance, Tables, image_means, make_tables, values_of
 from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.explainers.features import shared_passes
 from interp_models.metrics.base import METRICS, Grid, MapMetric, metrics_of
@@ -47,6 +48,8 @@ class Engine:
         example: an image (1, 3, H, W) on the model's device, of the same size as all images.
         cache: receives values and maps, and returns those of an interrupted evaluation.
         explainers: pairs of label and explainer, beside those of the plan.
+        same_classes: whether the labels of the images are classes of the model. If not, they are not compared with
+            predictions, and ground truth of single classes is unknown.
         warned: labels of explainers that were already reported as left out; new ones are added.
 
     Raises:
@@ -61,9 +64,10 @@ class Engine:
         cache: Cache,
         *,
         explainers: Iterable[tuple[str, Explainer]] = (),
+        same_classes: bool = True,
         warned: set[str] | None = None,
     ) -> None:
-        self.model, self.plan, self.cache = model, plan, cache
+        self.model, self.plan, self.cache, self.same_classes = model, plan, cache, same_classes
         self.specs, self.keys = check_plan(plan, given := dict(explainers))
         self.labels = [*(label for label, _, _ in self.specs), *given]
         self.left_out: dict[str, str] = {}
@@ -72,6 +76,8 @@ class Engine:
         """Why metrics have no values, by key: the ground truth that they need is unknown."""
         self._lacks: dict[str, str] = {}
         """Why the model cannot give what a metric needs, by its name in `Case`."""
+        self._failed: dict[str, str] = {}
+        """Why a metric has no value of an explainer for some images, by the names of both."""
         self._measured: set[str] = set()
         """Names of metrics with values for at least one batch."""
         self.bar = tqdm(disable=True)
@@ -97,13 +103,15 @@ class Engine:
                     )
             self._explainers |= given
             self.grid = resolve_grid(plan.grid, model, example)
-            self._metrics = {label: self._make_metrics(example.device) for label in self.labels}
+            self._metrics = {label: self._make_metrics(example) for label in self.labels}
             """Metrics by label of the explainer: each explainer has its own, as a metric warns if the grid of its maps
             changes."""
 
-    def _make_metrics(self, device: torch.device) -> dict[str, MapMetric]:
+    def _make_metrics(self, example: Tensor) -> dict[str, MapMetric]:
         made = make_metrics(self.plan, self.keys, self.grid)
-        return {name: metric.to(device) for name, metric in made.items()}
+        for metric in made.values():
+            metric.to(example.device).size = (example.shape[-2], example.shape[-1])
+        return made
 
     def show_progress(self, batches: int | None) -> None:
         """Show a progress bar.
@@ -172,7 +180,9 @@ class Engine:
         common |= {"prediction": prediction, "confidence": confidence}
         common |= {"target_class": target, "probability": clean}
         case = Case(
-            images, images[:, 0], target, score_fn, clean, truth_of(given, target), _correct(prediction, label),
+            images, images[:, 0], target, score_fn, clean,
+            truth_of(given if self.same_classes else _without_classes(given), target),
+            _correct(prediction, label) if self.same_classes else None,
             logit_fn=logits(prepared), patch_scores=self._patch_scores(images), watcher=watcher,
         )  # fmt: skip
         return case, common
@@ -201,7 +211,7 @@ class Engine:
         """Compute the maps of one explainer and the values of all metrics, and give them to the cache."""
         assert isinstance(case.target, Tensor)
         maps, costs = self._explained(explainer, case.images, case.target, case.truth)
-        explain = partial(explainer.attribute, target=case.target, truth=case.truth)
+        explain = partial(_explained_apart, explainer, case.target, case.truth)
         case = replace(case, maps=maps, explain=explain)
         values: dict[str, Tensor] = {}
         if case.watcher is not None:
@@ -234,14 +244,14 @@ class Engine:
             try:
                 return metric.score(case)
             except NotApplicable as error:
-                self._tell(f"{', '.join(metric.wanted)} of {name}", str(error))
+                self._failed[f"{', '.join(metric.wanted)} of {name}"] = str(error)
         return metric.undefined(case.images)
 
     def _check_metrics(self, case: Case) -> set[str]:
         """Names of the metrics that have no value for these images, as something is unknown.
 
         Raises:
-            InputError: if no metric has had any value so far.
+            InputError: if no metric has had any value so far, and other images cannot change that.
         """
         lacking: dict[str, str] = {}
         for name in dict.fromkeys(self.keys.values()):
@@ -251,17 +261,22 @@ class Engine:
             else:
                 self._measured.add(name)
         self.unmeasured |= {key: lacking[name] for key, name in self.keys.items() if name in lacking}
+        if not any("correct" in METRICS.get(name).needs for name in lacking):  # other images may have labels
+            self._check_measured()
+        return set(lacking)
+
+    def _check_measured(self) -> None:
+        """Raise `InputError` if no metric has a value."""
         if not self._measured:
             raise InputError(f"no metric applies: {'; '.join(f'{key} {why}' for key, why in self.unmeasured.items())}")
-        return set(lacking)
 
     def _target(self, prediction: Tensor, label: Tensor) -> Tensor | int:
         target = self.plan.target
         return label if target == "label" else prediction if target == "prediction" else int(target)
 
-    def _tell(self, label: str, why: str) -> None:
+    def _tell(self, label: str, why: str, what: str = "left out") -> None:
         if label not in self._warned and is_first():
-            tqdm.write(f"left out {label}: {why}", file=sys.stderr)
+            tqdm.write(f"{what} {label}: {why}", file=sys.stderr)
         self._warned.add(label)
 
     def _leave_out(self, label: str, why: str) -> None:
@@ -280,13 +295,16 @@ class Engine:
         self.left_out = {label: reasons[label] for label in self.labels if label in reasons}
         for label, why in self.left_out.items():
             self._leave_out(label, why)
-        measured = set().union(*gathered_objects(self._measured))
+        self._measured = set().union(*gathered_objects(self._measured))
         unmeasured = ChainMap(*gathered_objects(self.unmeasured))
         self.unmeasured = {
-            key: unmeasured[key] for key, name in self.keys.items() if key in unmeasured and name not in measured
+            key: unmeasured[key] for key, name in self.keys.items() if key in unmeasured and name not in self._measured
         }
+        for what, why in ChainMap(*gathered_objects(self._failed)).items():
+            self._tell(what, why, "undefined for some images:")
         for why in dict.fromkeys(self.unmeasured.values()):  # one line for all metrics with the same need
             self._tell(", ".join(key for key, own in self.unmeasured.items() if own == why), why)
+        self._check_measured()
         if not self._explainers:
             raise InputError(f"no explainer applies: {'; '.join(f'{label}: {why}' for label, why in reasons.items())}")
 
@@ -311,6 +329,20 @@ class Engine:
             protocols[key] = Protocol(plan.preset, cells, steps, fill, str(plan.target), plan.preparation, better)
         return protocols
 
+    def tables(
+        self,
+        indices: Sequence[int],
+        provenance: Provenance,
+        image_id: Callable[[int], str],
+        folder: Path | None = None,
+        without_label: int = 0,
+    ) -> Tables:
+        """The tables of the results; see `make_tables`. Call it after `agree`, on one rank if there is a folder."""
+        return make_tables(
+            self.cache, indices, self.applying, self.left_out, self.protocols, provenance, image_id, folder=folder,
+            without_label=without_label, unmeasured=self.unmeasured, control=self.plan.control,
+        )  # fmt: skip
+
     def means(self, indices: set[int]) -> dict[tuple[str, str], Tensor]:
         """The means over images by explainer and key; NaN if the metric is undefined for all images. The values of
         several labels of an image are averaged first."""
@@ -326,13 +358,26 @@ class Engine:
         return found
 
 
+def _explained_apart(explainer: Explainer, target: Tensor, truth: Truth, images: Tensor) -> Tensor:
+    """Maps of other images than those that are judged. No other explainer has them, so their passes are not kept."""
+    with shared_passes():
+        return explainer.attribute(images, target, truth)
+
+
+def _without_classes(batch: Sample) -> Sample:
+    """A batch without the ground truth of single classes."""
+    box = batch.box if batch.box_classes is None else None
+    masks = batch.masks if batch.mask_classes is None else None
+    return batch._replace(box=box, masks=masks, box_classes=None, mask_classes=None)
+
+
 def _correct(prediction: Tensor, label: Tensor) -> Tensor | None:
     """Whether each prediction is the label or, of several labels (B, K), one of them: 1, 0, or NaN if the label is
     unknown. None if no label is known."""
     if label.dim() == 2:
         known = label.new_zeros(len(label), int(prediction.max()) + 1)
         known = torch.cat([label, known], dim=1)
-        return known.gather(1, prediction[:, None])[:, 0].float()
+        return torch.where(label.any(dim=1), known.gather(1, prediction[:, None])[:, 0].float(), torch.nan)
     return torch.where(label >= 0, (prediction == label).float(), torch.nan) if bool((label >= 0).any()) else None
 
 

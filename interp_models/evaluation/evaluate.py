@@ -191,6 +191,7 @@ def _run(one: Judging, judged: Sequence[Judging], config: EvaluateConfig, option
         folder=one.results,
         provenance=Provenance(one.name, one.selection, one.seed),
         weights_and_transform=digest,
+        same_classes=one.knows_labels,
     )
     own = one.folder is not None and one.results == one.folder / "evaluation"
     trainer = make_trainer(

@@ -166,7 +166,7 @@ class Images:
             yield sample._replace(index=index)
 
     def digest(self) -> str:
-        """Digest of all pixels, labels, indices and names, in order.
+        """Digest of all pixels, labels, indices, names and ground truth, in order.
 
         Raises:
             InputError: if the images can be read only once.
@@ -175,10 +175,10 @@ class Images:
         for sample in self.batches():
             names = [self.image_id(index) for index in sample.index.tolist()]
             found.update(json.dumps([str(sample.image.dtype), list(sample.image.shape), names]).encode())
-            if sample.label.dim() > 1:
-                found.update(f"labels {tuple(sample.label.shape)}".encode())
-            for value in (sample.image, sample.label, sample.index):
-                found.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+            for name, value in sample._asdict().items():
+                if value is not None:
+                    found.update(f"{name} {tuple(value.shape)}".encode())
+                    found.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
         if self.order is None and self.first() is None:
             raise InputError("images: with folder=, images are read twice, and these can be read only once")
         return found.hexdigest()[:16]

@@ -27,7 +27,7 @@ from interp_models.evaluation.images import Images, images_of
 from interp_models.evaluation.judgement import Judgement, summary_of, write_pictures
 from interp_models.evaluation.normalisation import classifier_of, device_of
 from interp_models.evaluation.plan import cache_keys, check_written, metric_keys
-from interp_models.evaluation.tables import Provenance, Tables, compare_again, finished, make_tables, own_folder
+from interp_models.evaluation.tables import Provenance, Tables, compare_again, finished, own_folder
 from interp_models.explainers.base import Explainer
 
 Picture = np.ndarray[Any, Any]
@@ -154,16 +154,19 @@ def judge(
 
 @contextmanager
 def _together() -> Iterator[None]:
-    """Refuse on all ranks what one of them refuses inside, where none may wait for another one."""
-    refused: InputError | None = None
+    """Stop all ranks if one of them stops inside, where none may wait for another one."""
+    stopped: Exception | None = None
     try:
         yield
-    except InputError as error:
+    except Exception as error:
         if rank_and_ranks()[1] == 1:
             raise
-        refused = error
-    for message in filter(None, gathered_objects(None if refused is None else str(refused))):
-        raise InputError(message) from refused
+        stopped = error
+    messages = gathered_objects(None if stopped is None else str(stopped) or type(stopped).__name__)
+    if stopped is not None and not isinstance(stopped, InputError):
+        raise stopped
+    for message in filter(None, messages):
+        raise InputError(message) from stopped
 
 
 @contextmanager
@@ -209,13 +212,14 @@ def _judged(
     same_classes = len(source.classes) in (0, columns)
     cache: FolderCache | MemoryCache = MemoryCache()
     with _together():
-        engine = Engine(model, plan, first.image[:1].to(device_of(model)), cache, explainers=given)
+        example = first.image[:1].to(device_of(model))
+        engine = Engine(model, plan, example, cache, explainers=given, same_classes=same_classes)
     if folder is not None:
         engine.cache = cache = _folder_cache(folder, engine, source, [digest, about])
         if gathered_objects(_is_finished(folder, cache))[0]:
-            if is_first():
-                compare_again(folder, plan.control)
-            wait_for_all()
+            with _together():
+                if is_first():
+                    compare_again(folder, plan.control)
             return Judgement.load(folder)
     indices, without_label, pictures = _judge_all(engine, source, progress)
     if not indices:
@@ -228,16 +232,13 @@ def _judged(
     classes = tuple(about["classes"]) or (tuple(source.classes) if same_classes else ())
     wait_for_all()
     tables: Tables | None = None
-    if folder is None or is_first():
-        provenance = Provenance(about["name"], "as given", None)
-        if folder is not None:
-            (folder / "results.json").unlink(missing_ok=True)  # it says that all is there, so it is the last to come
-            write_pictures(folder, pictures, classes, described)
-        tables = make_tables(
-            cache, indices, engine.applying, engine.left_out, engine.protocols, provenance, source.image_id, folder,
-            without_label, engine.unmeasured, plan.control,
-        )  # fmt: skip
-    wait_for_all()
+    with _together():
+        if folder is None or is_first():
+            provenance = Provenance(about["name"], "as given", None)
+            if folder is not None:
+                (folder / "results.json").unlink(missing_ok=True)  # it says that all is there, so it comes last
+                write_pictures(folder, pictures, classes, described)
+            tables = engine.tables(indices, provenance, source.image_id, folder, without_label)
     if tables is None:
         assert folder is not None
         return Judgement.load(folder)

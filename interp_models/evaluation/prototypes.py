@@ -15,6 +15,7 @@ from tqdm import tqdm
 from interp_models.core.files import whole, write_json
 from interp_models.core.modes import evaluating, full_float32
 from interp_models.core.truth import WORDS
+from interp_models.data.base import truth_of
 from interp_models.data.contents import together
 from interp_models.data.module import DataModule, data_of
 from interp_models.evaluation.cache import METHOD_VERSION
@@ -100,9 +101,8 @@ class PrototypeEvaluation(pl.Callback):
                 continue
             for batch in _watched(data, name, shown):
                 images, label, number = (x.to(device) for x in (batch.image, batch.label, batch.index))
-                parts, visible = (None if x is None else x.to(device) for x in (batch.parts, batch.visible))
-                mask = None if batch.masks is None else batch.masks[:, 0].to(device)
-                found = Found(images, module(images).maps, label, number, parts, visible, mask)
+                truth = truth_of(batch, batch.label).checked(images)
+                found = Found(images, module(images).maps, label, number, truth.parts, truth.visible, truth.mask)
                 for metric in looking:
                     metric.update(module, found)
         return metrics

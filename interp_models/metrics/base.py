@@ -112,6 +112,8 @@ class MapMetric(Measure, ABC):
         if steps < 1 or (batch is not None and batch < 1) or (grid is not None and min(grid) < 1):
             raise InputError(f"max_steps, batch and grid must be at least 1; got {max_steps}, {batch}, {grid}")
         self.grid, self.max_steps, self.batch = grid, steps, batch
+        self.size: Grid | None = None
+        """Height and width of the images, on which the steps of a preset by pixels depend; None before the first."""
         self._kept: Grid | None = None
         """Grid of the maps whose values were kept."""
         self._seen: Grid | None = None
@@ -193,7 +195,7 @@ class MapMetric(Measure, ABC):
         """
         case = checked_case(as_case(case, images, maps, target, clean))
         self.check_needs(case)
-        images, own = case.images, case.maps
+        images, own, self.size = case.images, case.maps, case.size
         if self.grid is None:
             self._tell_grid((own.shape[1], own.shape[2]), case.size)
         with torch.no_grad(), full_float32(), checked_images():
@@ -213,7 +215,7 @@ class MapMetric(Measure, ABC):
         for key in self.wanted:
             value = values[key].float().to(constant.device)
             found[key] = value.masked_fill(constant.view(-1, *[1] * (value.dim() - 1)), torch.nan)
-            if bool(value.isinf().any()):
+            if bool(found[key].isinf().any()):
                 raise InputError(f"metric {type(self).__name__}: {key} is infinite for an image; undefined is NaN")
         return found
 
@@ -303,7 +305,8 @@ class MapMetric(Measure, ABC):
 
     def steps(self, grid: Grid) -> int:
         """Number of steps of a curve of a map with this grid."""
-        return self.max_steps if self.preset.pixels else len(self.preset.counts(grid[0] * grid[1], self.max_steps)) - 1
+        rows, columns = (self.size or (self.max_steps, 1)) if self.preset.pixels else grid
+        return len(self.preset.counts(rows * columns, self.max_steps)) - 1
 
     def wants(self, *keys: str) -> bool:
         """Whether at least one of these keys is wanted."""

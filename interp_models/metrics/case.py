@@ -8,11 +8,10 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from interp_models.core.batches import default_batch
 from interp_models.core.distances import Watcher
 from interp_models.core.errors import InputError
-from interp_models.core.inputs import check_clean, check_images, check_probabilities, check_unit, pixel_range
-from interp_models.core.scoring import ScoreFn, per_image, resolve_target
+from interp_models.core.inputs import check_clean, check_images, check_unit, pixel_range
+from interp_models.core.scoring import ScoreFn, per_image
 from interp_models.core.truth import WORDS as TRUTH
 from interp_models.core.truth import Truth
 from interp_models.metrics import perturbation
@@ -76,13 +75,14 @@ class Case:
 
     def once(self, name: str, compute: Callable[[], T]) -> T:
         """The result of `compute`, which does not depend on the maps. It is computed once for all explainers of the
-        same images, if their cases have the same `shared`."""
-        if name not in self.shared:
+        same images and targets, if their cases have the same `shared`."""
+        own = (self.images, self._targets)
+        if name not in self.shared or not all(map(_equal, self.shared[name][:2], own)):
             with self.watched() as features:
-                self.shared[name] = compute(), features
-        found: T = self.shared[name][0]
+                self.shared[name] = (*own, compute(), features)
+        found: T = self.shared[name][2]
         if self.watcher is not None:
-            self.watcher.see_again(self.shared[name][1])
+            self.watcher.see_again(self.shared[name][3])
         return found
 
     def watched(self, *keys: str) -> AbstractContextManager[Tensor | None]:
@@ -146,21 +146,6 @@ class Case:
         score_fn = self._scorer if score_fn is None else score_fn
         return perturbation.without(score_fn, self.images, fill, cells, self._targets, batch)
 
-    def of_patches(self, kept: Tensor, batch: int | None = None) -> Tensor:
-        """The target's probability (B,) if the transformer sees only some patches.
-
-        Args:
-            kept: positions of the patches, row by row from 0, int64 (B, k).
-            batch: images per forward pass; None chooses it for the device.
-        """
-        assert self.patch_scores is not None
-        size = batch or default_batch(self.images)
-        parts = zip(torch.split(self.images, size), torch.split(kept, size), strict=True)
-        scores = torch.cat([self.patch_scores(images, own) for images, own in parts])
-        labels = getattr(self.patch_scores, "of_labels", False)
-        self.once("check of patch_scores", lambda: check_probabilities(scores, len(scores), labels=labels))
-        return scores.gather(1, resolve_target(self._targets, scores)[:, None])[:, 0]
-
     def lacks(self, needed: Sequence[str]) -> str:
         """Why a metric that needs this does not apply; empty if all is known."""
         unknown = [need for need in needed if getattr(self.truth if need in TRUTH else self, need) is None]
@@ -169,6 +154,10 @@ class Case:
         if unknown == ["patch_scores"]:
             return f"needs {words[0]}"
         return f"needs {' and '.join(words)}, which is unknown here" if words else ""
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a is b or torch.equal(a, b)
 
 
 def as_case(case: Any, images: Any, maps: Any, target: Any, clean: Any) -> Any:

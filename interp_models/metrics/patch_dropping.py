@@ -1,10 +1,14 @@
 """Deletion and insertion curves of vision transformers by dropping patches."""
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from interp_models.core.batches import default_batch
+from interp_models.core.inputs import finite
+from interp_models.core.scoring import checked, resolve_target
 from interp_models.metrics.base import METRICS, Grid, MapMetric
 from interp_models.metrics.case import Case
 from interp_models.metrics.perturbation import is_constant, to_grid, trapezoid
@@ -40,22 +44,27 @@ class PatchDropping(MapMetric):
 
     def _score(self, case: Case) -> dict[str, Tensor]:
         assert case.patch_scores is not None
-        maps = to_grid(case.maps, case.patch_scores.grid)
+        maps, score = to_grid(case.maps, case.patch_scores.grid), checked(case.patch_scores)
         values: dict[str, Tensor] = {}
         for key, order in (("patch_dauc", maps), ("patch_iauc", -maps)):
             if self.wants(key):
                 with case.watched(key):
-                    values[key] = self._mean(case, order).masked_fill(is_constant(maps), torch.nan)
+                    values[key] = self._mean(case, score, order).masked_fill(is_constant(maps).cpu(), torch.nan)
         return values
 
-    def _mean(self, case: Case, maps: Tensor) -> Tensor:
-        """Mean score (B,) while patches are dropped, those with the largest values of the maps (B, h, w) first."""
+    def _mean(self, case: Case, score: Callable[..., Tensor], maps: Tensor) -> Tensor:
+        """Mean score (B,), float64 on the CPU, while patches are dropped, those with the largest values of the maps
+        (B, h, w) first."""
         patches = maps[0].numel()
         if patches == 1:
-            return maps.new_full((len(maps),), torch.nan)
+            return torch.full((len(maps),), torch.nan, dtype=torch.float64)
         counts = sorted({min(count, patches - 1) for count in self.preset.counts(patches, self.max_steps)})
         order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
-        scores = [case.known_clean, *(case.of_patches(order[:, count:], self.batch) for count in counts[1:])]
+        size, scores = self.batch or default_batch(case.images), [case.known_clean]
+        for count in counts[1:]:
+            parts = zip(torch.split(case.images, size), torch.split(order[:, count:], size), strict=True)
+            found = finite(torch.cat([score(images, kept) for images, kept in parts]))
+            scores.append(found.gather(1, resolve_target(case.target, found)[:, None])[:, 0].to(scores[0].dtype))
         return trapezoid(torch.stack(scores, dim=1), [count / counts[-1] for count in counts])
 
     def protocol(self, key: str, grid: Grid) -> tuple[int | None, str]:

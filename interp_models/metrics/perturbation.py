@@ -8,6 +8,7 @@ from torch import Tensor
 
 from interp_models.core.batches import all_scores, scores_of_variants
 from interp_models.core.errors import InputError
+from interp_models.core.inputs import finite
 from interp_models.core.maps import full_precision
 from interp_models.core.scoring import ScoreFn, resolve_target
 
@@ -125,7 +126,7 @@ def box_blur(images: Tensor) -> Tensor:
 
 def score_all(score_fn: ScoreFn, images: Tensor, target: Tensor, batch: int | None = None) -> Tensor:
     """The target's score of each image (B,), computed a few images at a time."""
-    scores = all_scores(score_fn, images, batch)
+    scores = finite(all_scores(score_fn, images, batch))
     return scores.gather(1, resolve_target(target, scores)[:, None])[:, 0]
 
 

@@ -98,7 +98,10 @@ class BoxSplit(MapMetric):
         clean, known = case.known_clean, inside.any(dim=(1, 2))
         values: dict[str, Tensor] = {}
         for where, part in (("box", inside), ("outside", ~inside)):
-            with case.watched(*(key for key in self.keys if key.endswith(where))):
+            own = [key for key in self.keys if key.endswith(where)]
+            if not self.wants(*own):
+                continue
+            with case.watched(*own):
                 score = case.scores(case.images * mask * part[:, None], self.batch)
             found = {"ad": drop(clean, score), "ag": gain(clean, score), "ai": (score > clean).float()}
             values |= {f"{key}_{where}": value.where(known, torch.nan) for key, value in found.items()}

@@ -201,3 +201,27 @@ def test_equal_features_have_no_distance_though_they_are_rounded():
     assert distance(of(along), of(along + 1)) is None
     along[0] += 1
     assert distance(of(along), of(along + 1)) == pytest.approx(1 / 0.4, rel=1e-3)
+
+
+def test_features_are_those_of_the_last_layer_whatever_the_preparation():
+    """A network that ends in a convolution with batch norm and ReLU, which the exact copy computes in one kernel."""
+    torch.manual_seed(0)
+    block = lambda i, o: (nn.Conv2d(i, o, 3, 2, 1), nn.BatchNorm2d(o), nn.ReLU())  # noqa: E731
+    net = nn.Sequential(*block(3, 8), *block(8, 8), *block(8, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    net[7].weight.data *= 30  # so that outputs are no probabilities
+    images = torch.rand(4, 3, 32, 32)
+    options = {"metrics": ["ad"], "explainers": ["center_gaussian"], "normalize": None}
+    found = [judge(net, images, preparation=how, **options).summary["distance"].item() for how in ("exact", "none")]
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+    assert last_layer(net, images[:1]) == "6"
+
+
+def test_features_that_are_not_finite_have_no_distance():
+    clean, perturbed = torch.rand(5, DIRECTIONS).double(), torch.rand(5, DIRECTIONS).double()
+
+    def of(rows):
+        return torch.cat([torch.tensor([float(len(rows))]), rows.sum(dim=0), rows.square().sum(dim=0)])
+
+    assert distance(of(clean), of(perturbed)) > 0
+    perturbed[2, 3] = torch.nan
+    assert distance(of(clean), of(perturbed)) is None

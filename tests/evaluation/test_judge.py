@@ -23,6 +23,7 @@ import interp_models
 from interp_models import EXPLAINERS, METRICS, Classifier, InputError, judge, probabilities
 from interp_models.core.errors import NotApplicable
 from interp_models.core.scoring import logits
+from interp_models.data.base import Sample, collate
 from interp_models.evaluation.judgement import Judgement
 from interp_models.evaluation.statistics import interval
 from interp_models.explainers import GradCAM
@@ -425,4 +426,119 @@ def test_a_metric_for_which_an_explainer_cannot_explain_is_undefined(capsys: pyt
     assert rows["Once", "max_sensitivity"]["n_undefined"] == 3
     assert rows["Once", "ad"]["mean"] == rows["GradCAM", "ad"]["mean"] is not None
     assert rows["GradCAM", "max_sensitivity"]["n_undefined"] == 0
-    assert "max_sensitivity of Once: these images are too noisy" in capsys.readouterr().err
+    line = "undefined for some images: max_sensitivity of Once: these images are too noisy"
+    assert line in capsys.readouterr().err
+
+
+class Contrast(nn.Module):
+    """A network whose scores are NaN for an image of one colour: it divides by the spread of the pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        spread = x.std(dim=(1, 2, 3), keepdim=True)
+        return self.net((x - x.mean(dim=(1, 2, 3), keepdim=True)) / spread)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("batch", [2, None])
+@pytest.mark.parametrize("metric", ["dauc", "idsds", "monotonicity"])
+def test_scores_of_changed_images_that_are_not_finite_are_refused(metric: str, batch: int | None) -> None:
+    """A comparison with NaN is false: it would look like a score that does not rise. Other metrics still work."""
+    options: dict[str, Any] = {"grid": (4, 4), "normalize": None, "batch": batch, "progress": False}
+    images = pictures(2)
+    images[:, :, 8:], images[:, :, :, 8:] = 0, 0  # without the first cell, all is black
+    judge(Contrast(), images, ["random"], ["gini"], **options)
+    judge(network().eval(), images, ["random"], [metric], **options)
+    with pytest.raises(InputError, match="returns NaN or infinite values for an image of which a part was changed"):
+        judge(Contrast(), images, ["random"], [metric], **options)
+
+
+def test_ground_truth_is_part_of_what_a_folder_has_results_of(tmp_path: Path) -> None:
+    """The same pixels with other boxes are other images; with the same ones they are not judged again."""
+    found = []
+    for corner in (0, 0, 16):
+        box = torch.tensor([[[corner, corner, corner + 16, corner + 16]]]).float().expand(7, -1, -1)
+        sample = Sample(pictures(), torch.zeros(7, dtype=torch.long), torch.arange(7), box=box)
+        loader = DataLoader([sample], batch_size=None)  # type: ignore[arg-type, var-annotated]
+        options: dict[str, Any] = {"normalize": None, "grid": (4, 4), **QUICK}
+        result = judge(
+            network().eval(), loader, ["center_gaussian", "gradient"], ["energy"], folder=tmp_path, **options
+        )
+        found.append(list(values(result, "gradient", "energy")))
+    assert found[0] == found[1] != found[2]
+
+
+def test_labels_of_other_classes_are_not_compared_with_predictions() -> None:
+    """A network of 4 classes on images of 2 classes: no prediction is right or wrong, and boxes of a class are unknown.
+    Boxes that do not say their class are those of the object."""
+    box = torch.tensor([[[0.0, 0.0, 16.0, 16.0]]]).expand(6, -1, -1)
+    labels = torch.tensor([0, 1] * 3)
+    classes = torch.zeros(6, 1, dtype=torch.long)
+
+    class Two(torch.utils.data.Dataset[Any]):
+        classes = ("cat", "dog")
+
+        def __init__(self, box_classes: Tensor | None) -> None:
+            self.box_classes = box_classes
+
+        def __len__(self) -> int:
+            return 6
+
+        def __getitem__(self, i: int) -> Sample:
+            own = None if self.box_classes is None else self.box_classes[i]
+            return Sample(pictures(6)[i], int(labels[i]), i, box=box[i], box_classes=own)
+
+    def judged(net: nn.Module, of_class: Tensor | None) -> Judgement:
+        loader = DataLoader(Two(of_class), batch_size=3, collate_fn=collate)
+        options: dict[str, Any] = {"grid": (4, 4), "normalize": None, **QUICK}
+        return judge(net, loader, ["gradient", "random"], ["ad", "om", "pointing"], **options)
+
+    assert not judged(network(k=2).eval(), None).left_out
+    plain, of_class = judged(network().eval(), None), judged(network().eval(), classes)
+    assert set(plain.left_out) == {"om"}
+    assert set(of_class.left_out) == {"om", "pointing"}
+
+
+def test_images_of_a_later_batch_may_have_the_labels_that_a_metric_needs() -> None:
+    boxes = torch.tensor([[[0.0, 0.0, 16.0, 16.0]]]).expand(2, -1, -1)
+    batches = [
+        Sample(pictures(4)[2 * i : 2 * i + 2], torch.full((2,), label), torch.arange(2) + 2 * i, box=boxes)
+        for i, label in enumerate((-1, 1))
+    ]
+    options: dict[str, Any] = {"grid": (4, 4), "normalize": None, **QUICK}
+    for own in (batches, batches[::-1]):
+        loader = DataLoader(own, batch_size=None)  # type: ignore[arg-type, var-annotated]
+        (row,) = judge(network().eval(), loader, ["gradient"], ["om"], **options).tables.rows
+        assert (row["n"], row["n_undefined"]) == (4, 2)
+    loader = DataLoader(batches[:1], batch_size=None)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="no metric applies: om needs the label of every image"):
+        judge(network().eval(), loader, ["gradient"], ["om"], **options)
+
+
+def test_curves_of_pixels_say_how_many_steps_they_take(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"explainers": ["random"], "metrics": ["dauc"], "normalize": None, "progress": False}
+    for side, steps in ((8, 64), (28, 196), (32, 205)):
+        found = judge(network().eval(), pictures(1, side), preset="rise", **options)
+        assert {row["steps"] for row in found.tables.rows} == {steps}
+
+
+def test_passes_of_changed_images_are_not_kept() -> None:
+    """A metric that explains changed images shares no pass with another explainer."""
+    from interp_models.explainers import features
+
+    kept: list[int] = []
+
+    class Counts(GradCAM):
+        def _attribute(self, inputs: Tensor, target: Tensor) -> Tensor:
+            shared = features._shared.get()
+            assert shared is not None
+            kept.append(len(shared))
+            return super()._attribute(inputs, target)
+
+    net = network().eval()
+    explainers = [Counts(net), GradCAM(net, layer="3"), Counts(net)]
+    judge(net, pictures(3), explainers, ["max_sensitivity"], normalize=None, **QUICK)
+    assert len(kept) == 22
+    assert max(kept) <= 2

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from interp_models import DATASETS, EXPLAINERS, METRICS, Classifier, InputError, judge, load, probabilities
+from interp_models.evaluation.engine import _correct
 from interp_models.evaluation.judgement import Judgement
 from interp_models.evaluation.statistics import interval
 from interp_models.evaluation.tables import image_means, read_tables
@@ -355,3 +356,8 @@ def test_a_run_judges_image_files(run: Path, script: Script, tmp_path: Path) -> 
     done = script("evaluate", run, *QUICK_EVALUATION, "explainers=[random]", "target=label", *data)
     assert done.code == 2
     assert done.err.endswith("target label: the images have no labels; target=prediction works\n")
+
+
+def test_an_image_without_a_label_is_neither_right_nor_wrong() -> None:
+    label = torch.tensor([[False, True], [False, False], [True, False]])
+    np.testing.assert_array_equal(_correct(torch.tensor([1, 0, 1]), label), [1.0, np.nan, 0.0])

@@ -1,5 +1,6 @@
 """Metrics of the effects of cells, and of the curves' variants, against loops in numpy that share no code with them."""
 
+import dataclasses
 import functools
 from itertools import pairwise
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from scipy import ndimage, stats
 
-from interp_models import METRICS
+from interp_models import METRICS, probabilities
 from interp_models.core.errors import InputError
 from interp_models.core.truth import Truth
 from interp_models.metrics import Case
@@ -17,6 +18,7 @@ from interp_models.metrics.imputation import impute
 from interp_models.metrics.perturbation import rise_blur
 from interp_models.metrics.presets import PRESETS
 from interp_models.metrics.road import FRACTIONS, NOISE
+from tests.conftest import PoolLinear
 
 HEIGHT, WIDTH, GRID = 16, 24, (4, 6)  # weights of bilinear upsampling are eighths, so that ties are exact
 CELLS = GRID[0] * GRID[1]
@@ -430,3 +432,15 @@ def test_images_of_other_channels_turn_black(channels):
             assert METRICS.build(name, {"grid": (4, 6)}).score(case)
     with pytest.raises(InputError, match=f"ImageNet's mean colour has 3 channels; the images have {channels}"):
         METRICS.build("dauc", {"preset": "rise"}).score(case)
+
+
+def test_effects_of_another_class_are_measured_anew():
+    """What is measured once for all explainers belongs to the images and their classes."""
+    torch.manual_seed(0)
+    net, images, maps = PoolLinear().eval(), torch.rand(3, 3, 16, 16), torch.rand(3, 4, 4)
+    metric = METRICS.build("monotonicity", {"grid": (4, 4)})
+    case = Case(images, maps, 0, probabilities(net))
+    metric.score(case)
+    for other in ({"target": 2}, {"images": images.flip(0)}):
+        shared, fresh = dataclasses.replace(case, **other), dataclasses.replace(case, **other, shared={})
+        torch.testing.assert_close(metric.score(shared), metric.score(fresh), equal_nan=True)
