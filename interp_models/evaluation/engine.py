@@ -266,8 +266,8 @@ class Engine:
         return set(lacking)
 
     def _check_measured(self) -> None:
-        """Raise `InputError` if no metric has a value."""
-        if not self._measured:
+        """Raise `InputError` if batches were judged and no metric has a value."""
+        if self.unmeasured and not self._measured:
             raise InputError(f"no metric applies: {'; '.join(f'{key} {why}' for key, why in self.unmeasured.items())}")
 
     def _target(self, prediction: Tensor, label: Tensor) -> Tensor | int:
