@@ -23,6 +23,8 @@ from interp_models.metrics.perturbation import min_max
 from studies.controls import is_control
 
 Row = Mapping[str, Any]
+SHOWN = 8
+"""At most so many maps that share the first rank are named."""
 
 
 def of_metric(rows: Sequence[Row]) -> list[str]:
@@ -32,8 +34,8 @@ def of_metric(rows: Sequence[Row]) -> list[str]:
     apart = [row for row in methods if row["p"] is not None and row["p"] < LEVEL]
     better = sum(row["superiority"] > 0.5 for row in apart)
     first = [row["explainer"] for row in rows if row["rank"] == 1]
-    names = ", ".join(f"`{name}`" for name in first[:3]) + (f" and {len(first) - 3} more" if len(first) > 3 else "")
-    places = ", ".join(f"`{row['explainer']}` {row['rank'] or '–'}" for row in controls)
+    names = ", ".join(f"`{name}`" for name in first) if len(first) <= SHOWN else f"{len(first)} maps"
+    places = ", ".join(str(row["rank"] or "–") for row in controls)
     far = [row["distance"] for row in methods if row["distance"] is not None]
     arrow = "↑" if rows[0]["higher_is_better"] else "↓"
     return [
@@ -65,7 +67,9 @@ def tables(results: Mapping[str, Any]) -> str:
     for row in results["rows"]:
         by_metric.setdefault(row["metric"], []).append(row)
     control = next((row["control"] for row in results["rows"] if row["control"]), None)
-    head = ["Metric", f"Better / worse than `{control}` / not told apart", "First", "Ranks of controls", "Distance"]
+    first = next(iter(by_metric.values()), [])
+    names = ", ".join(f"`{row['explainer']}`" for row in first if is_control(row["options"]["name"]))
+    head = ["Metric", f"Better / worse than `{control}` / not told apart", "First", f"Ranks of {names}", "Distance"]
     ranked = sorted(results["mean_ranks"], key=lambda name: float(results["mean_ranks"][name][0]))
     return "\n\n".join(
         [

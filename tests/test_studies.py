@@ -240,7 +240,8 @@ def test_a_table_of_metrics_counts_what_can_be_told_apart() -> None:
     ]  # fmt: skip
     ranks = {"gradcam": (1.5, 0.5), "rise": (1.25, 0.4)}
     found = every_metric.tables({"rows": rows, "mean_ranks": ranks, "costs": {"rise": {"passes": 1001.0}}})
-    assert "| `dauc` ↓ | 2 / 1 / 1 | `gradcam`, `rise` | `random` 5, `edges` – | 0.50 |" in found
+    assert "| First | Ranks of `random`, `edges` | Distance |" in found
+    assert "| `dauc` ↓ | 2 / 1 / 1 | `gradcam`, `rise` | 5, – | 0.50 |" in found
     assert found.endswith("| `rise` | 1.2 ± 0.4 | 1001 | – |\n| `gradcam` | 1.5 ± 0.5 | – | – |")
 
 
