@@ -76,7 +76,7 @@ def scores_of_variants(
         if not first:  # only once, because it waits for the device
             target = resolve_target(target, found[:1].expand(len(images), -1))
         scores[first : first + len(jobs)] = found.gather(1, target[b][:, None])[:, 0].to(scores.dtype)
-    return finite(scores).view(len(images), count)
+    return finite(scores.view(len(images), count))
 
 
 def default_batch(images: Tensor) -> int:

@@ -169,16 +169,24 @@ def check_probabilities(scores: object, batch: int, *, labels: bool = False) -> 
         raise InputError(f"{wanted}, in [0, 1] and with row sums of 1; got values from {low:.3g} to {high:.3g}; {mend}")
 
 
-def finite(scores: Tensor) -> Tensor:
+def finite(scores: Tensor, *, of_images: bool = True) -> Tensor:
     """The scores themselves.
+
+    Args:
+        scores: (B, ...).
+        of_images: whether each row belongs to one of the images; then the message says to which.
 
     Raises:
         InputError: if one of them is NaN or infinite: a comparison with NaN is false, so it would look like a result.
     """
-    if not bool(scores.isfinite().all()):
+    broken = ~scores.detach().isfinite()
+    if bool(broken.any()):
+        which = "a copy of an image with a part changed"
+        if of_images:
+            which = f"image {int(broken.flatten(1).any(dim=1).nonzero()[0])}, or for a copy of it with a part changed"
         raise InputError(
-            "the model returns NaN or infinite values for an image of which a part was changed, such as a black image; "
-            "expected finite logits for all images in [0, 1]"
+            f"the model returns NaN or infinite values for {which}; expected finite logits for all images in [0, 1], "
+            "also for a black one"
         )
     return scores
 

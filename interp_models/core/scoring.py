@@ -236,7 +236,7 @@ def checked(score_fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
         scores = score_fn(images, *more)
         if not seen:
             if isinstance(scores, Tensor):
-                finite(scores)
+                finite(scores, of_images=False)
             check_probabilities(scores, len(images), labels=getattr(score_fn, "of_labels", False))
             seen = True
         return scores

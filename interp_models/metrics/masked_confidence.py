@@ -65,7 +65,7 @@ class MaskedConfidence(MapMetric):
                 removed = case.scores(images * (1 - mask), self.batch)
             values["add"] = drop(clean, removed, clip=self.preset.clip_add)
             values["context_increase"] = (removed > clean).float()
-        return values
+        return {key: values[key] for key in self.keys if key in values}
 
     def protocol(self, key: str, grid: Grid) -> tuple[int | None, str]:
         """No steps; masked pixels are black."""

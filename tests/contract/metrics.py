@@ -75,7 +75,7 @@ def case(
     correct = (images[:, 2, 0, 0] > 0.15).float()
 
     def logits(x: Tensor) -> Tensor:
-        return score(x).float().log()
+        return score(x).float().clamp(min=1e-30).log()  # infinite logits are refused
 
     own = OfPatches(score, (3, 4))
     return Case(images, maps, target, score, clean, truth or truth_of(images), correct, explain, logits, own)
