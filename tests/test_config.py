@@ -408,7 +408,7 @@ def test_the_module_runs_both_commands(capsys: pytest.CaptureFixture[str]) -> No
     assert main(["train", "--seed"]) == main(["trian"]) == 2
     assert main(["evaluate", "--list"]) == 0
     out, err = capsys.readouterr()
-    assert out.startswith(f"{__version__}\neval/every_metric ")
+    assert out.startswith(f"{__version__}\neval/all_methods ")
     assert err.splitlines()[1] == "error: unknown command 'trian'; did you mean 'train'?"
 
 

@@ -18,7 +18,7 @@ from interp_models import Classifier, InputError, judge
 from interp_models.core import prepared
 from interp_models.core.digests import code_digest, network_digest
 from interp_models.core.files import locked
-from interp_models.evaluation import judge as module
+from interp_models.evaluation.engine import Engine
 from interp_models.evaluation.judgement import PICTURES, Judgement
 from interp_models.explainers import GradCAM
 from tests import processes
@@ -153,7 +153,7 @@ def test_results_never_stand_beside_pictures_of_other_images(tmp_path: Path, mon
     first = judge(network(), pictures(), folder=tmp_path, **ONE)
     others = pictures(4).flip(3)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "make_tables", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Engine, "tables", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             judge(network(), others, folder=tmp_path, **ONE)
     again = judge(network(), pictures(), folder=tmp_path, **ONE)
