@@ -16,6 +16,10 @@ ROUNDING = 1e-3
 """Tolerance outside [0, 1], for rounding errors in pixels."""
 
 
+CHANGED = ", or for a copy of it with a part changed; expected finite logits for all images in [0, 1], also a black one"
+"""Ending of messages about scores that are not finite."""
+
+
 def check_images(images: object, name: str = "inputs") -> None:
     """Raise `InputError` unless images are a float tensor (B, C, H, W) with at least one image.
 
@@ -166,28 +170,20 @@ def check_probabilities(scores: object, batch: int, *, labels: bool = False) -> 
         raise InputError(f"{wanted} of at least two classes; got one column, p; return torch.cat([1 - p, p], dim=1)")
     if not are_probabilities(scores, 0.01):
         low, high = torch.stack(torch.aminmax(scores.detach().float())).tolist()
+        mend = mend if not math.isnan(low) else f"the model returns NaN or infinite values for an image{CHANGED}"
         raise InputError(f"{wanted}, in [0, 1] and with row sums of 1; got values from {low:.3g} to {high:.3g}; {mend}")
 
 
-def finite(scores: Tensor, *, of_images: bool = True) -> Tensor:
-    """The scores themselves.
-
-    Args:
-        scores: (B, ...).
-        of_images: whether each row belongs to one of the images; then the message says to which.
+def finite(scores: Tensor) -> Tensor:
+    """The scores (B, ...) of B images themselves.
 
     Raises:
         InputError: if one of them is NaN or infinite: a comparison with NaN is false, so it would look like a result.
     """
     broken = ~scores.detach().isfinite()
     if bool(broken.any()):
-        which = "a copy of an image with a part changed"
-        if of_images:
-            which = f"image {int(broken.flatten(1).any(dim=1).nonzero()[0])}, or for a copy of it with a part changed"
-        raise InputError(
-            f"the model returns NaN or infinite values for {which}; expected finite logits for all images in [0, 1], "
-            "also for a black one"
-        )
+        which = int(broken.flatten(1).any(dim=1).nonzero()[0])
+        raise InputError(f"the model returns NaN or infinite values for image {which}{CHANGED}")
     return scores
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from interp_models.core.endings import Ending, without
 from interp_models.core.errors import InputError
-from interp_models.core.inputs import check_images_for, check_probabilities, finite, fitting
+from interp_models.core.inputs import check_images_for, check_probabilities, fitting
 from interp_models.core.known import known_of
 from interp_models.core.maps import at_least_float32
 from interp_models.core.modes import alone, evaluating, full_float32
@@ -235,8 +235,6 @@ def checked(score_fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
         nonlocal seen
         scores = score_fn(images, *more)
         if not seen:
-            if isinstance(scores, Tensor):
-                finite(scores, of_images=False)
             check_probabilities(scores, len(images), labels=getattr(score_fn, "of_labels", False))
             seen = True
         return scores
