@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from interp_models import MODELS
 from interp_models.core.eager import eagerly
 from interp_models.core.known import known_of
-from interp_models.core.prepared import KERNELS, Prepared, _Fused, prepare, release
+from interp_models.core.prepared import KERNELS, Fused, Prepared, prepare, release
 from interp_models.core.scoring import logits_of
 from tests.conftest import TINY, tiny_options
 
@@ -73,7 +73,7 @@ def test_scores_are_the_models(name: str) -> None:
 @pytest.mark.parametrize("options", [{}, {"stride": 2, "groups": 4}, {"padding": (0, 2), "dilation": 2, "bias": False}])
 def test_fused_convolutions_are_one_after_the_other(activation: type[nn.Module], options: dict[str, Any]) -> None:
     convolution, x = nn.Conv2d(4, 8, 3, **options), 4 * torch.randn(3, 4, 9, 12)
-    fused = _Fused(convolution, activation())
+    fused = Fused(convolution, activation())
     expected = fused(x)
     assert expected.requires_grad
     with torch.no_grad():
@@ -84,18 +84,18 @@ def test_fused_convolutions_are_one_after_the_other(activation: type[nn.Module],
 def test_a_copy_is_fused_and_a_wrong_kernel_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     net, images = trained(timm.create_model("tf_efficientnet_lite0", num_classes=4)).eval(), torch.rand(2, 3, 64, 64)
     made = prepare(net, images)
-    assert sum(isinstance(part, _Fused) for part in made.modules()) == 44
+    assert sum(isinstance(part, Fused) for part in made.modules()) == 44
     monkeypatch.setitem(KERNELS, nn.ReLU6, ("hardtanh", [0.0, 5.0]))
     release(net)
     with pytest.warns(UserWarning, match="logits of its copy are"):
         assert prepare(net, images) is net
-    assert not any(isinstance(part, _Fused) for part in prepare(net, images, "bfloat16").modules())
+    assert not any(isinstance(part, Fused) for part in prepare(net, images, "bfloat16").modules())
 
 
 def test_a_copy_that_errs_with_gradients_alone_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     net, images = trained(NETS["efficientnet"]()).eval(), torch.rand(2, 3, 64, 64)
-    right = _Fused.forward
-    monkeypatch.setattr(_Fused, "forward", lambda part, x: right(part, x) * (0.9 if torch.is_grad_enabled() else 1.0))
+    right = Fused.forward
+    monkeypatch.setattr(Fused, "forward", lambda part, x: right(part, x) * (0.9 if torch.is_grad_enabled() else 1.0))
     with pytest.warns(UserWarning, match="logits of its copy are"):
         assert prepare(net, images) is net
 
