@@ -15,8 +15,8 @@ from interp_models.data.module import DataModule, data_of
 from interp_models.data.subsets import Indices, subsample
 from interp_models.evaluation.cache import FolderCache, MemoryCache
 from interp_models.evaluation.config import ExplanationConfig, ValidationConfig
-from interp_models.evaluation.engine import Engine, check_plan
-from interp_models.evaluation.plan import cache_keys, make_metrics, metric_keys, resolve_grid
+from interp_models.evaluation.engine import Engine
+from interp_models.evaluation.plan import cache_keys, check_plan, make_metrics, metric_keys, resolve_grid
 from interp_models.evaluation.tables import Provenance, compare_again, date_of, finished, read_tables
 from interp_models.metrics.base import Grid
 

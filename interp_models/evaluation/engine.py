@@ -28,11 +28,11 @@ from interp_models.core.truth import Truth
 from interp_models.data.base import Sample, of_each, rows_of, truth_of
 from interp_models.evaluation.cache import Cache, Part
 from interp_models.evaluation.config import ExplanationConfig
-from interp_models.evaluation.plan import Spec, described, explainer_specs, make_metrics, resolve_grid
+from interp_models.evaluation.plan import check_plan, described, has_row_per_label, make_metrics, resolve_grid
 from interp_models.evaluation.tables import Protocol, Provenance, Tables, image_means, make_tables, values_of
 from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.explainers.features import shared_passes
-from interp_models.metrics.base import METRICS, Grid, MapMetric, metrics_of
+from interp_models.metrics.base import METRICS, Grid, MapMetric
 from interp_models.metrics.case import Case
 from interp_models.nn.dropping import PatchScores
 
@@ -379,38 +379,6 @@ def _correct(prediction: Tensor, label: Tensor) -> Tensor | None:
         known = torch.cat([label, known], dim=1)
         return torch.where(label.any(dim=1), known.gather(1, prediction[:, None])[:, 0].float(), torch.nan)
     return torch.where(label >= 0, (prediction == label).float(), torch.nan) if bool((label >= 0).any()) else None
-
-
-def has_row_per_label(plan: ExplanationConfig, label: Tensor) -> bool:
-    """Whether every label of an image has a row of its own: the labels of images with several (B, K) are explained."""
-    return plan.target == "label" and label.dim() == 2
-
-
-def check_plan(plan: ExplanationConfig, others: Iterable[str] = ()) -> tuple[list[Spec], dict[str, str]]:
-    """Check a plan.
-
-    Args:
-        plan: the plan.
-        others: labels of explainers beside those of the plan.
-
-    Returns:
-        Label, name and options of every explainer, and the registered name of the metric of every key.
-
-    Raises:
-        InputError: for an unknown explainer, metric, target or control, for two explainers with one label, or if there
-            is no explainer or no metric.
-    """
-    specs, keys = explainer_specs(plan.explainers), metrics_of(plan.metrics)
-    if plan.target not in ("prediction", "label") and not isinstance(plan.target, int):
-        raise InputError(f"target must be 'prediction', 'label' or a class number; got {plan.target!r}")
-    labels = [*(label for label, _, _ in specs), *others]
-    if not keys or not labels:
-        raise InputError("explainers and metrics: at least one of each is needed")
-    if len(set(labels)) < len(labels):
-        raise InputError(f"two explainers have one label: {', '.join(labels)}")
-    if plan.control is not None and plan.control not in labels:
-        raise InputError(f"control {plan.control!r} is no explainer of this evaluation: {', '.join(labels)}")
-    return specs, keys
 
 
 def _now(images: Tensor) -> float:

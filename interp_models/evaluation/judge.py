@@ -22,11 +22,11 @@ from interp_models.core.scoring import logits_of
 from interp_models.data.base import Sample, of_each
 from interp_models.evaluation.cache import FolderCache, MemoryCache
 from interp_models.evaluation.config import ExplanationConfig
-from interp_models.evaluation.engine import Engine, check_plan, has_row_per_label
+from interp_models.evaluation.engine import Engine
 from interp_models.evaluation.images import Images, images_of
 from interp_models.evaluation.judgement import Judgement, summary_of, write_pictures
 from interp_models.evaluation.normalisation import classifier_of, device_of
-from interp_models.evaluation.plan import cache_keys, check_written, metric_keys
+from interp_models.evaluation.plan import cache_keys, check_plan, check_written, has_row_per_label, metric_keys
 from interp_models.evaluation.tables import Provenance, Tables, compare_again, finished, own_folder
 from interp_models.explainers.base import Explainer
 

@@ -15,7 +15,7 @@ from interp_models.core.prepared import class_name, unwrapped
 from interp_models.evaluation.config import ExplanationConfig
 from interp_models.explainers.base import EXPLAINERS
 from interp_models.explainers.cam import ActivationMap
-from interp_models.metrics.base import METRICS, Grid, MapMetric
+from interp_models.metrics.base import METRICS, Grid, MapMetric, metrics_of
 
 DEFAULT_CELLS = 7
 """Rows and columns of the grid for a network without a feature map: those of most CNNs for images of 224 pixels."""
@@ -48,6 +48,38 @@ def explainer_specs(items: Sequence[Any]) -> list[Spec]:
             raise InputError(f"explainer {label!r} is listed twice; give one of them another label")
         specs.append((label, node["name"], options))
     return specs
+
+
+def has_row_per_label(plan: ExplanationConfig, label: Tensor) -> bool:
+    """Whether every label of an image has a row of its own: the labels of images with several (B, K) are explained."""
+    return plan.target == "label" and label.dim() == 2
+
+
+def check_plan(plan: ExplanationConfig, others: Iterable[str] = ()) -> tuple[list[Spec], dict[str, str]]:
+    """Check a plan.
+
+    Args:
+        plan: the plan.
+        others: labels of explainers beside those of the plan.
+
+    Returns:
+        Label, name and options of every explainer, and the registered name of the metric of every key.
+
+    Raises:
+        InputError: for an unknown explainer, metric, target or control, for two explainers with one label, or if there
+            is no explainer or no metric.
+    """
+    specs, keys = explainer_specs(plan.explainers), metrics_of(plan.metrics)
+    if plan.target not in ("prediction", "label") and not isinstance(plan.target, int):
+        raise InputError(f"target must be 'prediction', 'label' or a class number; got {plan.target!r}")
+    labels = [*(label for label, _, _ in specs), *others]
+    if not keys or not labels:
+        raise InputError("explainers and metrics: at least one of each is needed")
+    if len(set(labels)) < len(labels):
+        raise InputError(f"two explainers have one label: {', '.join(labels)}")
+    if plan.control is not None and plan.control not in labels:
+        raise InputError(f"control {plan.control!r} is no explainer of this evaluation: {', '.join(labels)}")
+    return specs, keys
 
 
 def described(option: Any) -> str:

@@ -206,7 +206,10 @@ def test_equal_features_have_no_distance_though_they_are_rounded():
 def test_features_are_those_of_the_last_layer_whatever_the_preparation():
     """A network that ends in a convolution with batch norm and ReLU, which the exact copy computes in one kernel."""
     torch.manual_seed(0)
-    block = lambda i, o: (nn.Conv2d(i, o, 3, 2, 1), nn.BatchNorm2d(o), nn.ReLU())  # noqa: E731
+
+    def block(i, o):
+        return nn.Conv2d(i, o, 3, 2, 1), nn.BatchNorm2d(o), nn.ReLU()
+
     net = nn.Sequential(*block(3, 8), *block(8, 8), *block(8, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     net[7].weight.data *= 30  # so that outputs are no probabilities
     images = torch.rand(4, 3, 32, 32)

@@ -430,6 +430,11 @@ def test_a_metric_for_which_an_explainer_cannot_explain_is_undefined(capsys: pyt
     assert line in capsys.readouterr().err
 
 
+def loader_of(batches: list[Sample]) -> Any:
+    """A loader of these batches."""
+    return DataLoader(batches, batch_size=None)  # type: ignore[arg-type, var-annotated]  # a list is a data set, too
+
+
 class Contrast(nn.Module):
     """A network whose scores are NaN for an image of one colour: it divides by the spread of the pixels."""
 
@@ -439,7 +444,8 @@ class Contrast(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         spread = x.std(dim=(1, 2, 3), keepdim=True)
-        return self.net((x - x.mean(dim=(1, 2, 3), keepdim=True)) / spread)  # type: ignore[no-any-return]
+        logits: Tensor = self.net((x - x.mean(dim=(1, 2, 3), keepdim=True)) / spread)
+        return logits
 
 
 @pytest.mark.parametrize("batch", [2, None])
@@ -461,7 +467,7 @@ def test_ground_truth_is_part_of_what_a_folder_has_results_of(tmp_path: Path) ->
     for corner in (0, 0, 16):
         box = torch.tensor([[[corner, corner, corner + 16, corner + 16]]]).float().expand(7, -1, -1)
         sample = Sample(pictures(), torch.zeros(7, dtype=torch.long), torch.arange(7), box=box)
-        loader = DataLoader([sample], batch_size=None)  # type: ignore[arg-type, var-annotated]
+        loader = loader_of([sample])
         options: dict[str, Any] = {"normalize": None, "grid": (4, 4), **QUICK}
         result = judge(
             network().eval(), loader, ["center_gaussian", "gradient"], ["energy"], folder=tmp_path, **options
@@ -509,10 +515,10 @@ def test_images_of_a_later_batch_may_have_the_labels_that_a_metric_needs() -> No
     ]
     options: dict[str, Any] = {"grid": (4, 4), "normalize": None, **QUICK}
     for own in (batches, batches[::-1]):
-        loader = DataLoader(own, batch_size=None)  # type: ignore[arg-type, var-annotated]
+        loader = loader_of(own)
         (row,) = judge(network().eval(), loader, ["gradient"], ["om"], **options).tables.rows
         assert (row["n"], row["n_undefined"]) == (4, 2)
-    loader = DataLoader(batches[:1], batch_size=None)  # type: ignore[arg-type]
+    loader = loader_of(batches[:1])
     with pytest.raises(InputError, match="no metric applies: om needs the label of every image"):
         judge(network().eval(), loader, ["gradient"], ["om"], **options)
 
