@@ -48,8 +48,11 @@ def components(region: NDArray[np.bool_]) -> Boxes:
     """
     from scipy import ndimage  # type: ignore[import-untyped]  # slow to import, and only needed here
 
-    labels, count = ndimage.label(region)
-    if not count:
+    rows, columns = (np.flatnonzero(region.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
         return np.empty((0, 4), np.int64)
-    boxes = np.array([(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(labels)])
+    top, left = rows[0], columns[0]
+    labels, _ = ndimage.label(region[top : rows[-1] + 1, left : columns[-1] + 1])
+    spans = ndimage.find_objects(labels)
+    boxes: Boxes = np.array([(x.start, y.start, x.stop, y.stop) for y, x in spans]) + np.array([left, top] * 2)
     return boxes[np.argsort(-np.bincount(labels.ravel())[1:], kind="stable")]

@@ -70,13 +70,11 @@ def _overlaps(mask: NDArray[np.float32], boxes: list[NDArray[np.bool_]]) -> tupl
     if not boxes:
         return [np.nan] * LEVELS, [np.nan] * LEVELS
     levels = np.floor(mask * 255).astype(np.uint8)
-    largest, best = [], []
-    for level in range(LEVELS):
-        around = components(levels > level)
-        found = np.max([overlaps(around, own) for own in boxes], axis=0)
-        largest.append(float(found[0]) if len(found) else 0.0)
-        best.append(float(found.max(initial=0.0)))
-    return largest, best
+    around = [components(levels > level) for level in range(LEVELS)]
+    found = np.max([overlaps(np.concatenate(around), own) for own in boxes], axis=0)
+    of_level = np.split(found, np.cumsum([len(own) for own in around])[:-1])
+    largest = [float(own[0]) if len(own) else 0.0 for own in of_level]
+    return largest, [float(own.max(initial=0.0)) for own in of_level]
 
 
 def _hits(overlaps: list[list[float]]) -> Tensor:
