@@ -18,14 +18,9 @@ from numpy.typing import NDArray
 
 from benchmarks.harness import STUDIES, Row, Value, plain_parser, write
 from benchmarks.tables import show
-from interp_models.explainers import EXPLAINERS, controls
+from interp_models.explainers.controls import is_control
 from interp_models.runs.folders import run_name
 from studies.trained import RESAMPLES
-
-
-def is_control(name: str) -> bool:
-    """Whether an explainer, by its registered name, is a control, such as noise."""
-    return name in EXPLAINERS and EXPLAINERS.get(name).__module__ == controls.__name__
 
 
 def values(run: Path) -> tuple[pd.DataFrame, list[str]]:

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from interp_models.evaluation.statistics import LEVEL
+from interp_models.explainers.controls import is_control
 from interp_models.metrics.perturbation import min_max
-from studies.controls import is_control
 
 Row = Mapping[str, Any]
 SHOWN = 8

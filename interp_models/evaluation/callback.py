@@ -66,8 +66,8 @@ class ExplanationEvaluation(pl.Callback):
             if trainer.is_global_zero:
                 cache.clear()
                 date = date_of(self.folder)
-                if compare_again(self.folder, self.plan.control):
-                    print(f"{self.folder}: finished {date}; the explainers are tested against another control")
+                if compare_again(self.folder, self.plan.control, self.plan.reference):
+                    print(f"{self.folder}: finished {date}; the explainers are compared with another one")
                 else:
                     print(f"{self.folder}: finished {date}, and nothing has changed since; it is not repeated")
             return

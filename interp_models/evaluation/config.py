@@ -32,6 +32,8 @@ class ExplanationConfig:
     """How the model is prepared for many passes: `exact`, `compiled`, `bfloat16` or `none`."""
     control: str | None = None
     """Label of the explainer that the others are tested against; null takes `random`, if it is listed."""
+    reference: str | None = None
+    """Label of the explainer that the page compares the others with; null takes `intrinsic`, else `gradcam`."""
     n_images: int | None = None
     """Number of images to judge, drawn by `seed`; null judges all."""
 

@@ -341,6 +341,7 @@ class Engine:
         return make_tables(
             self.cache, indices, self.applying, self.left_out, self.protocols, provenance, image_id, folder=folder,
             without_label=without_label, unmeasured=self.unmeasured, control=self.plan.control,
+            reference=self.plan.reference,
         )  # fmt: skip
 
     def means(self, indices: set[int]) -> dict[tuple[str, str], Tensor]:

@@ -20,6 +20,7 @@ from interp_models.core.digests import network_digest
 from interp_models.core.errors import InputError
 from interp_models.core.files import folder_of_several, locked
 from interp_models.data.module import DataModule
+from interp_models.evaluation.answer import answer
 from interp_models.evaluation.callback import ExplanationEvaluation, Judged
 from interp_models.evaluation.comparison import (
     FIGURE_ROWS,
@@ -169,6 +170,8 @@ def _evaluate(judged: Sequence[Judging], config: EvaluateConfig, options: Mappin
             for key in ("local", "parts"):
                 log_pictures(trainer.loggers, key, sorted((one.results / key).glob("*.jpg")))
             print(text_table(compared[-1].tables.rows))
+            if (said := answer(compared[-1].tables.rows, compared[-1].tables.differences)) is not None:
+                print("\n".join([said.headline, *said.notes]))
         close(trainer.loggers)
     report = (judged[0].results if out is None else out) / "report.html"
     if compared:

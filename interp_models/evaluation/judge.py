@@ -54,6 +54,7 @@ def judge(
     grid: Sequence[int] | str | None = None,
     max_steps: int | None = None,
     control: str | None = None,
+    reference: str | None = None,
     batch: int | None = None,
     preparation: str = "exact",
     folder: str | Path | None = None,
@@ -94,6 +95,8 @@ def judge(
             grid of the model's last feature map (7 × 7 if no layer gives one).
         max_steps: maximum number of steps of a deletion or insertion curve; None takes the preset's.
         control: label of the explainer that the others are tested against; None takes `random`, if it is there.
+        reference: label of the explainer that the page compares the others with; None takes `intrinsic`, else
+            `gradcam`.
         batch: images per forward pass of the metrics; None chooses a size for the device.
         preparation: how the model is prepared for many passes: `exact`, `compiled`, `bfloat16` or `none`.
         folder: folder of the results. An interrupted call with the same folder continues where it stopped. None keeps
@@ -125,6 +128,7 @@ def judge(
         "max_steps": max_steps,
         "target": target,
         "control": control,
+        "reference": reference,
         "batch": batch,
         "preparation": preparation,
         "n_images": n_images,
@@ -219,7 +223,7 @@ def _judged(
         if gathered_objects(_is_finished(folder, cache))[0]:
             with _together():
                 if is_first():
-                    compare_again(folder, plan.control)
+                    compare_again(folder, plan.control, plan.reference)
             return Judgement.load(folder)
     indices, without_label, pictures = _judge_all(engine, source, progress)
     if not indices:

@@ -66,8 +66,8 @@ def check_plan(plan: ExplanationConfig, others: Iterable[str] = ()) -> tuple[lis
         Label, name and options of every explainer, and the registered name of the metric of every key.
 
     Raises:
-        InputError: for an unknown explainer, metric, target or control, for two explainers with one label, or if there
-            is no explainer or no metric.
+        InputError: for an unknown explainer, metric, target, control or reference, for two explainers with one label,
+            or if there is no explainer or no metric.
     """
     specs, keys = explainer_specs(plan.explainers), metrics_of(plan.metrics)
     if plan.target not in ("prediction", "label") and not isinstance(plan.target, int):
@@ -77,8 +77,9 @@ def check_plan(plan: ExplanationConfig, others: Iterable[str] = ()) -> tuple[lis
         raise InputError("explainers and metrics: at least one of each is needed")
     if len(set(labels)) < len(labels):
         raise InputError(f"two explainers have one label: {', '.join(labels)}")
-    if plan.control is not None and plan.control not in labels:
-        raise InputError(f"control {plan.control!r} is no explainer of this evaluation: {', '.join(labels)}")
+    for key, label in (("control", plan.control), ("reference", plan.reference)):
+        if label is not None and label not in labels:
+            raise InputError(f"{key} {label!r} is no explainer of this evaluation: {', '.join(labels)}")
     return specs, keys
 
 

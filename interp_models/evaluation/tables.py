@@ -20,6 +20,7 @@ from interp_models.core.distributed import is_first
 from interp_models.core.errors import InputError
 from interp_models.core.files import LOCK, whole, write_json, write_whole
 from interp_models.evaluation.cache import Cache, FolderCache, Part
+from interp_models.evaluation.differences import Difference, differences, reference_of, same_maps
 from interp_models.evaluation.statistics import DEFAULT_CONTROL, compare, interval
 from interp_models.metrics.base import owner_of
 
@@ -85,6 +86,8 @@ class Tables:
     """Metrics that have no values, as ground truth is unknown: the reason by key."""
     mean_ranks: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Mean and standard deviation of each explainer's rank over metrics, see `statistics.mean_ranks`."""
+    differences: list[dict[str, Any]] = field(default_factory=list)
+    """Paired differences from the reference, see `differences.Difference`; empty if there is only one explainer."""
 
     @property
     def accuracy(self) -> float | None:
@@ -168,27 +171,48 @@ def read_tables(folder: Path) -> Tables:
             results.get("without_label", 0),
             results.get("unmeasured", {}),
             {label: (mean, std) for label, (mean, std) in results.get("mean_ranks", {}).items()},
+            results.get("differences", []),
         )
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder} holds no finished evaluation ({error})") from None
 
 
-def compare_again(folder: Path, control: str | None) -> bool:
-    """Test the explainers of a finished evaluation against another control, from their values per image.
+def compare_again(folder: Path, control: str | None, reference: str | None) -> bool:
+    """Compare the explainers of a finished evaluation with another control or reference, from their values per image.
 
     Returns:
-        Whether the control is another one than before. Then `results.json` is written again.
+        Whether one of them is another one than before. Then `results.json` is written again.
     """
     tables, path = read_tables(folder), folder / "results.json"
     wanted = control or DEFAULT_CONTROL
     tested = {wanted} if wanted in tables.maps and len(tables.maps) > 1 else set()
-    if tested == {row["control"] for row in tables.rows} - {None}:
+    referred = {reference_of(_names(tables.rows), reference)} - {None}
+    if tested == {row["control"] for row in tables.rows} - {None} and referred == {
+        row["reference"] for row in tables.differences
+    }:
         return False
-    compared = compare(tables.rows, _values(tables.per_image), control)
+    compared = _compared(tables.rows, tables.per_image, tables.maps, control, reference)
     results, stat = json.loads(path.read_text()), path.stat()
-    write_json(path, results | {"rows": tables.rows, "mean_ranks": compared})
+    write_json(path, results | {"rows": tables.rows} | compared)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # the date of the results
     return True
+
+
+def _compared(
+    rows: list[dict[str, Any]], per_image: pd.DataFrame, maps: Maps, control: str | None, reference: str | None
+) -> dict[str, Any]:
+    """Add the comparison with the control to the rows; returns `mean_ranks` and `differences`, as in `Tables`."""
+    values, known = _values(per_image), reference_of(_names(rows), reference)
+    found: list[Difference] = []
+    if known is not None:
+        better = {row["metric"]: row["higher_is_better"] for row in rows}
+        found = differences(values, known, better, same_maps(maps, known))
+    return {"mean_ranks": compare(rows, values, control), "differences": [asdict(one) for one in found]}
+
+
+def _names(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Registered name of each explainer by label."""
+    return {row["explainer"]: row["options"]["name"] for row in rows}
 
 
 def _values(per_image: pd.DataFrame) -> dict[str, dict[str, NDArray[np.float64]]]:
@@ -217,6 +241,7 @@ def make_tables(
     without_label: int = 0,
     unmeasured: Mapping[str, str] | None = None,
     control: str | None = None,
+    reference: str | None = None,
 ) -> Tables:
     """Make the tables from the batches of a cache.
 
@@ -235,6 +260,7 @@ def make_tables(
         without_label: number of images that have no label to explain; a line on stderr names it.
         unmeasured: metrics without values: the reason by key.
         control: label of the explainer that the others are tested against, see `statistics.compare`.
+        reference: label of the explainer that the others are compared with, see `differences.reference_of`.
 
     Raises:
         InputError: if an image has no result, for example because files of another process are not visible here. The
@@ -265,7 +291,7 @@ def make_tables(
         costs[label] = {key: _mean([part["costs"][key] for part in parts], len(indices)) for key in COSTS}
         maps[label] = _maps(None if folder is None else folder / "maps" / f"{label}.npy", parts, grid)
     table = pd.concat(frames, ignore_index=True)
-    compared = compare(rows, _values(table), control)
+    compared = _compared(rows, table, maps, control, reference)
     if folder is not None:
         assert isinstance(cache, FolderCache)
         write_whole(folder / "maps" / "index.csv", listing.to_csv(index=False))
@@ -276,12 +302,12 @@ def make_tables(
                 path.unlink()  # of an earlier evaluation; the new index.csv does not describe its rows
         results = {
             "schema_version": SCHEMA_VERSION, "work": cache.work, "rows": rows, "left_out": dict(left_out),
-            "costs": costs, "mean_ranks": compared, **({"without_label": without_label} if without_label else {}),
+            "costs": costs, **compared, **({"without_label": without_label} if without_label else {}),
             **({"unmeasured": dict(unmeasured)} if unmeasured else {}),
         }  # fmt: skip
         write_json(folder / "results.json", results)  # the last file: where it names this work, all files exist
         cache.clear()
-    return Tables(table, rows, dict(left_out), costs, maps, listing, without_label, dict(unmeasured or {}), compared)
+    return Tables(table, rows, dict(left_out), costs, maps, listing, without_label, dict(unmeasured or {}), **compared)
 
 
 def _listing(parts: Sequence[Part], image_id: Callable[[int], str], protocols: Mapping[str, Protocol]) -> pd.DataFrame:

@@ -31,6 +31,11 @@ class Control(Explainer, ABC):
         super().__init__(model)
 
 
+def is_control(name: str) -> bool:
+    """Whether an explainer, by its registered name, is a control, such as noise."""
+    return name in EXPLAINERS and issubclass(EXPLAINERS.get(name), Control)
+
+
 @EXPLAINERS.register("random")
 class Random(Control):
     """Uniform noise in [0, 1) for every pixel.

@@ -4,7 +4,6 @@ The page loads nothing: its style is inline, and its pictures are data: URIs. Sc
 shown as percent (drops, increases, gains) or as decimals (curves and correlations).
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from interp_models.core.files import whole
 from interp_models.metrics.base import owner_of
 from interp_models.report import visual
+from interp_models.report.numbers import in_percent, label, number, percent
 from interp_models.report.views import ImageView, PrototypeView, RunSummary
 
 SIDE = 224  # maximum side of every picture in pixels; it keeps the page small
@@ -62,7 +62,7 @@ def write_report(
     page = template.generate(
         title=title,
         style=Markup(here.joinpath("page.css").read_text("utf-8")),
-        runs=[(run, _percent(run.accuracy), _percent(run.accuracy_judged)) for run in runs],
+        runs=[(run, percent(run.accuracy), percent(run.accuracy_judged)) for run in runs],
         tables=_tables(rows),
         left_out={run: why for run, why in left_out.items() if why},
         legend=[_heading(metric, directions) | {"text": _legend(metric)} for metric in directions],
@@ -182,7 +182,7 @@ def _image(view: ImageView, summaries: Sequence[RunSummary], directions: Mapping
             {
                 "name": run,
                 "predicted": predicted,
-                "probability": _percent(probability),
+                "probability": percent(probability),
                 "right": None if run in without_labels or unknown or predicted is None else view.is_right(predicted),
                 "pictures": pictures,
                 "total": view.totals.get(run, ""),
@@ -207,7 +207,7 @@ def _prototypes(view: PrototypeView) -> dict[str, Any]:
             "label": row["metric"],
             "percent": row["percent"],
             "higher": row["higher_is_better"],
-            "mean": _percent(row["mean"]) if row["percent"] else row["mean"] and f"{row['mean']:.3f}",
+            "mean": percent(row["mean"]) if row["percent"] else row["mean"] and f"{row['mean']:.3f}",
             "n": row["n"],
             "text": row["legend"],
         }
@@ -230,31 +230,9 @@ def _heading(metric: str, directions: Mapping[str, bool]) -> dict[str, Any]:
     return {"label": label(metric), "percent": in_percent(metric), "higher": directions.get(metric)}
 
 
-def label(metric: str) -> str:
-    """The name of a metric in tables."""
-    return metric if owner_of(metric) is None else metric.upper()
-
-
 def _legend(metric: str) -> str:
     owner = owner_of(metric)
     return "" if owner is None else owner.legend[metric]
-
-
-def in_percent(metric: str) -> bool:
-    """Whether tables show a metric as percent."""
-    owner = owner_of(metric)
-    return owner is not None and owner.percent
-
-
-def number(metric: str, value: float | None) -> str | None:
-    """A mean or score as text: percent with one digit, or a decimal with three digits; None if it is undefined."""
-    if in_percent(metric):
-        return _percent(value)
-    return f"{value:z.3f}" if value is not None and math.isfinite(value) else None  # z: no minus sign before zero
-
-
-def _percent(fraction: float | None) -> str | None:
-    return f"{100 * fraction:z.1f}" if fraction is not None and math.isfinite(fraction) else None
 
 
 def _span(counts: Iterable[int]) -> str:

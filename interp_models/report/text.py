@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from interp_models.report.page import in_percent, label, number
+from interp_models.report.numbers import in_percent, label, number
 
 
 def text_table(rows: Sequence[Mapping[str, Any]]) -> str:

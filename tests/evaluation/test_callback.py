@@ -276,7 +276,7 @@ def test_another_control_keeps_the_values(script: Script, run: Path) -> None:
     assert {row["control"] for row in before} == {None}
     ended = script("evaluate", run, *PLAN, "control=gradcam")
     assert ended.code == 0
-    assert "the explainers are tested against another control" in ended.out
+    assert "the explainers are compared with another one" in ended.out
     after = rows_of(run)
     assert {row["control"] for row in after} == {None, "gradcam"}
     assert all(row["p"] is not None for row in after if row["explainer"] == "intrinsic")

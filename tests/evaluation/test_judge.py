@@ -404,6 +404,29 @@ def test_another_control_is_tested_without_a_pass(tmp_path: Path, monkeypatch: p
         judge(network(), pictures(), folder=tmp_path, control="nobody", **options)
 
 
+def test_another_reference_is_compared_without_a_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"explainers": [*PLAN, "edges"], "metrics": ["ad", "dauc"], **QUICK}
+    first = judge(network(), pictures(), folder=tmp_path, **options)
+    assert {one["reference"] for one in first.tables.differences} == {"gradcam"}
+    asked: list[int] = []
+    monkeypatch.setattr(GradCAM, "_combine", lambda *_: asked.append(1))
+    found = judge(network(), pictures(), folder=tmp_path, reference="edges", **options)
+    assert not asked
+    monkeypatch.undo()
+    expected = judge(network(), pictures(), reference="edges", **options)
+    assert found.tables.differences == expected.tables.differences
+    assert {(one["explainer"], one["reference"]) for one in expected.tables.differences} == {
+        ("gradcam", "edges"), ("rise", "edges"), ("random", "edges"),
+    }  # fmt: skip
+    values = {name: own.sort_values("index")["value"].to_numpy() for name, own in expected.per_image[
+        expected.per_image["metric"] == "ad"].groupby("explainer")}  # fmt: skip
+    means = {one["explainer"]: one["mean"] for one in found.tables.differences if one["metric"] == "ad"}
+    for label, mean in means.items():
+        assert mean == pytest.approx(np.nanmean(values[label] - values["edges"]))
+    with pytest.raises(InputError, match="reference 'nobody' is no explainer of this evaluation: gradcam, rise"):
+        judge(network(), pictures(), reference="nobody", **options)
+
+
 def test_a_scripted_network_is_judged_as_the_network_itself() -> None:
     net, options = network().eval(), {"grid": (8, 8), "explainers": ["random", "rise"], "metrics": ["ad"], **QUICK}
     found, expected = (judge(one, pictures(), normalize=None, **options) for one in (torch.jit.script(net), net))

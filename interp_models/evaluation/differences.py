@@ -1,0 +1,131 @@
+"""How explainers differ from one reference on the same images: what the page's answer and its forest plot show."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from interp_models.evaluation.statistics import LEVEL, Floats, adjusted, interval, signed_rank, superiority
+from interp_models.explainers.controls import is_control
+
+Verdict = Literal["better", "worse", "unclear", "same"]
+CLOSEST = 1e-4
+"""Maps whose values, scaled to [0, 1], differ by no more are the same map up to rounding and scale."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The paired difference of an explainer from the reference by one metric."""
+
+    explainer: str
+    metric: str
+    reference: str
+    mean: float | None
+    """Mean of the explainer's value minus the reference's, over the common images; None if there is none."""
+    low: float | None
+    """Lower end of its 95 % interval, see `statistics.interval`; None for fewer than two images."""
+    high: float | None
+    """Upper end of the interval."""
+    n: int
+    """Number of images where both are defined."""
+    p: float | None
+    """p-value of the signed-rank test, adjusted over all explainers and metrics by Benjamini and Hochberg."""
+    superiority: float | None
+    """Share of the common images where the explainer is better than the reference; ties count half."""
+    verdict: Verdict
+    """`better` or `worse` than the reference if p < 0.05 and mean and ranks agree on the direction; `same` if both maps
+    are the same; else `unclear`."""
+
+
+def reference_of(names: Mapping[str, str], wanted: str | None) -> str | None:
+    """Label of the explainer that the others are compared with.
+
+    Args:
+        names: registered name of each explainer by label.
+        wanted: label that was asked for; it counts if it is among the explainers.
+
+    Returns:
+        The wanted one; else the model's own map (`intrinsic`), else Grad-CAM, else the first that is not a control.
+        None if there is only one explainer, or only controls.
+
+    >>> reference_of({"rise": "rise", "gradcam": "gradcam"}, None)
+    'gradcam'
+    """
+    if len(names) < 2:
+        return None
+    if wanted in names:
+        return wanted
+    for favourite in ("intrinsic", "gradcam"):
+        if found := [label for label, name in names.items() if name == favourite]:
+            return found[0]
+    return next((label for label, name in names.items() if not is_control(name)), None)
+
+
+def differences(
+    values: Mapping[str, Mapping[str, Floats]],
+    reference: str,
+    higher_is_better: Mapping[str, bool],
+    same: Sequence[str] = (),
+) -> list[Difference]:
+    """Compare every other explainer with the reference, by every metric.
+
+    Args:
+        values: values per image (n,) by explainer and metric, NaN where undefined.
+        reference: label of the reference.
+        higher_is_better: direction of each metric.
+        same: labels of explainers whose maps are those of the reference.
+    """
+    tested = []
+    for label, of_metric in values.items():
+        for key, own in of_metric.items() if label != reference else ():
+            pair = np.stack([own, values[reference][key]])
+            pair = pair[:, ~np.isnan(pair).any(axis=0)]
+            tested.append((label, key, pair))
+    found = []
+    p_values = iter(adjusted([signed_rank(a - b) for _, _, (a, b) in tested if len(a)]))
+    for label, key, (own, other) in tested:
+        if not len(own):
+            found.append(Difference(label, key, reference, None, None, None, 0, None, None, "unclear"))
+            continue
+        p, away, higher = next(p_values), own - other, higher_is_better[key]
+        low, high = interval(away)
+        verdict: Verdict = "same" if label in same else _verdict(away, p, higher_is_better=higher)
+        share = superiority(own, other, higher_is_better=higher)
+        found.append(Difference(label, key, reference, float(away.mean()), low, high, len(own), p, share, verdict))
+    return found
+
+
+def _verdict(away: Floats, p: float, *, higher_is_better: bool) -> Verdict:
+    """What the test says of differences (n,). Where their mean and their signed ranks have opposite signs, a few images
+    decide the mean, and nothing is said."""
+    from scipy import stats  # type: ignore[import-untyped]  # slow to import, and only needed here
+
+    nonzero = away[away != 0]
+    ranks = float((stats.rankdata(np.abs(nonzero)) * np.sign(nonzero)).sum())
+    if p >= LEVEL or ranks * away.mean() <= 0:
+        return "unclear"
+    return "better" if (ranks > 0) == higher_is_better else "worse"
+
+
+def same_maps(maps: Mapping[str, NDArray[np.float32]], reference: str) -> list[str]:
+    """Labels of the explainers with the reference's maps, up to rounding and scale.
+
+    Args:
+        maps: maps (N, h, w) by explainer.
+        reference: label of the reference.
+    """
+    return [label for label, own in maps.items() if label != reference and _same(own, maps[reference])]
+
+
+def _same(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
+    pairs = zip(a, b, strict=True)
+    return a.shape == b.shape and all(np.abs(_scaled(x) - _scaled(y)).max() <= CLOSEST for x, y in pairs)
+
+
+def _scaled(map: NDArray[np.float32]) -> Floats:
+    """A map (h, w), scaled to [0, 1]; 0 if it is constant."""
+    low, high = float(map.min()), float(map.max())
+    scaled: Floats = (map.astype(np.float64) - low) / ((high - low) or 1.0)
+    return scaled
