@@ -1,11 +1,13 @@
 """Count the images that a method passes through a model."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import get_ident
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 _counter: ContextVar["PassCounter | None"] = ContextVar("pass_counter", default=None)
@@ -19,6 +21,8 @@ class PassCounter:
 
     def __init__(self) -> None:
         self.images = 0
+        self.seconds = 0.0
+        """Time of the passes that were reused, when they were made."""
         self._thread = get_ident()
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -67,8 +71,16 @@ def are_counted() -> bool:
     return not _uncounted.get()
 
 
-def count_reused(images: Tensor) -> None:
-    """Count a pass of these images that another method has made and this method reuses."""
+def count_reused(images: Tensor, seconds: float) -> None:
+    """Count a pass of these images that another method has made in so many seconds, and that this method reuses."""
     counter = _counter.get()
     if counter is not None:
         counter.images += len(images)
+        counter.seconds += seconds
+
+
+def seconds_now(images: Tensor) -> float:
+    """The time in seconds, after all work on the images' device."""
+    if images.is_cuda:
+        torch.cuda.synchronize(images.device)
+    return time.perf_counter()

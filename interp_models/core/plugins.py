@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from interp_models.core.errors import InputError, first_line
+from interp_models.core.errors import InputError
 
 GROUP = "interp_models.plugins"
 """Group of entry points of installed packages; the value of each is the module to import."""
@@ -129,19 +129,26 @@ def _import(module: str, shown: str) -> None:
             raise InputError(
                 f"plugin {shown}: no package of this name is installed; give a file with its ending, {module}.py"
             ) from None
-        raise InputError(f"plugin {shown}: {_line(error)}") from error
+        raise InputError(f"plugin {shown}: {line_of(error)}") from error
     except InputError as error:
         raise InputError(f"plugin {shown}: {error}") from error
     except Exception as error:  # the user's code can raise any error
-        raise InputError(f"plugin {shown}: {_line(error)}") from error
+        raise InputError(f"plugin {shown}: {line_of(error)}") from error
 
 
-def _line(error: BaseException) -> str:
-    """An error of a plugin as one line, such as `mine.py line 3: NameError: name 'x' is not defined`."""
+def line_of(error: BaseException, file: str = "") -> str:
+    """An error of a plugin as one line, such as `mine.py line 3: NameError: name 'x' is not defined`.
+
+    Args:
+        error: the error.
+        file: file whose line is named, if the error passed through it; else the innermost line.
+    """
     if isinstance(error, SyntaxError):
         where = f"{Path(error.filename or '').name} line {error.lineno}: "
     else:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
+        own = [place for place, frame in enumerate(frames) if frame.filename == file]
+        frames = frames[: own[-1] + 1] if own else frames
         where = f"{Path(frames[-1].filename).name} line {frames[-1].lineno}: " if len(frames) > 1 else ""
     name = type(error).__name__
     return f"{where}{name}: {first_line(error).removeprefix(f'{name}: ')}"

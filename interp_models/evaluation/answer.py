@@ -13,7 +13,9 @@ Rows = Sequence[Mapping[str, Any]]
 FEW_CELLS = 25
 """A smaller grid has so few cells that curves and correlations are coarse."""
 FEW_IMAGES = 30
-"""With fewer images, small differences stay unseen."""
+"""With fewer images, only differences that hold on nearly all of them can be told."""
+LEAST = 6
+"""With fewer images, no signed-rank test has a p-value below 0.05."""
 OWN, RIVAL = "intrinsic", "gradcam"
 """Names of the model's own map, and of the explainer that it is measured against first."""
 NAMED = 8
@@ -29,8 +31,15 @@ class Answer:
     reference: str
     headline: str
     """The answer about faithfulness in one or two sentences."""
+    groups: Sequence[str]
+    """The other explainers against the reference: a line for each way in which the metrics agree."""
     notes: Sequence[str]
     """What has to be known beside it: metrics that see nothing here, controls that win, few images."""
+
+    def __str__(self) -> str:
+        """All lines, for a terminal."""
+        groups = [f"All explainers against `{self.reference}`:", *(f"- {line}" for line in self.groups)]
+        return "\n".join([self.headline, *(groups if self.groups else []), *self.notes])
 
 
 def answer(rows: Rows, differences: Rows) -> Answer | None:
@@ -49,15 +58,14 @@ def answer(rows: Rows, differences: Rows) -> Answer | None:
     run, n = rows[0]["run"], max((row["n"] for row in rows), default=0)
     own = f"{run}'s own map" if names[reference] == OWN else f"`{reference}`"
     rival = next((each for each, name in names.items() if name == RIVAL and each != reference), None)
-    said = []
-    if not of_faith:
-        said.append("No metric of faithfulness was computed.")
-    elif names[reference] == OWN and rival is not None:
-        said.append(_duel(own, f"`{rival}`", pairs[rival], n))
-    others = {e: v for e, v in pairs.items() if not is_control(names[e]) and (e != rival or names[reference] != OWN)}
-    if of_faith and others:
-        said.append(_summary(own, others, n))
-    return Answer(run, reference, " ".join(said), _notes(rows, names, differences))
+    others = {each: own for each, own in pairs.items() if not is_control(names[each])}
+    headline, groups = "No metric of faithfulness was computed.", []
+    if of_faith:
+        duel = rival is not None and names[reference] == OWN
+        told = [each for each, verdicts in others.items() if verdicts["better"] or verdicts["worse"]]
+        headline = _duel(own, f"`{rival}`", pairs[rival], n) if duel else _told(own, told, n)
+        groups = _groups(others)
+    return Answer(run, reference, headline, groups, _notes(rows, names, differences))
 
 
 def _is_faithful(metric: str) -> bool:
@@ -75,7 +83,7 @@ def _verdicts(differences: Rows, explainer: str) -> Verdicts:
 
 
 def _duel(own: str, other: str, verdicts: Verdicts, n: int) -> str:
-    """The reference against one other explainer. `verdicts` are the other's."""
+    """The reference against one other explainer. `verdicts` are those of the other."""
     better, worse, unclear = verdicts["worse"], verdicts["better"], verdicts["unclear"]
     images = f"On these {n} images"
     if verdicts["same"]:
@@ -90,20 +98,27 @@ def _duel(own: str, other: str, verdicts: Verdicts, n: int) -> str:
     return f"{first} By {listed(unclear)} they cannot be told apart." if unclear else first
 
 
-def _summary(own: str, others: Mapping[str, Verdicts], n: int) -> str:
+def _told(own: str, told: Sequence[str], n: int) -> str:
+    """How many explainers some metric tells from the reference."""
+    if not told:
+        return f"On these {n} images, no metric of faithfulness tells an explainer from {own}."
+    names = listed(f"`{name}`" for name in told)
+    return f"On these {n} images, some metric of faithfulness tells {names} from {own}."
+
+
+def _groups(others: Mapping[str, Verdicts]) -> list[str]:
     """All other explainers against the reference, by how the metrics agree."""
     groups: dict[str, list[str]] = {}
     for explainer, of_metric in others.items():
         groups.setdefault(_kind(of_metric), []).append(f"`{explainer}`")
     words = {
-        "more": "more faithful by at least one metric and less by none",
-        "less": "less faithful by at least one metric and more by none",
-        "both": "more faithful by some metrics and less by others",
-        "unclear": "told apart by no metric",
-        "same": "the same map",
+        "more": "More faithful by at least one metric, and less by none",
+        "less": "Less faithful by at least one metric, and more by none",
+        "both": "More faithful by some metrics, and less by others",
+        "unclear": "Told apart by no metric",
+        "same": "The same map",
     }
-    parts = [f"{text}: {listed(groups[kind])}" for kind, text in words.items() if kind in groups]
-    return f"Against {own}: {'; '.join(parts)}."
+    return [f"{text}: {listed(groups[kind], most=20)}." for kind, text in words.items() if kind in groups]
 
 
 def _kind(verdicts: Verdicts) -> str:
@@ -115,27 +130,42 @@ def _kind(verdicts: Verdicts) -> str:
 
 def _notes(rows: Rows, names: Mapping[str, str], differences: Rows) -> list[str]:
     """What limits the answer."""
-    notes = []
     of_metric: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         of_metric.setdefault(row["metric"], []).append(row)
     control = next((row["control"] for row in rows if row["control"]), None)
     methods = [name for name in names if not is_control(names[name])]
-    if control is not None and methods:
-        blind = [key for key, own in of_metric.items() if not _sees(own, methods)]
-        if blind:
-            notes.append(f"By {listed(map(label, blind))} no explainer can be told from `{control}`.")
+    n, tests = max(row["n"] for row in rows), len(of_metric) * len(names) * (len(names) - 1) // 2
+    notes = _of_number(n, tests)
+    blind = [label(key) for key, own in of_metric.items() if not _sees(own, methods)]
+    if control is not None and methods and blind and n >= LEAST:
+        notes.append(f"By {listed(blind, most=20)} these {n} images tell no explainer from `{control}`.")
     won = [label(key) for key, own in of_metric.items() if _is_faithful(key) and _control_leads(own, names)]
-    if won:
+    if won and n >= LEAST:
         notes.append(f"By {listed(won)} a control has the best mean: a good value does not show a good explanation.")
-    if (n := max(row["n"] for row in rows)) < FEW_IMAGES:
-        notes.append(f"{n} images are few: smaller differences cannot be seen. More images tell more (`n_images`).")
     if few := sorted({row["grid"] for row in rows if _cells(row["grid"]) < FEW_CELLS}):
         notes.append(f"The grid of {listed(few)} cells is small: curves have few steps.")
     if short := sorted({f"`{one['explainer']}`" for one in differences if one["n"] < n}):
         least = min(one["n"] for one in differences)
         notes.append(f"Not every value is defined for {listed(short)}: compared on common images, {least} at least.")
     return notes
+
+
+def _of_number(n: int, tests: int) -> list[str]:
+    """What the number of images allows."""
+    if n == 1:
+        return ["One image says nothing about others."]
+    smallest = f"{2 / 2**n:.2g}"
+    if n < LEAST:
+        return [
+            f"{n} images cannot tell explainers apart: the test's smallest p-value is {smallest}. Judge more images."
+        ]
+    if n < FEW_IMAGES:
+        return [
+            f"{n} images are few: the test's smallest p-value is {smallest}, before the adjustment for {tests} tests. "
+            "More images (`n_images`) tell more."
+        ]
+    return []
 
 
 def _sees(rows: Rows, methods: Iterable[str]) -> bool:

@@ -13,16 +13,16 @@ from torch import Tensor
 from interp_models.core.distributed import gathered_objects
 from interp_models.core.files import whole
 
-METHOD_VERSION = 9
-"""Increase it when an explainer or metric changes its numbers or applies to more models. Results of other versions are
-then computed again."""
+METHOD_VERSION = 10
+"""Increase it when an explainer or metric changes its numbers or applies to more models, or when a `Part` gets another
+form. Results of other versions are then computed again."""
 
 
 Part = dict[str, Any]
 """Result of one explainer for one batch: `common` (index, label, target_class, prediction, ...), `maps` (n, h, w),
-`values` by key of the metric, `costs` (seconds and passes). There is a row per image; if the labels of images with
-several are explained, there is a row per image and label, and the rows of an image are in one batch. `features` are
-sums over the whole batch, see `core.distances`; a part of a batch has none."""
+`values` by key of the metric, `curves` (see `metrics.case.Case`), `costs` (seconds and passes). There is a row per
+image; if the labels of images with several are explained, there is a row per image and label, and the rows of an image
+are in one batch. `features` are sums over the whole batch, see `core.distances`; a part of a batch has none."""
 
 
 class Cache(Protocol):

@@ -10,11 +10,14 @@ from numpy.typing import NDArray
 
 from interp_models.core.files import short, write_json
 from interp_models.data.subsets import spread
+from interp_models.evaluation.answer import answer
 from interp_models.evaluation.tables import SCHEMA_VERSION, Tables
+from interp_models.explainers.controls import is_control
 from interp_models.report import visual
 from interp_models.report.gallery import save
-from interp_models.report.page import SIDE, write_report
-from interp_models.report.views import ImageView, MapView, Panel, PrototypeView, RunSummary
+from interp_models.report.page import write_report
+from interp_models.report.pictures import SIDE
+from interp_models.report.views import ImageView, MapView, Panel, PrototypeView, RunResults, RunSummary
 
 FIGURE_ROWS = 8
 """Maximum number of images (rows) of a figure."""
@@ -68,12 +71,30 @@ def write_page(
         path,
         title="Explanations of " + ", ".join(names),
         runs=[one.summary for one in compared],
-        rows=[row for one in compared for row in one.tables.rows],
+        results=[results_of(one.summary.name, one.tables) for one in compared],
         images=images,
         prototypes=prototypes(images),
-        left_out={one.summary.name: {**one.tables.left_out, **one.tables.unmeasured} for one in compared},
     )
     return images
+
+
+def results_of(run: str, tables: Tables) -> RunResults:
+    """What was measured of one model, and what it says, for the page."""
+    said = answer(tables.rows, tables.differences)
+    names = {row["explainer"]: row["options"]["name"] for row in tables.rows}
+    return RunResults(
+        run=run,
+        rows=tables.rows,
+        costs=tables.costs,
+        mean_ranks=tables.mean_ranks,
+        differences=tables.differences,
+        headline="" if said is None else said.headline,
+        groups=() if said is None else said.groups,
+        notes=() if said is None else said.notes,
+        curves=tables.curves,
+        controls=[label for label, name in names.items() if is_control(name)],
+        left_out={**tables.left_out, **tables.unmeasured},
+    )
 
 
 def write_comparison(compared: Sequence[Compared], prototypes: Sequence[Any], path: Path) -> None:
@@ -87,6 +108,7 @@ def write_comparison(compared: Sequence[Compared], prototypes: Sequence[Any], pa
     results = {
         "schema_version": SCHEMA_VERSION,
         "rows": [row for one in compared for row in one.tables.rows],
+        "differences": [{"run": one.summary.name, **each} for one in compared for each in one.tables.differences],
         "left_out": {one.summary.name: one.tables.left_out for one in compared},
         "unmeasured": {one.summary.name: dict(one.tables.unmeasured) for one in compared},
         "prototypes": list(prototypes),
@@ -133,7 +155,9 @@ def _maps_of(one: Compared, of_image: pd.DataFrame, row: int) -> Iterator[MapVie
     for explainer, values in of_image.groupby("explainer", sort=False):
         pairs = zip(values["metric"], values["value"], strict=True)
         scores = {str(key): None if np.isnan(value) else float(value) for key, value in pairs}
-        yield MapView(one.summary.name, str(explainer), np.asarray(one.tables.maps[str(explainer)][row]), scores)
+        curves = {key: own[row] for key, own in one.tables.curves.get(str(explainer), {}).items()}
+        heatmap = np.asarray(one.tables.maps[str(explainer)][row])
+        yield MapView(one.summary.name, str(explainer), heatmap, scores, curves)
 
 
 def write_local(images: Sequence[ImageView], folder: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from interp_models.evaluation.statistics import LEVEL, Floats, adjusted, interval, signed_rank, superiority
+from interp_models.evaluation.statistics import LEVEL, Floats, Tests, Values, interval, superiority
 from interp_models.explainers.controls import is_control
 
 Verdict = Literal["better", "worse", "unclear", "same"]
@@ -25,13 +25,13 @@ class Difference:
     mean: float | None
     """Mean of the explainer's value minus the reference's, over the common images; None if there is none."""
     low: float | None
-    """Lower end of its 95 % interval, see `statistics.interval`; None for fewer than two images."""
+    """Lower end of its 95 % interval, or None, see `statistics.interval`. It is not adjusted, as `p` is."""
     high: float | None
     """Upper end of the interval."""
     n: int
     """Number of images where both are defined."""
     p: float | None
-    """p-value of the signed-rank test, adjusted over all explainers and metrics by Benjamini and Hochberg."""
+    """p-value of the signed-rank test, see `statistics.paired_tests`."""
     superiority: float | None
     """Share of the common images where the explainer is better than the reference; ties count half."""
     verdict: Verdict
@@ -64,36 +64,31 @@ def reference_of(names: Mapping[str, str], wanted: str | None) -> str | None:
 
 
 def differences(
-    values: Mapping[str, Mapping[str, Floats]],
-    reference: str,
-    higher_is_better: Mapping[str, bool],
-    same: Sequence[str] = (),
+    values: Values, tests: Tests, reference: str, higher_is_better: Mapping[str, bool], same: Sequence[str] = ()
 ) -> list[Difference]:
     """Compare every other explainer with the reference, by every metric.
 
     Args:
         values: values per image (n,) by explainer and metric, NaN where undefined.
+        tests: the tests of all pairs, see `statistics.paired_tests`.
         reference: label of the reference.
         higher_is_better: direction of each metric.
         same: labels of explainers whose maps are those of the reference.
     """
-    tested = []
+    found = []
     for label, of_metric in values.items():
         for key, own in of_metric.items() if label != reference else ():
             pair = np.stack([own, values[reference][key]])
-            pair = pair[:, ~np.isnan(pair).any(axis=0)]
-            tested.append((label, key, pair))
-    found = []
-    p_values = iter(adjusted([signed_rank(a - b) for _, _, (a, b) in tested if len(a)]))
-    for label, key, (own, other) in tested:
-        if not len(own):
-            found.append(Difference(label, key, reference, None, None, None, 0, None, None, "unclear"))
-            continue
-        p, away, higher = next(p_values), own - other, higher_is_better[key]
-        low, high = interval(away)
-        verdict: Verdict = "same" if label in same else _verdict(away, p, higher_is_better=higher)
-        share = superiority(own, other, higher_is_better=higher)
-        found.append(Difference(label, key, reference, float(away.mean()), low, high, len(own), p, share, verdict))
+            ours, other = pair[:, ~np.isnan(pair).any(axis=0)]
+            if not len(ours):
+                found.append(Difference(label, key, reference, None, None, None, 0, None, None, "unclear"))
+                continue
+            p, away, higher = tests[key, frozenset((label, reference))], ours - other, higher_is_better[key]
+            low, high = interval(away)
+            verdict: Verdict = "same" if label in same else _verdict(away, p, higher_is_better=higher)
+            share = superiority(ours, other, higher_is_better=higher)
+            mean, n = float(away.mean()), len(ours)
+            found.append(Difference(label, key, reference, mean, low, high, n, p, share, verdict))
     return found
 
 

@@ -1,8 +1,8 @@
 """`Engine` computes the maps of every explainer and the values of every metric, batch by batch."""
 
+import inspect
 import json
 import sys
-import time
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
@@ -16,12 +16,14 @@ from tqdm import tqdm
 
 from interp_models.core.batches import all_scores, predicted
 from interp_models.core.choices import Preparation
+from interp_models.core.digests import code_digest
 from interp_models.core.distances import Watcher
 from interp_models.core.distributed import gathered_objects, is_first
 from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.known import unchanging
 from interp_models.core.modes import evaluating, full_float32
-from interp_models.core.passes import counted_passes
+from interp_models.core.passes import counted_passes, seconds_now
+from interp_models.core.plugins import line_of
 from interp_models.core.prepared import prepare, unwrapped
 from interp_models.core.scoring import logits, probabilities, resolve_target
 from interp_models.core.truth import Truth
@@ -29,7 +31,8 @@ from interp_models.data.base import Sample, of_each, rows_of, truth_of
 from interp_models.evaluation.cache import Cache, Part
 from interp_models.evaluation.config import ExplanationConfig
 from interp_models.evaluation.plan import check_plan, described, has_row_per_label, make_metrics, resolve_grid
-from interp_models.evaluation.tables import Protocol, Provenance, Tables, image_means, make_tables, values_of
+from interp_models.evaluation.table_making import make_tables, values_of
+from interp_models.evaluation.tables import Protocol, Provenance, Tables, image_means
 from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.explainers.features import shared_passes
 from interp_models.metrics.base import METRICS, Grid, MapMetric
@@ -212,7 +215,7 @@ class Engine:
         assert isinstance(case.target, Tensor)
         maps, costs = self._explained(explainer, case.images, case.target, case.truth)
         explain = partial(_explained_apart, explainer, case.target, case.truth)
-        case = replace(case, maps=maps, explain=explain)
+        case = replace(case, maps=maps, explain=explain, curves={})
         values: dict[str, Tensor] = {}
         if case.watcher is not None:
             case.watcher.sums = {"clean": case.watcher.sums["clean"]}
@@ -221,19 +224,19 @@ class Engine:
                 values |= self._scored(metric, case, name, applies=metric_name not in lacking)
         except InputError as error:
             raise InputError(f"explainer {name}: {error}") from error
-        part = {"common": common, "maps": maps, "values": values, "costs": costs}
+        part = {"common": common, "maps": maps, "values": values, "costs": costs, "curves": case.curves}
         self.cache.keep(name, part | ({} if case.watcher is None else {"features": case.watcher.sums}))
 
     def _explained(
         self, explainer: Explainer, images: Tensor, target: Tensor, truth: Truth
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The maps and their costs per image: passes and seconds. A shared pass takes time only once."""
+        """The maps and their costs per image: passes and seconds. A pass that is shared counts for each explainer."""
         model = unwrapped(self.model)
         copy = prepare(model, images, self.plan.preparation)  # not part of the measured time
         with counted_passes(model, copy) as passes:
-            start = _now(images)
+            start = seconds_now(images)
             maps = explainer.attribute(images, target, truth)
-            seconds = _now(images) - start
+            seconds = seconds_now(images) - start + passes.seconds
         each = {"passes": passes.images / len(images), "seconds": seconds / len(images)}
         return maps, {key: torch.full((len(images),), value, dtype=torch.float64) for key, value in each.items()}
 
@@ -245,6 +248,13 @@ class Engine:
                 return metric.score(case)
             except NotApplicable as error:
                 self._failed[f"{', '.join(metric.wanted)} of {name}"] = str(error)
+            except InputError:
+                raise
+            except Exception as error:
+                if code_digest(type(metric)):  # of a plugin: its author needs the line, and not our frames
+                    own = inspect.getfile(type(metric))
+                    raise InputError(f"metric {type(metric).__name__}: {line_of(error, own)}") from error
+                raise
         return metric.undefined(case.images)
 
     def _check_metrics(self, case: Case) -> set[str]:
@@ -380,9 +390,3 @@ def _correct(prediction: Tensor, label: Tensor) -> Tensor | None:
         known = torch.cat([label, known], dim=1)
         return torch.where(label.any(dim=1), known.gather(1, prediction[:, None])[:, 0].float(), torch.nan)
     return torch.where(label >= 0, (prediction == label).float(), torch.nan) if bool((label >= 0).any()) else None
-
-
-def _now(images: Tensor) -> float:
-    if images.is_cuda:
-        torch.cuda.synchronize(images.device)
-    return time.perf_counter()

@@ -171,7 +171,7 @@ def _evaluate(judged: Sequence[Judging], config: EvaluateConfig, options: Mappin
                 log_pictures(trainer.loggers, key, sorted((one.results / key).glob("*.jpg")))
             print(text_table(compared[-1].tables.rows))
             if (said := answer(compared[-1].tables.rows, compared[-1].tables.differences)) is not None:
-                print("\n".join([said.headline, *said.notes]))
+                print(f"\n{said}")
         close(trainer.loggers)
     report = (judged[0].results if out is None else out) / "report.html"
     if compared:

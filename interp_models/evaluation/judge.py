@@ -124,7 +124,7 @@ def judge(
         "explainers": [item for item in explainers if not isinstance(item, Explainer)],
         "metrics": list(metrics),
         "preset": preset,
-        "grid": grid if isinstance(grid, str) or grid is None else list(grid),
+        "grid": list(grid) if isinstance(grid, Sequence) and not isinstance(grid, str) else grid,
         "max_steps": max_steps,
         "target": target,
         "control": control,

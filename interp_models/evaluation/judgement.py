@@ -25,7 +25,7 @@ DESCRIBED = ("name", "model", "dataset", "same_classes")
 """What this file says of the model; see `summary_of`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Judgement:
     """The result of `judge`: values, means, maps and pictures of the judged images."""
 
@@ -69,8 +69,8 @@ class Judgement:
         the other explainers (`rank`, `tied`, `control`, `p` and `superiority`, see `statistics.compare`), the
         `distance` of perturbed images from the clean ones (see `core.distances.distance`), and the explainer's costs
         per image: `passes` through the model and `seconds`. If several explainers read the same layer, they share a
-        pass. It counts for each of them, but its time counts only for the first. If each of several labels is
-        explained, the values of an image are averaged first, and its costs are summed.
+        pass; the pass and its time count for each of them. If each of several labels is explained, the values of an
+        image are averaged first, and its costs are summed.
         """
         import pandas as pd
 
@@ -84,9 +84,41 @@ class Judgement:
         ]
         return pd.DataFrame(rows)
 
+    @property
+    def differences(self) -> "pd.DataFrame":
+        """Paired differences from the reference: a row per other explainer and metric, see `differences.Difference`.
+
+        Columns: `mean` of the explainer's value minus the reference's over the common images, its interval `low` to
+        `high`, `n` common images, `p`, `superiority`, and the `verdict` (better, worse, unclear, or same).
+        """
+        import pandas as pd
+
+        return pd.DataFrame(self.tables.differences)
+
+    @property
+    def answer(self) -> str:
+        """The answer in words: which explainers can be told from the reference, by which metrics, and what limits the
+        answer. Empty if there is nothing to compare."""
+        from interp_models.evaluation.answer import answer
+
+        said = answer(self.tables.rows, self.tables.differences)
+        return "" if said is None else str(said)
+
+    def __repr__(self) -> str:
+        """The table of means and the answer."""
+        from interp_models.report.text import text_table
+
+        return "\n\n".join(filter(None, [text_table(self.tables.rows), self.answer]))
+
+    def _repr_html_(self) -> str:
+        """The answer and the table of means, for notebooks."""
+        from interp_models.report.notebook import html_table
+
+        return html_table(self.tables.rows, self.tables.costs, self.answer)
+
     def to_markdown(self) -> str:
-        """The table of means ± half the width of their 95 % intervals in Markdown, with the best of each metric in
-        bold."""
+        """The table of means with their 95 % intervals in Markdown. An explainer that the images tell from all others
+        is bold."""
         from interp_models.report.text import markdown_table
 
         return markdown_table(self.tables.rows, self.tables.costs)

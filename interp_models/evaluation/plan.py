@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from interp_models.core.digests import code_digest
 from interp_models.core.distributed import is_first
-from interp_models.core.errors import InputError, NotApplicable
+from interp_models.core.errors import InputError, NotApplicable, unknown
 from interp_models.core.modes import evaluating
 from interp_models.core.prepared import class_name, unwrapped
 from interp_models.evaluation.config import ExplanationConfig
 from interp_models.explainers.base import EXPLAINERS
 from interp_models.explainers.cam import ActivationMap
 from interp_models.metrics.base import METRICS, Grid, MapMetric, metrics_of
+from interp_models.metrics.presets import PRESETS
 
 DEFAULT_CELLS = 7
 """Rows and columns of the grid for a network without a feature map: those of most CNNs for images of 224 pixels."""
@@ -66,12 +67,14 @@ def check_plan(plan: ExplanationConfig, others: Iterable[str] = ()) -> tuple[lis
         Label, name and options of every explainer, and the registered name of the metric of every key.
 
     Raises:
-        InputError: for an unknown explainer, metric, target, control or reference, for two explainers with one label,
-            or if there is no explainer or no metric.
+        InputError: for an unknown explainer, metric, preset, target, control or reference, for two explainers with one
+            label, or if there is no explainer or no metric.
     """
     specs, keys = explainer_specs(plan.explainers), metrics_of(plan.metrics)
     if plan.target not in ("prediction", "label") and not isinstance(plan.target, int):
         raise InputError(f"target must be 'prediction', 'label' or a class number; got {plan.target!r}")
+    if plan.preset not in PRESETS:
+        raise unknown("preset", plan.preset, PRESETS)
     labels = [*(label for label, _, _ in specs), *others]
     if not keys or not labels:
         raise InputError("explainers and metrics: at least one of each is needed")

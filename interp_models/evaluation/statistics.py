@@ -11,6 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Values = Mapping[str, Mapping[str, Floats]]
+"""Values per image (n,) by explainer and metric, NaN where undefined."""
+Tests = Mapping[tuple[str, frozenset[str]], float]
+"""Adjusted p-values by metric and pair of explainers, see `paired_tests`."""
 RESAMPLES = 2000
 """Bootstrap samples of an interval."""
 LEVEL = 0.05
@@ -27,8 +31,8 @@ def interval(values: Floats) -> tuple[float | None, float | None]:
     """The 95 % bootstrap interval of the mean over images: bias-corrected and accelerated (BCa; Efron 1987).
 
     For few images the quantiles are those of Student's t distribution, √(n / (n - 1)) t instead of z (Hesterberg, The
-    American Statistician 2015, section 3.4.1): a plain bootstrap interval is too narrow for them. Equal values have an
-    interval without width. Fewer than two images have no interval: (None, None).
+    American Statistician 2015, section 3.4.1): a plain bootstrap interval is too narrow for them. Fewer than two
+    images and equal values have no interval, (None, None), because resampling them says nothing of other images.
 
     Args:
         values: one value per image (n,), all defined.
@@ -39,11 +43,9 @@ def interval(values: Floats) -> tuple[float | None, float | None]:
     from scipy import special  # type: ignore[import-untyped]  # slow to import, and only needed here
 
     n = len(values)
-    if n < 2:
+    if n < 2 or values.min() == values.max():
         return None, None
     mean = float(values.mean())
-    if values.min() == values.max():
-        return mean, mean
     means = np.sort(_bootstrap_means(values))
     below = (np.searchsorted(means, mean, "left") + np.searchsorted(means, mean, "right")) / 2
     bias = special.ndtri(np.clip(below / len(means), 0.5 / len(means), 1 - 0.5 / len(means)))
@@ -127,15 +129,38 @@ def superiority(a: Floats, b: Floats, *, higher_is_better: bool) -> float:
     return float(better.mean() + (a == b).mean() / 2)
 
 
-def tied_ranks(values: Mapping[str, Floats], *, higher_is_better: bool) -> dict[str, tuple[int, bool]]:
+def paired_tests(values: Values) -> Tests:
+    """Test every pair of explainers by every metric, on the images where both are defined: the signed-rank test,
+    adjusted over all pairs and metrics by Benjamini and Hochberg.
+
+    All statements of an evaluation read these p-values, so that they cannot contradict each other. A pair without a
+    common image has none.
+    """
+    names, raw = list(values), {}
+    for place, first in enumerate(names):
+        for key, own in values[first].items():
+            for second in names[place + 1 :]:
+                away = own - values[second][key]
+                away = away[~np.isnan(away)]
+                if len(away):
+                    raw[key, frozenset((first, second))] = signed_rank(away)
+    return dict(zip(raw, adjusted(list(raw.values())), strict=True))
+
+
+def tied_ranks(
+    key: str, values: Mapping[str, Floats], tests: Tests, *, higher_is_better: bool
+) -> dict[str, tuple[int, bool]]:
     """Rank of each explainer by its mean over common images, and whether it shares the rank.
 
-    The best one leads the first group. An explainer belongs to the group of the leader before it unless a paired
-    signed-rank test tells them apart (p < 0.05, adjusted over all pairs of leaders and others by Benjamini and
-    Hochberg); then it leads the next group. All of a group have the rank of its leader.
+    The best one begins the first group. The next one, by its mean, joins the group unless a test tells it from the one
+    that began it (p < 0.05); then it begins the next group. All of a group have the same rank: 1 more than the number
+    of explainers in the groups before.
 
     Args:
-        values: paired values (n,) by explainer, NaN where undefined. Images that are undefined for one are left out.
+        key: the metric.
+        values: paired values (n,) by explainer, NaN where undefined. Images that are undefined for one do not count for
+            the mean.
+        tests: the tests, see `paired_tests`.
         higher_is_better: the metric's direction.
 
     Returns:
@@ -147,19 +172,17 @@ def tied_ranks(values: Mapping[str, Floats], *, higher_is_better: bool) -> dict[
         return {}
     names = list(values)
     means = table.mean(axis=1)
-    order = np.argsort(-means if higher_is_better else means, kind="stable").tolist()
-    p = {(i, j): signed_rank(table[i] - table[j]) for place, i in enumerate(order) for j in order[place + 1 :]}
-    told_apart = dict(zip(p, adjusted(list(p.values())), strict=True)) if p else {}
-    groups: list[list[int]] = []
-    for place in order:
-        if groups and told_apart[groups[-1][0], place] >= LEVEL:
-            groups[-1].append(place)
+    groups: list[list[str]] = []
+    for place in np.argsort(-means if higher_is_better else means, kind="stable").tolist():
+        name = names[place]
+        if groups and tests[key, frozenset((groups[-1][0], name))] >= LEVEL:
+            groups[-1].append(name)
         else:
-            groups.append([place])
+            groups.append([name])
     found: dict[str, tuple[int, bool]] = {}
     before = 1
     for group in groups:
-        found |= {names[place]: (before, len(group) > 1) for place in group}
+        found |= {name: (before, len(group) > 1) for name in group}
         before += len(group)
     return found
 
@@ -192,19 +215,19 @@ def mean_ranks(
 
 
 def compare(
-    rows: Sequence[dict[str, Any]], values: Mapping[str, Mapping[str, Floats]], control: str | None
+    rows: Sequence[dict[str, Any]], values: Values, tests: Tests, control: str | None
 ) -> dict[str, tuple[float, float]]:
     """Compare explainers on the same images; every row gets the results.
 
     - `rank`, `tied`: see `tied_ranks`; None if no image has a value of all explainers.
     - `control`: the explainer that the others are tested against, or None.
-    - `p`: p-value of the paired signed-rank test against the control, on the images where both are defined. It is
-      adjusted over all explainers and metrics by Benjamini and Hochberg. None for the control itself.
-    - `superiority`: the share of these images where the explainer is better than the control.
+    - `p`: p-value of the test against the control, see `paired_tests`. None for the control itself.
+    - `superiority`: the share of the images where both are defined on which the explainer is better than the control.
 
     Args:
         rows: rows of the explainers and metrics.
         values: values per image by explainer and metric.
+        tests: the tests of all pairs.
         control: label of the control; None takes `DEFAULT_CONTROL`, if it is there.
 
     Returns:
@@ -214,10 +237,9 @@ def compare(
     other = values.get(control)
     better = {row["metric"]: row["higher_is_better"] for row in rows}
     ranks = {
-        key: tied_ranks({label: own[key] for label, own in values.items()}, higher_is_better=higher)
+        key: tied_ranks(key, {label: own[key] for label, own in values.items()}, tests, higher_is_better=higher)
         for key, higher in better.items()
     }
-    tested = []
     for row in rows:
         label, key = row["explainer"], row["metric"]
         rank, tied = ranks[key].get(label, (None, None))
@@ -228,11 +250,8 @@ def compare(
         pair = pair[:, ~np.isnan(pair).any(axis=0)]
         row["control"] = control
         if pair.shape[1]:
-            row["p"] = signed_rank(pair[0] - pair[1])
+            row["p"] = tests[key, frozenset((label, control))]
             row["superiority"] = superiority(pair[0], pair[1], higher_is_better=better[key])
-            tested.append(row)
-    for row, p in zip(tested, adjusted([row["p"] for row in tested]), strict=True):
-        row["p"] = p
     medians: dict[str, dict[str, float]] = {}
     for label, of_metric in values.items():
         for key, own in of_metric.items():

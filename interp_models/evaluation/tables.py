@@ -1,10 +1,8 @@
 """The tables of an evaluation and their files."""
 
 import json
-import math
 import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -15,20 +13,20 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from interp_models.core.distances import distance
-from interp_models.core.distributed import is_first
 from interp_models.core.errors import InputError
-from interp_models.core.files import LOCK, whole, write_json, write_whole
-from interp_models.evaluation.cache import Cache, FolderCache, Part
+from interp_models.core.files import LOCK, write_json
+from interp_models.evaluation.cache import FolderCache
 from interp_models.evaluation.differences import Difference, differences, reference_of, same_maps
-from interp_models.evaluation.statistics import DEFAULT_CONTROL, compare, interval
-from interp_models.metrics.base import owner_of
+from interp_models.evaluation.statistics import DEFAULT_CONTROL, compare, paired_tests
 
 SCHEMA_VERSION = 1
 """Version of the format of `results.json`."""
 COSTS = ("passes", "seconds")
 Maps = Mapping[str, NDArray[np.float32]]
 """The maps of every explainer by label, (N, h, w)."""
+Curves = Mapping[str, Mapping[str, NDArray[np.float32]]]
+"""Curves of every explainer by label and by key of the metric, (N, 2, T): fractions of the steps, and scores there. The
+scores are NaN for a row without a curve."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +84,8 @@ class Tables:
     """Metrics that have no values, as ground truth is unknown: the reason by key."""
     mean_ranks: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Mean and standard deviation of each explainer's rank over metrics, see `statistics.mean_ranks`."""
+    curves: Curves = field(default_factory=dict)
+    """The curves behind the values; empty for results of older versions."""
     differences: list[dict[str, Any]] = field(default_factory=list)
     """Paired differences from the reference, see `differences.Difference`; empty if there is only one explainer."""
 
@@ -171,10 +171,16 @@ def read_tables(folder: Path) -> Tables:
             results.get("without_label", 0),
             results.get("unmeasured", {}),
             {label: (mean, std) for label, (mean, std) in results.get("mean_ranks", {}).items()},
+            {label: _read_curves(path) for label in labels if (path := folder / "curves" / f"{label}.npz").is_file()},
             results.get("differences", []),
         )
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder} holds no finished evaluation ({error})") from None
+
+
+def _read_curves(path: Path) -> dict[str, NDArray[np.float32]]:
+    with np.load(path) as file:
+        return {key: file[key] for key in file.files}
 
 
 def compare_again(folder: Path, control: str | None, reference: str | None) -> bool:
@@ -191,23 +197,24 @@ def compare_again(folder: Path, control: str | None, reference: str | None) -> b
         row["reference"] for row in tables.differences
     }:
         return False
-    compared = _compared(tables.rows, tables.per_image, tables.maps, control, reference)
+    found = compared(tables.rows, tables.per_image, tables.maps, control, reference)
     results, stat = json.loads(path.read_text()), path.stat()
-    write_json(path, results | {"rows": tables.rows} | compared)
+    write_json(path, results | {"rows": tables.rows} | found)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # the date of the results
     return True
 
 
-def _compared(
+def compared(
     rows: list[dict[str, Any]], per_image: pd.DataFrame, maps: Maps, control: str | None, reference: str | None
 ) -> dict[str, Any]:
     """Add the comparison with the control to the rows; returns `mean_ranks` and `differences`, as in `Tables`."""
     values, known = _values(per_image), reference_of(_names(rows), reference)
+    tests = paired_tests(values)
     found: list[Difference] = []
     if known is not None:
         better = {row["metric"]: row["higher_is_better"] for row in rows}
-        found = differences(values, known, better, same_maps(maps, known))
-    return {"mean_ranks": compare(rows, values, control), "differences": [asdict(one) for one in found]}
+        found = differences(values, tests, known, better, same_maps(maps, known))
+    return {"mean_ranks": compare(rows, values, tests, control), "differences": [asdict(one) for one in found]}
 
 
 def _names(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -227,111 +234,6 @@ def read_prototypes(folder: Path) -> dict[str, Any]:
     """Read `prototypes.json`, the result of an evaluation of prototypes; empty if the folder has none."""
     path = folder / "prototypes.json"
     return dict(json.loads(path.read_text())) if path.is_file() else {}
-
-
-def make_tables(
-    cache: Cache,
-    indices: Sequence[int],
-    explainers: Mapping[str, str],
-    left_out: Mapping[str, str],
-    protocols: Callable[[tuple[int, int]], Mapping[str, Protocol]],
-    provenance: Provenance,
-    image_id: Callable[[int], str],
-    folder: Path | None = None,
-    without_label: int = 0,
-    unmeasured: Mapping[str, str] | None = None,
-    control: str | None = None,
-    reference: str | None = None,
-) -> Tables:
-    """Make the tables from the batches of a cache.
-
-    With a folder, it also writes `maps/`, `per_image.parquet` and, as the last file, `results.json`. Then it removes
-    the files of the cache.
-
-    Args:
-        cache: the batches.
-        indices: positions of the images in their data set, without those that have no label to explain.
-        explainers: explainers that apply: name and options as json, by label.
-        left_out: explainers that do not apply: the reason by label.
-        protocols: maps the grid of an explainer's maps to the protocol of every metric key.
-        provenance: facts about the model for the rows.
-        image_id: maps a position in the data set to the name of the image.
-        folder: folder of the results, the same as that of the `FolderCache`.
-        without_label: number of images that have no label to explain; a line on stderr names it.
-        unmeasured: metrics without values: the reason by key.
-        control: label of the explainer that the others are tested against, see `statistics.compare`.
-        reference: label of the explainer that the others are compared with, see `differences.reference_of`.
-
-    Raises:
-        InputError: if an image has no result, for example because files of another process are not visible here. The
-            evaluation is then not finished.
-    """
-    if folder is not None:
-        (folder / "results.json").unlink(missing_ok=True)  # the files that it describes are overwritten from here on
-    frames, rows, maps = [], [], {}
-    costs: dict[str, dict[str, float | None]] = {}
-    listing = pd.DataFrame()
-    if without_label and is_first():
-        who = "1 image has no label and was" if without_label == 1 else f"{without_label} images have no label and were"
-        print(f"{who} not explained (target=label)", file=sys.stderr)
-    for label, options in explainers.items():
-        parts = cache.of(label, set(indices))
-        if lost := len(indices) - len({index for part in parts for index in part["common"]["index"].tolist()}):
-            where = "" if folder is None else f"{folder}: "
-            raise InputError(
-                f"{where}{lost} of {len(indices)} images have no result of {label}; all processes must see the same "
-                "folder. Repeat the command to judge these images"
-            )
-        grid = (int(parts[0]["maps"].shape[-2]), int(parts[0]["maps"].shape[-1]))
-        frame = _per_image(label, options, parts, protocols(grid), provenance, image_id)
-        frames.append(frame)
-        listing = _listing(parts, image_id, protocols(grid)) if listing.empty else listing
-        for key, protocol in protocols(grid).items():
-            rows.append(_row(frame[frame["metric"] == key], protocol) | {"distance": _distance(parts, key)})
-        costs[label] = {key: _mean([part["costs"][key] for part in parts], len(indices)) for key in COSTS}
-        maps[label] = _maps(None if folder is None else folder / "maps" / f"{label}.npy", parts, grid)
-    table = pd.concat(frames, ignore_index=True)
-    compared = _compared(rows, table, maps, control, reference)
-    if folder is not None:
-        assert isinstance(cache, FolderCache)
-        write_whole(folder / "maps" / "index.csv", listing.to_csv(index=False))
-        with whole(folder / "per_image.parquet") as path:
-            table.to_parquet(path)
-        for path in (folder / "maps").glob("*.npy"):
-            if path.stem not in explainers:
-                path.unlink()  # of an earlier evaluation; the new index.csv does not describe its rows
-        results = {
-            "schema_version": SCHEMA_VERSION, "work": cache.work, "rows": rows, "left_out": dict(left_out),
-            "costs": costs, **compared, **({"without_label": without_label} if without_label else {}),
-            **({"unmeasured": dict(unmeasured)} if unmeasured else {}),
-        }  # fmt: skip
-        write_json(folder / "results.json", results)  # the last file: where it names this work, all files exist
-        cache.clear()
-    return Tables(table, rows, dict(left_out), costs, maps, listing, without_label, dict(unmeasured or {}), **compared)
-
-
-def _listing(parts: Sequence[Part], image_id: Callable[[int], str], protocols: Mapping[str, Protocol]) -> pd.DataFrame:
-    """The image of each row of the maps and, for several rows per image, the class."""
-    index, target = _keys(parts)
-    order = np.lexsort((target, index))
-    listing = pd.DataFrame({"row": np.arange(len(index)), "index": index[order]})
-    listing["image_id"] = [image_id(int(position)) for position in listing["index"]]
-    if "labels" in parts[0]["common"] and any(protocol.target == "label" for protocol in protocols.values()):
-        listing["target_class"] = target[order]
-    return listing
-
-
-def _keys(parts: Sequence[Part]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Index of the image and class explained of every row of the parts; tables and maps are sorted by them."""
-    index, target = (np.concatenate([p["common"][key].numpy() for p in parts]) for key in ("index", "target_class"))
-    return index, target
-
-
-def values_of(parts: Sequence[Part], key: str) -> torch.Tensor:
-    """The values (N,) of a metric's key for all rows of the parts."""
-    owner = owner_of(key)
-    assert owner is not None
-    return owner.over_images(key, torch.cat([part["values"][key] for part in parts]))
 
 
 def image_means(index: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -356,105 +258,8 @@ def image_means(index: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     return total / values.new_zeros(len(images)).index_add(0, of_row[defined], torch.ones_like(values[defined]))
 
 
-def _mean(values: Sequence[torch.Tensor], images: int) -> float | None:
-    """The sum over all rows per image; None if a value is NaN."""
-    of_rows = torch.cat(list(values))
-    mean = float(of_rows.mean()) * (len(of_rows) / images)
-    return None if math.isnan(mean) else mean
-
-
-def _distance(parts: Sequence[Part], key: str) -> float | None:
-    """The distance of the images that were perturbed for a metric's key from the clean ones; None if it is unknown."""
-    known = [part["features"] for part in parts if key in part.get("features", ())]
-    if not known:
-        return None
-    clean, own = (torch.stack([sums[name] for sums in known]).sum(dim=0) for name in ("clean", key))
-    return distance(clean, own)
-
-
-def _per_image(
-    label: str,
-    options: str,
-    parts: Sequence[Part],
-    protocols: Mapping[str, Protocol],
-    provenance: Provenance,
-    image_id: Callable[[int], str],
-) -> pd.DataFrame:
-    """Rows of one explainer, one per metric and row of the parts."""
-    common: dict[str, Any] = {
-        key: torch.cat([part["common"][key] for part in parts]).numpy() for key in parts[0]["common"]
-    }
-    if "labels" in common:
-        common["labels"] = [np.flatnonzero(row) for row in common["labels"]]
-    names = [image_id(int(index)) for index in common["index"]]
-    frames = []
-    for key, protocol in protocols.items():
-        columns = {**asdict(provenance), "explainer": label, "options": options, "metric": key, **asdict(protocol)}
-        frame = pd.DataFrame({"image_id": names, **common})
-        frame["value"] = values_of(parts, key).numpy()
-        for position, (name, value) in enumerate(columns.items()):
-            frame.insert(position, name, value)
-        frames.append(frame.sort_values(["index", "target_class"]))
-    return pd.concat(frames, ignore_index=True)
-
-
-def _row(frame: pd.DataFrame, protocol: Protocol) -> dict[str, Any]:
-    """One row of `results.json`; the standard deviation has the divisor n.
-
-    All numbers are over images: the values of several labels of an image are averaged first, because they are not
-    independent.
-    """
-    first, values = frame.iloc[0], of_images(frame)
-    defined = values[~np.isnan(values)]
-    low, high = interval(defined)
-    return {
-        "run": str(first["run"]),
-        "explainer": str(first["explainer"]),
-        "options": json.loads(str(first["options"])),
-        "metric": str(first["metric"]),
-        "mean": float(defined.mean()) if len(defined) else None,
-        "std": float(defined.std()) if len(defined) else None,
-        "low": low,
-        "high": high,
-        "n": len(values),
-        "n_undefined": len(values) - len(defined),
-        **asdict(protocol),
-        "selection": str(first["selection"]),
-        "seed": None if pd.isna(first["seed"]) else int(first["seed"]),
-    }
-
-
 def of_images(frame: pd.DataFrame) -> NDArray[np.float64]:
     """The values of one explainer and metric per image, by index: the mean over the rows of an image."""
     index = torch.tensor(frame["index"].to_numpy())
     found: NDArray[np.float64] = image_means(index, torch.tensor(frame["value"].to_numpy(np.float64))).numpy()
     return found
-
-
-def _maps(path: Path | None, parts: Sequence[Part], grid: tuple[int, int]) -> NDArray[np.float32]:
-    """The maps of an explainer, float32 (N, h, w), sorted by index of the image and by class. With a path, they are
-    written batch by batch to a file that is mapped to memory."""
-    index, target = _keys(parts)
-    row_of = np.argsort(np.lexsort((target, index)))
-    shape = (len(index), *grid)
-    if path is None:
-        in_memory: NDArray[np.float32] = _filled(np.empty(shape, np.float32), parts, row_of)
-        return in_memory
-    path.parent.mkdir(exist_ok=True)
-    with whole(path) as partial:
-        maps = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
-        if hasattr(os, "posix_fallocate"):  # writing to mapped memory would kill the process if the disk is full
-            with partial.open("rb+") as file:
-                os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
-        _filled(maps, parts, row_of).flush()
-    written: NDArray[np.float32] = np.load(path, mmap_mode="r")
-    return written
-
-
-def _filled(maps: Any, parts: Sequence[Part], row_of: NDArray[np.int64]) -> Any:
-    """Write the maps of all batches to their rows."""
-    first = 0
-    for part in parts:
-        maps[row_of[first : first + len(part["maps"])]] = part["maps"].numpy()
-        first += len(part["maps"])
-    return maps

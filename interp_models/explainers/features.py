@@ -14,7 +14,7 @@ from interp_models.core.eager import own_thread
 from interp_models.core.errors import InputError, NotApplicable
 from interp_models.core.maps import at_least_float32
 from interp_models.core.norms import gradients
-from interp_models.core.passes import count_reused
+from interp_models.core.passes import count_reused, seconds_now
 from interp_models.core.scoring import Target, logits_of, resolve_target, scores_of
 from interp_models.explainers.base import gradient_of, no_path, target_scores
 from interp_models.explainers.captures import captured, captured_together
@@ -48,6 +48,8 @@ class _Pass:
     output: Any
     linear: list[tuple[nn.Linear, Tensor, Tensor]]
     """Linear layers with their inputs and outputs."""
+    seconds: float
+    """Time of the pass; 0 if no other method can reuse it."""
     gradients: dict[Any, Tensor] = field(default_factory=dict)
     """∂y/∂A by score and classes."""
 
@@ -64,7 +66,7 @@ def _passed(explainer: OfLayer, inputs: Tensor, *, gradient: bool) -> _Pass:
     place = (inputs.data_ptr(), tuple(inputs.shape), inputs.stride(), inputs.dtype, inputs._version)
     key = (id(model), id(layer.module), layer.use, *place, torch.is_autocast_enabled(inputs.device.type))
     if shared is not None and key in shared:
-        count_reused(inputs)
+        count_reused(inputs, shared[key].seconds)
         return dataclasses.replace(shared[key], layer=layer)
     linear: list[tuple[nn.Linear, Tensor, Tensor]] = []
 
@@ -73,6 +75,7 @@ def _passed(explainer: OfLayer, inputs: Tensor, *, gradient: bool) -> _Pass:
         given, kept = args[0] if args else kwargs["input"], output.detach()
         linear.append((part, given.detach(), kept.clone() if kept.dim() == 2 else kept))  # it may change in place
 
+    start = 0.0 if shared is None else seconds_now(inputs)
     parts = [part for part in model.modules() if isinstance(part, nn.Linear)]
     handles = [part.register_forward_hook(note, with_kwargs=True) for part in parts]
     try:
@@ -85,7 +88,8 @@ def _passed(explainer: OfLayer, inputs: Tensor, *, gradient: bool) -> _Pass:
         raise InputError(f"layer {layer.name} was not used in the forward pass")
     if len(outputs[0]) != len(inputs):
         raise NotApplicable(f"layer {layer.name} gives {len(outputs[0])} rows for {len(inputs)} images, not one each")
-    made = _Pass(inputs, layer, outputs[0], output, linear)
+    seconds = 0.0 if shared is None else seconds_now(inputs) - start
+    made = _Pass(inputs, layer, outputs[0], output, linear, seconds)
     if shared is not None:
         shared[key] = made
     return made

@@ -4,7 +4,7 @@ import fnmatch
 import inspect
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
@@ -17,7 +17,7 @@ from torchmetrics.utilities import dim_zero_cat
 from interp_models.core.errors import InputError, NotApplicable, unknown
 from interp_models.core.maps import enlarged
 from interp_models.core.modes import full_float32
-from interp_models.core.registry import Registry
+from interp_models.core.registry import C, Registry
 from interp_models.core.scoring import ScoreFn, checked, checked_images
 from interp_models.metrics import perturbation
 from interp_models.metrics.case import WORDS, Case, as_case, checked_case
@@ -109,8 +109,9 @@ class MapMetric(Measure, ABC):
             raise unknown("preset", preset, PRESETS)
         self.preset = PRESETS[preset]
         steps = self.preset.max_steps if max_steps is None else max_steps
-        if steps < 1 or (batch is not None and batch < 1) or (grid is not None and min(grid) < 1):
-            raise InputError(f"max_steps, batch and grid must be at least 1; got {max_steps}, {batch}, {grid}")
+        for option, value in (("max_steps", steps), ("batch", batch), ("grid", None if grid is None else min(grid))):
+            if value is not None and value < 1:
+                raise InputError(f"{option} must be at least 1; got {grid if option == 'grid' else value}")
         self.grid, self.max_steps, self.batch = grid, steps, batch
         self.size: Grid | None = None
         """Height and width of the images, on which the steps of a preset by pixels depend; None before the first."""
@@ -361,6 +362,16 @@ class MetricRegistry(Registry[MapMetric]):
     """The registry of metrics of maps. Their keys are names, too: `METRICS.build("dauc")` builds
     `deletion_insertion`."""
 
+    def register(self, name: str) -> Callable[[C], C]:
+        """As `Registry.register`; it refuses a class that `Measure.check_declared` refuses, where it is defined."""
+        enter = super().register(name)
+
+        def checked_class(cls: C) -> C:
+            cls.check_declared()  # type: ignore[attr-defined]  # every registered class is a MapMetric
+            return enter(cls)
+
+        return checked_class
+
     def aliases(self) -> dict[str, str]:
         """Every key, and every other name of a key, with the name of its registered metric.
 
@@ -389,14 +400,16 @@ def owner_of(key: str) -> type[MapMetric] | None:
 
 
 def metrics_of(keys: Iterable[str]) -> dict[str, str]:
-    """Map each key to the name of its registered metric. Aliases are resolved, and patterns replaced by all keys that
-    match; an unknown key and a pattern without a match raise `InputError`.
+    """Map each key to the name of its registered metric. Aliases are resolved, patterns are replaced by all keys that
+    match, and the name of a metric by all of its keys; an unknown key and a pattern without a match raise `InputError`.
 
     >>> metrics_of(["ai", "box_acc*"])
     {'iic': 'masked_confidence', 'box_accuracy': 'box_accuracy', 'box_accuracy_v2': 'box_accuracy'}
     """
     owners, every = METRICS.aliases(), [key for name in METRICS for key in METRICS.get(name).keys]
     keys = [match for key in keys for match in (fnmatch.filter(every, key) if "*" in key else [key]) or [key]]
+    named = [key for key in METRICS.names() if key not in owners]
+    keys = [each for key in keys for each in (METRICS.get(key).keys if key in named else [key])]
     for key in keys:
         if key not in owners:
             raise unknown("metric", key, owners)

@@ -72,6 +72,20 @@ class Case:
     """Sees the features of perturbed images, for their distance from clean ones."""
     shared: dict[str, Any] = field(default_factory=dict)
     """Results of `once`."""
+    curves: dict[str, Tensor] = field(default_factory=dict)
+    """Curves that metrics keep for the page, by key: for every image the fractions of the steps and the scores there,
+    (B, 2, T). A metric adds those of its own keys."""
+
+    def keep_curve(self, key: str, fractions: Sequence[float], scores: Tensor) -> None:
+        """Keep the curve behind a metric's key.
+
+        Args:
+            key: the key.
+            fractions: fraction of the image that is changed at each step (T,), rising.
+            scores: the target's probability at each step (B, T).
+        """
+        at = torch.tensor(fractions, dtype=torch.float32).expand(len(scores), -1)
+        self.curves[key] = torch.stack([at, scores.detach().float().cpu()], dim=1)
 
     def once(self, name: str, compute: Callable[[], T]) -> T:
         """The result of `compute`, which does not depend on the maps. It is computed once for all explainers of the

@@ -57,33 +57,38 @@ class DeletionInsertion(MapMetric):
         order = ranks(maps)
         black = self.preset.removed(images).expand_as(images)
         saliency = mean_of_groups(maps.flatten(1).sort(dim=1, descending=True).values, counts)  # (B, T)
+        fractions = [count / counts[-1] for count in counts]
         values: dict[str, Tensor] = {}
         if self.wants("dauc", "dc", "abpc"):
             with case.watched("dauc", "dc", "abpc"):
                 deletion = case.curve(images, black, order, counts[1:], self.batch)
             deletion = torch.cat([clean, deletion], dim=1)  # (B, T + 1)
+            case.keep_curve("dauc", fractions, deletion)
             values |= {
-                "dauc": self._area(deletion, counts),
+                "dauc": self._area(deletion, fractions),
                 "dc": correlation(deletion, -deletion.diff(dim=1), saliency),
             }
         if self.wants("iauc", "ic"):
             with case.watched("iauc", "ic"):
                 insertion = case.curve(self.preset.blur(images), images, order, counts[:-1], self.batch)
             insertion = torch.cat([insertion, clean], dim=1)
+            case.keep_curve("iauc", fractions, insertion)
             values |= {
-                "iauc": self._area(insertion, counts),
+                "iauc": self._area(insertion, fractions),
                 "ic": correlation(insertion, insertion.diff(dim=1), saliency),
             }
         if self.wants("lerf", "abpc"):
             with case.watched("lerf", "abpc"):
                 reverse = case.curve(images, black, ranks(-maps), counts[1:], self.batch)
-            values["lerf"] = self._area(torch.cat([clean, reverse], dim=1), counts)
+            reverse = torch.cat([clean, reverse], dim=1)
+            case.keep_curve("lerf", fractions, reverse)
+            values["lerf"] = self._area(reverse, fractions)
         if self.wants("abpc"):
             values["abpc"] = values["lerf"] - values["dauc"]
         return values
 
-    def _area(self, scores: Tensor, counts: list[int]) -> Tensor:
-        area = trapezoid(scores, [count / counts[-1] for count in counts])
+    def _area(self, scores: Tensor, fractions: list[float]) -> Tensor:
+        area = trapezoid(scores, fractions)
         highest = exact(scores).amax(dim=1)
         if self.preset.divide_by_max:
             return area / highest.where(highest > 0, torch.nan)

@@ -49,10 +49,11 @@ class PatchDropping(MapMetric):
         for key, order in (("patch_dauc", maps), ("patch_iauc", -maps)):
             if self.wants(key):
                 with case.watched(key):
-                    values[key] = self._mean(case, score, order).masked_fill(is_constant(maps).cpu(), torch.nan)
+                    mean = self._mean(case, score, order, key)
+                    values[key] = mean.masked_fill(is_constant(maps).cpu(), torch.nan)
         return values
 
-    def _mean(self, case: Case, score: Callable[..., Tensor], maps: Tensor) -> Tensor:
+    def _mean(self, case: Case, score: Callable[..., Tensor], maps: Tensor, key: str) -> Tensor:
         """Mean score (B,), float64 on the CPU, while patches are dropped, those with the largest values of the maps
         (B, h, w) first."""
         patches = maps[0].numel()
@@ -65,7 +66,9 @@ class PatchDropping(MapMetric):
             parts = zip(torch.split(case.images, size), torch.split(order[:, count:], size), strict=True)
             found = finite(torch.cat([score(images, kept) for images, kept in parts]))
             scores.append(found.gather(1, resolve_target(case.target, found)[:, None])[:, 0].to(scores[0].dtype))
-        return trapezoid(torch.stack(scores, dim=1), [count / counts[-1] for count in counts])
+        curve, fractions = torch.stack(scores, dim=1), [count / counts[-1] for count in counts]
+        case.keep_curve(key, fractions, curve)
+        return trapezoid(curve, fractions)
 
     def protocol(self, key: str, grid: Grid) -> tuple[int | None, str]:
         """The number of steps is that of the transformer's patches, not of the map; nothing fills dropped patches."""

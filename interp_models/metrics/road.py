@@ -48,15 +48,15 @@ class Road(MapMetric):
         values: dict[str, Tensor] = {}
         if self.wants("road_morf", "road"):
             with case.watched("road_morf", "road"):
-                values["road_morf"] = self._mean(case, ranks(maps))
+                values["road_morf"] = self._mean(case, ranks(maps), "road_morf")
         if self.wants("road_lerf", "road"):
             with case.watched("road_lerf", "road"):
-                values["road_lerf"] = self._mean(case, ranks(-maps))
+                values["road_lerf"] = self._mean(case, ranks(-maps), "road_lerf")
         if self.wants("road"):
             values["road"] = (values["road_lerf"] - values["road_morf"]) / 2
         return values
 
-    def _mean(self, case: Case, order: Tensor) -> Tensor:
+    def _mean(self, case: Case, order: Tensor, key: str) -> Tensor:
         """Mean score (B,) over the fractions, when pixels are removed in an order (B, H, W)."""
         assert case.score_fn is not None
         assert isinstance(case.target, Tensor)
@@ -72,6 +72,7 @@ class Road(MapMetric):
 
         batch = self.batch or default_batch(images)
         scores = scores_of_variants(case.score_fn, images, len(counts), imputed, case.target, batch)
+        case.keep_curve(key, FRACTIONS, scores)
         return exact(scores).mean(dim=1)
 
     def protocol(self, key: str, grid: Grid) -> tuple[int | None, str]:

@@ -1,6 +1,8 @@
 """Names of metrics and their values as text."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from interp_models.metrics.base import owner_of
 
@@ -26,3 +28,8 @@ def number(metric: str, value: float | None) -> str | None:
 def percent(fraction: float | None) -> str | None:
     """A fraction as percent with one digit; None if it is undefined."""
     return f"{100 * fraction:z.1f}" if fraction is not None and math.isfinite(fraction) else None
+
+
+def is_best(row: Mapping[str, Any]) -> bool:
+    """Whether the images tell this explainer from all others: it alone has the first rank."""
+    return row.get("rank") == 1 and not row.get("tied")

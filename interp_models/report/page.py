@@ -1,13 +1,14 @@
-"""The report: one self-contained HTML page that compares runs and their explanations in tables and pictures.
+"""The report: one self-contained HTML page that says which explanations can be told apart, and shows them.
 
-The page loads nothing: its style is inline, and its pictures are data: URIs. Scores are passed as fractions. They are
-shown as percent (drops, increases, gains) or as decimals (curves and correlations).
+The page loads nothing: its style and script are inline, and its pictures are data: URIs. Scores are passed as
+fractions. They are shown as percent (drops, increases, gains) or as decimals (curves and correlations).
 """
 
+import base64
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -15,15 +16,22 @@ import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.colors import to_hex
-from numpy.typing import NDArray
 
 from interp_models.core.files import whole
 from interp_models.metrics.base import owner_of
 from interp_models.report import visual
-from interp_models.report.numbers import in_percent, label, number, percent
-from interp_models.report.views import ImageView, PrototypeView, RunSummary
+from interp_models.report.agreement import of_metrics
+from interp_models.report.curves import chart
+from interp_models.report.forest import panels, sentence
+from interp_models.report.numbers import in_percent, is_best, label, number, percent
+from interp_models.report.pictures import data_of
+from interp_models.report.text import Costs, csv_table, latex_table, markdown_table
+from interp_models.report.views import ImageView, PrototypeView, RunResults, RunSummary
 
-SIDE = 224  # maximum side of every picture in pixels; it keeps the page small
+OPEN = 8
+"""So many panels of the forest plot are open; the others are behind a summary."""
+FAMILIES = ("faithfulness", "localisation", "form")
+SIGNS = {"better": "▲", "worse": "▼", "unclear": "·", "same": "="}
 
 
 def write_report(
@@ -31,10 +39,9 @@ def write_report(
     *,
     title: str,
     runs: Sequence[RunSummary],
-    rows: Sequence[Mapping[str, Any]],
+    results: Sequence[RunResults],
     images: Iterable[ImageView],
     prototypes: Sequence[PrototypeView] = (),
-    left_out: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
 ) -> None:
     """Write the page. The file is written whole or not at all: an error leaves an older file unchanged.
 
@@ -42,12 +49,10 @@ def write_report(
         path: the file.
         title: title of the page.
         runs: the judged models.
-        rows: means, one per run, explainer and metric, with the keys run, explainer, metric, mean, std, n,
-            n_undefined, preset, grid, steps, fill, target, scorer and higher_is_better. `mean` and `std` are fractions;
-            None and NaN mean undefined. Each preset gets a table; runs, explainers and metrics keep their order.
+        results: what was measured of each of them. Each preset gets a table; runs, explainers and metrics keep their
+            order. In rows, `mean` and `std` are fractions; None and NaN mean undefined.
         images: images with maps. They are written one by one, so an iterator need not hold them all.
         prototypes: the prototypes of runs that have some.
-        left_out: for each run, explainers and metrics that do not apply and the reasons.
 
     Raises:
         ValueError: for two rows with the same preset, run, explainer and metric, and for arrays of a wrong shape.
@@ -56,75 +61,166 @@ def write_report(
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters |= {"script": _for_script, "attribute": json.dumps}
     here = files("interp_models.report")
     template = environment.from_string(here.joinpath("page.html.j2").read_text("utf-8"))
+    rows = [row for one in results for row in one.rows]
     directions: dict[str, bool] = {row["metric"]: bool(row["higher_is_better"]) for row in rows}
     page = template.generate(
         title=title,
         style=Markup(here.joinpath("page.css").read_text("utf-8")),
+        code=Markup(here.joinpath("page.js").read_text("utf-8")),
         runs=[(run, percent(run.accuracy), percent(run.accuracy_judged)) for run in runs],
-        tables=_tables(rows),
-        left_out={run: why for run, why in left_out.items() if why},
+        answers=[_answer(one, directions) for one in results if one.differences],
+        tables=_tables(results),
+        exports=[_export(one) for one in results if one.rows],
+        charts=[found for one in results if (found := _charts(one))["charts"]],
+        matrices=[found for one in results if (found := _matrix(one, directions))["keys"]],
+        left_out={one.run: one.left_out for one in results if one.left_out},
         legend=[_heading(metric, directions) | {"text": _legend(metric)} for metric in directions],
         scales=[[to_hex(matplotlib.colormaps[name](i / 8)) for i in range(9)] for name in (visual.CMAP, visual.SIGNED)],
         prototypes=[_prototypes(view) for view in prototypes],
-        images=(_image(view, runs, directions) for view in images),
+        shared=_shared(directions, results),
+        images=(data_of(view, runs, directions) for view in images),
     )
     # The name of an image may not be valid UTF-8; this must not stop the page.
     with whole(path) as partial, partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
         file.writelines(page)
 
 
-def _tables(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    presets: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        presets.setdefault(_as_text(row["preset"]), []).append(row)
+def _for_script(value: Any) -> Markup:
+    """A value as JSON inside a script element, which `</` would end and `<!--` would confuse."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("<", "\\u003c"))
+
+
+def _shared(directions: Mapping[str, bool], results: Sequence[RunResults]) -> dict[str, Any]:
+    """What the script needs once: metrics, explainers and colours."""
+    colours = {}
+    for name in (visual.CMAP, visual.SIGNED):
+        table = matplotlib.colormaps[name](np.arange(256), bytes=True)[:, :3]
+        colours[name] = base64.b64encode(np.ascontiguousarray(table).tobytes()).decode()
+    metrics = [
+        {"key": key, "label": label(key), "percent": in_percent(key), "higher": higher}
+        for key, higher in directions.items()
+    ]
+    explainers = list(dict.fromkeys(row["explainer"] for one in results for row in one.rows))
+    return {"metrics": metrics, "explainers": explainers, "colours": colours}
+
+
+def _answer(one: RunResults, directions: Mapping[str, bool]) -> dict[str, Any]:
+    """The answer of one run: its sentences, the verdicts by explainer and metric, and the forest plot."""
+    keys = list(dict.fromkeys(difference["metric"] for difference in one.differences))
+    verdicts: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for difference in one.differences:
+        verdicts.setdefault(difference["explainer"], {})[difference["metric"]] = difference
+    drawn = panels(one.differences, directions, one.controls)
+    svgs = [Markup(svg) for svg in drawn.values()]
+    return {
+        "run": one.run,
+        "reference": one.differences[0]["reference"],
+        "headline": _with_code(one.headline),
+        "groups": [_with_code(line) for line in one.groups],
+        "notes": [_with_code(note) for note in one.notes],
+        "headings": [_heading(key, directions) for key in keys],
+        "lines": [
+            {
+                "explainer": explainer,
+                "control": explainer in one.controls,
+                "cells": [_verdict(of_metric.get(key)) for key in keys],
+            }
+            for explainer, of_metric in verdicts.items()
+        ],
+        "panels": svgs[:OPEN],
+        "more": svgs[OPEN:],
+        "numbers": [sentence_of(difference) for difference in one.differences],
+    }
+
+
+def sentence_of(difference: Mapping[str, Any]) -> str:
+    """A difference with its metric in words."""
+    return f"{label(difference['metric'])}, {sentence(difference)}"
+
+
+def _verdict(difference: Mapping[str, Any] | None) -> dict[str, str]:
+    if difference is None:
+        return {"sign": "", "verdict": "none", "words": "not computed"}
+    verdict = difference["verdict"]
+    return {"sign": SIGNS[verdict], "verdict": verdict, "words": sentence_of(difference)}
+
+
+def _with_code(text: str) -> Markup:
+    """Text with names in backticks as code."""
+    parts = text.split("`")
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if place % 2 else part for place, part in enumerate(parts)
+    )
+
+
+def _tables(results: Sequence[RunResults]) -> list[dict[str, Any]]:
+    presets: dict[str, list[tuple[RunResults, Mapping[str, Any]]]] = {}
+    for one in results:
+        for row in one.rows:
+            presets.setdefault(_as_text(row["preset"]), []).append((one, row))
     return [_table(preset, group) for preset, group in presets.items()]
 
 
-def _table(preset: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The table of one preset: lines by run and explainer, with a cell for each metric."""
-    runs: dict[str, dict[str, dict[str, Mapping[str, Any]]]] = {}
-    for row in rows:
-        line = runs.setdefault(row["run"], {}).setdefault(row["explainer"], {})
+def _table(preset: str, rows: Sequence[tuple[RunResults, Mapping[str, Any]]]) -> dict[str, Any]:
+    """The table of one preset: lines by run and explainer, with a cell for each metric, grouped by family."""
+    runs: dict[str, tuple[RunResults, dict[str, dict[str, Mapping[str, Any]]]]] = {}
+    for one, row in rows:
+        line = runs.setdefault(row["run"], (one, {}))[1].setdefault(row["explainer"], {})
         if row["metric"] in line:
             where = f"run {row['run']!r}, explainer {row['explainer']!r}, metric {row['metric']!r}"
             raise ValueError(f"two rows for preset {preset!r}, {where}")
         line[row["metric"]] = row
-    directions: dict[str, bool] = {row["metric"]: bool(row["higher_is_better"]) for row in rows}
+    directions: dict[str, bool] = {row["metric"]: bool(row["higher_is_better"]) for _, row in rows}
+    keys = sorted(directions, key=lambda key: FAMILIES.index(_family(key)))
+    headings = [_heading(metric, directions) for metric in keys]
+    groups = [(family, len(own)) for family in FAMILIES if (own := [h for h in headings if h["family"] == family])]
     bodies = []
-    for run, lines in runs.items():
-        best = {metric: _best(metric, lines.values(), up) for metric, up in directions.items()}
-        body = [
-            {
-                "explainer": explainer,
-                "cells": [_cell(metric, line.get(metric), best[metric]) for metric in directions],
-                "n": _span(row["n"] for row in line.values()),
-            }
-            for explainer, line in lines.items()
-        ]
+    for run, (one, lines) in runs.items():
+        body = [_line(one, explainer, line, keys) for explainer, line in lines.items()]
         bodies.append({"run": run, "lines": body})
-    headings = [_heading(metric, directions) for metric in directions]
-    return {"preset": preset, "headings": headings, "bodies": bodies, "protocols": _protocols(rows)}
-
-
-def _cell(metric: str, row: Mapping[str, Any] | None, best: str | None) -> dict[str, Any]:
-    if row is None:
-        return {"mean": None, "why": "not computed", "std": None, "undefined": 0, "best": False}
-    mean = number(metric, row["mean"])
     return {
-        "mean": mean,
-        "why": "undefined for every image",
-        "std": None if mean is None else number(metric, row["std"]),
-        "undefined": row["n_undefined"],
-        "best": mean is not None and mean == best,
+        "preset": preset,
+        "headings": headings,
+        "groups": groups,
+        "bodies": bodies,
+        "protocols": _protocols([row for _, row in rows]),
     }
 
 
-def _best(metric: str, lines: Iterable[Mapping[str, Mapping[str, Any]]], higher: bool) -> str | None:
-    """The best mean of a metric, rounded as shown, so that means which look equal are all marked."""
-    shown = [number(metric, line[metric]["mean"]) for line in lines if metric in line]
-    return (max if higher else min)((text for text in shown if text is not None), key=float, default=None)
+def _line(
+    one: RunResults, explainer: str, line: Mapping[str, Mapping[str, Any]], keys: Sequence[str]
+) -> dict[str, Any]:
+    cost, ranks = one.costs.get(explainer, {}), one.mean_ranks.get(explainer)
+    return {
+        "explainer": explainer,
+        "control": explainer in one.controls,
+        "cells": [_cell(key, line.get(key)) for key in keys],
+        "n": _span(row["n"] for row in line.values()),
+        "mean_rank": None if ranks is None else f"{ranks[0]:.1f} ± {ranks[1]:.1f}",
+        "rank_value": None if ranks is None else ranks[0],
+        "passes": cost.get("passes"),
+        "seconds": cost.get("seconds"),
+    }
+
+
+def _cell(metric: str, row: Mapping[str, Any] | None) -> dict[str, Any]:
+    if row is None:
+        return {"mean": None, "why": "not computed", "low": None, "undefined": 0, "best": False, "value": None}
+    mean, rank = number(metric, row["mean"]), row.get("rank")
+    return {
+        "mean": mean,
+        "value": None if mean is None else row["mean"],
+        "why": "undefined for every image",
+        "low": None if mean is None else number(metric, row.get("low")),
+        "high": number(metric, row.get("high")),
+        "undefined": row["n_undefined"],
+        "rank": None if rank is None else f"{rank}{'=' if row.get('tied') else ''}",
+        "best": is_best(row),
+    }
 
 
 def _protocols(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -150,54 +246,49 @@ def _protocols(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     ]
 
 
-UNKNOWN = "?"
-"""Label of an image whose class is unknown."""
-
-
-def _image(view: ImageView, summaries: Sequence[RunSummary], directions: Mapping[str, bool]) -> dict[str, Any]:
-    """The data of one image for the template, with its pictures encoded.
-
-    A prediction is right or wrong only if the label is known, and is one of the model's classes. Of several labels, it
-    is right if it is one of them; for an image without a label, it is neither.
-    """
-    unknown = view.label == UNKNOWN if view.labels is None else not view.labels
-    names = [run.name for run in summaries]
-    without_labels = {run.name for run in summaries if run.accuracy_judged is None}
-    first = visual.shrunk(view.image, SIDE)
-    present = [*view.predictions, *(shown.run for shown in view.maps), *view.parts]
-    runs = []
-    for run in sorted(dict.fromkeys(present), key=lambda run: names.index(run) if run in names else len(names)):
-        image = visual.shrunk(view.own[run], SIDE) if run in view.own else first
-        maps = [shown for shown in view.maps if shown.run == run]
-        metrics = list(dict.fromkeys(metric for shown in maps for metric in shown.scores))
-        pictures = [{"name": shown.explainer, **_drawn(image, shown.heatmap)} for shown in maps]
-        if run in view.parts:
-            several = _drawn(image, view.parts[run])
-            pictures.append({"name": "attention maps", **several, "remark": several["remark"] or "red, green, blue"})
-        for panel in view.reasons.get(run, ()):
-            uri = visual.jpeg_uri(visual.shrunk(panel.picture, SIDE))
-            pictures.append({"name": f"{panel.kind} {panel.number}", "uri": uri, "remark": panel.remark})
-        predicted, probability = view.predictions.get(run, (None, None))
-        runs.append(
-            {
-                "name": run,
-                "predicted": predicted,
-                "probability": percent(probability),
-                "right": None if run in without_labels or unknown or predicted is None else view.is_right(predicted),
-                "pictures": pictures,
-                "total": view.totals.get(run, ""),
-                "headings": [_heading(metric, directions) for metric in metrics],
-                "scores": [(shown.explainer, [_score(metric, shown.scores) for metric in metrics]) for shown in maps],
-            }
-        )
-    return {
-        "id": view.image_id,
-        "label": view.label,
-        "several": view.labels is not None,
-        "explained": view.explained,
-        "uri": visual.jpeg_uri(first),
-        "runs": runs,
+def _export(one: RunResults) -> dict[str, Any]:
+    """The table of one run as files to save: name and text by format."""
+    costs: Costs = one.costs
+    texts = {
+        "CSV": ("csv", csv_table(one.rows, costs)),
+        "Markdown": ("md", markdown_table(one.rows, costs)),
+        "LaTeX with intervals": ("tex", latex_table(one.rows, costs)),
+        "LaTeX with ± std": ("tex", latex_table(one.rows, costs, deviations=True)),
     }
+    return {"run": one.run, "files": [{"name": name, "ending": e, "text": t} for name, (e, t) in texts.items()]}
+
+
+def _charts(one: RunResults) -> dict[str, Any]:
+    """The mean curves of one run, a chart per metric, and the explainers that are shown at first."""
+    order = list(one.curves)
+    keys = list(dict.fromkeys(key for own in one.curves.values() for key in own))
+    found = []
+    for key in keys:
+        svg, n = chart(key, {name: own[key] for name, own in one.curves.items() if key in own}, order)
+        if n:
+            found.append(Markup(svg))
+    ranked = sorted(one.mean_ranks, key=lambda name: one.mean_ranks[name][0])
+    reference = one.differences[0]["reference"] if one.differences else None
+    first = [name for name in dict.fromkeys([reference, *one.controls, *ranked, *order]) if name in order][:5]
+    return {"run": one.run, "charts": found, "explainers": order, "shown": first}
+
+
+def _matrix(one: RunResults, directions: Mapping[str, bool]) -> dict[str, Any]:
+    """How alike metrics rank the explainers: Spearman's correlation of their means, without controls."""
+    means: dict[str, dict[str, float | None]] = {}
+    for row in one.rows:
+        if row["explainer"] not in one.controls:
+            means.setdefault(row["metric"], {})[row["explainer"]] = row["mean"]
+    found = of_metrics(means, directions)
+    known = [place for place in range(len(means)) if np.isfinite(found[place, place])]
+    keys = [list(means)[place] for place in known]
+    cells = [[_tinted(float(found[i, j])) for j in known] for i in known]
+    return {"run": one.run, "keys": [label(key) for key in keys] if len(keys) > 1 else [], "cells": cells}
+
+
+def _tinted(value: float) -> dict[str, str]:
+    """A correlation as text, with the strength of its tint."""
+    return {"text": f"{value:z.2f}", "side": "for" if value >= 0 else "against", "tint": f"{abs(value) * 60:.0f}%"}
 
 
 def _prototypes(view: PrototypeView) -> dict[str, Any]:
@@ -217,17 +308,20 @@ def _prototypes(view: PrototypeView) -> dict[str, Any]:
     return {"run": view.run, "cells": cells, "nearest": nearest, "tree": Markup(view.tree)}
 
 
-def _score(metric: str, scores: Mapping[str, float | None]) -> tuple[str | None, str]:
-    return number(metric, scores.get(metric)), "undefined for this image" if metric in scores else "not computed"
-
-
-def _drawn(image: NDArray[np.uint8], maps: NDArray[np.floating]) -> dict[str, str]:
-    picture, remark = visual.drawn(image, maps)
-    return {"uri": visual.jpeg_uri(picture), "remark": remark}
-
-
 def _heading(metric: str, directions: Mapping[str, bool]) -> dict[str, Any]:
-    return {"label": label(metric), "percent": in_percent(metric), "higher": directions.get(metric)}
+    return {
+        "key": metric,
+        "label": label(metric),
+        "percent": in_percent(metric),
+        "higher": directions.get(metric),
+        "family": _family(metric),
+        "text": _legend(metric),
+    }
+
+
+def _family(metric: str) -> str:
+    owner = owner_of(metric)
+    return "faithfulness" if owner is None else owner.family
 
 
 def _legend(metric: str) -> str:

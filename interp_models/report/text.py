@@ -5,31 +5,20 @@ from typing import Any
 
 import pandas as pd
 
-from interp_models.report.numbers import in_percent, label, number
+from interp_models.report.numbers import in_percent, is_best, label, number
 
 
 def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table of means by explainer (rows) and metric (columns) for the terminal, with a note on images and protocol.
+    """A table by explainer (rows) and metric (columns) for the terminal: means with 95 % intervals, and a note.
 
     Args:
         rows: rows of one run, as in `results.json`.
     """
-    heads = {
-        row["metric"]: f"{label(row['metric'])}{' %' if in_percent(row['metric']) else ''} "
-        f"{'↑' if row['higher_is_better'] else '↓'}"
-        for row in rows
-    }
     cells: dict[str, dict[str, str]] = {}
     for row in rows:
-        mean = number(row["metric"], row["mean"]) or "–"
-        few = f" ({row['n'] - row['n_undefined']})" if row["n_undefined"] else ""
-        cells.setdefault(row["explainer"], {})[heads[row["metric"]]] = mean + few
-    table = pd.DataFrame.from_dict(cells, orient="index", columns=list(heads.values()))
-    first = rows[0]
-    note = f"{first['run']}: means over {first['n']} images, class explained: {first['target']}, grid {first['grid']}"
-    if any(row["n_undefined"] for row in rows):
-        note += "; in brackets the number of images where the metric is defined, if it is not all"
-    return f"{table.to_string()}\n{note}"
+        cells.setdefault(row["explainer"], {})[_head(row)] = _cell(row)
+    table = pd.DataFrame.from_dict(cells, orient="index", columns=list(dict.fromkeys(map(_head, rows))))
+    return f"{table.fillna('–').to_string()}\n{_note(rows)}"
 
 
 Costs = Mapping[str, Mapping[str, float | None]]
@@ -39,14 +28,14 @@ Costs = Mapping[str, Mapping[str, float | None]]
 def markdown_table(rows: Sequence[Mapping[str, Any]], costs: Costs) -> str:
     """A table in Markdown with a row per explainer.
 
-    Cells are means ± half the width of their 95 % interval; the best of each metric is bold. The last columns are the
-    explainer's costs per image. A note on images and protocol follows.
+    Cells are means with their 95 % intervals. An explainer that alone has the first rank of a metric is bold. The last
+    columns are the explainer's costs per image. A note on images and protocol follows.
 
     Args:
         rows: rows of one model, as in `results.json`.
         costs: costs of the explainers.
     """
-    heads, lines, note = _cells(rows, costs)
+    heads, lines, note = table_cells(rows, costs)
     heads = [text.replace("|", r"\|") for text in heads]
     table = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
     for cells in lines:
@@ -56,9 +45,22 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], costs: Costs) -> str:
     return "\n".join([*table, "", note])
 
 
-def latex_table(rows: Sequence[Mapping[str, Any]], costs: Costs) -> str:
-    """The table of `markdown_table` as a LaTeX `tabular`; it needs the package booktabs."""
-    heads, lines, note = _cells(rows, costs)
+def csv_table(rows: Sequence[Mapping[str, Any]], costs: Costs) -> str:
+    """The rows as CSV: a line per explainer and metric, with all their numbers and the explainer's costs."""
+    table = pd.DataFrame([{**row, **costs.get(row["explainer"], {})} for row in rows])
+    return str(table.drop(columns="options", errors="ignore").to_csv(index=False))
+
+
+def latex_table(rows: Sequence[Mapping[str, Any]], costs: Costs, *, deviations: bool = False) -> str:
+    """The table of `markdown_table` as a LaTeX `tabular`; it needs the package booktabs.
+
+    Args:
+        rows: rows of one model, as in `results.json`.
+        costs: costs of the explainers.
+        deviations: whether cells are means ± standard deviation over images, as in the tutorial's tables, without
+            costs.
+    """
+    heads, lines, note = table_cells(rows, {} if deviations else costs, deviations=deviations)
     body = []
     for cells in lines:
         shown = [rf"\textbf{{{_escaped(text)}}}" if best else _escaped(text) for text, best in cells]
@@ -78,39 +80,65 @@ def _escaped(text: str) -> str:
     return "".join(LATEX.get(character, character) for character in text)
 
 
-def _cells(rows: Sequence[Mapping[str, Any]], costs: Costs) -> tuple[list[str], list[list[tuple[str, bool]]], str]:
-    """Headings, rows of cells (each with whether it is the best of its column), and the note."""
+def table_cells(
+    rows: Sequence[Mapping[str, Any]], costs: Costs, *, deviations: bool = False
+) -> tuple[list[str], list[list[tuple[str, bool]]], str]:
+    """The table of one model as text: headings, rows of cells (each with whether it is bold), and the note.
+
+    Args:
+        rows: rows of one model, as in `results.json`.
+        costs: costs of the explainers.
+        deviations: see `latex_table`.
+    """
     explainers = list(dict.fromkeys(row["explainer"] for row in rows))
-    metrics = {row["metric"]: bool(row["higher_is_better"]) for row in rows}
-    cell = {(row["explainer"], row["metric"]): row for row in rows}
-    best = {}
-    for metric, up in metrics.items():
-        shown = [number(metric, row["mean"]) for row in rows if row["metric"] == metric]
-        best[metric] = (max if up else min)((text for text in shown if text is not None), key=float, default=None)
+    heads = list(dict.fromkeys(map(_head, rows)))
+    cell = {(row["explainer"], _head(row)): row for row in rows}
     lines = []
     for explainer in explainers:
         line: list[tuple[str, bool]] = [(explainer, False)]
-        for metric in metrics:
-            row = cell[explainer, metric]
-            mean = number(metric, row["mean"])
-            half = None if row.get("low") is None else number(metric, (row["high"] - row["low"]) / 2)
-            few = f" ({row['n'] - row['n_undefined']})" if row["n_undefined"] else ""
-            text = "–" if mean is None else f"{mean}{'' if half is None else f' ± {half}'}{few}"
-            line.append((text, mean is not None and mean == best[metric]))
+        for head in heads:
+            row = cell.get((explainer, head))
+            line.append(("–", False) if row is None else (_cell(row, deviations=deviations), is_best(row)))
         cost = costs.get(explainer, {})
-        line += [(_short(cost.get(key)), False) for key in ("passes", "seconds")]
+        line += [(_short(cost.get(key)), False) for key in ("passes", "seconds") if not deviations]
         lines.append(line)
-    heads = [
-        f"{label(metric)}{' %' if in_percent(metric) else ''} {'↑' if up else '↓'}" for metric, up in metrics.items()
-    ]
+    note = _note(rows, deviations=deviations)
+    if not deviations:
+        note += "; passes and seconds per image"
+    if any(is_best(row) for row in rows):
+        note += "; bold where the images tell an explainer from all others"
+    return ["explainer", *heads, *([] if deviations else ["passes", "s"])], lines, note
+
+
+def _head(row: Mapping[str, Any]) -> str:
+    """The heading of a metric's column."""
+    metric = row["metric"]
+    return f"{label(metric)}{' %' if in_percent(metric) else ''} {'↑' if row['higher_is_better'] else '↓'}"
+
+
+def _cell(row: Mapping[str, Any], *, deviations: bool = False) -> str:
+    """A mean with its interval or ± its standard deviation, and the number of images if some are undefined."""
+    metric, mean = row["metric"], number(row["metric"], row["mean"])
+    if mean is None:
+        return "–"
+    few = f" ({row['n'] - row['n_undefined']})" if row["n_undefined"] else ""
+    if deviations:
+        std = number(metric, row["std"])
+        return f"{mean}{'' if std is None else f' ± {std}'}{few}"
+    low, high = number(metric, row.get("low")), number(metric, row.get("high"))
+    return f"{mean}{'' if low is None else f' [{low}, {high}]'}{few}"
+
+
+def _note(rows: Sequence[Mapping[str, Any]], *, deviations: bool = False) -> str:
+    """What the cells of a table are."""
     first = rows[0]
     note = (
-        f"{first['run']}: mean ± half of the 95 % interval over {first['n']} images; class explained: "
-        f"{first['target']}; preset {first['preset']}; grid {first['grid']}; passes and seconds per image"
+        f"{first['run']}: mean{' ± standard deviation' if deviations else ' and its 95 % interval'} over {first['n']} "
+        f"images; class explained: {first['target']}; preset {first['preset']}; grid {first['grid']}"
     )
     if any(row["n_undefined"] for row in rows):
         note += "; in brackets the number of images where the metric is defined, if it is not all"
-    return ["explainer", *heads, "passes", "s"], lines, note
+    return note
 
 
 def _short(value: float | None) -> str:

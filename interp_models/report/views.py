@@ -1,6 +1,6 @@
 """Data for the report page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -37,6 +37,33 @@ class RunSummary:
 
 
 @dataclass(frozen=True)
+class RunResults:
+    """What was measured of one model, and what it says."""
+
+    run: str
+    rows: Sequence[Mapping[str, Any]]
+    """Means, one per explainer and metric, as in `results.json`."""
+    costs: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    """Costs per image by explainer: `passes` and `seconds`."""
+    mean_ranks: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Mean and standard deviation of each explainer's rank over metrics."""
+    differences: Sequence[Mapping[str, Any]] = ()
+    """Paired differences from the reference, as in `results.json`."""
+    headline: str = ""
+    """The answer in words."""
+    groups: Sequence[str] = ()
+    """All other explainers against the reference, a line for each way in which the metrics agree."""
+    notes: Sequence[str] = ()
+    """What limits the answer."""
+    curves: Mapping[str, Mapping[str, NDArray[np.float32]]] = field(default_factory=dict)
+    """Curves by explainer and metric, (N, 2, T): fractions and scores."""
+    controls: Collection[str] = ()
+    """Labels of explainers that are controls."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Explainers and metrics that do not apply, with the reasons."""
+
+
+@dataclass(frozen=True)
 class MapView:
     """The map of one explainer for one image. Constant maps, and maps with NaN or infinite values, get a remark."""
 
@@ -46,6 +73,10 @@ class MapView:
     """(h, w): the map on the explainer's own grid; it can have negative values."""
     scores: Mapping[str, float | None]
     """Values of the metrics by key; None is undefined."""
+    curves: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
+    """Curves by key of the metric, (2, T): fractions and scores."""
+    of_label: NDArray[np.floating] | None = None
+    """(h, w): the map of the true class, if another class was predicted and explained."""
 
 
 @dataclass(frozen=True)

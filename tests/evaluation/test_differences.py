@@ -8,6 +8,7 @@ from scipy import stats
 
 from interp_models.evaluation.answer import answer
 from interp_models.evaluation.differences import Difference, differences, reference_of, same_maps
+from interp_models.evaluation.statistics import paired_tests
 
 ZEROS = np.zeros(8)
 RISING = np.arange(1.0, 9.0)
@@ -15,7 +16,8 @@ RISING = np.arange(1.0, 9.0)
 
 def found(values: dict[str, np.ndarray], higher: bool = True, same: tuple[str, ...] = ()) -> dict[str, Difference]:
     """Differences from `own` by one metric."""
-    each = differences({name: {"dauc": own} for name, own in values.items()}, "own", {"dauc": higher}, same)
+    of_metric = {name: {"dauc": own} for name, own in values.items()}
+    each = differences(of_metric, paired_tests(of_metric), "own", {"dauc": higher}, same)
     return {one.explainer: one for one in each}
 
 
@@ -32,17 +34,17 @@ def test_a_difference_is_that_of_the_pairs() -> None:
 @pytest.mark.parametrize("higher", [True, False])
 def test_the_verdict_follows_the_direction_of_the_metric(higher: bool) -> None:
     each = found({"own": ZEROS, "up": RISING, "down": -RISING}, higher)
-    assert each["up"].p == each["down"].p == 2 / 2**8  # exact, and equal values adjust each other to themselves
+    assert each["up"].p == each["down"].p == 2 / 2**8  # exact, and three equal values adjust to themselves
     verdicts = [each["up"].verdict, each["down"].verdict]
     assert verdicts == (["better", "worse"] if higher else ["worse", "better"])
 
 
-def test_p_is_adjusted_over_explainers_and_metrics() -> None:
+def test_p_is_that_of_the_tests_of_all_pairs() -> None:
     rng = np.random.default_rng(1)
     values = {name: {key: rng.random(10) for key in ("dauc", "dc")} for name in ("own", "a", "b")}
-    each = differences(values, "own", {"dauc": False, "dc": True})
-    plain = [stats.wilcoxon(values[d.explainer][d.metric], values["own"][d.metric]).pvalue for d in each]
-    np.testing.assert_allclose([one.p for one in each], stats.false_discovery_control(plain))
+    tests = paired_tests(values)
+    each = differences(values, tests, "own", {"dauc": False, "dc": True})
+    assert [one.p for one in each] == [tests[one.metric, frozenset((one.explainer, "own"))] for one in each]
     assert len(each) == 4
 
 
@@ -133,9 +135,10 @@ UNCLEAR = {"dauc": "unclear", "ad": "unclear"}
     ],
 )
 def test_the_headline_says_what_the_tests_say(gradcam: dict[str, str], expected: str) -> None:
-    headline = said({"gradcam": gradcam, "rise": UNCLEAR, "random": {"dauc": "worse", "ad": "better"}}).headline
-    assert expected in headline
-    assert headline.endswith("Against bird's own map: told apart by no metric: `rise`.")
+    found = said({"gradcam": gradcam, "rise": UNCLEAR, "random": {"dauc": "worse", "ad": "better"}})
+    assert expected in found.headline
+    assert any("`rise`" in line and line.startswith("Told apart by no metric: ") for line in found.groups)
+    assert not any("random" in line for line in found.groups)
 
 
 def test_other_explainers_are_grouped_by_how_metrics_agree() -> None:
@@ -146,10 +149,13 @@ def test_other_explainers_are_grouped_by_how_metrics_agree() -> None:
         for name, of_metric in {"rise": better, "lime": both, "cam": UNCLEAR}.items()
         for key, verdict in of_metric.items()
     ]
-    assert answer(rows(names), each).headline == (
-        "Against `gradcam`: more faithful by at least one metric and less by none: `rise`; more faithful by some "
-        "metrics and less by others: `lime`; told apart by no metric: `cam`."
-    )
+    found = answer(rows(names), each)
+    assert found.headline == "On these 100 images, some metric of faithfulness tells `rise` and `lime` from `gradcam`."
+    assert found.groups == [
+        "More faithful by at least one metric, and less by none: `rise`.",
+        "More faithful by some metrics, and less by others: `lime`.",
+        "Told apart by no metric: `cam`.",
+    ]
     assert answer(rows(names), []) is None
 
 
@@ -162,17 +168,35 @@ def test_localisation_does_not_count_as_faithfulness() -> None:
 
 def test_notes_name_what_limits_the_answer() -> None:
     verdicts = dict.fromkeys(("gradcam", "rise", "random"), UNCLEAR)
-    assert said(verdicts).notes == ["By AD no explainer can be told from `random`."]
+    assert said(verdicts).notes == ["By AD these 100 images tell no explainer from `random`."]
     led = rows(dauc=[0.1, 0.2, 0.3, 0.4], ad=[0.4, 0.3, 0.2, 0.1])
-    assert (
-        "By AD a control has the best mean: a good value does not show a good explanation." in said(verdicts, led).notes
-    )
+    note = "By AD a control has the best mean: a good value does not show a good explanation."
+    assert note in said(verdicts, led).notes
     tied = rows(dauc=[0.1, 0.2, 0.3, 0.4], ad=[0.1, 0.3, 0.2, 0.1])
     assert not any("best mean" in note for note in said(verdicts, tied).notes)
-    few = said(verdicts, rows(n=12, grid="4x4"), n=12).notes
-    assert "12 images are few: smaller differences cannot be seen. More images tell more (`n_images`)." in few
-    assert "The grid of 4x4 cells is small: curves have few steps." in few
-    short = said(verdicts, n=90).notes[-1]
-    assert short == (
+    assert "The grid of 4x4 cells is small: curves have few steps." in said(verdicts, rows(grid="4x4")).notes
+    assert said(verdicts, n=90).notes[-1] == (
         "Not every value is defined for `gradcam`, `random` and `rise`: compared on common images, 90 at least."
     )
+
+
+@pytest.mark.parametrize("n", [1, 5, 6, 29, 30])
+def test_notes_say_what_the_number_of_images_allows(n: int) -> None:
+    verdicts = dict.fromkeys(("gradcam", "rise", "random"), UNCLEAR)
+    notes = said(verdicts, rows(n=n), n=n).notes
+    if n == 1:
+        assert notes == ["One image says nothing about others."]
+        return
+    smallest = stats.wilcoxon(np.arange(1, n + 1), method="exact").pvalue
+    if n == 5:
+        assert smallest == 0.0625
+        assert notes == [
+            "5 images cannot tell explainers apart: the test's smallest p-value is 0.062. Judge more images."
+        ]
+    elif n < 30:
+        first = (
+            f"{n} images are few: the test's smallest p-value is {smallest:.2g}, before the adjustment for 12 tests."
+        )
+        assert notes[0].startswith(first)
+    else:
+        assert not any("p-value" in note for note in notes)

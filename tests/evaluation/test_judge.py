@@ -2,6 +2,7 @@
 
 import copy
 import re
+import time
 import warnings
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from interp_models.evaluation.judgement import Judgement
 from interp_models.evaluation.statistics import interval
 from interp_models.explainers import GradCAM
 from interp_models.metrics.case import Case
+from interp_models.report.numbers import number
 from tests import processes
 
 PLAN = ["gradcam", {"name": "rise", "masks": 20}, "random"]
@@ -402,6 +404,87 @@ def test_another_control_is_tested_without_a_pass(tmp_path: Path, monkeypatch: p
     assert {row["control"] for row in again.tables.rows} == {None, "random"}
     with pytest.raises(InputError, match="control 'nobody' is no explainer of this evaluation: gradcam, rise"):
         judge(network(), pictures(), folder=tmp_path, control="nobody", **options)
+
+
+def test_curves_are_those_behind_the_values(tmp_path: Path) -> None:
+    keys = ["dauc", "iauc", "lerf", "road_morf"]
+    options = {"explainers": PLAN, "metrics": keys, "preset": "saliency-maps-metrics", **QUICK}
+    in_memory, in_files = (judge(network(), pictures(5), folder=folder, **options) for folder in (None, tmp_path))
+    assert set(in_files.tables.curves) == {"gradcam", "rise", "random"}
+    for label, curves in in_files.tables.curves.items():
+        assert set(curves) == set(keys)
+        own = in_files.per_image[in_files.per_image["explainer"] == label].sort_values("index")
+        for key, curve in curves.items():
+            np.testing.assert_array_equal(curve, in_memory.tables.curves[label][key])
+            fractions, scores = curve[:, 0].astype(float), curve[:, 1].astype(float)
+            area = scores.mean(axis=1) if key == "road_morf" else np.trapezoid(scores, fractions, axis=1)
+            np.testing.assert_allclose(own.loc[own["metric"] == key, "value"], area, rtol=1e-5)
+            if key != "road_morf":
+                clean = own.loc[own["metric"] == key, "probability"]
+                np.testing.assert_allclose(scores[:, -1 if key == "iauc" else 0], clean, rtol=1e-5)
+
+
+def test_a_judgement_prints_its_table_and_its_answer() -> None:
+    found = judge(network(), pictures(6), ["gradcam", "random"], ["ad", "dauc"], name="<net>", **QUICK)
+    text = repr(found)
+    assert "AD % ↓" in text
+    assert found.answer in text
+    assert len(text) < 2000
+    assert "6 images are few: the test's smallest p-value is 0.031, before the adjustment for 2 tests." in found.answer
+    assert found.differences["reference"].tolist() == ["gradcam", "gradcam"]
+    page = found._repr_html_()
+    assert "&lt;net&gt;" in page
+    assert "<net>" not in page
+    for row in found.tables.rows:
+        assert number(row["metric"], row["mean"]) in page
+
+
+def test_the_time_of_a_shared_pass_counts_for_each_explainer() -> None:
+    class Slow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x: Tensor) -> Tensor:
+            time.sleep(0.1)
+            return self.net(x)
+
+    found = judge(Slow().eval(), pictures(2), ["gradcam", "layercam", "random"], ["gini"], normalize=None, **QUICK)
+    costs = found.tables.costs
+    assert costs["gradcam"]["passes"] == costs["layercam"]["passes"] == 1
+    assert all(2 * costs[name]["seconds"] >= 0.1 for name in ("gradcam", "layercam"))
+    assert 2 * costs["random"]["seconds"] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"preset": "gomez"}, "unknown preset 'gomez'; did you mean 'gomez2023'"),
+        ({"grid": 7}, "grid must be \\[rows, columns\\], 'native' or null; got 7"),
+        ({"max_steps": 0}, "max_steps must be at least 1; got 0"),
+    ],
+)
+def test_wrong_options_are_named(option: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        judge(network(), pictures(2), ["random"], ["ad"], **{**QUICK, **option})
+
+
+def test_the_name_of_a_metric_stands_for_all_its_keys() -> None:
+    found = judge(network(), pictures(2), ["random"], ["masked_confidence"], **QUICK)
+    assert [row["metric"] for row in found.tables.rows] == list(METRICS.get("masked_confidence").keys)
+
+
+def test_an_error_in_a_metric_of_a_plugin_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "own_metric.py").write_text(
+        "from interp_models.metrics import METRICS, MapMetric\n\n"
+        "@METRICS.register('breaks')\nclass Breaks(MapMetric):\n    keys = ('breaks',)\n    percent = False\n"
+        "    higher_is_better_by_key = {'breaks': True}\n    legend = {'breaks': 'Breaks.'}\n\n"
+        "    def _score(self, case):\n        return {'breaks': case.truth.boxes[0]}\n\n"
+        "    def protocol(self, key, grid):\n        return None, 'none'\n"
+    )
+    options = {"metrics": ["breaks"], "plugins": [str(tmp_path / "own_metric.py")], **QUICK}
+    with pytest.raises(InputError, match=r"metric Breaks: own_metric\.py line 11: TypeError: 'NoneType' object is not"):
+        judge(network(), pictures(2), ["random"], **options)
 
 
 def test_another_reference_is_compared_without_a_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from interp_models.evaluation.differences import differences
 from interp_models.evaluation.statistics import (
     RESAMPLES,
     adjusted,
     compare,
     interval,
     mean_ranks,
+    paired_tests,
     signed_rank,
     superiority,
     tied_ranks,
@@ -56,7 +58,7 @@ def test_intervals_cover_the_mean_in_93_to_97_of_100_trials(name, n):
 
 def test_intervals_of_few_and_of_equal_values():
     assert interval(np.array([0.3])) == (None, None)
-    assert interval(np.array([0.3, 0.3, 0.3])) == (0.3, 0.3)
+    assert interval(np.array([0.3, 0.3, 0.3])) == (None, None)
     low, high = interval(np.array([0.0, 1.0]))
     assert 0 <= low < high <= 1
     values = np.random.default_rng(0).random(50)
@@ -120,18 +122,23 @@ def test_ranks_are_shared_by_those_that_cannot_be_told_apart():
         "good": base + 1, "as good": base + 1 + 0.001 * rng.normal(size=40), "middle": base + 0.5, "bad": base - 1,
         "same": base - 1,
     }  # fmt: skip
-    assert tied_ranks(values, higher_is_better=True) == {
+    assert ranks(values, True) == {
         "good": (1, True), "as good": (1, True), "middle": (3, False), "bad": (4, True), "same": (4, True),
     }  # fmt: skip
-    assert tied_ranks(values, higher_is_better=False)["bad"] == (1, True)
-    assert tied_ranks({"one": base}, higher_is_better=True) == {"one": (1, False)}
-    assert tied_ranks({"a": base, "b": np.full(40, np.nan)}, higher_is_better=True) == {}
+    assert ranks(values, False)["bad"] == (1, True)
+    assert ranks({"one": base}, True) == {"one": (1, False)}
+    assert ranks({"a": base, "b": np.full(40, np.nan)}, True) == {}
+
+
+def ranks(values, higher_is_better):
+    tests = paired_tests({label: {"m": own} for label, own in values.items()})
+    return tied_ranks("m", values, tests, higher_is_better=higher_is_better)
 
 
 def test_ranks_are_of_common_images():
     a = np.array([9.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
     b = np.array([np.nan, 2.0, 2.1, 2.2, 2.3, 2.4, 2.5, 2.6])
-    assert tied_ranks({"a": a, "b": b}, higher_is_better=True) == {"b": (1, False), "a": (2, False)}
+    assert ranks({"a": a, "b": b}, True) == {"b": (1, False), "a": (2, False)}
 
 
 def test_mean_ranks():
@@ -150,7 +157,7 @@ def test_comparison_of_a_table():
     rows = [
         {"explainer": label, "metric": key, "higher_is_better": False} for label in values for key in ("ad", "dauc")
     ]
-    found = compare(rows, values, None)
+    found = compare(rows, values, paired_tests(values), None)
     by = {(row["explainer"], row["metric"]): row for row in rows}
     assert [by["random", key]["p"] for key in ("ad", "dauc")] == [None, None]
     p = [signed_rank((values["good"][key] - values["random"][key])[3 * (key == "dauc") :]) for key in ("ad", "dauc")]
@@ -161,8 +168,41 @@ def test_comparison_of_a_table():
     assert by["good", "dauc"]["rank"] == by["random", "dauc"]["rank"] == 1
     assert by["good", "dauc"]["tied"]
     assert set(found) == {"random", "good"}
-    assert compare([dict(row) for row in rows], values, "good")["good"] == found["good"]
+    assert compare([dict(row) for row in rows], values, paired_tests(values), "good")["good"] == found["good"]
     for row in rows:
         row.pop("control")
-    compare(rows, {label: values[label] for label in values}, "good")
+    compare(rows, values, paired_tests(values), "good")
     assert {row["control"] for row in rows} == {None, "good"}
+
+
+def test_one_adjustment_over_all_pairs_and_metrics():
+    rng = np.random.default_rng(3)
+    values = {name: {key: rng.random(12) for key in ("ad", "dauc")} for name in "abc"}
+    values["a"]["ad"][:2] = np.nan
+    found = paired_tests(values)
+    pairs = [("a", "b"), ("a", "c"), ("b", "c")]
+    raw = {}
+    for key in ("ad", "dauc"):
+        for first, second in pairs:
+            away = values[first][key] - values[second][key]
+            raw[key, frozenset((first, second))] = stats.wilcoxon(away[~np.isnan(away)], method="exact").pvalue
+    assert set(found) == set(raw)
+    np.testing.assert_allclose([found[each] for each in raw], stats.false_discovery_control(list(raw.values())))
+
+
+def test_ranks_control_and_differences_cannot_contradict_each_other():
+    """The explainer of rank 1 alone is told from the second one by every statement, or by none."""
+    rng = np.random.default_rng(0)
+    for trial in range(40):
+        values = {name: {"ad": rng.normal(shift, 1, 10), "dc": rng.normal(0, 1, 10)}
+                  for name, shift in zip("abcd", (0, 0, 0.5, 1.5), strict=True)}  # fmt: skip
+        tests = paired_tests(values)
+        rows = [{"explainer": a, "metric": key, "higher_is_better": True} for a in values for key in ("ad", "dc")]
+        compare(rows, values, tests, "a")
+        away = {(d.explainer, d.metric): d for d in differences(values, tests, "a", {"ad": True, "dc": True})}
+        rank = {(row["explainer"], row["metric"]): row["rank"] for row in rows}
+        for row in rows:
+            if row["explainer"] != "a":
+                assert row["p"] == away[row["explainer"], row["metric"]].p, trial
+            if row["rank"] == 1 and rank["a", row["metric"]] > 1 and not row["tied"]:
+                assert row["p"] < 0.05

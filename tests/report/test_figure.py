@@ -10,7 +10,7 @@ from interp_models import load
 from interp_models.data.base import collate
 from interp_models.data.subsets import subsample
 from interp_models.report import visual
-from interp_models.report.page import SIDE
+from interp_models.report.pictures import SIDE
 from interp_models.runs.building import build_data
 from interp_models.runs.loading import run_config
 from tests.conftest import TINY_CNN, Script, copy_run
