@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from interp_models.core.errors import InputError
+from interp_models.core.errors import InputError, first_line
 
 GROUP = "interp_models.plugins"
 """Group of entry points of installed packages; the value of each is the module to import."""

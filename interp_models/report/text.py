@@ -64,7 +64,9 @@ def latex_table(rows: Sequence[Mapping[str, Any]], costs: Costs, *, deviations: 
     body = []
     for cells in lines:
         shown = [rf"\textbf{{{_escaped(text)}}}" if best else _escaped(text) for text, best in cells]
-        body.append(f"{' & '.join(shown)} {END}")
+        line = " & ".join(shown)
+        line = f"{{[}}{line[1:]}" if line.startswith("[") else line  # it would be an option of the line's end before it
+        body.append(f"{line} {END}")
     top = f"{' & '.join(map(_escaped, heads))} {END}"
     table = [rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", r"\toprule", top, r"\midrule", *body]
     return "\n".join([*table, r"\bottomrule", r"\end{tabular}", f"% {note}"])
