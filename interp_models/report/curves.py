@@ -56,7 +56,7 @@ def chart(key: str, curves: Mapping[str, Curve], order: Sequence[str]) -> tuple[
 
     title = f"{label(key)}: mean score of the explained class over {int(used.sum())} maps"
     parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
+        f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
         f'<text x="{LEFT}" y="14" class="name">{escape(label(key))}</text>',
         f'<path d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - RIGHT}" class="axis"/>',
     ]

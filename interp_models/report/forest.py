@@ -61,8 +61,8 @@ def _panel(key: str, differences: Sequence[Mapping[str, Any]], higher: bool, con
     reference, zero = differences[0]["reference"], at(0.0)
     unit = "percentage points" if in_percent(key) else ""
     parts = [
-        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label(key))}: differences from '
-        f'{escape(reference)}">',
+        f'<svg class="plot" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label(key))}: differences '
+        f'from {escape(reference)}">',
         f'<text x="{LEFT}" y="14" class="name">{escape(label(key))}</text>',
         f'<text x="{WIDTH - RIGHT}" y="14" class="end">better than {escape(_cut(reference, 16))} →</text>',
         f'<line x1="{zero:.1f}" x2="{zero:.1f}" y1="{TOP - 8}" y2="{height - 20}" class="zero"/>',

@@ -100,7 +100,7 @@ def test_the_parts_of_an_image_and_of_a_class(script: Script, run: Path, tmp_pat
             np.testing.assert_array_equal(cell[CELL:], visual.fitted(image[y0:y1, x0:x1], (CELL, CELL)))
     page = (run / "evaluation/report.html").read_text()
     assert "come to the logit" in page
-    assert ">part " in page
+    assert '"name":"part ' in page
 
 
 def test_runs_stand_below_each_other(script: Script, run: Path, bcnn_run: Path, tmp_path: Path) -> None:

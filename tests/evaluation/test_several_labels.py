@@ -219,7 +219,7 @@ def test_the_page_shows_every_label(tmp_path: Path) -> None:
     labels = [[1, 3], [], [0], [0, 1, 2], [2], [], [3, 0]]
     found = judge(model(), pictures(), ["gradcam"], labels=labels, classes=names, target="label", **QUICK)
     page = found.report(tmp_path / "page.html").read_text()
-    views = page.split('<article class="view">')[1:]
+    views = page.split('<article class="view"')[1:]
     assert len(views) == 9
     own = table(found, "gradcam", "ad")
     for view, (index, label), prediction in zip(views, ROWS, own["prediction"], strict=True):
