@@ -13,7 +13,7 @@ from torch import Tensor
 from interp_models.core.distributed import gathered_objects
 from interp_models.core.files import whole
 
-METHOD_VERSION = 10
+METHOD_VERSION = 11
 """Increase it when an explainer or metric changes its numbers or applies to more models, or when a `Part` gets another
 form. Results of other versions are then computed again."""
 
@@ -22,11 +22,15 @@ Part = dict[str, Any]
 """Result of one explainer for one batch: `common` (index, label, target_class, prediction, ...), `maps` (n, h, w),
 `values` by key of the metric, `curves` (see `metrics.case.Case`), `costs` (seconds and passes). There is a row per
 image; if the labels of images with several are explained, there is a row per image and label, and the rows of an image
-are in one batch. `features` are sums over the whole batch, see `core.distances`; a part of a batch has none."""
+are in one batch. `of_label`, the maps of the true class for images whose prediction is wrong, is there if the batch has
+one. `features` are sums over the whole batch, see `core.distances`; a part of a batch has none."""
 
 
 class Cache(Protocol):
     """Interface of a cache."""
+
+    maps: bool
+    """Whether it keeps the maps."""
 
     def keep(self, label: str, part: Part) -> None:
         """Add a batch of an explainer."""
@@ -51,7 +55,7 @@ class MemoryCache:
 
     def keep(self, label: str, part: Part) -> None:
         """Add a batch of an explainer, moved to the CPU."""
-        kept = part if self.maps else {key: value for key, value in part.items() if key != "maps"}
+        kept = part if self.maps else {key: value for key, value in part.items() if key not in ("maps", "curves")}
         self._parts.setdefault(label, []).append({key: _to_cpu(value) for key, value in kept.items()})
 
     def find(self, label: str, index: Tensor) -> Part | None:
@@ -86,7 +90,7 @@ class FolderCache:
     def __init__(self, folder: Path, work: Any, explainers: Mapping[str, Any]) -> None:
         self.work = _digest([METHOD_VERSION, work, list(explainers.items())])
         """Digest of everything that the results depend on."""
-        self.results = folder
+        self.results, self.maps = folder, True
         self.common = folder / ".partial" / _digest([METHOD_VERSION, work])
         self.folders = {label: self.common / f"{label}-{_digest(spec)}" for label, spec in explainers.items()}
 

@@ -157,7 +157,8 @@ def _maps_of(one: Compared, of_image: pd.DataFrame, row: int) -> Iterator[MapVie
         scores = {str(key): None if np.isnan(value) else float(value) for key, value in pairs}
         curves = {key: own[row] for key, own in one.tables.curves.get(str(explainer), {}).items()}
         heatmap = np.asarray(one.tables.maps[str(explainer)][row])
-        yield MapView(one.summary.name, str(explainer), heatmap, scores, curves)
+        of_label = one.tables.of_label.get(str(explainer), {}).get(row)
+        yield MapView(one.summary.name, str(explainer), heatmap, scores, curves, of_label)
 
 
 def write_local(images: Sequence[ImageView], folder: Path) -> None:

@@ -9,6 +9,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,22 @@ from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.explainers.features import shared_passes
 from interp_models.metrics.base import METRICS, Grid, MapMetric
 from interp_models.metrics.case import Case
+from interp_models.metrics.perturbation import to_grid
 from interp_models.nn.dropping import PatchScores
+
+SHOWN = 56
+"""Most rows and columns of a map that is only shown."""
+
+
+class Wrong(NamedTuple):
+    """The images of a batch whose prediction is wrong."""
+
+    rows: Tensor
+    """Their rows in the batch (k,)."""
+    images: Tensor
+    """(k, 3, H, W)."""
+    label: Tensor
+    """Their true classes (k,)."""
 
 
 class Engine:
@@ -151,12 +167,13 @@ class Engine:
                     return
                 given = rows_of(given, rows.tolist())
             case, common = self._case(given, of_row)
+            wrong = self._wrong(given, common["prediction"])
             lacking = self._check_metrics(case)
             for name, explainer in list(self._explainers.items()):
                 self.bar.set_postfix_str(name)
                 if self.cache.find(name, given.index) is None:
                     try:
-                        self._judge(name, explainer, case, common, lacking)
+                        self._judge(name, explainer, case, common, lacking, wrong)
                     except NotApplicable as error:
                         self._leave_out(name, str(error))
                 self.bar.update()
@@ -190,6 +207,14 @@ class Engine:
         )  # fmt: skip
         return case, common
 
+    def _wrong(self, given: Sample, prediction: Tensor) -> Wrong | None:
+        """The images whose prediction is wrong: the page shows the maps of their true class, too."""
+        label = given.label
+        if self.plan.target != "prediction" or not self.same_classes or label.dim() > 1 or not self.cache.maps:
+            return None
+        rows = ((label >= 0) & (label != prediction)).nonzero()[:, 0]
+        return Wrong(rows, given.image[rows], label[rows]) if len(rows) else None
+
     def _watcher(self, prepared: nn.Module, images: Tensor) -> Watcher | None:
         """What sees the features of perturbed images; None if no metric perturbs any, or if they cannot be seen."""
         perturbs = any(METRICS.get(name).perturbs() for name in self.keys.values())
@@ -210,7 +235,15 @@ class Engine:
             self._lacks["patch_scores"] = str(error)
             return None
 
-    def _judge(self, name: str, explainer: Explainer, case: Case, common: dict[str, Tensor], lacking: set[str]) -> None:
+    def _judge(
+        self,
+        name: str,
+        explainer: Explainer,
+        case: Case,
+        common: dict[str, Tensor],
+        lacking: set[str],
+        wrong: Wrong | None,
+    ) -> None:
         """Compute the maps of one explainer and the values of all metrics, and give them to the cache."""
         assert isinstance(case.target, Tensor)
         maps, costs = self._explained(explainer, case.images, case.target, case.truth)
@@ -225,6 +258,8 @@ class Engine:
         except InputError as error:
             raise InputError(f"explainer {name}: {error}") from error
         part = {"common": common, "maps": maps, "values": values, "costs": costs, "curves": case.curves}
+        if wrong is not None and explainer.uses_class:
+            part["of_label"] = _of_label(explainer, wrong, maps)
         self.cache.keep(name, part | ({} if case.watcher is None else {"features": case.watcher.sums}))
 
     def _explained(
@@ -373,6 +408,18 @@ def _explained_apart(explainer: Explainer, target: Tensor, truth: Truth, images:
     """Maps of other images than those that are judged. No other explainer has them, so their passes are not kept."""
     with shared_passes():
         return explainer.attribute(images, target, truth)
+
+
+def _of_label(explainer: Explainer, wrong: Wrong, maps: Tensor) -> Tensor:
+    """Maps of the true class for the images whose prediction is wrong, NaN for the others; float16 (B, h, w). They are
+    for the page, so fine ones are averaged to at most `SHOWN` cells per side."""
+    grid = (min(maps.shape[-2], SHOWN), min(maps.shape[-1], SHOWN))
+    found = torch.full((len(maps), *grid), torch.nan, dtype=torch.float16)
+    with suppress(NotApplicable):
+        own = to_grid(explainer.attribute(wrong.images, wrong.label), grid)
+        size = own.abs().amax(dim=(1, 2), keepdim=True).clamp(min=1e-30)  # float16 ends at 65504
+        found[wrong.rows.cpu()] = (own / size).to(found)
+    return found
 
 
 def _without_classes(batch: Sample) -> Sample:

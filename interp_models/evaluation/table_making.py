@@ -40,7 +40,7 @@ def make_tables(
 ) -> Tables:
     """Make the tables from the batches of a cache.
 
-    With a folder, it also writes `maps/`, `curves/`, `per_image.parquet` and, as the last file, `results.json`. Then it
+    With a folder, it also writes `maps/`, `shown/`, `per_image.parquet` and, as the last file, `results.json`. Then it
     removes the files of the cache.
 
     Args:
@@ -65,6 +65,7 @@ def make_tables(
         (folder / "results.json").unlink(missing_ok=True)  # the files that it describes are overwritten from here on
     frames, rows, maps = [], [], {}
     curves: dict[str, dict[str, NDArray[np.float32]]] = {}
+    of_label: dict[str, dict[int, NDArray[np.float16]]] = {}
     costs: dict[str, dict[str, float | None]] = {}
     listing = pd.DataFrame()
     if without_label and is_first():
@@ -85,11 +86,9 @@ def make_tables(
         for key, protocol in protocols(grid).items():
             rows.append(_row(frame[frame["metric"] == key], protocol) | {"distance": _distance(parts, key)})
         costs[label] = {key: _mean([part["costs"][key] for part in parts], len(indices)) for key in COSTS}
-        curves[label] = _curves(parts)
+        curves[label], of_label[label] = _curves(parts), _of_label(parts)
         if folder is not None:
-            (folder / "curves").mkdir(exist_ok=True)
-            with whole(folder / "curves" / f"{label}.npz") as path, path.open("wb") as file:
-                np.savez_compressed(file, **curves[label])  # type: ignore[arg-type]  # numpy's stub knows no names
+            _write_shown(folder / "shown" / f"{label}.npz", curves[label], of_label[label])
         maps[label] = _maps(None if folder is None else folder / "maps" / f"{label}.npy", parts, grid)
     table = pd.concat(frames, ignore_index=True)
     comparison = compared(rows, table, maps, control, reference)
@@ -98,7 +97,7 @@ def make_tables(
         write_whole(folder / "maps" / "index.csv", listing.to_csv(index=False))
         with whole(folder / "per_image.parquet") as path:
             table.to_parquet(path)
-        for path in (*(folder / "maps").glob("*.npy"), *(folder / "curves").glob("*.npz")):
+        for path in (*(folder / "maps").glob("*.npy"), *(folder / "shown").glob("*.npz")):
             if path.stem not in explainers:
                 path.unlink()  # of an earlier evaluation; the new index.csv does not describe its rows
         results = {
@@ -109,7 +108,8 @@ def make_tables(
         write_json(folder / "results.json", results)  # the last file: where it names this work, all files exist
         cache.clear()
     return Tables(
-        table, rows, dict(left_out), costs, maps, listing, without_label, dict(unmeasured or {}), curves=curves,
+        table, rows, dict(left_out), costs, maps, listing, without_label, dict(unmeasured or {}), curves={label: own for label, own in curves.items() if own},
+        of_label={label: own for label, own in of_label.items() if own},
         **comparison,
     )  # fmt: skip
 
@@ -248,3 +248,27 @@ def _curves(parts: Sequence[Part]) -> dict[str, NDArray[np.float32]]:
             curves[values_of(parts, key).isnan(), 1] = torch.nan
         found[key] = curves.numpy()[order]
     return found
+
+
+def _of_label(parts: Sequence[Part]) -> dict[int, NDArray[np.float16]]:
+    """The maps of the true class by row of the maps."""
+    index, target = _keys(parts)
+    row_of, first = np.argsort(np.lexsort((target, index))), 0
+    found: dict[int, NDArray[np.float16]] = {}
+    for part in parts:
+        own = part.get("of_label", ())
+        found |= {int(row_of[first + row]): map.numpy() for row, map in enumerate(own) if not bool(map.isnan().any())}
+        first += len(part["maps"])
+    return dict(sorted(found.items()))
+
+
+def _write_shown(
+    path: Path, curves: Mapping[str, NDArray[np.float32]], of_label: Mapping[int, NDArray[np.float16]]
+) -> None:
+    """Write what only the page shows of an explainer; `tables.read_tables` reads it."""
+    arrays: dict[str, Any] = {f"curve {key}": own for key, own in curves.items()}
+    if of_label:
+        arrays |= {"rows of label": np.array(list(of_label)), "maps of label": np.stack(list(of_label.values()))}
+    path.parent.mkdir(exist_ok=True)
+    with whole(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **arrays)

@@ -86,6 +86,9 @@ class Tables:
     """Mean and standard deviation of each explainer's rank over metrics, see `statistics.mean_ranks`."""
     curves: Curves = field(default_factory=dict)
     """The curves behind the values; empty for results of older versions."""
+    of_label: Mapping[str, Mapping[int, NDArray[np.float16]]] = field(default_factory=dict)
+    """Maps of the true class (h, w) by explainer and row, for the page: of the rows whose prediction is wrong. A map is
+    divided by its largest absolute value."""
     differences: list[dict[str, Any]] = field(default_factory=list)
     """Paired differences from the reference, see `differences.Difference`; empty if there is only one explainer."""
 
@@ -161,6 +164,7 @@ def read_tables(folder: Path) -> Tables:
     try:
         results = json.loads((folder / "results.json").read_text())
         labels = dict.fromkeys(row["explainer"] for row in results["rows"])
+        shown = {label: _read_shown(folder / "shown" / f"{label}.npz") for label in labels}
         return Tables(
             pd.read_parquet(folder / "per_image.parquet"),
             results["rows"],
@@ -171,16 +175,22 @@ def read_tables(folder: Path) -> Tables:
             results.get("without_label", 0),
             results.get("unmeasured", {}),
             {label: (mean, std) for label, (mean, std) in results.get("mean_ranks", {}).items()},
-            {label: _read_curves(path) for label in labels if (path := folder / "curves" / f"{label}.npz").is_file()},
+            {label: curves for label, (curves, _) in shown.items() if curves},
+            {label: own for label, (_, own) in shown.items() if own},
             results.get("differences", []),
         )
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder} holds no finished evaluation ({error})") from None
 
 
-def _read_curves(path: Path) -> dict[str, NDArray[np.float32]]:
+def _read_shown(path: Path) -> tuple[dict[str, NDArray[np.float32]], dict[int, NDArray[np.float16]]]:
+    """The curves of an explainer, and its maps of the true class by row; nothing for results of older versions."""
+    if not path.is_file():
+        return {}, {}
     with np.load(path) as file:
-        return {key: file[key] for key in file.files}
+        curves = {key.removeprefix("curve "): file[key] for key in file.files if key.startswith("curve ")}
+        known = "rows of label" in file.files
+        return curves, dict(zip(file["rows of label"].tolist(), file["maps of label"], strict=True)) if known else {}
 
 
 def compare_again(folder: Path, control: str | None, reference: str | None) -> bool:

@@ -188,7 +188,7 @@ def test_evaluation(bcnn_run: Path, odd_cub: Path, tmp_path: Path) -> None:
     for name in ("intrinsic", "gradcam", "random"):
         maps = [np.load(folder / f"maps/{name}.npy") for folder in (a, b)]
         np.testing.assert_allclose(*maps, rtol=1e-5, atol=1e-7)
-    files = ["curves", "maps", "per_image.parquet", "report.html", "results.json"]
+    files = ["maps", "per_image.parquet", "report.html", "results.json", "shown"]
     assert sorted(path.name for path in b.glob("[!.]*")) == files
 
 

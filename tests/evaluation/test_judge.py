@@ -1,6 +1,7 @@
 """One call for any classifier, against the same numbers from the public functions by hand."""
 
 import copy
+import json
 import re
 import time
 import warnings
@@ -29,6 +30,7 @@ from interp_models.evaluation.judgement import Judgement
 from interp_models.evaluation.statistics import interval
 from interp_models.explainers import GradCAM
 from interp_models.metrics.case import Case
+from interp_models.metrics.perturbation import to_grid
 from interp_models.report import numbers
 from tests import processes
 
@@ -486,6 +488,37 @@ def test_an_error_in_a_metric_of_a_plugin_is_one_line(tmp_path: Path) -> None:
     options = {"metrics": ["breaks"], "plugins": [str(tmp_path / "own_metric.py")], **QUICK}
     with pytest.raises(InputError, match=r"metric Breaks: own_metric\.py line 11: TypeError: 'NoneType' object is not"):
         judge(network(), pictures(2), ["random"], **options)
+
+
+def test_a_wrong_prediction_has_maps_of_its_true_class(tmp_path: Path) -> None:
+    net, images = network().eval(), pictures(6)
+    with torch.no_grad():
+        prediction = net(images).argmax(dim=1)
+    labels = prediction.clone()
+    labels[1], labels[4], labels[5] = (labels[1] + 1) % 4, (labels[4] + 2) % 4, -1
+    options = {"explainers": ["gradcam", "gradient", "random"], "metrics": ["gini"], "normalize": None, **QUICK}
+    in_memory, in_files = (judge(net, images, labels=labels, folder=f, **options) for f in (None, tmp_path))
+    assert set(in_files.tables.of_label) == {"gradcam", "gradient"}  # noise has no class
+    for name in ("gradcam", "gradient"):
+        found = in_files.tables.of_label[name]
+        assert list(found) == [1, 4]
+        expected = EXPLAINERS.build(name, model=net).attribute(images[[1, 4]], labels[[1, 4]])
+        for own, map in zip(found.values(), to_grid(expected, found[1].shape).numpy(), strict=True):
+            np.testing.assert_allclose(own, map / max(np.abs(map).max(), 1e-30), atol=2e-3)
+        for row, own in found.items():
+            np.testing.assert_array_equal(own, in_memory.tables.of_label[name][row])
+    views = [
+        json.loads(text) for text in re.findall(r'class="data">(.*?)</script>', in_files.report(tmp_path).read_text())
+    ]
+    assert [["label" in map for map in view["runs"][0]["maps"]] for view in views] == [
+        [row in (1, 4), row in (1, 4), False] for row in range(6)
+    ]
+    costs = judge(net, images, labels=prediction, **options).tables.costs
+    assert {name: costs[name]["passes"] for name in costs} == {
+        name: in_memory.tables.costs[name]["passes"] for name in costs
+    }  # they cost the explainer nothing
+    judge(net, images, labels=prediction, folder=tmp_path, **options)
+    assert not Judgement.load(tmp_path).tables.of_label
 
 
 def test_another_reference_is_compared_without_a_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

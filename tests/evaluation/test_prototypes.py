@@ -233,11 +233,11 @@ def test_a_model_without_prototypes_has_none(cnn_run: Path, tmp_path: Path) -> N
     run = copy_run(cnn_run, tmp_path / "tiny" / "run")
     page = Page(evaluated(run, plan=(ALL,)))
     assert sorted(path.name for path in (run / "evaluation").glob("[!.]*")) == [
-        "curves",
         "maps",
         "per_image.parquet",
         "report.html",
         "results.json",
+        "shown",
     ]
     assert "Prototypes" not in page.text
     assert not trees(page)

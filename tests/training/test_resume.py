@@ -247,7 +247,7 @@ def assert_same_results(a: dict[str, Any], b: dict[str, Any]) -> None:
     assert a["maps"].keys() == b["maps"].keys()
     for name in a["maps"]:
         np.testing.assert_array_equal(a["maps"][name], b["maps"][name])
-    assert a["others"] == b["others"] == ["curves", "maps", "per_image.parquet", "report.html", "results.json"]
+    assert a["others"] == b["others"] == ["maps", "per_image.parquet", "report.html", "results.json", "shown"]
 
 
 @pytest.fixture
