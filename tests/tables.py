@@ -104,11 +104,14 @@ def metrics() -> str:
     rows = []
     for name in METRICS:
         cls = METRICS.get(name)
+        words = {"score_fn": "", "logit_fn": "", "explain": "", "correct": "labels", "patch_scores": "a ViT of timm"}
+        words |= {"boxes": "boxes", "mask": "masks", "part_masks": "masks of parts", "parts": "key points"}
+        needs = ", ".join(dict.fromkeys(words[need] for need in cls.needs if words[need])) or "–"
         for key in cls.keys:
             others = "".join(f", `{alias}`" for alias, meant in cls.aliases.items() if meant == key)
             better = "higher" if cls.higher_is_better_by_key[key] else "lower"
-            rows.append([f"`{key}`{others}", cls.legend[key], better, f"`{name}`"])
-    return table(["Key", "Meaning", "Better", "Registered as"], rows)
+            rows.append([f"`{key}`{others}", cls.legend[key], better, needs, f"`{name}`"])
+    return table(["Key", "Meaning", "Better", "Needs", "Registered as"], rows)
 
 
 def prototype_metrics() -> str:

@@ -930,6 +930,12 @@ REGISTRIES: dict[str, Registry[Any]] = {
 }
 
 
+def test_help_on_a_key_of_a_metric_is_that_of_the_metric(script: Script) -> None:
+    found = script("evaluate", "--help", "pointing")
+    assert found.out == script("evaluate", "--help", "box_localisation").out
+    assert "the pointing game" in found.out
+
+
 def test_help_on_networks_lists_the_keys_of_one(script: Script) -> None:
     shown = script("evaluate", "--help", "networks").out.partition("Keys of a network:\n")[2].splitlines()
     assert [line.split(":")[0].strip() for line in shown] == keys_of(NetworkConfig)

@@ -87,11 +87,13 @@ def _about(name: str, schema: type) -> str:
     for topic in TOPICS.values():
         if name in topic.names() or (_plugged() and name in topic.registry):
             return _about_class(topic, name)
+    metrics = TOPICS["metrics"].registry.aliases()
+    if name in metrics:
+        return _about_class(TOPICS["metrics"], metrics[name])
     if (path := shipped(Path(name))) is not None:
         return f"{path}\n{first_comment(path)}"
-    raise unknown(
-        "topic of --help", name, [*TOPICS, *keys, *(one for topic in TOPICS.values() for one in topic.names())]
-    )
+    names = [one for topic in TOPICS.values() for one in topic.names()]
+    raise unknown("topic of --help", name, dict.fromkeys([*TOPICS, *keys, *names, *metrics]))
 
 
 def _plugged() -> bool:
