@@ -108,9 +108,9 @@ def make_tables(
         write_json(folder / "results.json", results)  # the last file: where it names this work, all files exist
         cache.clear()
     return Tables(
-        table, rows, dict(left_out), costs, maps, listing, without_label, dict(unmeasured or {}), curves={label: own for label, own in curves.items() if own},
-        of_label={label: own for label, own in of_label.items() if own},
-        **comparison,
+        table, rows, dict(left_out), costs, maps, listing, without_label, dict(unmeasured or {}),
+        curves={label: own for label, own in curves.items() if own},
+        of_label={label: own for label, own in of_label.items() if own}, **comparison,
     )  # fmt: skip
 
 

@@ -100,9 +100,12 @@ def test_the_table_stands_in_the_terminal(script: Script, run: Path) -> None:
     outcome = script("evaluate", run, *PLAN)
     head, line, note, report = outcome.out.splitlines()[-4:]
     assert head.split() == ["AD", "%", "↓", "DAUC", "↓"]
-    means = {row["metric"]: row["mean"] for row in json.loads((run / "evaluation/results.json").read_text())["rows"]}
-    assert line.split() == ["intrinsic", f"{100 * means['ad']:.1f}", f"{means['dauc']:.3f}"]
-    assert note == "tiny/run: means over 12 images, class explained: prediction, grid 4x4"
+    rows = {row["metric"]: row for row in json.loads((run / "evaluation/results.json").read_text())["rows"]}
+    ad, dauc = ([rows[key][end] for end in ("mean", "low", "high")] for key in ("ad", "dauc"))
+    cells = [*(f"{100 * end:.1f}" for end in ad), *(f"{end:.3f}" for end in dauc)]
+    assert [text.strip("[],") for text in line.split()] == ["intrinsic", *cells]
+    own = "tiny/run: mean and its 95 % interval over 12 images; class explained: prediction; preset gomez2023; grid 4x4"
+    assert note == own
     assert report == f"report: {run}/evaluation/report.html"
 
 
