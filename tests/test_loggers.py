@@ -1,5 +1,6 @@
 """What loggers are sent: pictures with what they show."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
 from interp_models import load
 from interp_models.data.base import collate
+from interp_models.evaluation import evaluate
+from interp_models.evaluation.logged import log_evaluation
 from interp_models.report import visual
 from interp_models.runs.building import build_data
 from interp_models.runs.loading import run_config
@@ -100,33 +103,73 @@ def test_tensorboard_has_no_metric_of_its_own(monkeypatch: pytest.MonkeyPatch, t
     assert made == [{"at": tmp_path, "name": "", "version": "tensorboard", "default_hp_metric": False}]
 
 
-def test_tables_of_an_evaluation(
+def test_an_evaluation_in_weights_and_biases(
     script: Script, bcnn_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Means with deviation and number, a row per explainer; and a row per image with its maps."""
+    """Means with intervals, differences, images with maps and scores, curves, page and files, all written offline."""
     tables: dict[str, Any] = {}
+    kept: dict[str, list[Path]] = {}
     monkeypatch.setattr(WandbLogger, "log_table", lambda self, key, **what: tables.update({key: what}))
+
+    def keep(loggers: Any, own: Any, answer: str, images: Any, files: dict[str, list[Path]]) -> None:
+        kept.update(files)
+        log_evaluation(loggers, own, answer, images, files)
+
+    monkeypatch.setattr(evaluate, "log_evaluation", keep)
     run = copy_run(bcnn_run, tmp_path / "tiny" / "run")
-    plan = ["explainers=[intrinsic, random]", "metrics=[ad, ic]", "max_steps=3", "report_images=3"]
+    plan = ["explainers=[intrinsic, random]", "metrics=[ad, dauc]", "max_steps=3", "report_images=3"]
     assert script("evaluate", run, *plan, "logger.wandb=offline").code == 0
     values = pd.read_parquet(run / "evaluation/per_image.parquet")
     results = tables["results"]["dataframe"].set_index("explainer")
     assert list(results.index) == ["intrinsic", "random"]
-    assert list(results) == ["ad", "ad std", "ad n", "ic", "ic std", "ic n"]
+    cells = ["", " low", " high", " std", " rank", " p", " n"]
+    assert list(results) == [f"{key}{cell}" for key in ("ad", "dauc") for cell in cells] + ["passes", "seconds"]
     for (explainer, metric), of in values.groupby(["explainer", "metric"]):
         row = results.loc[explainer]
         assert row[metric] == pytest.approx(of["value"].mean(), nan_ok=True)
         assert row[f"{metric} std"] == pytest.approx(of["value"].std(ddof=0), nan_ok=True)
         assert row[f"{metric} n"] == of["value"].notna().sum()
+        assert row[f"{metric} low"] < row[metric] < row[f"{metric} high"]
     columns, rows = tables["maps"]["columns"], tables["maps"]["data"]
-    assert columns == ["image", "class", "prediction", "probability", "right", "pixels", "intrinsic", "random"]
+    about = ["image", "class", "prediction", "probability", "right", "pixels", "intrinsic", "random"]
+    assert columns == [*about, "intrinsic ad", "intrinsic dauc", "random ad", "random dauc"]
     listing = pd.read_csv(run / "evaluation/maps/index.csv")
     assert [row[0] for row in rows] == [listing["image_id"][i] for i in (0, 6, 11)]
     for row in rows:
-        of_image = values[values["image_id"] == row[0]].iloc[0]
-        assert row[3] == pytest.approx(of_image["confidence"])
-        assert row[4] == (of_image["prediction"] == of_image["label"]) == (row[1] == row[2])
-        pictures = [np.asarray(picture.image) for picture in row[5:]]
+        of_image = values[values["image_id"] == row[0]]
+        first = of_image.iloc[0]
+        assert row[3] == pytest.approx(first["confidence"])
+        assert row[4] == (first["prediction"] == first["label"]) == (row[1] == row[2])
+        pictures = [np.asarray(picture.image) for picture in row[5:8]]
         assert len({picture.tobytes() for picture in pictures}) == 3  # the image and two unlike maps
         assert {picture.shape for picture in pictures} == {(64, 64, 3)}
-    assert json.loads((run / "evaluation/results.json").read_text())["rows"]
+        np.testing.assert_allclose(row[8:], of_image["value"])
+    differences = json.loads((run / "evaluation/results.json").read_text())["differences"]
+    assert tables["differences"]["dataframe"].to_dict("records") == differences
+    assert [path.name for path in kept["evaluation"]] == ["report.html", "results.json", "per_image.parquet"]
+    assert [path.name for path in kept["model"]] == ["best.ckpt", "config.yaml"]
+    assert all(path.is_file() for paths in kept.values() for path in paths)
+    (offline,) = (run / "wandb").glob("offline-run-*")
+    written = [path.name for path in (offline / "files/media").rglob("*") if path.is_file()]
+    assert any(name.startswith("page_") and name.endswith(".html") for name in written)
+    assert any(name.startswith("curves") or "dauc" in name for name in written)
+
+
+def test_an_evaluation_in_tensorboard(script: Script, bcnn_run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = copy_run(bcnn_run, tmp_path / "tiny" / "run")
+    plan = ["explainers=[intrinsic, random]", "metrics=[ad]", "max_steps=3", "report_images=2"]
+    assert script("evaluate", run, *plan, "logger.wandb=disabled", "logger.tensorboard=true").code == 0
+    events = EventAccumulator(str(run / "tensorboard"), {"images": 0, "tensors": 0})
+    events.Reload()
+    (text,) = events.Tensors("results/text_summary")
+    said = text.tensor_proto.string_val[0].decode()
+    assert "| explainer | AD % ↓ | passes | s |" in said
+    assert "On these 12 images" in said
+    listing = pd.read_csv(run / "evaluation/maps/index.csv")
+    tags = [f"maps/{listing['image_id'][i]}" for i in (0, 11)]
+    assert sorted(tag for tag in events.Tags()["images"] if tag.startswith("maps/")) == sorted(tags)
+    picture = np.asarray(Image.open(io.BytesIO(events.Images(tags[0])[0].encoded_image_string)))
+    assert picture.shape == (160 + 36 + 18, 3 * (160 + 8), 3)  # the image and two maps below their names

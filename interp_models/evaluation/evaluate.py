@@ -31,6 +31,7 @@ from interp_models.evaluation.comparison import (
     write_page,
 )
 from interp_models.evaluation.config import EvaluateConfig
+from interp_models.evaluation.logged import log_evaluation
 from interp_models.evaluation.part_sheets import write_part_sheets
 from interp_models.evaluation.plan import explainer_specs, resolve_grid
 from interp_models.evaluation.prototypes import PrototypeEvaluation
@@ -39,7 +40,7 @@ from interp_models.evaluation.tables import Provenance, read_prototypes, read_ta
 from interp_models.prototypes.parts import PartModel
 from interp_models.report.text import text_table
 from interp_models.report.views import ImageView, RunSummary
-from interp_models.training.loggers import check_loggers, close, log_map_table, log_pictures, log_results, make_loggers
+from interp_models.training.loggers import check_loggers, close, log_pictures, make_loggers
 from interp_models.training.module import InterpModule
 from interp_models.training.tasks import MEASURES
 from interp_models.training.trainer import check_trainer, make_trainer, seed_everything, tell_data
@@ -72,6 +73,8 @@ class Judging:
     """Its run folder; None for a network that was not trained here."""
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Resolved config of its run; empty for a network that was not trained here."""
+    checkpoint: Path | None = None
+    """The file of its weights; None for a network that was not trained here."""
 
     @property
     def knows_labels(self) -> bool:
@@ -165,13 +168,12 @@ def _evaluate(judged: Sequence[Judging], config: EvaluateConfig, options: Mappin
             images = _write_page([one], compared[-1:], one.results, config, galleries)
             shutil.rmtree(one.results / "local", ignore_errors=True)  # of other images or weights
             write_local(images, one.results / "local")
-            log_results(trainer.loggers, compared[-1].tables.rows)
-            log_map_table(trainer.loggers, images)
+            said = answer(compared[-1].tables.rows, compared[-1].tables.differences)
+            words = "" if said is None else str(said)
+            log_evaluation(trainer.loggers, compared[-1].tables, words, images, _files(one))
             for key in ("local", "parts"):
                 log_pictures(trainer.loggers, key, sorted((one.results / key).glob("*.jpg")))
-            print(text_table(compared[-1].tables.rows))
-            if (said := answer(compared[-1].tables.rows, compared[-1].tables.differences)) is not None:
-                print(f"\n{said}")
+            print("\n\n".join(filter(None, [text_table(compared[-1].tables.rows), words])))
         close(trainer.loggers)
     report = (judged[0].results if out is None else out) / "report.html"
     if compared:
@@ -181,6 +183,16 @@ def _evaluate(judged: Sequence[Judging], config: EvaluateConfig, options: Mappin
             _write_page(judged, compared, out, config, galleries)
         print(f"report: {report}")
     return report
+
+
+def _files(one: Judging) -> dict[str, list[Path]]:
+    """Files of the artifacts in Weights & Biases: the page and the tables, and the config of a run."""
+    names = ("report.html", "results.json", "per_image.parquet")
+    found = {"evaluation": [one.results / name for name in names]}
+    config = None if one.folder is None else one.folder / "config.yaml"
+    if one.checkpoint is not None and config is not None:
+        found["model"] = [one.checkpoint, config]
+    return found
 
 
 def _run(one: Judging, judged: Sequence[Judging], config: EvaluateConfig, options: Mapping[str, Any]) -> pl.Trainer:

@@ -30,6 +30,16 @@ def mean_band(curve: Curve, used: NDArray[np.bool_]) -> tuple[NDArray[np.float64
     return curve[used][0, 0].astype(np.float64), mean, mean - half, mean + half
 
 
+def common(curves: Mapping[str, Curve]) -> NDArray[np.bool_]:
+    """The maps that have a curve of every explainer, bool (N,).
+
+    Args:
+        curves: curves (N, 2, T) by explainer.
+    """
+    found: NDArray[np.bool_] = np.all([np.isfinite(own[:, 1]).all(axis=1) for own in curves.values()], axis=0)
+    return found
+
+
 def chart(key: str, curves: Mapping[str, Curve], order: Sequence[str]) -> tuple[str, int]:
     """The mean curves of all explainers by one metric.
 
@@ -41,7 +51,7 @@ def chart(key: str, curves: Mapping[str, Curve], order: Sequence[str]) -> tuple[
     Returns:
         The SVG, and the number of maps with a curve of every explainer, which alone count; no chart without one.
     """
-    used = np.all([np.isfinite(own[:, 1]).all(axis=1) for own in curves.values()], axis=0)
+    used = common(curves)
     if not used.any():
         return "", 0
     bands = {name: mean_band(own, used) for name, own in curves.items()}

@@ -23,7 +23,7 @@ from interp_models.prototypes.sources import Prototypical
 from interp_models.runs.building import build_data
 from interp_models.runs.config import EnsembleConfig
 from interp_models.runs.folders import run_name
-from interp_models.runs.loading import load, run_config, selection
+from interp_models.runs.loading import checkpoint_path, load, run_config, selection
 from interp_models.runs.networks import Network, build_network, network_config
 from interp_models.runs.resume import check_same_task
 from interp_models.training.module import InterpModule
@@ -112,6 +112,7 @@ def judging_of(folder: Path, config: EvaluateConfig | EnsembleConfig) -> Judging
         transform={key: node["data"][key] for key in ("image_size", "crop_to_box", "transforms")},
         folder=folder,
         config=node,
+        checkpoint=checkpoint_path(folder, config.ckpt),
     )
 
 

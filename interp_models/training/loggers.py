@@ -6,24 +6,21 @@ import json
 import netrc
 import os
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from interp_models.core.errors import InputError
-from interp_models.report import visual
-from interp_models.report.views import ImageView
 from interp_models.training.config import LoggerConfig, Mode
 
 
@@ -123,44 +120,6 @@ def make_loggers(
     return loggers
 
 
-def log_results(loggers: Iterable[Logger], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Send the results of an evaluation to Weights & Biases as a table.
-
-    It has a row per explainer and, for each metric, the mean, the standard deviation over the images, and the number of
-    images where the metric is defined.
-    """
-    table: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        cells = table.setdefault(row["explainer"], {"explainer": row["explainer"]})
-        key = row["metric"]
-        cells |= {key: row["mean"], f"{key} std": row["std"], f"{key} n": row["n"] - row["n_undefined"]}
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_table("results", dataframe=pd.DataFrame(list(table.values())))
-
-
-def log_map_table(loggers: Iterable[Logger], images: Sequence[ImageView]) -> None:
-    """Send the images of a report to Weights & Biases as a table: a row per image, a column per explainer."""
-    sending = [logger for logger in loggers if isinstance(logger, WandbLogger)]
-    if not sending or not images:
-        return
-    import wandb
-
-    explainers = list(dict.fromkeys(shown.explainer for view in images for shown in view.maps))
-    rows = []
-    for view in images:
-        (run,) = view.predictions
-        predicted, probability = view.predictions[run]
-        own = view.own.get(run, view.image)
-        maps = {shown.explainer: wandb.Image(visual.drawn(own, shown.heatmap)[0]) for shown in view.maps}
-        image = f"{view.image_id}: {view.explained}" if view.explained else view.image_id
-        about = [image, view.label, predicted, probability, view.is_right(predicted), wandb.Image(own)]
-        rows.append([*about, *(maps.get(explainer) for explainer in explainers)])
-    columns = ["image", "class", "prediction", "probability", "right", "pixels", *explainers]
-    for logger in sending:
-        logger.log_table("maps", columns=columns, data=rows)
-
-
 def log_pictures(loggers: Iterable[Logger], key: str, paths: Sequence[Path], step: int = 0) -> None:
     """Send picture files to Weights & Biases, with file names as captions, and to TensorBoard as `<key>/<name>`."""
     for logger in loggers:
@@ -168,7 +127,7 @@ def log_pictures(loggers: Iterable[Logger], key: str, paths: Sequence[Path], ste
             logger.log_image(key, [str(path) for path in paths], caption=[path.stem for path in paths])
         elif isinstance(logger, TensorBoardLogger):
             for path in paths:
-                _add_picture(logger, f"{key}/{path.stem}", path, step)
+                add_picture(logger, f"{key}/{path.stem}", path, step)
 
 
 def log_maps(
@@ -187,10 +146,11 @@ def log_maps(
         if isinstance(logger, WandbLogger):
             logger.log_image("attention", list(pictures), caption=list(captions))
         elif isinstance(logger, TensorBoardLogger):
-            _add_picture(logger, "attention", sheet, step)
+            add_picture(logger, "attention", sheet, step)
 
 
-def _add_picture(logger: TensorBoardLogger, tag: str, path: Path, step: int) -> None:
+def add_picture(logger: TensorBoardLogger, tag: str, path: Path, step: int) -> None:
+    """Send a picture file to TensorBoard."""
     picture = np.asarray(Image.open(path).convert("RGB"))
     logger.experiment.add_image(tag, picture, step, dataformats="HWC")
 

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from interp_models import Classifier, InputError, judge
-from interp_models.evaluation import tables
+from interp_models.evaluation import table_making
 from interp_models.evaluation.images import as_sample
 from interp_models.evaluation.labels import several_labels
 from tests.evaluation.test_judge import network, pictures
@@ -81,6 +81,6 @@ def test_images_without_a_label_are_told_once(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err.strip() == "1 image has no label and was not explained (target=label)"
     judged(pictures(4), labels=[[0], [], [], []], target="label")
     assert "3 images have no label and were not explained (target=label)" in capsys.readouterr().err
-    monkeypatch.setattr(tables, "is_first", lambda: False)
+    monkeypatch.setattr(table_making, "is_first", lambda: False)
     judged(pictures(2), labels=[[0], []], target="label")
     assert "no label" not in capsys.readouterr().err
