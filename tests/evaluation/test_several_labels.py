@@ -235,7 +235,7 @@ def test_the_page_shows_every_label(tmp_path: Path) -> None:
     page = by_prediction.report(tmp_path / "page.html").read_text()
     assert page.count("true labels</span><br>none<") == 2
     assert page.count("✓ right") + page.count("✗ wrong") == 5
-    assert "class explained" not in page
+    assert "class explained</span>" not in page
 
 
 def test_a_data_set_is_judged(squares: dict[str, Any]) -> None:
