@@ -281,7 +281,7 @@ def test_a_run_is_evaluated(run: Path, script: Script) -> None:
     done = script("evaluate", run, *plan)
     assert done.code == 0, done.err
     assert "2 images have no label and were not explained (target=label)" in done.err
-    assert "means over 14 images, class explained: label" in done.out
+    assert "over 14 images; class explained: label" in done.out
     tables, data = read_tables(run / "evaluation"), build_data(run_config(run))
     net = load(run)[0]
     rows = [(i, k) for i, own in enumerate(data.test_images.labels) for k in own]
