@@ -570,7 +570,7 @@ def test_post_hoc_explainers_and_their_peers(tmp_path: Path) -> None:
     for how in ("plain", "prepared"):
         assert passes[f"rise, masks 100, {how}"] == 101
         assert passes[f"scorecam, {how}"] == 321
-        assert passes[f"occlusion, {how}"] == 3 * 3 + 1
+        assert passes[f"occlusion, {how}"] == 5 * 5 + 1
         assert passes[f"integrated_gradients, steps 12, {how}"] == 12
         assert passes[f"gradientshap, samples 12, {how}"] == passes[f"smooth_fullgrad, samples 12, {how}"] == 12
         assert passes[f"hsic, samples 100, {how}"] == 101
