@@ -236,7 +236,8 @@ def results(run: Path) -> dict[str, Any]:
         "images": pd.read_parquet(folder / "per_image.parquet"),
         "index": (folder / "maps/index.csv").read_text(),
         "maps": {path.name: np.load(path) for path in sorted((folder / "maps").glob("*.npy"))},
-        "others": sorted(path.name for path in folder.rglob("[!.]*") if path.suffix not in (".npy", ".csv")),
+        "shown": {path.name: {**np.load(path)} for path in sorted((folder / "shown").glob("*.npz"))},
+        "others": sorted(path.name for path in folder.rglob("[!.]*") if path.suffix not in (".npy", ".npz", ".csv")),
     }
 
 
@@ -247,6 +248,11 @@ def assert_same_results(a: dict[str, Any], b: dict[str, Any]) -> None:
     assert a["maps"].keys() == b["maps"].keys()
     for name in a["maps"]:
         np.testing.assert_array_equal(a["maps"][name], b["maps"][name])
+    assert a["shown"].keys() == b["shown"].keys()
+    for name in a["shown"]:
+        assert a["shown"][name].keys() == b["shown"][name].keys()
+        for key, own in a["shown"][name].items():
+            np.testing.assert_array_equal(own, b["shown"][name][key])
     assert a["others"] == b["others"] == ["maps", "per_image.parquet", "report.html", "results.json", "shown"]
 
 
@@ -405,7 +411,7 @@ def test_an_evaluation_that_dies_while_it_writes_is_not_taken_for_finished(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("interp_models.evaluation.tables.write_json", die)
+        patch.setattr("interp_models.evaluation.table_making.write_json", die)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             script("evaluate", run, *PLAN, "n_images=5")
     assert not (run / "evaluation/results.json").exists()
