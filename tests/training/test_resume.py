@@ -291,14 +291,15 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 @pytest.mark.parametrize("broken", [0, 4, 8])
 def test_a_broken_evaluation_goes_on(script: Script, twin: Callable[[], Path], calls: Calls, broken: int) -> None:
     whole, run = twin(), twin()
-    assert script("evaluate", whole, *PLAN).code == 0
+    plan = [*PLAN, "target=label"]  # of predictions, those that are wrong are explained twice
+    assert script("evaluate", whole, *plan).code == 0
     assert calls.images == 36  # 12 images by 3 explainers, in batches of 4
     calls.reset(broken)
     with pytest.raises(RuntimeError, match="broken"):
-        script("evaluate", run, *PLAN)
+        script("evaluate", run, *plan)
     assert not (run / "evaluation/results.json").exists()
     calls.reset()
-    assert script("evaluate", run, *PLAN).code == 0
+    assert script("evaluate", run, *plan).code == 0
     assert calls.calls == 9 - broken  # the others were found again
     assert_same_results(results(run), results(whole))
 
