@@ -9,7 +9,6 @@ from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,26 +33,12 @@ from interp_models.evaluation.config import ExplanationConfig
 from interp_models.evaluation.plan import check_plan, described, has_row_per_label, make_metrics, resolve_grid
 from interp_models.evaluation.table_making import make_tables, values_of
 from interp_models.evaluation.tables import Protocol, Provenance, Tables, image_means
+from interp_models.evaluation.wrong import Wrong, maps_of_label, wrong_predictions
 from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.explainers.features import shared_passes
 from interp_models.metrics.base import METRICS, Grid, MapMetric
 from interp_models.metrics.case import Case
-from interp_models.metrics.perturbation import to_grid
 from interp_models.nn.dropping import PatchScores
-
-SHOWN = 56
-"""Most rows and columns of a map that is only shown."""
-
-
-class Wrong(NamedTuple):
-    """The images of a batch whose prediction is wrong."""
-
-    rows: Tensor
-    """Their rows in the batch (k,)."""
-    images: Tensor
-    """(k, 3, H, W)."""
-    label: Tensor
-    """Their true classes (k,)."""
 
 
 class Engine:
@@ -167,7 +152,8 @@ class Engine:
                     return
                 given = rows_of(given, rows.tolist())
             case, common = self._case(given, of_row)
-            wrong = self._wrong(given, common["prediction"])
+            can_be_wrong = self.plan.target == "prediction" and self.same_classes and self.cache.maps
+            wrong = wrong_predictions(given, common["prediction"]) if can_be_wrong else None
             lacking = self._check_metrics(case)
             for name, explainer in list(self._explainers.items()):
                 self.bar.set_postfix_str(name)
@@ -206,14 +192,6 @@ class Engine:
             logit_fn=logits(prepared), patch_scores=self._patch_scores(images), watcher=watcher,
         )  # fmt: skip
         return case, common
-
-    def _wrong(self, given: Sample, prediction: Tensor) -> Wrong | None:
-        """The images whose prediction is wrong: the page shows the maps of their true class, too."""
-        label = given.label
-        if self.plan.target != "prediction" or not self.same_classes or label.dim() > 1 or not self.cache.maps:
-            return None
-        rows = ((label >= 0) & (label != prediction)).nonzero()[:, 0]
-        return Wrong(rows, given.image[rows], label[rows]) if len(rows) else None
 
     def _watcher(self, prepared: nn.Module, images: Tensor) -> Watcher | None:
         """What sees the features of perturbed images; None if no metric perturbs any, or if they cannot be seen."""
@@ -259,7 +237,7 @@ class Engine:
             raise InputError(f"explainer {name}: {error}") from error
         part = {"common": common, "maps": maps, "values": values, "costs": costs, "curves": case.curves}
         if wrong is not None and explainer.uses_class:
-            part["of_label"] = _of_label(explainer, wrong, maps)
+            part["of_label"] = maps_of_label(explainer, wrong, maps)
         self.cache.keep(name, part | ({} if case.watcher is None else {"features": case.watcher.sums}))
 
     def _explained(
@@ -408,18 +386,6 @@ def _explained_apart(explainer: Explainer, target: Tensor, truth: Truth, images:
     """Maps of other images than those that are judged. No other explainer has them, so their passes are not kept."""
     with shared_passes():
         return explainer.attribute(images, target, truth)
-
-
-def _of_label(explainer: Explainer, wrong: Wrong, maps: Tensor) -> Tensor:
-    """Maps of the true class for the images whose prediction is wrong, NaN for the others; float16 (B, h, w). They are
-    for the page, so fine ones are averaged to at most `SHOWN` cells per side."""
-    grid = (min(maps.shape[-2], SHOWN), min(maps.shape[-1], SHOWN))
-    found = torch.full((len(maps), *grid), torch.nan, dtype=torch.float16)
-    with suppress(NotApplicable):
-        own = to_grid(explainer.attribute(wrong.images, wrong.label), grid)
-        size = own.abs().amax(dim=(1, 2), keepdim=True).clamp(min=1e-30)  # float16 ends at 65504
-        found[wrong.rows.cpu()] = (own / size).to(found)
-    return found
 
 
 def _without_classes(batch: Sample) -> Sample:

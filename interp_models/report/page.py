@@ -18,19 +18,18 @@ from markupsafe import Markup
 from matplotlib.colors import to_hex
 
 from interp_models.core.files import whole
-from interp_models.metrics.base import owner_of
 from interp_models.report import visual
 from interp_models.report.agreement import of_metrics
 from interp_models.report.curves import chart
 from interp_models.report.forest import panels, sentence
-from interp_models.report.numbers import in_percent, is_best, label, number, percent
+from interp_models.report.numbers import in_percent, label, percent
 from interp_models.report.pictures import data_of
+from interp_models.report.score_tables import heading, legend, score_tables
 from interp_models.report.text import Costs, csv_table, latex_table, markdown_table
 from interp_models.report.views import ImageView, PrototypeView, RunResults, RunSummary
 
 OPEN = 8
 """So many panels of the forest plot are open; the others are behind a summary."""
-FAMILIES = ("faithfulness", "localisation", "form")
 SIGNS = {"better": "▲", "worse": "▼", "unclear": "·", "same": "="}
 
 
@@ -72,12 +71,12 @@ def write_report(
         code=Markup(here.joinpath("page.js").read_text("utf-8")),
         runs=[(run, percent(run.accuracy), percent(run.accuracy_judged)) for run in runs],
         answers=[_answer(one, directions) for one in results if one.differences],
-        tables=_tables(results),
+        tables=score_tables(results),
         exports=[_export(one) for one in results if one.rows],
         charts=[found for one in results if (found := _charts(one))["charts"]],
         matrices=[found for one in results if (found := _matrix(one, directions))["keys"]],
         left_out={one.run: one.left_out for one in results if one.left_out},
-        legend=[_heading(metric, directions) | {"text": _legend(metric)} for metric in directions],
+        legend=[heading(metric, directions) | {"text": legend(metric)} for metric in directions],
         scales=[[to_hex(matplotlib.colormaps[name](i / 8)) for i in range(9)] for name in (visual.CMAP, visual.SIGNED)],
         prototypes=[_prototypes(view) for view in prototypes],
         shared=_shared(directions, results),
@@ -122,7 +121,7 @@ def _answer(one: RunResults, directions: Mapping[str, bool]) -> dict[str, Any]:
         "headline": _with_code(one.headline),
         "groups": [_with_code(line) for line in one.groups],
         "notes": [_with_code(note) for note in one.notes],
-        "headings": [_heading(key, directions) for key in keys],
+        "headings": [heading(key, directions) for key in keys],
         "lines": [
             {
                 "explainer": explainer,
@@ -155,95 +154,6 @@ def _with_code(text: str) -> Markup:
     return Markup("").join(
         Markup("<code>{}</code>").format(part) if place % 2 else part for place, part in enumerate(parts)
     )
-
-
-def _tables(results: Sequence[RunResults]) -> list[dict[str, Any]]:
-    presets: dict[str, list[tuple[RunResults, Mapping[str, Any]]]] = {}
-    for one in results:
-        for row in one.rows:
-            presets.setdefault(_as_text(row["preset"]), []).append((one, row))
-    return [_table(preset, group) for preset, group in presets.items()]
-
-
-def _table(preset: str, rows: Sequence[tuple[RunResults, Mapping[str, Any]]]) -> dict[str, Any]:
-    """The table of one preset: lines by run and explainer, with a cell for each metric, grouped by family."""
-    runs: dict[str, tuple[RunResults, dict[str, dict[str, Mapping[str, Any]]]]] = {}
-    for one, row in rows:
-        line = runs.setdefault(row["run"], (one, {}))[1].setdefault(row["explainer"], {})
-        if row["metric"] in line:
-            where = f"run {row['run']!r}, explainer {row['explainer']!r}, metric {row['metric']!r}"
-            raise ValueError(f"two rows for preset {preset!r}, {where}")
-        line[row["metric"]] = row
-    directions: dict[str, bool] = {row["metric"]: bool(row["higher_is_better"]) for _, row in rows}
-    keys = sorted(directions, key=lambda key: FAMILIES.index(_family(key)))
-    headings = [_heading(metric, directions) for metric in keys]
-    groups = [(family, len(own)) for family in FAMILIES if (own := [h for h in headings if h["family"] == family])]
-    bodies = []
-    for run, (one, lines) in runs.items():
-        body = [_line(one, explainer, line, keys) for explainer, line in lines.items()]
-        bodies.append({"run": run, "lines": body})
-    return {
-        "preset": preset,
-        "headings": headings,
-        "groups": groups,
-        "bodies": bodies,
-        "protocols": _protocols([row for _, row in rows]),
-    }
-
-
-def _line(
-    one: RunResults, explainer: str, line: Mapping[str, Mapping[str, Any]], keys: Sequence[str]
-) -> dict[str, Any]:
-    cost, ranks = one.costs.get(explainer, {}), one.mean_ranks.get(explainer)
-    return {
-        "explainer": explainer,
-        "control": explainer in one.controls,
-        "cells": [_cell(key, line.get(key)) for key in keys],
-        "n": _span(row["n"] for row in line.values()),
-        "mean_rank": None if ranks is None else f"{ranks[0]:.1f} ± {ranks[1]:.1f}",
-        "rank_value": None if ranks is None else ranks[0],
-        "passes": cost.get("passes"),
-        "seconds": cost.get("seconds"),
-    }
-
-
-def _cell(metric: str, row: Mapping[str, Any] | None) -> dict[str, Any]:
-    if row is None:
-        return {"mean": None, "why": "not computed", "low": None, "undefined": 0, "best": False, "value": None}
-    mean, rank = number(metric, row["mean"]), row.get("rank")
-    return {
-        "mean": mean,
-        "value": None if mean is None else row["mean"],
-        "why": "undefined for every image",
-        "low": None if mean is None else number(metric, row.get("low")),
-        "high": number(metric, row.get("high")),
-        "undefined": row["n_undefined"],
-        "rank": None if rank is None else f"{rank}{'=' if row.get('tied') else ''}",
-        "best": is_best(row),
-    }
-
-
-def _protocols(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """The protocols of the scores; if there are several, each with its runs and metrics."""
-    covered: dict[tuple[str, ...], dict[str, list[str]]] = {}
-    for row in rows:
-        settings = tuple(
-            f"{name} {_as_text(row[name])}" for name in ("grid", "steps", "fill", "target", "scorer") if _set(row[name])
-        )
-        metrics = covered.setdefault(settings, {}).setdefault(row["run"], [])
-        if row["metric"] not in metrics:
-            metrics.append(row["metric"])
-    groups: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
-    for settings, by_run in covered.items():
-        for run, metrics in by_run.items():
-            groups.setdefault((settings, tuple(metrics)), []).append(run)
-    return [
-        {
-            "scope": "" if len(groups) == 1 else f"{', '.join(runs)} ({', '.join(map(label, metrics))})",
-            "settings": " · ".join((f"preset {_as_text(rows[0]['preset'])}", *settings)),
-        }
-        for (settings, metrics), runs in groups.items()
-    ]
 
 
 def _export(one: RunResults) -> dict[str, Any]:
@@ -306,40 +216,3 @@ def _prototypes(view: PrototypeView) -> dict[str, Any]:
     ]
     nearest = [(number, visual.jpeg_uri(visual.shrunk(row, 960))) for number, row in view.nearest.items()]
     return {"run": view.run, "cells": cells, "nearest": nearest, "tree": Markup(view.tree)}
-
-
-def _heading(metric: str, directions: Mapping[str, bool]) -> dict[str, Any]:
-    return {
-        "key": metric,
-        "label": label(metric),
-        "percent": in_percent(metric),
-        "higher": directions.get(metric),
-        "family": _family(metric),
-        "text": _legend(metric),
-    }
-
-
-def _family(metric: str) -> str:
-    owner = owner_of(metric)
-    return "faithfulness" if owner is None else owner.family
-
-
-def _legend(metric: str) -> str:
-    owner = owner_of(metric)
-    return "" if owner is None else owner.legend[metric]
-
-
-def _span(counts: Iterable[int]) -> str:
-    distinct = sorted(set(counts))
-    return f"{distinct[0]}" if len(distinct) == 1 else f"{distinct[0]}–{distinct[-1]}"
-
-
-def _set(value: Any) -> bool:
-    return value is not None and value == value  # an empty cell of a table may be NaN, which differs from itself
-
-
-def _as_text(value: Any) -> str:
-    """A setting as text: 14×14 for a pair, and 196 for 196.0, as tables with empty cells hold floats."""
-    if isinstance(value, (tuple, list)):
-        return "×".join(map(_as_text, value))
-    return f"{value:g}" if isinstance(value, float) else f"{value}"
