@@ -547,8 +547,8 @@ def judged_run(bcnn_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         ("grid=[0, 3]", "grid must be [rows, columns], 'native' or null; got [0, 3]"),
         ("grid=[3]", "grid must be [rows, columns], 'native' or null; got [3]"),
         ("grid=natve", "grid must be [rows, columns], 'native' or null; got 'natve'"),
-        ("max_steps=0", "max_steps, batch and grid must be at least 1; got 0, None, (4, 4)"),
-        ("batch=0", "max_steps, batch and grid must be at least 1; got 3, 0, (4, 4)"),
+        ("max_steps=0", "max_steps must be at least 1; got 0"),
+        ("batch=0", "batch must be at least 1; got 0"),
         ("explainers=[{name: gradcam, layer: backbon}]", "unknown layer 'backbon'; did you mean 'backbone'"),
         (
             "explainers=[{name: intrinsic, kind: klass}]",

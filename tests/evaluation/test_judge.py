@@ -477,7 +477,8 @@ def test_the_name_of_a_metric_stands_for_all_its_keys() -> None:
     assert [row["metric"] for row in found.tables.rows] == list(METRICS.get("masked_confidence").keys)
 
 
-def test_an_error_in_a_metric_of_a_plugin_is_one_line(tmp_path: Path) -> None:
+def test_an_error_in_a_metric_of_a_plugin_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(METRICS, "_known", dict(METRICS._known))  # forget the metric at the end
     (tmp_path / "own_metric.py").write_text(
         "from interp_models.metrics.base import METRICS, MapMetric\n\n"
         "@METRICS.register('breaks')\nclass Breaks(MapMetric):\n    keys = ('breaks',)\n    percent = False\n"
