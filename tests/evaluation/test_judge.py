@@ -477,8 +477,7 @@ def test_the_name_of_a_metric_stands_for_all_its_keys() -> None:
     assert [row["metric"] for row in found.tables.rows] == list(METRICS.get("masked_confidence").keys)
 
 
-def test_an_error_in_a_metric_of_a_plugin_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(METRICS, "_known", dict(METRICS._known))  # forget the metric at the end
+def test_an_error_in_a_metric_of_a_plugin_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "own_metric.py").write_text(
         "from interp_models.metrics.base import METRICS, MapMetric\n\n"
         "@METRICS.register('breaks')\nclass Breaks(MapMetric):\n    keys = ('breaks',)\n    percent = False\n"
@@ -487,8 +486,13 @@ def test_an_error_in_a_metric_of_a_plugin_is_one_line(tmp_path: Path, monkeypatc
         "    def protocol(self, key, grid):\n        return None, 'none'\n"
     )
     options = {"metrics": ["breaks"], "plugins": [str(tmp_path / "own_metric.py")], **QUICK}
-    with pytest.raises(InputError, match=r"metric Breaks: own_metric\.py line 11: TypeError: 'NoneType' object is not"):
-        judge(network(), pictures(2), ["random"], **options)
+    try:
+        with pytest.raises(
+            InputError, match=r"metric Breaks: own_metric\.py line 11: TypeError: 'NoneType' object is not"
+        ):
+            judge(network(), pictures(2), ["random"], **options)
+    finally:
+        METRICS._known.pop("breaks", None)  # other tests read the registry
 
 
 def test_a_wrong_prediction_has_maps_of_its_true_class(tmp_path: Path) -> None:
