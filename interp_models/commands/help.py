@@ -84,12 +84,11 @@ def _about(name: str, schema: type) -> str:
         return f"{describe(schema, only=name)}\n\nKeys of a network:\n{describe(NetworkConfig)}"
     if name in keys:
         return describe(schema, only=name)
+    metrics = TOPICS["metrics"].registry.aliases()
+    name = metrics.get(name, name)
     for topic in TOPICS.values():
         if name in topic.names() or (_plugged() and name in topic.registry):
             return _about_class(topic, name)
-    metrics = TOPICS["metrics"].registry.aliases()
-    if name in metrics:
-        return _about_class(TOPICS["metrics"], metrics[name])
     if (path := shipped(Path(name))) is not None:
         return f"{path}\n{first_comment(path)}"
     names = [one for topic in TOPICS.values() for one in topic.names()]
