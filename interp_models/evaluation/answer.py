@@ -10,8 +10,8 @@ from interp_models.metrics.base import owner_of
 from interp_models.report.numbers import label
 
 Rows = Sequence[Mapping[str, Any]]
-FEW_CELLS = 25
-"""A smaller grid has so few cells that curves and correlations are coarse."""
+FEW_STEPS = 25
+"""Curves with fewer steps are coarse, and so are correlations over their steps."""
 FEW_IMAGES = 30
 """With fewer images, only differences that hold on nearly all of them can be told."""
 LEAST = 6
@@ -38,7 +38,7 @@ class Answer:
 
     def __str__(self) -> str:
         """All lines, for a terminal."""
-        groups = [f"All explainers against `{self.reference}`:", *(f"- {line}" for line in self.groups)]
+        groups = [f"Against `{self.reference}`:", *(f"- {line}" for line in self.groups)]
         return "\n".join([self.headline, *(groups if self.groups else []), *self.notes])
 
 
@@ -58,12 +58,13 @@ def answer(rows: Rows, differences: Rows) -> Answer | None:
     run, n = rows[0]["run"], max((row["n"] for row in rows), default=0)
     own = f"{run}'s own map" if names[reference] == OWN else f"`{reference}`"
     rival = next((each for each, name in names.items() if name == RIVAL and each != reference), None)
-    others = {each: own for each, own in pairs.items() if not is_control(names[each])}
+    others = {each: verdicts for each, verdicts in pairs.items() if not is_control(names[each])} or pairs
     headline, groups = "No metric of faithfulness was computed.", []
     if of_faith:
-        duel = rival is not None and names[reference] == OWN
+        duel = rival is not None and names[reference] == OWN and any(pairs[rival].values())
         told = [each for each, verdicts in others.items() if verdicts["better"] or verdicts["worse"]]
-        headline = _duel(own, f"`{rival}`", pairs[rival], n) if duel else _told(own, told, n)
+        images = "this image" if n == 1 else f"these {n} images"
+        headline = _duel(own, f"`{rival}`", pairs[rival], images) if duel else _told(own, told, images)
         groups = _groups(others)
     return Answer(run, reference, headline, groups, _notes(rows, names, differences))
 
@@ -77,33 +78,30 @@ def _verdicts(differences: Rows, explainer: str) -> Verdicts:
     """The metrics by which an explainer is better or worse than the reference, and by which it is neither."""
     found: dict[Any, list[str]] = {"better": [], "worse": [], "unclear": [], "same": []}
     for one in differences:
-        if one["explainer"] == explainer:
+        if one["explainer"] == explainer and one["n"]:
             found[one["verdict"]].append(label(one["metric"]))
     return found
 
 
-def _duel(own: str, other: str, verdicts: Verdicts, n: int) -> str:
+def _duel(own: str, other: str, verdicts: Verdicts, images: str) -> str:
     """The reference against one other explainer. `verdicts` are those of the other."""
     better, worse, unclear = verdicts["worse"], verdicts["better"], verdicts["unclear"]
-    images = f"On these {n} images"
     if verdicts["same"]:
-        return f"{own[0].upper()}{own[1:]} and {other} are the same map."
+        return f"On {images}, {own} and {other} are the same map."
     if not better and not worse:
-        return f"{images}, no metric of faithfulness tells {own} from {other}."
+        return f"On {images}, no metric of faithfulness tells {own} from {other}."
     parts = [f"more faithful than {other} by {listed(better)}"] if better else []
-    parts += (
-        [f"less faithful {f'by {listed(worse)}' if better else f'than {other} by {listed(worse)}'}"] if worse else []
-    )
-    first = f"{images}, {own} is {' and '.join(parts)}."
+    parts += [f"less faithful {'' if better else f'than {other} '}by {listed(worse)}"] if worse else []
+    first = f"On {images}, {own} is {' and '.join(parts)}."
     return f"{first} By {listed(unclear)} they cannot be told apart." if unclear else first
 
 
-def _told(own: str, told: Sequence[str], n: int) -> str:
+def _told(own: str, told: Sequence[str], images: str) -> str:
     """How many explainers some metric tells from the reference."""
     if not told:
-        return f"On these {n} images, no metric of faithfulness tells an explainer from {own}."
+        return f"On {images}, no metric of faithfulness tells an explainer from {own}."
     names = listed(f"`{name}`" for name in told)
-    return f"On these {n} images, some metric of faithfulness tells {names} from {own}."
+    return f"On {images}, some metric of faithfulness tells {names} from {own}."
 
 
 def _groups(others: Mapping[str, Verdicts]) -> list[str]:
@@ -117,11 +115,14 @@ def _groups(others: Mapping[str, Verdicts]) -> list[str]:
         "both": "More faithful by some metrics, and less by others",
         "unclear": "Told apart by no metric",
         "same": "The same map",
+        "unknown": "Without a common image",
     }
     return [f"{text}: {listed(groups[kind], most=20)}." for kind, text in words.items() if kind in groups]
 
 
 def _kind(verdicts: Verdicts) -> str:
+    if not any(verdicts.values()):
+        return "unknown"
     if verdicts["same"]:
         return "same"
     better, worse = bool(verdicts["better"]), bool(verdicts["worse"])
@@ -133,21 +134,34 @@ def _notes(rows: Rows, names: Mapping[str, str], differences: Rows) -> list[str]
     of_metric: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         of_metric.setdefault(row["metric"], []).append(row)
-    control = next((row["control"] for row in rows if row["control"]), None)
-    methods = [name for name in names if not is_control(names[name])]
     n, tests = max(row["n"] for row in rows), len(of_metric) * len(names) * (len(names) - 1) // 2
     notes = _of_number(n, tests)
-    blind = [label(key) for key, own in of_metric.items() if not _sees(own, methods)]
-    if control is not None and methods and blind and n >= LEAST:
-        notes.append(f"By {listed(blind, most=20)} these {n} images tell no explainer from `{control}`.")
-    won = [label(key) for key, own in of_metric.items() if _is_faithful(key) and _control_leads(own, names)]
-    if won and n >= LEAST:
+    if n >= LEAST:
+        notes += _of_controls(of_metric, names, n)
+    short = {row["steps"] for row in rows if row["steps"] == _cells(row["grid"]) and row["steps"] < FEW_STEPS}
+    if short:
+        steps = listed(map(str, sorted(short)))
+        notes.append(f"Curves have only {steps} steps, one for each cell of the maps.")
+    if lacking := [f"`{name}`" for name in names if any(r["n_undefined"] for r in rows if r["explainer"] == name)]:
+        least = min((one["n"] for one in differences), default=0)
+        notes.append(f"Not every value is defined for {listed(lacking)}: compared on common images, {least} at least.")
+    return notes
+
+
+def _of_controls(of_metric: Mapping[str, Rows], names: Mapping[str, str], n: int) -> list[str]:
+    """Metrics that tell no explainer from the control, and metrics of faithfulness that a control wins."""
+    blind, won = [], []
+    control = next((row["control"] for rows in of_metric.values() for row in rows if row["control"]), None)
+    for key, rows in of_metric.items():
+        known = [row for row in rows if row["mean"] is not None]
+        tested = [row for row in known if not is_control(names[row["explainer"]]) and row["p"] is not None]
+        if tested and not any(row["p"] < LEVEL for row in tested):
+            blind.append(label(key))
+        if tested and _is_faithful(key) and _control_leads(known, names):
+            won.append(label(key))
+    notes = [f"By {listed(blind, most=20)} these {n} images tell no explainer from `{control}`."] if blind else []
+    if won:
         notes.append(f"By {listed(won)} a control has the best mean: a good value does not show a good explanation.")
-    if few := sorted({row["grid"] for row in rows if _cells(row["grid"]) < FEW_CELLS}):
-        notes.append(f"The grid of {listed(few)} cells is small: curves have few steps.")
-    if short := sorted({f"`{one['explainer']}`" for one in differences if one["n"] < n}):
-        least = min(one["n"] for one in differences)
-        notes.append(f"Not every value is defined for {listed(short)}: compared on common images, {least} at least.")
     return notes
 
 
@@ -168,23 +182,15 @@ def _of_number(n: int, tests: int) -> list[str]:
     return []
 
 
-def _sees(rows: Rows, methods: Iterable[str]) -> bool:
-    """Whether a metric tells an explainer that is no control from the control."""
-    return any(row["p"] is not None and row["p"] < LEVEL for row in rows if row["explainer"] in methods)
-
-
-def _control_leads(rows: Rows, names: Mapping[str, str]) -> bool:
-    """Whether the best mean is that of a control alone."""
-    means = {row["explainer"]: row["mean"] for row in rows if row["mean"] is not None}
-    if not means:
-        return False
-    best = (max if rows[0]["higher_is_better"] else min)(means.values())
-    return all(is_control(names[explainer]) for explainer, mean in means.items() if mean == best)
-
-
 def _cells(grid: str) -> int:
     rows, columns = grid.split("x")
     return int(rows) * int(columns)
+
+
+def _control_leads(rows: Rows, names: Mapping[str, str]) -> bool:
+    """Whether the best mean is that of controls alone."""
+    best = (max if rows[0]["higher_is_better"] else min)(row["mean"] for row in rows)
+    return all(is_control(names[row["explainer"]]) for row in rows if row["mean"] == best)
 
 
 def listed(names: Iterable[str], most: int = NAMED) -> str:

@@ -29,9 +29,6 @@ one. `features` are sums over the whole batch, see `core.distances`; a part of a
 class Cache(Protocol):
     """Interface of a cache."""
 
-    maps: bool
-    """Whether it keeps the maps."""
-
     def keep(self, label: str, part: Part) -> None:
         """Add a batch of an explainer."""
 
@@ -90,7 +87,7 @@ class FolderCache:
     def __init__(self, folder: Path, work: Any, explainers: Mapping[str, Any]) -> None:
         self.work = _digest([METHOD_VERSION, work, list(explainers.items())])
         """Digest of everything that the results depend on."""
-        self.results, self.maps = folder, True
+        self.results = folder
         self.common = folder / ".partial" / _digest([METHOD_VERSION, work])
         self.folders = {label: self.common / f"{label}-{_digest(spec)}" for label, spec in explainers.items()}
 

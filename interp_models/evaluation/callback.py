@@ -1,5 +1,6 @@
 """Callbacks that evaluate maps in Lightning's test and validation loops."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ from interp_models.core.errors import InputError
 from interp_models.core.prepared import release
 from interp_models.data.base import Sample, rows_of
 from interp_models.data.module import DataModule, data_of
-from interp_models.data.subsets import Indices, subsample
+from interp_models.data.subsets import Indices, spread, subsample
 from interp_models.evaluation.cache import FolderCache, MemoryCache
 from interp_models.evaluation.config import ExplanationConfig, ValidationConfig
 from interp_models.evaluation.engine import Engine
 from interp_models.evaluation.plan import cache_keys, check_plan, make_metrics, metric_keys, resolve_grid
-from interp_models.evaluation.tables import Provenance, compare_again, date_of, finished, read_tables
+from interp_models.evaluation.tables import Provenance, compare_again, date_of, finished
 from interp_models.metrics.base import Grid
 
 
@@ -33,6 +34,7 @@ class ExplanationEvaluation(pl.Callback):
         provenance: facts about the model, for the rows of the tables.
         weights_and_transform: digest of the model's weights and its transform; cached results of others are not used.
         same_classes: whether the labels of the images are classes of the model.
+        report_images: number of images that the page shows.
 
     Raises:
         InputError: for an unknown explainer, metric or target, or if there is no explainer or no metric.
@@ -46,8 +48,11 @@ class ExplanationEvaluation(pl.Callback):
         provenance: Provenance,
         weights_and_transform: str,
         same_classes: bool,
+        report_images: int = 0,
     ) -> None:
-        self.same_classes = same_classes
+        self.same_classes, self.report_images = same_classes, report_images
+        self._shown: set[int] = set()
+        """Indices of the images that the page shows."""
         self.plan, self.folder, self.provenance = plan, folder, provenance
         self.specs, self.keys = check_plan(plan)
         self.weights_and_transform = weights_and_transform
@@ -71,6 +76,8 @@ class ExplanationEvaluation(pl.Callback):
                 else:
                     print(f"{self.folder}: finished {date}, and nothing has changed since; it is not repeated")
             return
+        explained = sorted(self._explained(data_of(trainer)).tolist())
+        self._shown = {explained[place] for place in spread(len(explained), self.report_images)}
         example = _example(module, data_of(trainer))
         self._engine = Engine(network_of(module), self.plan, example, cache, same_classes=self.same_classes)
         if trainer.is_global_zero:
@@ -101,7 +108,7 @@ class ExplanationEvaluation(pl.Callback):
     ) -> None:
         """Judge the batch."""
         if self._engine is not None:
-            self._engine.judge(batch)
+            self._engine.judge(batch, self._shown)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Write the results on rank 0, and log the means."""
@@ -117,7 +124,7 @@ class ExplanationEvaluation(pl.Callback):
             without_label = len(data.test_indices) - len(indices)
             engine.tables(indices.tolist(), self.provenance, data.test_images.image_id, self.folder, without_label)
         trainer.strategy.barrier()
-        rows = read_tables(self.folder).rows
+        rows = json.loads((self.folder / "results.json").read_text())["rows"]
         with torch.inference_mode(False):
             for row in rows:
                 mean = torch.nan if row["mean"] is None else row["mean"]

@@ -125,7 +125,7 @@ def _views(compared: Sequence[Compared], n_images: int, indices: Sequence[int] |
     for place in places:
         row, index = int(allowed["row"].iloc[place]), int(allowed["index"].iloc[place])
         maps: list[MapView] = []
-        predictions, parts, pixels, reasons, totals = {}, {}, {}, {}, {}
+        predictions, parts, pixels, reasons, totals, right = {}, {}, {}, {}, {}, {}
         for one, tables in zip(compared, by_row, strict=True):
             name, of_image = one.summary.name, tables[row]
             shown = one.show(index)
@@ -134,6 +134,8 @@ def _views(compared: Sequence[Compared], n_images: int, indices: Sequence[int] |
                 parts[name] = shown.parts
             first = of_image.iloc[0]
             predictions[name] = (one.class_name(int(first["prediction"])), float(first["confidence"]))
+            known = first["labels"] if "labels" in first else [first["label"]]
+            right[name] = int(first["prediction"]) in [int(label) for label in known]
             maps += _maps_of(one, of_image, row)
         class_name, first = compared[0].class_name, by_row[0][row].iloc[0]
         labels = [class_name(int(label)) for label in first["labels"]] if "labels" in first else None
@@ -141,7 +143,9 @@ def _views(compared: Sequence[Compared], n_images: int, indices: Sequence[int] |
         explained = class_name(int(first["target_class"])) if "target_class" in allowed else ""
         image = next(iter(pixels.values()))
         image_id = str(allowed["image_id"].iloc[place])
-        yield ImageView(image, image_id, label, predictions, maps, parts, pixels, reasons, totals, labels, explained)
+        yield ImageView(
+            image, image_id, label, predictions, maps, parts, pixels, reasons, totals, labels, explained, right
+        )
 
 
 def _by_row(table: pd.DataFrame, rows: Iterable[int]) -> dict[Any, pd.DataFrame]:

@@ -7,10 +7,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from interp_models.evaluation.statistics import LEVEL, Floats, Tests, Values, interval, superiority
+from interp_models.evaluation.statistics import Floats, PairedTests, Values, interval, superiority
 from interp_models.explainers.controls import is_control
 
 Verdict = Literal["better", "worse", "unclear", "same"]
+VERDICTS: dict[int, Verdict] = {1: "better", -1: "worse", 0: "unclear"}
 CLOSEST = 1e-4
 """Maps whose values, scaled to [0, 1], differ by no more are the same map up to rounding and scale."""
 
@@ -35,8 +36,8 @@ class Difference:
     superiority: float | None
     """Share of the common images where the explainer is better than the reference; ties count half."""
     verdict: Verdict
-    """`better` or `worse` than the reference if p < 0.05 and mean and ranks agree on the direction; `same` if both maps
-    are the same; else `unclear`."""
+    """`better` or `worse` than the reference if p < 0.05, and mean and signed ranks have the same sign; `same` if both
+    maps are the same; else `unclear`."""
 
 
 def reference_of(names: Mapping[str, str], wanted: str | None) -> str | None:
@@ -64,7 +65,7 @@ def reference_of(names: Mapping[str, str], wanted: str | None) -> str | None:
 
 
 def differences(
-    values: Values, tests: Tests, reference: str, higher_is_better: Mapping[str, bool], same: Sequence[str] = ()
+    values: Values, tests: PairedTests, reference: str, higher_is_better: Mapping[str, bool], same: Sequence[str] = ()
 ) -> list[Difference]:
     """Compare every other explainer with the reference, by every metric.
 
@@ -73,7 +74,7 @@ def differences(
         tests: the tests of all pairs, see `statistics.paired_tests`.
         reference: label of the reference.
         higher_is_better: direction of each metric.
-        same: labels of explainers whose maps are those of the reference.
+        same: labels of explainers whose maps are those of the reference, see `same_maps`.
     """
     found = []
     for label, of_metric in values.items():
@@ -83,35 +84,30 @@ def differences(
             if not len(ours):
                 found.append(Difference(label, key, reference, None, None, None, 0, None, None, "unclear"))
                 continue
-            p, away, higher = tests[key, frozenset((label, reference))], ours - other, higher_is_better[key]
+            p, away, higher = tests.p[key, frozenset((label, reference))], ours - other, higher_is_better[key]
             low, high = interval(away)
-            verdict: Verdict = "same" if label in same else _verdict(away, p, higher_is_better=higher)
+            told = tests.told(key, label, reference) * (1 if higher else -1)
+            verdict: Verdict = "same" if label in same else VERDICTS[told]
             share = superiority(ours, other, higher_is_better=higher)
             mean, n = float(away.mean()), len(ours)
             found.append(Difference(label, key, reference, mean, low, high, n, p, share, verdict))
     return found
 
 
-def _verdict(away: Floats, p: float, *, higher_is_better: bool) -> Verdict:
-    """What the test says of differences (n,). Where their mean and their signed ranks have opposite signs, a few images
-    decide the mean, and nothing is said."""
-    from scipy import stats  # type: ignore[import-untyped]  # slow to import, and only needed here
-
-    nonzero = away[away != 0]
-    ranks = float((stats.rankdata(np.abs(nonzero)) * np.sign(nonzero)).sum())
-    if p >= LEVEL or ranks * away.mean() <= 0:
-        return "unclear"
-    return "better" if (ranks > 0) == higher_is_better else "worse"
-
-
-def same_maps(maps: Mapping[str, NDArray[np.float32]], reference: str) -> list[str]:
-    """Labels of the explainers with the reference's maps, up to rounding and scale.
+def same_maps(maps: Mapping[str, NDArray[np.float32]]) -> list[list[str]]:
+    """Groups of at least two explainers whose maps are the same, up to rounding and scale.
 
     Args:
         maps: maps (N, h, w) by explainer.
-        reference: label of the reference.
     """
-    return [label for label, own in maps.items() if label != reference and _same(own, maps[reference])]
+    groups: list[list[str]] = []
+    for label, own in maps.items():
+        known = next((group for group in groups if _same(own, maps[group[0]])), None)
+        if known is None:
+            groups.append([label])
+        else:
+            known.append(label)
+    return [group for group in groups if len(group) > 1]
 
 
 def _same(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:

@@ -4,7 +4,7 @@ import inspect
 import json
 import sys
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -90,7 +90,7 @@ class Engine:
         self._options = {
             label: json.dumps({"name": name, **options}, default=described) for label, name, options in self.specs
         }
-        self._options |= {label: json.dumps({"name": label}) for label in given}
+        self._options |= {label: json.dumps({"name": _name_of(explainer)}) for label, explainer in given.items()}
         with torch.inference_mode(False):
             for label, name, options in self.specs:
                 try:
@@ -126,7 +126,7 @@ class Engine:
         total = None if batches is None else batches * len(self.labels)
         self.bar = tqdm(total=total, desc="explanations", unit="batch", leave=False)
 
-    def judge(self, batch: Sample) -> None:
+    def judge(self, batch: Sample, shown: Container[int] = ()) -> None:
         """Apply all explainers and metrics to one batch; the results of each explainer go to the cache at once.
 
         If images have several labels and the plan's target is `label`, every label is explained: there is a row for
@@ -134,6 +134,7 @@ class Engine:
 
         Args:
             batch: images and labels; the label -1 means unknown. Several labels are bool (B, K).
+            shown: indices of the images that the page shows, with maps of the true class if the prediction is wrong.
         """
         # Lightning evaluates in inference mode; its tensors must not end up in states or graphs. Its mixed precision
         # ends before callbacks run. So clean scores are computed here, in float32 like the masked ones.
@@ -151,9 +152,10 @@ class Engine:
                     self.bar.update(len(self._explainers))
                     return
                 given = rows_of(given, rows.tolist())
-            case, common = self._case(given, of_row)
-            can_be_wrong = self.plan.target == "prediction" and self.same_classes and self.cache.maps
-            wrong = wrong_predictions(given, common["prediction"]) if can_be_wrong else None
+            case, common, classes = self._case(given, of_row)
+            wrong = None
+            if self.plan.target == "prediction" and self.same_classes:
+                wrong = wrong_predictions(given, common["prediction"], classes, shown)
             lacking = self._check_metrics(case)
             for name, explainer in list(self._explainers.items()):
                 self.bar.set_postfix_str(name)
@@ -164,8 +166,9 @@ class Engine:
                         self._leave_out(name, str(error))
                 self.bar.update()
 
-    def _case(self, given: Sample, of_row: Tensor | None) -> tuple[Case, dict[str, Tensor]]:
-        """What metrics see of a batch, but for the maps; and what all explainers' results have in common.
+    def _case(self, given: Sample, of_row: Tensor | None) -> tuple[Case, dict[str, Tensor], int]:
+        """What metrics see of a batch, but for the maps; what all explainers' results have in common; and the number of
+        the model's classes.
 
         Args:
             given: images and labels.
@@ -191,7 +194,7 @@ class Engine:
             _correct(prediction, label) if self.same_classes else None,
             logit_fn=logits(prepared), patch_scores=self._patch_scores(images), watcher=watcher,
         )  # fmt: skip
-        return case, common
+        return case, common, scores.shape[1]
 
     def _watcher(self, prepared: nn.Module, images: Tensor) -> Watcher | None:
         """What sees the features of perturbed images; None if no metric perturbs any, or if they cannot be seen."""
@@ -380,6 +383,12 @@ class Engine:
                     mean = image_means(index, values).nanmean()
                 found[label, key] = mean
         return found
+
+
+def _name_of(explainer: Explainer) -> str:
+    """The registered name of an explainer's class, or else the name of the class."""
+    own = type(explainer)
+    return next((name for name in EXPLAINERS.names() if EXPLAINERS.get(name) is own), own.__name__)
 
 
 def _explained_apart(explainer: Explainer, target: Tensor, truth: Truth, images: Tensor) -> Tensor:

@@ -207,6 +207,7 @@ def _run(one: Judging, judged: Sequence[Judging], config: EvaluateConfig, option
         provenance=Provenance(one.name, one.selection, one.seed),
         weights_and_transform=digest,
         same_classes=one.knows_labels,
+        report_images=config.report_images,
     )
     own = one.folder is not None and one.results == one.folder / "evaluation"
     trainer = make_trainer(

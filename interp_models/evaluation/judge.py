@@ -337,7 +337,7 @@ def _judge_all(engine: Engine, source: Images, progress: bool) -> tuple[list[int
                 for place, number in enumerate(numbers):
                     if len(pictures) < PICTURES if shown is None else number in shown:
                         pictures[number] = _picture(sample.image[place])
-                engine.judge(of_each(sample, lambda value: value.to(device)))
+                engine.judge(of_each(sample, lambda value: value.to(device)), pictures)
         finally:
             engine.bar.close()
     engine.agree()

@@ -66,7 +66,7 @@ class Judgement:
 
         Columns: `mean` over the images where the metric is defined, its 95 % interval `low` to `high` (see
         `statistics.interval`), `n` images of which `n_undefined` have no value, `higher_is_better`, the comparison with
-        the other explainers (`rank`, `tied`, `control`, `p` and `superiority`, see `statistics.compare`), the
+        the other explainers (`rank`, `tied`, `best`, `control`, `p` and `superiority`, see `statistics.compare`), the
         `distance` of perturbed images from the clean ones (see `core.distances.distance`), and the explainer's costs
         per image: `passes` through the model and `seconds`. If several explainers read the same layer, they share a
         pass; the pass and its time count for each of them. If each of several labels is explained, the values of an
@@ -76,7 +76,7 @@ class Judgement:
 
         keys = (
             "explainer", "metric", "mean", "low", "high", "n", "n_undefined", "higher_is_better", "rank", "tied",
-            "control", "p", "superiority", "distance",
+            "best", "control", "p", "superiority", "distance",
         )  # fmt: skip
         rows = [
             {**{key: row.get(key) for key in keys}, **self.tables.costs.get(row["explainer"], {})}

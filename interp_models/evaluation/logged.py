@@ -46,7 +46,7 @@ def log_evaluation(
             logger.experiment.add_text("results", "\n\n".join(filter(None, [answer, text])))
             for view in images:
                 picture = _with_maps(view)
-                logger.experiment.add_image(f"maps/{view.image_id}", picture, 0, dataformats="HWC")
+                logger.experiment.add_image(f"maps/{_name_of(view)}", picture, 0, dataformats="HWC")
 
 
 def _to_wandb(
@@ -104,12 +104,16 @@ def map_table(images: Sequence[ImageView]) -> tuple[list[str], list[list[Any]]]:
         own = view.own.get(run, view.image)
         maps = {shown.explainer: wandb.Image(visual.drawn(own, shown.heatmap)[0]) for shown in view.maps}
         scores = {(shown.explainer, key): value for shown in view.maps for key, value in shown.scores.items()}
-        image = f"{view.image_id}: {view.explained}" if view.explained else view.image_id
-        about = [image, view.label, predicted, probability, view.is_right(predicted), wandb.Image(own)]
+        about = [_name_of(view), view.label, predicted, probability, view.is_right(run), wandb.Image(own)]
         values = [scores.get((explainer, key)) for explainer in explainers for key in metrics]
         rows.append([*about, *(maps.get(explainer) for explainer in explainers), *values])
     columns = ["image", "class", "prediction", "probability", "right", "pixels", *explainers]
     return columns + [f"{explainer} {key}" for explainer in explainers for key in metrics], rows
+
+
+def _name_of(view: ImageView) -> str:
+    """The name of an image and, if each of several labels has maps of its own, of the class that is explained."""
+    return f"{view.image_id}: {view.explained}" if view.explained else view.image_id
 
 
 def _with_maps(view: ImageView) -> visual.Picture:
@@ -119,4 +123,4 @@ def _with_maps(view: ImageView) -> visual.Picture:
     own = view.own.get(run, view.image)
     cells = [("image", np.asarray(own), view.label)]
     cells += [(shown.explainer, *visual.drawn(own, shown.heatmap)) for shown in view.maps]
-    return visual.strip(cells, f"{view.image_id}: {predicted}, {100 * probability:.0f} %")
+    return visual.strip(cells, f"{_name_of(view)}: {predicted}, {100 * probability:.0f} %")

@@ -4,6 +4,7 @@ All functions are pure: the same values give the same numbers, whatever the numb
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -13,8 +14,6 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Values = Mapping[str, Mapping[str, Floats]]
 """Values per image (n,) by explainer and metric, NaN where undefined."""
-Tests = Mapping[tuple[str, frozenset[str]], float]
-"""Adjusted p-values by metric and pair of explainers, see `paired_tests`."""
 RESAMPLES = 2000
 """Bootstrap samples of an interval."""
 LEVEL = 0.05
@@ -22,7 +21,7 @@ LEVEL = 0.05
 EXACT = 30
 """Up to so many differences, p-values of the signed-rank test are exact."""
 DEFAULT_CONTROL = "random"
-"""Label of the explainer that the others are tested against if no other is named."""
+"""Name of the explainer that the others are tested against if no other is named."""
 AT_ONCE = 4_000_000
 """Most numbers of a bootstrap that are in memory at once."""
 
@@ -129,32 +128,66 @@ def superiority(a: Floats, b: Floats, *, higher_is_better: bool) -> float:
     return float(better.mean() + (a == b).mean() / 2)
 
 
-def paired_tests(values: Values) -> Tests:
+@dataclass(frozen=True)
+class PairedTests:
+    """Signed-rank tests of all pairs of explainers by all metrics. Every statement of an evaluation reads these, so no
+    two of them contradict each other."""
+
+    p: Mapping[tuple[str, frozenset[str]], float]
+    """Adjusted p-value by metric and pair; a pair without a common image has none."""
+    signs: Mapping[tuple[str, str, str], int]
+    """By metric, explainer and other: 1 or -1, the sign of the mean difference, if the signed ranks have the same sign;
+    else 0: then a few images decide the mean, and nothing is said."""
+
+    def told(self, metric: str, explainer: str, other: str) -> int:
+        """1 if the explainer's values are higher than the other's, -1 if lower, 0 if the images do not tell."""
+        p = self.p.get((metric, frozenset((explainer, other))), 1.0)
+        return self.signs[metric, explainer, other] if p < LEVEL else 0
+
+
+def paired_tests(values: Values, same: Sequence[Sequence[str]] = ()) -> PairedTests:
     """Test every pair of explainers by every metric, on the images where both are defined: the signed-rank test,
     adjusted over all pairs and metrics by Benjamini and Hochberg.
 
-    All statements of an evaluation read these p-values, so that they cannot contradict each other. A pair without a
-    common image has none.
+    Args:
+        values: values per image by explainer and metric.
+        same: groups of explainers with the same maps. Their values differ by rounding, so their p is 1, and they do not
+            count for the adjustment.
     """
     names, raw = list(values), {}
+    signs: dict[tuple[str, str, str], int] = {}
+    equal = {frozenset((a, b)) for group in same for a in group for b in group if a != b}
     for place, first in enumerate(names):
         for key, own in values[first].items():
             for second in names[place + 1 :]:
                 away = own - values[second][key]
                 away = away[~np.isnan(away)]
-                if len(away):
+                if frozenset((first, second)) not in equal and len(away):
                     raw[key, frozenset((first, second))] = signed_rank(away)
-    return dict(zip(raw, adjusted(list(raw.values())), strict=True))
+                    sign = _sign(away)
+                    signs |= {(key, first, second): sign, (key, second, first): -sign}
+    p = dict(zip(raw, adjusted(list(raw.values())), strict=True))
+    keys = dict.fromkeys(key for of_metric in values.values() for key in of_metric)
+    return PairedTests({**p, **{(key, pair): 1.0 for key in keys for pair in equal}}, signs)
+
+
+def _sign(away: Floats) -> int:
+    """The sign of the mean of differences (n,), if their signed ranks have the same sign; else 0."""
+    from scipy import stats
+
+    nonzero = away[away != 0]
+    ranks = float((stats.rankdata(np.abs(nonzero)) * np.sign(nonzero)).sum())
+    return int(np.sign(ranks)) if ranks * away.mean() > 0 else 0
 
 
 def tied_ranks(
-    key: str, values: Mapping[str, Floats], tests: Tests, *, higher_is_better: bool
+    key: str, values: Mapping[str, Floats], tests: PairedTests, *, higher_is_better: bool
 ) -> dict[str, tuple[int, bool]]:
     """Rank of each explainer by its mean over common images, and whether it shares the rank.
 
     The best one begins the first group. The next one, by its mean, joins the group unless a test tells it from the one
-    that began it (p < 0.05); then it begins the next group. All of a group have the same rank: 1 more than the number
-    of explainers in the groups before.
+    that began it; then it begins the next group. All of a group have the same rank: 1 more than the number of
+    explainers in the groups before.
 
     Args:
         key: the metric.
@@ -175,7 +208,7 @@ def tied_ranks(
     groups: list[list[str]] = []
     for place in np.argsort(-means if higher_is_better else means, kind="stable").tolist():
         name = names[place]
-        if groups and tests[key, frozenset((groups[-1][0], name))] >= LEVEL:
+        if groups and not tests.told(key, groups[-1][0], name):
             groups[-1].append(name)
         else:
             groups.append([name])
@@ -215,11 +248,12 @@ def mean_ranks(
 
 
 def compare(
-    rows: Sequence[dict[str, Any]], values: Values, tests: Tests, control: str | None
+    rows: Sequence[dict[str, Any]], values: Values, tests: PairedTests, control: str | None
 ) -> dict[str, tuple[float, float]]:
     """Compare explainers on the same images; every row gets the results.
 
     - `rank`, `tied`: see `tied_ranks`; None if no image has a value of all explainers.
+    - `best`: whether the tests tell the explainer from every other one, as the better one.
     - `control`: the explainer that the others are tested against, or None.
     - `p`: p-value of the test against the control, see `paired_tests`. None for the control itself.
     - `superiority`: the share of the images where both are defined on which the explainer is better than the control.
@@ -228,13 +262,12 @@ def compare(
         rows: rows of the explainers and metrics.
         values: values per image by explainer and metric.
         tests: the tests of all pairs.
-        control: label of the control; None takes `DEFAULT_CONTROL`, if it is there.
+        control: label of the control; None, or a label that is not there, for none.
 
     Returns:
         Mean and standard deviation of each explainer's rank over metrics.
     """
-    control = control if control is not None else DEFAULT_CONTROL
-    other = values.get(control)
+    other = None if control is None else values.get(control)
     better = {row["metric"]: row["higher_is_better"] for row in rows}
     ranks = {
         key: tied_ranks(key, {label: own[key] for label, own in values.items()}, tests, higher_is_better=higher)
@@ -243,14 +276,16 @@ def compare(
     for row in rows:
         label, key = row["explainer"], row["metric"]
         rank, tied = ranks[key].get(label, (None, None))
-        row |= {"rank": rank, "tied": tied, "control": None, "p": None, "superiority": None}
-        if other is None or label == control:
+        sign, others = 1 if better[key] else -1, [one for one in values if one != label]
+        best = bool(others) and all(tests.told(key, label, one) == sign for one in others)
+        row |= {"rank": rank, "tied": tied, "best": best, "control": None, "p": None, "superiority": None}
+        if control is None or other is None or label == control:
             continue
         pair = np.stack([values[label][key], other[key]])
         pair = pair[:, ~np.isnan(pair).any(axis=0)]
         row["control"] = control
         if pair.shape[1]:
-            row["p"] = tests[key, frozenset((label, control))]
+            row["p"] = tests.p[key, frozenset((label, control))]
             row["superiority"] = superiority(pair[0], pair[1], higher_is_better=better[key])
     medians: dict[str, dict[str, float]] = {}
     for label, of_metric in values.items():

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -115,7 +116,10 @@ def finished(folder: Path, cache: FolderCache) -> bool:
             return False
         listing = pd.read_csv(folder / "maps/index.csv")
         pd.read_parquet(folder / "per_image.parquet", columns=["index"])
-        maps = [folder / f"maps/{label}.npy" for label in cache.folders if label not in results["left_out"]]
+        labels = [label for label in cache.folders if label not in results["left_out"]]
+        for label in labels:
+            _read_shown(folder / "shown" / f"{label}.npz", needed=True)
+        maps = [folder / f"maps/{label}.npy" for label in labels]
         return all(len(np.load(path, mmap_mode="r")) == len(listing) for path in maps)
     except Exception:  # a file is missing or broken: the results are written again
         return False
@@ -179,13 +183,16 @@ def read_tables(folder: Path) -> Tables:
             {label: own for label, (_, own) in shown.items() if own},
             results.get("differences", []),
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
         raise InputError(f"{folder} holds no finished evaluation ({error})") from None
 
 
-def _read_shown(path: Path) -> tuple[dict[str, NDArray[np.float32]], dict[int, NDArray[np.float16]]]:
-    """The curves of an explainer, and its maps of the true class by row; nothing for results of older versions."""
-    if not path.is_file():
+def _read_shown(
+    path: Path, *, needed: bool = False
+) -> tuple[dict[str, NDArray[np.float32]], dict[int, NDArray[np.float16]]]:
+    """The curves of an explainer, and its maps of the true class by row; nothing for results of older versions, unless
+    they are needed."""
+    if not needed and not path.is_file():
         return {}, {}
     with np.load(path) as file:
         curves = {key.removeprefix("curve "): file[key] for key in file.files if key.startswith("curve ")}
@@ -200,12 +207,11 @@ def compare_again(folder: Path, control: str | None, reference: str | None) -> b
         Whether one of them is another one than before. Then `results.json` is written again.
     """
     tables, path = read_tables(folder), folder / "results.json"
-    wanted = control or DEFAULT_CONTROL
-    tested = {wanted} if wanted in tables.maps and len(tables.maps) > 1 else set()
-    referred = {reference_of(_names(tables.rows), reference)} - {None}
-    if tested == {row["control"] for row in tables.rows} - {None} and referred == {
-        row["reference"] for row in tables.differences
-    }:
+    names = _names(tables.rows)
+    wanted = control_of(names, control), reference_of(names, reference)
+    controls = {row["control"] for row in tables.rows} - {None}
+    references = {one["reference"] for one in tables.differences}
+    if (controls, references) == tuple({one} - {None} if len(names) > 1 else set() for one in wanted):
         return False
     found = compared(tables.rows, tables.per_image, tables.maps, control, reference)
     results, stat = json.loads(path.read_text()), path.stat()
@@ -218,13 +224,27 @@ def compared(
     rows: list[dict[str, Any]], per_image: pd.DataFrame, maps: Maps, control: str | None, reference: str | None
 ) -> dict[str, Any]:
     """Add the comparison with the control to the rows; returns `mean_ranks` and `differences`, as in `Tables`."""
-    values, known = _values(per_image), reference_of(_names(rows), reference)
-    tests = paired_tests(values)
+    values, names, same = _values(per_image), _names(rows), same_maps(maps)
+    tests, known = paired_tests(values, same), reference_of(names, reference)
     found: list[Difference] = []
     if known is not None:
         better = {row["metric"]: row["higher_is_better"] for row in rows}
-        found = differences(values, tests, known, better, same_maps(maps, known))
-    return {"mean_ranks": compare(rows, values, tests, control), "differences": [asdict(one) for one in found]}
+        alike = next((group for group in same if known in group), [])
+        found = differences(values, tests, known, better, alike)
+    ranks = compare(rows, values, tests, control_of(names, control))
+    return {"mean_ranks": ranks, "differences": [asdict(one) for one in found]}
+
+
+def control_of(names: Mapping[str, str], wanted: str | None) -> str | None:
+    """Label of the explainer that the others are tested against: the wanted one, or the first that is noise.
+
+    Args:
+        names: registered name of each explainer by label.
+        wanted: label that was asked for.
+    """
+    if wanted is not None:
+        return wanted if wanted in names else None  # it may not apply
+    return next((label for label, name in names.items() if name == DEFAULT_CONTROL), None)
 
 
 def _names(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -11,7 +11,8 @@ from interp_models.report.numbers import label
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 520, 320, 44, 40, 30, 10
 COLOURS = 10
 """Number of colours in the style; further explainers have dashed lines in the same colours."""
-AXES = {"iauc": "share of the image shown again", "patch_iauc": "share of the patches dropped"}
+PATCHES = "share of the patches dropped"
+AXES = {"iauc": "share of the image shown again", "patch_dauc": PATCHES, "patch_iauc": PATCHES}
 Curve = NDArray[np.float32]
 
 

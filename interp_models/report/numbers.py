@@ -30,6 +30,22 @@ def percent(fraction: float | None) -> str | None:
     return f"{100 * fraction:z.1f}" if fraction is not None and math.isfinite(fraction) else None
 
 
+def cost(value: float | None) -> str:
+    """Passes or seconds as text, with three digits if it is below 1000.
+
+    >>> cost(0.01234), cost(1961.0), cost(None)
+    ('0.0123', '1961', '–')
+    """
+    return "–" if value is None else f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
+
+
 def is_best(row: Mapping[str, Any]) -> bool:
-    """Whether the images tell this explainer from all others: it alone has the first rank."""
-    return row.get("rank") == 1 and not row.get("tied")
+    """Whether the images tell this explainer from all others, as the better one."""
+    return bool(row.get("best"))
+
+
+def as_text(value: Any) -> str:
+    """A setting as text: 14×14 for a pair, and 196 for 196.0, as tables with empty cells hold floats."""
+    if isinstance(value, (tuple, list)):
+        return "×".join(map(as_text, value))
+    return f"{value:g}" if isinstance(value, float) else f"{value}"

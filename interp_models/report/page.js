@@ -70,6 +70,7 @@
     const both = make("span", { class: "stack" }, make("img", { src: run.input ?? input, alt: "", decoding: "async" }));
     if (map.colours) {
       const canvas = make("canvas", { "aria-hidden": "true" });
+      if (map.jpeg) both.append(make("img", { src: map.jpeg, alt: "" })); // until it is coloured, as in print
       both.append(canvas);
       paint(canvas, map, side);
     }
@@ -94,8 +95,11 @@
     const found = [];
     for (const map of run.maps) {
       if (hidden.has(map.explainer)) continue;
-      found.push({ name: map.explainer, remark: map.label ? "predicted class" : map.remark, map, scores: map });
-      if (map.label) found.push({ name: map.explainer, remark: "true class", map: map.label, scores: null });
+      const remark = (first, own) => [first, own].filter(text => text).join(", ");
+      found.push({ name: map.explainer, remark: remark(map.label && "predicted class", map.remark), map, scores: map });
+      if (!map.label) continue;
+      const label = { remark: remark("true class", map.label.remark), map: map.label, scores: null };
+      found.push({ name: map.explainer, ...label });
     }
     for (const panel of run.panels) found.push({ name: panel.name, remark: panel.remark, uri: panel.uri });
     return found;
@@ -121,24 +125,31 @@
     view.filled = true;
   }
 
+  function empty(view) {
+    all(".maps", view.article).forEach(maps => {
+      maps.style.minHeight = `${maps.offsetHeight}px`; // the page must not jump
+      maps.replaceChildren();
+    });
+    view.filled = false;
+  }
+
   const watcher = new IntersectionObserver(
     entries => {
       for (const entry of entries) {
         const view = views.find(each => each.article === entry.target);
         if (entry.isIntersecting && !view.filled) fill(view);
-        if (!entry.isIntersecting && view.filled) {
-          all(".maps", view.article).forEach(maps => {
-            maps.style.minHeight = `${maps.offsetHeight}px`; // the page must not jump
-            maps.replaceChildren();
-          });
-          view.filled = false;
-        }
+        if (!entry.isIntersecting && view.filled) empty(view);
       }
     },
     { rootMargin: "1200px" },
   );
   views.forEach(view => watcher.observe(view.article));
-  addEventListener("beforeprint", () => views.forEach(view => view.filled || fill(view)));
+  addEventListener("beforeprint", () => views.forEach(view => view.filled || view.article.hidden || fill(view)));
+  addEventListener("afterprint", () => {
+    watcher.disconnect();
+    views.filter(view => view.filled).forEach(empty);
+    views.forEach(view => watcher.observe(view.article)); // fills those near the window again
+  });
 
   // Filters ------------------------------------------------------------------------------------------------------
 
@@ -229,6 +240,7 @@
   const mix = value => {
     document.documentElement.style.setProperty("--mix", value / 100);
     sliders.forEach(slider => (slider.value = value));
+    one("[name=alone]").setAttribute("aria-pressed", Number(value) === 100);
   };
   sliders.forEach(slider => slider.addEventListener("input", () => mix(slider.value)));
 
@@ -301,7 +313,12 @@
   const step = by => current && zoom(current.view, current.run, current.number + by);
   one("[name=before]", dialog).addEventListener("click", () => step(-1));
   one("[name=after]", dialog).addEventListener("click", () => step(1));
-  one("[name=alone]", dialog).addEventListener("click", () => mix(sliders[0].value === "100" ? 50 : 100));
+  let mixed = 50;
+  one("[name=alone]", dialog).addEventListener("click", () => {
+    const alone = sliders[0].value === "100";
+    if (!alone) mixed = sliders[0].value;
+    mix(alone ? mixed : 100);
+  });
   dialog.addEventListener("keydown", event => {
     if (event.target.matches("input")) return;
     if (event.key === "ArrowLeft") step(-1);
@@ -320,7 +337,7 @@
       const rows = all("tr:not(.title)", body);
       const value = row => row.children[column].dataset.value ?? (column ? null : "");
       const number = text => (text === null ? NaN : Number(text));
-      const numeric = rows.some(row => !Number.isNaN(number(value(row))));
+      const numeric = column > 0; // the first column has names, which may look like numbers
       const compare = numeric
         ? (a, b) => number(value(a)) - number(value(b))
         : (a, b) => (value(a) ?? "").localeCompare(value(b) ?? "");

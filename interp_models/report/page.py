@@ -162,8 +162,8 @@ def _export(one: RunResults) -> dict[str, Any]:
     texts = {
         "CSV": ("csv", csv_table(one.rows, costs)),
         "Markdown": ("md", markdown_table(one.rows, costs)),
-        "LaTeX with intervals": ("tex", latex_table(one.rows, costs)),
-        "LaTeX with ± std": ("tex", latex_table(one.rows, costs, deviations=True)),
+        "LaTeX with intervals": ("intervals.tex", latex_table(one.rows, costs)),
+        "LaTeX with ± std": ("std.tex", latex_table(one.rows, costs, deviations=True)),
     }
     return {"run": one.run, "files": [{"name": name, "ending": e, "text": t} for name, (e, t) in texts.items()]}
 
@@ -189,6 +189,7 @@ def _matrix(one: RunResults, directions: Mapping[str, bool]) -> dict[str, Any]:
     for row in one.rows:
         if row["explainer"] not in one.controls:
             means.setdefault(row["metric"], {})[row["explainer"]] = row["mean"]
+    means = {key: own for key, own in means.items() if any(mean is not None for mean in own.values())}
     found = of_metrics(means, directions)
     known = [place for place in range(len(means)) if np.isfinite(found[place, place])]
     keys = [list(means)[place] for place in known]

@@ -43,7 +43,7 @@ def data_of(view: ImageView, summaries: Sequence[RunSummary], directions: Mappin
         own = visual.shrunk(view.own[run], SIDE) if run in view.own else first
         maps = [shown for shown in view.maps if shown.run == run]
         predicted, probability = view.predictions.get(run, (None, None))
-        right = None if run in without_labels or unknown or predicted is None else view.is_right(predicted)
+        right = None if run in without_labels or unknown or predicted is None else view.is_right(run)
         same = own is first or (own.shape == first.shape and np.array_equal(own, first))
         runs.append(
             {

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from interp_models.metrics.base import owner_of
-from interp_models.report.numbers import in_percent, is_best, label, number
+from interp_models.report.numbers import as_text, cost, in_percent, is_best, label, number
 from interp_models.report.views import RunResults
 
 FAMILIES = ("faithfulness", "localisation", "form")
@@ -19,7 +19,7 @@ def score_tables(results: Sequence[RunResults]) -> list[dict[str, Any]]:
     presets: dict[str, list[tuple[RunResults, Mapping[str, Any]]]] = {}
     for one in results:
         for row in one.rows:
-            presets.setdefault(_as_text(row["preset"]), []).append((one, row))
+            presets.setdefault(as_text(row["preset"]), []).append((one, row))
     return [_table(preset, group) for preset, group in presets.items()]
 
 
@@ -52,7 +52,7 @@ def _table(preset: str, rows: Sequence[tuple[RunResults, Mapping[str, Any]]]) ->
 def _line(
     one: RunResults, explainer: str, line: Mapping[str, Mapping[str, Any]], keys: Sequence[str]
 ) -> dict[str, Any]:
-    cost, ranks = one.costs.get(explainer, {}), one.mean_ranks.get(explainer)
+    costs, ranks = one.costs.get(explainer, {}), one.mean_ranks.get(explainer)
     return {
         "explainer": explainer,
         "control": explainer in one.controls,
@@ -60,8 +60,7 @@ def _line(
         "n": _span(row["n"] for row in line.values()),
         "mean_rank": None if ranks is None else f"{ranks[0]:.1f} ± {ranks[1]:.1f}",
         "rank_value": None if ranks is None else ranks[0],
-        "passes": cost.get("passes"),
-        "seconds": cost.get("seconds"),
+        "costs": [(costs.get(key), cost(costs.get(key))) for key in ("passes", "seconds")],
     }
 
 
@@ -86,7 +85,7 @@ def _protocols(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     covered: dict[tuple[str, ...], dict[str, list[str]]] = {}
     for row in rows:
         settings = tuple(
-            f"{name} {_as_text(row[name])}" for name in ("grid", "steps", "fill", "target", "scorer") if _set(row[name])
+            f"{name} {as_text(row[name])}" for name in ("grid", "steps", "fill", "target", "scorer") if _set(row[name])
         )
         metrics = covered.setdefault(settings, {}).setdefault(row["run"], [])
         if row["metric"] not in metrics:
@@ -98,7 +97,7 @@ def _protocols(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     return [
         {
             "scope": "" if len(groups) == 1 else f"{', '.join(runs)} ({', '.join(map(label, metrics))})",
-            "settings": " · ".join((f"preset {_as_text(rows[0]['preset'])}", *settings)),
+            "settings": " · ".join((f"preset {as_text(rows[0]['preset'])}", *settings)),
         }
         for (settings, metrics), runs in groups.items()
     ]
@@ -134,10 +133,3 @@ def _span(counts: Iterable[int]) -> str:
 
 def _set(value: Any) -> bool:
     return value is not None and value == value  # an empty cell of a table may be NaN, which differs from itself
-
-
-def _as_text(value: Any) -> str:
-    """A setting as text: 14×14 for a pair, and 196 for 196.0, as tables with empty cells hold floats."""
-    if isinstance(value, (tuple, list)):
-        return "×".join(map(_as_text, value))
-    return f"{value:g}" if isinstance(value, float) else f"{value}"

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from interp_models.report.numbers import in_percent, is_best, label, number
+from interp_models.report.numbers import as_text, cost, in_percent, is_best, label, number
 
 
 def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -97,12 +97,12 @@ def table_cells(
     cell = {(row["explainer"], _head(row)): row for row in rows}
     lines = []
     for explainer in explainers:
-        line: list[tuple[str, bool]] = [(explainer, False)]
+        line: list[tuple[str, bool]] = [(" ".join(explainer.split()), False)]
         for head in heads:
             row = cell.get((explainer, head))
             line.append(("–", False) if row is None else (_cell(row, deviations=deviations), is_best(row)))
-        cost = costs.get(explainer, {})
-        line += [(_short(cost.get(key)), False) for key in ("passes", "seconds") if not deviations]
+        costs_of = costs.get(explainer, {})
+        line += [(cost(costs_of.get(key)), False) for key in ("passes", "seconds") if not deviations]
         lines.append(line)
     note = _note(rows, deviations=deviations)
     if not deviations:
@@ -133,15 +133,12 @@ def _cell(row: Mapping[str, Any], *, deviations: bool = False) -> str:
 
 def _note(rows: Sequence[Mapping[str, Any]], *, deviations: bool = False) -> str:
     """What the cells of a table are."""
-    first = rows[0]
+    first, grids = rows[0], ", ".join(dict.fromkeys(as_text(row["grid"]) for row in rows))
+    run, what = " ".join(first["run"].split()), "± standard deviation" if deviations else "and its 95 % interval"
     note = (
-        f"{first['run']}: mean{' ± standard deviation' if deviations else ' and its 95 % interval'} over {first['n']} "
-        f"images; class explained: {first['target']}; preset {first['preset']}; grid {first['grid']}"
+        f"{run}: mean {what} over {first['n']} images; class explained: {first['target']}; preset {first['preset']}; "
+        f"grid {grids}"
     )
     if any(row["n_undefined"] for row in rows):
         note += "; in brackets the number of images where the metric is defined, if it is not all"
     return note
-
-
-def _short(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"

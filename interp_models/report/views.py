@@ -115,9 +115,15 @@ class ImageView:
     """Names of its labels, if an image can have several."""
     explained: str = ""
     """Name of the class that the maps explain, if each of several labels has maps of its own."""
+    right: Mapping[str, bool] = field(default_factory=dict)
+    """Whether the prediction is a label of the image, by run. Of a run that is missing here, names are compared; they
+    need not be unique."""
 
-    def is_right(self, predicted: str) -> bool:
-        """Whether a predicted class is the image's class, or one of its labels."""
+    def is_right(self, run: str) -> bool:
+        """Whether a run's prediction is the image's class, or one of its labels."""
+        if run in self.right:
+            return self.right[run]
+        predicted = self.predictions[run][0]
         return predicted == self.label if self.labels is None else predicted in self.labels
 
 

@@ -44,7 +44,7 @@ def test_p_is_that_of_the_tests_of_all_pairs() -> None:
     values = {name: {key: rng.random(10) for key in ("dauc", "dc")} for name in ("own", "a", "b")}
     tests = paired_tests(values)
     each = differences(values, tests, "own", {"dauc": False, "dc": True})
-    assert [one.p for one in each] == [tests[one.metric, frozenset((one.explainer, "own"))] for one in each]
+    assert [one.p for one in each] == [tests.p[one.metric, frozenset((one.explainer, "own"))] for one in each]
     assert len(each) == 4
 
 
@@ -72,7 +72,8 @@ def test_same_maps_are_those_equal_up_to_scale_and_rounding() -> None:
     other = own.copy()
     other[2, 0, 0] += 0.01
     maps = {"own": own, "scaled": 3 * own + 1, "other": other, "fine": own.repeat(2, 1), "flat": np.ones_like(own)}
-    assert same_maps(maps, "own") == ["scaled"]
+    assert same_maps(maps) == [["own", "scaled"]]
+    assert same_maps({"own": own, "flat": np.ones_like(own)}) == []
     assert found({"own": ZEROS, "scaled": RISING}, same=("scaled",))["scaled"].verdict == "same"
 
 
@@ -89,13 +90,15 @@ def test_the_reference_is_the_own_map_or_gradcam() -> None:
 NAMES = {"intrinsic": "intrinsic", "gradcam": "gradcam", "rise": "rise", "random": "random"}
 
 
-def rows(names: dict[str, str] = NAMES, n: int = 100, grid: str = "7x7", **means: list[float]) -> list[dict[str, Any]]:
+def rows(
+    names: dict[str, str] = NAMES, n: int = 100, grid: str = "7x7", steps: int | None = 49, **means: list[float]
+) -> list[dict[str, Any]]:
     """Rows of DAUC and AD; every explainer but the control is told from it by DAUC, and none by AD."""
     means = means or {key: [0.1 * place for place in range(len(names))] for key in ("dauc", "ad")}
     return [
         {
             "run": "bird", "explainer": label, "options": {"name": name}, "metric": key, "mean": mean, "n": n,
-            "n_undefined": 0, "grid": grid, "higher_is_better": False,
+            "n_undefined": 0, "grid": grid, "steps": steps, "higher_is_better": False,
             "control": None if name == "random" else "random",
             "p": None if name == "random" else 0.01 if key == "dauc" else 0.5,
         }
@@ -131,7 +134,7 @@ UNCLEAR = {"dauc": "unclear", "ad": "unclear"}
             {"dauc": "worse", "ad": "better"},
             "bird's own map is more faithful than `gradcam` by DAUC and less faithful by AD.",
         ),
-        ({"dauc": "same", "ad": "same"}, "Bird's own map and `gradcam` are the same map."),
+        ({"dauc": "same", "ad": "same"}, "On these 100 images, bird's own map and `gradcam` are the same map."),
     ],
 )
 def test_the_headline_says_what_the_tests_say(gradcam: dict[str, str], expected: str) -> None:
@@ -174,10 +177,42 @@ def test_notes_name_what_limits_the_answer() -> None:
     assert note in said(verdicts, led).notes
     tied = rows(dauc=[0.1, 0.2, 0.3, 0.4], ad=[0.1, 0.3, 0.2, 0.1])
     assert not any("best mean" in note for note in said(verdicts, tied).notes)
-    assert "The grid of 4x4 cells is small: curves have few steps." in said(verdicts, rows(grid="4x4")).notes
-    assert said(verdicts, n=90).notes[-1] == (
-        "Not every value is defined for `gradcam`, `random` and `rise`: compared on common images, 90 at least."
+    few = "Curves have only 16 steps, one for each cell of the maps."
+    assert few in said(verdicts, rows(grid="4x4", steps=16)).notes
+    assert few not in said(verdicts, rows(grid="4x4", steps=205)).notes  # curves by pixels
+    lacking = rows()
+    lacking[0]["n_undefined"] = 10  # of the reference
+    assert said(verdicts, lacking, n=90).notes[-1] == (
+        "Not every value is defined for `intrinsic`: compared on common images, 90 at least."
     )
+
+
+def test_an_explainer_without_a_value_is_not_called_untold() -> None:
+    nothing = {"dauc": "unclear", "ad": "unclear"}
+    names = {"gradcam": "gradcam", "dead": "rise", "random": "random"}
+    each = [
+        {"explainer": name, "metric": key, "reference": "gradcam", "verdict": v, "n": 0 if name == "dead" else 100}
+        for name in ("dead", "random")
+        for key, v in nothing.items()
+    ]
+    assert answer(rows(names), each).groups == ["Without a common image: `dead`."]
+    of_nothing = rows(names)
+    for row in of_nothing:
+        if row["explainer"] != "random":
+            row |= {"mean": None, "p": None, "n_undefined": 100}
+    notes = answer(of_nothing, each).notes
+    assert not any("tell no explainer" in note or "best mean" in note for note in notes)
+
+
+def test_controls_are_the_answer_if_there_is_nothing_else() -> None:
+    names = {"gradcam": "gradcam", "random": "random"}
+    each = [
+        {"explainer": "random", "metric": key, "reference": "gradcam", "verdict": verdict, "n": 100}
+        for key, verdict in (("dauc", "worse"), ("ad", "unclear"))
+    ]
+    found = answer(rows(names), each)
+    assert found.headline == "On these 100 images, some metric of faithfulness tells `random` from `gradcam`."
+    assert found.groups == ["Less faithful by at least one metric, and more by none: `random`."]
 
 
 @pytest.mark.parametrize("n", [1, 5, 6, 29, 30])

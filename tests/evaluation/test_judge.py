@@ -5,6 +5,7 @@ import json
 import re
 import time
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from interp_models.core.scoring import logits
 from interp_models.data.base import Sample, collate
 from interp_models.evaluation.judgement import Judgement
 from interp_models.evaluation.statistics import interval
-from interp_models.explainers import GradCAM
+from interp_models.explainers import GradCAM, Random
 from interp_models.metrics.case import Case
 from interp_models.metrics.perturbation import to_grid
 from interp_models.report import numbers
@@ -264,7 +265,7 @@ def test_tables_in_markdown_and_latex() -> None:
     row = found.summary.set_index(["explainer", "metric"]).loc[("gradcam", "dauc")]
     assert f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" in lines[2].replace("*", "")
     of_dauc = found.summary[found.summary["metric"] == "dauc"]
-    alone = of_dauc[(of_dauc["rank"] == 1) & ~of_dauc["tied"].astype(bool)]
+    alone = of_dauc[of_dauc["best"].astype(bool)]
     bold = re.findall(r"\| (\w+) \| \*\*", found.to_markdown())
     assert bold == alone["explainer"].tolist()
     latex = found.to_latex()
@@ -518,12 +519,31 @@ def test_a_wrong_prediction_has_maps_of_its_true_class(tmp_path: Path) -> None:
     assert [["label" in map for map in view["runs"][0]["maps"]] for view in views] == [
         [row in (1, 4), row in (1, 4), False] for row in range(6)
     ]
+    labels[1] = 9  # no class of the model
+    assert list(judge(net, images, labels=labels, **options).tables.of_label["gradcam"]) == [4]
     costs = judge(net, images, labels=prediction, **options).tables.costs
     assert {name: costs[name]["passes"] for name in costs} == {
         name: in_memory.tables.costs[name]["passes"] for name in costs
     }  # they cost the explainer nothing
     judge(net, images, labels=prediction, folder=tmp_path, **options)
     assert not Judgement.load(tmp_path).tables.of_label
+
+
+def test_explainer_objects_are_known_by_their_registered_names() -> None:
+    net = network().eval()
+    found = judge(net, pictures(6), [Random(net), GradCAM(net)], ["ad"], normalize=None, **QUICK)
+    assert found.differences["reference"].tolist() == ["GradCAM"]
+    assert {row["control"] for row in found.tables.rows} == {None, "Random"}
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:99])])
+def test_a_broken_file_of_the_page_is_made_anew(damage: Callable[[Path], Any], tmp_path: Path) -> None:
+    options = {"explainers": PLAN, "metrics": ["dauc"], "folder": tmp_path, **QUICK}
+    first = judge(network(), pictures(3), **options)
+    damage(tmp_path / "shown/gradcam.npz")
+    again = judge(network(), pictures(3), **options)
+    for label, curves in first.tables.curves.items():
+        np.testing.assert_array_equal(again.tables.curves[label]["dauc"], curves["dauc"])
 
 
 def test_another_reference_is_compared_without_a_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

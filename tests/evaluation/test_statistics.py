@@ -157,7 +157,7 @@ def test_comparison_of_a_table():
     rows = [
         {"explainer": label, "metric": key, "higher_is_better": False} for label in values for key in ("ad", "dauc")
     ]
-    found = compare(rows, values, paired_tests(values), None)
+    found = compare(rows, values, paired_tests(values), "random")
     by = {(row["explainer"], row["metric"]): row for row in rows}
     assert [by["random", key]["p"] for key in ("ad", "dauc")] == [None, None]
     p = [signed_rank((values["good"][key] - values["random"][key])[3 * (key == "dauc") :]) for key in ("ad", "dauc")]
@@ -186,8 +186,8 @@ def test_one_adjustment_over_all_pairs_and_metrics():
         for first, second in pairs:
             away = values[first][key] - values[second][key]
             raw[key, frozenset((first, second))] = stats.wilcoxon(away[~np.isnan(away)], method="exact").pvalue
-    assert set(found) == set(raw)
-    np.testing.assert_allclose([found[each] for each in raw], stats.false_discovery_control(list(raw.values())))
+    assert set(found.p) == set(raw)
+    np.testing.assert_allclose([found.p[each] for each in raw], stats.false_discovery_control(list(raw.values())))
 
 
 def test_ranks_control_and_differences_cannot_contradict_each_other():
@@ -204,5 +204,60 @@ def test_ranks_control_and_differences_cannot_contradict_each_other():
         for row in rows:
             if row["explainer"] != "a":
                 assert row["p"] == away[row["explainer"], row["metric"]].p, trial
+                told = {1: "better", -1: "worse", 0: "unclear"}[tests.told(row["metric"], row["explainer"], "a")]
+                assert away[row["explainer"], row["metric"]].verdict == told
+            if row["best"]:
+                others = [one for one in values if one != row["explainer"]]
+                assert all(tests.told(row["metric"], row["explainer"], one) == 1 for one in others)
             if row["rank"] == 1 and rank["a", row["metric"]] > 1 and not row["tied"]:
                 assert row["p"] < 0.05
+
+
+def named(**values):
+    return {label: {"m": np.asarray(own, float)} for label, own in values.items()}
+
+
+def rows_of(values, higher_is_better=True, same=()):
+    rows = [{"explainer": label, "metric": "m", "higher_is_better": higher_is_better} for label in values]
+    compare(rows, values, paired_tests(values, same), None)
+    return {row["explainer"]: row for row in rows}
+
+
+def test_best_is_told_from_every_other_explainer():
+    """The second one is told from the first, and a noisy third one, with a lower mean, is not."""
+    rng = np.random.default_rng(0)
+    base = rng.random(40)
+    noisy = rng.normal(0, 1, 40)
+    values = named(first=base, second=base - 0.01, third=base + noisy - noisy.mean() - 0.02)
+    found = rows_of(values)
+    assert (found["first"]["rank"], found["first"]["tied"], found["second"]["rank"]) == (1, False, 2)
+    assert not found["first"]["best"]
+    del values["third"]
+    assert rows_of(values)["first"]["best"]
+    assert not rows_of(values)["second"]["best"]
+    assert rows_of(values, higher_is_better=False)["second"]["best"]
+    assert not rows_of(named(alone=base))["alone"]["best"]
+
+
+def test_ranks_say_nothing_where_a_few_images_decide_the_mean():
+    values = named(a=[0.5] * 36 + [5.0] * 4, b=[0.6] * 40)
+    tests = paired_tests(values)
+    assert tests.p["m", frozenset("ab")] < 0.05
+    assert tests.told("m", "a", "b") == 0
+    found = rows_of(values)
+    assert [found[name]["rank"] for name in "ab"] == [1, 1]
+    assert not found["a"]["best"]
+
+
+def test_the_same_maps_are_not_told_apart_by_rounding():
+    rng = np.random.default_rng(0)
+    base = rng.random(40)
+    values = named(a=base, b=base + 1e-9, c=base - rng.random(40))
+    assert paired_tests(values).told("m", "b", "a") == 1
+    tests = paired_tests(values, [["a", "b"]])
+    assert tests.told("m", "b", "a") == 0
+    assert tests.p["m", frozenset("ab")] == 1
+    assert tests.told("m", "a", "c") == 1
+    assert tests.p["m", frozenset("ac")] == pytest.approx(signed_rank(base - values["c"]["m"]), rel=1e-6)
+    found = rows_of(values, same=[["a", "b"]])
+    assert [found[name]["rank"] for name in "abc"] == [1, 1, 3]

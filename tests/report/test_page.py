@@ -128,8 +128,8 @@ def test_fractions_are_percent_and_curves_decimals(tmp_path: Path) -> None:
 
 
 def test_bold_is_only_what_the_images_tell_from_all_others(tmp_path: Path) -> None:
-    rows = [row("cam", "ad", 0.1, rank=1, tied=True), row("rise", "ad", 0.2, rank=1, tied=True)]
-    rows += [row("cam", "dc", 0.1, rank=2), row("rise", "dc", 0.4, rank=1, tied=False)]
+    rows = [row("cam", "ad", 0.1, rank=1, tied=False, best=False), row("rise", "ad", 0.2, rank=2, best=False)]
+    rows += [row("cam", "dc", 0.1, rank=2), row("rise", "dc", 0.4, rank=1, best=True)]
     rows += [row("cam", "ag", 0.4), row("rise", "ag", 0.1)]  # ranks are unknown
     page = write(tmp_path, rows)
     assert [element["text"] for element in page.all("td", "best")] == ["0.400 bestrank 1"]

@@ -65,7 +65,14 @@ def results(explainers: tuple[str, ...] = EXPLAINERS) -> list[RunResults]:
     for run in RUNS:
         rows: list[dict[str, Any]] = [
             {"run": run, "explainer": explainer, "metric": metric, "mean": (mean := random.random()), "std": 0.1}
-            | {"low": mean - 0.1, "high": mean + 0.1, "rank": 1 + place, "tied": False, "options": {"name": explainer}}
+            | {
+                "low": mean - 0.1,
+                "high": mean + 0.1,
+                "rank": 1 + place,
+                "tied": False,
+                "best": place == 0,
+                "options": {"name": explainer},
+            }
             | {"higher_is_better": metric not in ("ad", "dauc"), **protocol}
             for place, explainer in enumerate(explainers)
             for metric in METRICS
@@ -219,14 +226,14 @@ def test_a_map_is_enlarged_with_its_scores_and_curves(session: drive_page.Sessio
         found.push(title());
         one('[name=before]', dialog).click(); await wait(100); found.push(title());
         one('[name=alone]', dialog).click();
-        found.push(getComputedStyle(one('canvas', dialog)).opacity);
+        found.push(getComputedStyle(one('canvas', dialog)).opacity, one('[name=alone]').ariaPressed);
         const slider = one('input', dialog); slider.value = 25; slider.dispatchEvent(new Event('input'));
         found.push(getComputedStyle(one('.view canvas')).opacity);
         one('form button', dialog).click(); found.push(dialog.open);
         return found;"""
     assert run(session, script) == [
         "intrinsic (true class) · image_0000", "gradcam (predicted class) · image_0000",
-        "intrinsic (true class) · image_0000", "1", "0.25", False,
+        "intrinsic (true class) · image_0000", "1", "true", "0.25", False,
     ]  # fmt: skip
 
 
@@ -268,7 +275,7 @@ def test_tables_are_saved_as_files(session: drive_page.Session) -> None:
         URL.createObjectURL = keep;
         return [links, await Promise.all(saved)];"""
     links, texts = run(session, script)
-    assert links == [f"br_npa_resnet50.{ending}" for ending in ("csv", "md", "tex", "tex")]
+    assert links == [f"br_npa_resnet50.{ending}" for ending in ("csv", "md", "intervals.tex", "std.tex")]
     assert texts[0].startswith("run,explainer,metric,mean")
     assert texts[1].startswith("| explainer | AD % ↓")
     assert all(text.startswith("\\begin{tabular}") for text in texts[2:])
@@ -280,6 +287,18 @@ def test_curves_can_be_chosen(session: drive_page.Session) -> None:
         const after = seen(); one('input[value=rise]', boxes).click();
         return [before.includes('rise'), after.includes('rise')];"""
     assert run(session, script) == [True, False]
+
+
+def test_in_print_every_shown_image_has_its_maps(session: drive_page.Session) -> None:
+    script = """choose('class', 'blobs 1'); await wait(300);
+        dispatchEvent(new Event('beforeprint'));
+        const filled = all('.view').filter(view => all('.maps figure', view).length);
+        const bare = filled.flatMap(view => all('.stack', view)).filter(s => !one('canvas', s) && !one('img + img', s));
+        const found = [filled.length, bare.length];
+        dispatchEvent(new Event('afterprint')); await wait(800);
+        found.push(all('.view').filter(view => all('.maps figure', view).length).length < 20);
+        choose('class', ''); return found;"""
+    assert run(session, script) == [20, 0, True]
 
 
 def test_what_is_far_away_is_not_kept(session: drive_page.Session) -> None:
