@@ -37,6 +37,11 @@ class Topic(NamedTuple):
         """The names that the files of the package register; nothing is imported."""
         return sorted(entry.name for entry in registered(self.package) if entry.registry == self.variable)
 
+    def keys(self) -> dict[str, str]:
+        """The registered name of the class by its keys, such as those of metrics; nothing is imported."""
+        own = [entry for entry in registered(self.package) if entry.registry == self.variable]
+        return {key: entry.name for entry in own for key in entry.keys}
+
 
 TOPICS = {
     "data": Topic("data.dataset.name", "interp_models.data", "DATASETS", ("split",)),
@@ -84,7 +89,7 @@ def _about(name: str, schema: type) -> str:
         return f"{describe(schema, only=name)}\n\nKeys of a network:\n{describe(NetworkConfig)}"
     if name in keys:
         return describe(schema, only=name)
-    metrics = TOPICS["metrics"].registry.aliases()
+    metrics = TOPICS["metrics"].keys()
     name = metrics.get(name, name)
     for topic in TOPICS.values():
         if name in topic.names() or (_plugged() and name in topic.registry):

@@ -21,6 +21,8 @@ class Entry(NamedTuple):
     """Name of the class."""
     module: str
     """Dotted name of its module."""
+    keys: tuple[str, ...] = ()
+    """Its `keys`, if the class has a literal tuple of names, as metrics do."""
 
 
 @functools.cache
@@ -61,7 +63,15 @@ def _entries(path: Path, module: str) -> Iterable[Entry]:
                     func=ast.Attribute(value=ast.Name(id=registry), attr="register"),
                     args=[ast.Constant(value=str(name)), *_],
                 ):
-                    yield Entry(registry, name, node.name, module.removesuffix(".__init__"))
+                    yield Entry(registry, name, node.name, module.removesuffix(".__init__"), tuple(_keys(node)))
+
+
+def _keys(node: ast.ClassDef | ast.FunctionDef) -> Iterable[str]:
+    """The names in `keys = ("a", "b")` of a class."""
+    for line in node.body:
+        match line:
+            case ast.Assign(targets=[ast.Name(id="keys")], value=ast.Tuple(elts=names)):
+                yield from (str(name.value) for name in names if isinstance(name, ast.Constant))
 
 
 def import_all(package: str) -> None:
