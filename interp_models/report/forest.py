@@ -7,7 +7,7 @@ from markupsafe import escape
 
 from interp_models.report.numbers import in_percent, label, number
 
-WIDTH, ROW, TOP, LEFT, RIGHT = 440, 20, 30, 170, 12
+WIDTH, ROW, TOP, LEFT, RIGHT = 440, 20, 30, 170, 24
 """Sizes in pixels of a panel, of its rows, and of its margins."""
 WORDS = {
     "better": "better than {reference}", "worse": "worse than {reference}", "unclear": "not told apart",
