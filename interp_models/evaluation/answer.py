@@ -27,7 +27,6 @@ Verdicts = Mapping[Literal["better", "worse", "unclear", "same"], Sequence[str]]
 class Answer:
     """What an evaluation says of one run."""
 
-    run: str
     reference: str
     headline: str
     """The answer about faithfulness in one or two sentences."""
@@ -66,7 +65,13 @@ def answer(rows: Rows, differences: Rows) -> Answer | None:
         images = "this image" if n == 1 else f"these {n} images"
         headline = _duel(own, f"`{rival}`", pairs[rival], images) if duel else _told(own, told, images)
         groups = _groups(others)
-    return Answer(run, reference, headline, groups, _notes(rows, names, differences))
+    return Answer(reference, headline, groups, _notes(rows, names, differences))
+
+
+def in_words(rows: Rows, differences: Rows) -> str:
+    """All lines of `answer`; empty if there is nothing to compare."""
+    said = answer(rows, differences)
+    return "" if said is None else str(said)
 
 
 def _is_faithful(metric: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from interp_models.evaluation.statistics import Floats, PairedTests, Values, interval, superiority
+from interp_models.evaluation.statistics import Floats, PairedTests, Values, interval, paired, superiority
 from interp_models.explainers.controls import is_control
 
 Verdict = Literal["better", "worse", "unclear", "same"]
@@ -79,8 +79,7 @@ def differences(
     found = []
     for label, of_metric in values.items():
         for key, own in of_metric.items() if label != reference else ():
-            pair = np.stack([own, values[reference][key]])
-            ours, other = pair[:, ~np.isnan(pair).any(axis=0)]
+            ours, other = paired(own, values[reference][key])
             if not len(ours):
                 found.append(Difference(label, key, reference, None, None, None, 0, None, None, "unclear"))
                 continue

@@ -20,7 +20,7 @@ from interp_models.core.digests import network_digest
 from interp_models.core.errors import InputError
 from interp_models.core.files import folder_of_several, locked
 from interp_models.data.module import DataModule
-from interp_models.evaluation.answer import answer
+from interp_models.evaluation.answer import in_words
 from interp_models.evaluation.callback import ExplanationEvaluation, Judged
 from interp_models.evaluation.comparison import (
     FIGURE_ROWS,
@@ -168,8 +168,7 @@ def _evaluate(judged: Sequence[Judging], config: EvaluateConfig, options: Mappin
             images = _write_page([one], compared[-1:], one.results, config, galleries)
             shutil.rmtree(one.results / "local", ignore_errors=True)  # of other images or weights
             write_local(images, one.results / "local")
-            said = answer(compared[-1].tables.rows, compared[-1].tables.differences)
-            words = "" if said is None else str(said)
+            words = in_words(compared[-1].tables.rows, compared[-1].tables.differences)
             log_evaluation(trainer.loggers, compared[-1].tables, words, images, _files(one))
             for key in ("local", "parts"):
                 log_pictures(trainer.loggers, key, sorted((one.results / key).glob("*.jpg")))

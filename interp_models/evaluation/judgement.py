@@ -99,10 +99,9 @@ class Judgement:
     def answer(self) -> str:
         """The answer in words: which explainers can be told from the reference, by which metrics, and what limits the
         answer. Empty if there is nothing to compare."""
-        from interp_models.evaluation.answer import answer
+        from interp_models.evaluation.answer import in_words
 
-        said = answer(self.tables.rows, self.tables.differences)
-        return "" if said is None else str(said)
+        return in_words(self.tables.rows, self.tables.differences)
 
     def __repr__(self) -> str:
         """The table of means and the answer."""

@@ -117,6 +117,12 @@ def adjusted(p: Sequence[float]) -> list[float]:
     return [float(value) for value in found]
 
 
+def paired(a: Floats, b: Floats) -> tuple[Floats, Floats]:
+    """Paired values (n,), of the images where both are defined."""
+    both = ~(np.isnan(a) | np.isnan(b))
+    return a[both], b[both]
+
+
 def superiority(a: Floats, b: Floats, *, higher_is_better: bool) -> float:
     """The common-language effect size of paired values: the share of images where a is better than b; ties count half
     (McGraw and Wong 1992, of pairs).
@@ -160,8 +166,8 @@ def paired_tests(values: Values, same: Sequence[Sequence[str]] = ()) -> PairedTe
     for place, first in enumerate(names):
         for key, own in values[first].items():
             for second in names[place + 1 :]:
-                away = own - values[second][key]
-                away = away[~np.isnan(away)]
+                ours, other = paired(own, values[second][key])
+                away = ours - other
                 if frozenset((first, second)) not in equal and len(away):
                     raw[key, frozenset((first, second))] = signed_rank(away)
                     sign = _sign(away)
@@ -281,12 +287,11 @@ def compare(
         row |= {"rank": rank, "tied": tied, "best": best, "control": None, "p": None, "superiority": None}
         if control is None or other is None or label == control:
             continue
-        pair = np.stack([values[label][key], other[key]])
-        pair = pair[:, ~np.isnan(pair).any(axis=0)]
+        ours, theirs = paired(values[label][key], other[key])
         row["control"] = control
-        if pair.shape[1]:
+        if len(ours):
             row["p"] = tests.p[key, frozenset((label, control))]
-            row["superiority"] = superiority(pair[0], pair[1], higher_is_better=better[key])
+            row["superiority"] = superiority(ours, theirs, higher_is_better=better[key])
     medians: dict[str, dict[str, float]] = {}
     for label, of_metric in values.items():
         for key, own in of_metric.items():

@@ -117,7 +117,7 @@ def make_tables(
 def _listing(parts: Sequence[Part], image_id: Callable[[int], str], protocols: Mapping[str, Protocol]) -> pd.DataFrame:
     """The image of each row of the maps and, for several rows per image, the class."""
     index, target = _keys(parts)
-    order = np.lexsort((target, index))
+    order = _order(parts)
     listing = pd.DataFrame({"row": np.arange(len(index)), "index": index[order]})
     listing["image_id"] = [image_id(int(position)) for position in listing["index"]]
     if "labels" in parts[0]["common"] and any(protocol.target == "label" for protocol in protocols.values()):
@@ -126,9 +126,15 @@ def _listing(parts: Sequence[Part], image_id: Callable[[int], str], protocols: M
 
 
 def _keys(parts: Sequence[Part]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Index of the image and class explained of every row of the parts; tables and maps are sorted by them."""
+    """Index of the image and class explained of every row of the parts."""
     index, target = (np.concatenate([p["common"][key].numpy() for p in parts]) for key in ("index", "target_class"))
     return index, target
+
+
+def _order(parts: Sequence[Part]) -> NDArray[np.int64]:
+    """The rows of the parts, one after the other, in the order of the tables and maps: by image, then by class."""
+    index, target = _keys(parts)
+    return np.lexsort((target, index))
 
 
 def values_of(parts: Sequence[Part], key: str) -> torch.Tensor:
@@ -209,9 +215,8 @@ def _row(frame: pd.DataFrame, protocol: Protocol) -> dict[str, Any]:
 def _maps(path: Path | None, parts: Sequence[Part], grid: tuple[int, int]) -> NDArray[np.float32]:
     """The maps of an explainer, float32 (N, h, w), sorted by index of the image and by class. With a path, they are
     written batch by batch to a file that is mapped to memory."""
-    index, target = _keys(parts)
-    row_of = np.argsort(np.lexsort((target, index)))
-    shape = (len(index), *grid)
+    row_of = np.argsort(_order(parts))
+    shape = (len(row_of), *grid)
     if path is None:
         in_memory: NDArray[np.float32] = _filled(np.empty(shape, np.float32), parts, row_of)
         return in_memory
@@ -237,8 +242,7 @@ def _filled(maps: Any, parts: Sequence[Part], row_of: NDArray[np.int64]) -> Any:
 
 def _curves(parts: Sequence[Part]) -> dict[str, NDArray[np.float32]]:
     """The curves of an explainer, sorted as its maps. Scores are NaN where the metric's value is undefined."""
-    order = np.lexsort(_keys(parts)[::-1])
-    found = {}
+    order, found = _order(parts), {}
     for key in dict.fromkeys(key for part in parts for key in part["curves"]):
         known = next(part["curves"][key] for part in parts if key in part["curves"])
         missing = torch.stack([known[0, 0], torch.full_like(known[0, 0], torch.nan)])
@@ -252,8 +256,7 @@ def _curves(parts: Sequence[Part]) -> dict[str, NDArray[np.float32]]:
 
 def _of_label(parts: Sequence[Part]) -> dict[int, NDArray[np.float16]]:
     """The maps of the true class by row of the maps."""
-    index, target = _keys(parts)
-    row_of, first = np.argsort(np.lexsort((target, index))), 0
+    row_of, first = np.argsort(_order(parts)), 0
     found: dict[int, NDArray[np.float16]] = {}
     for part in parts:
         own = part.get("of_label", ())

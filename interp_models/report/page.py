@@ -24,7 +24,7 @@ from interp_models.report.curves import chart
 from interp_models.report.forest import panels, sentence
 from interp_models.report.numbers import in_percent, label, percent
 from interp_models.report.pictures import data_of
-from interp_models.report.score_tables import heading, legend, score_tables
+from interp_models.report.score_tables import heading, score_tables
 from interp_models.report.text import Costs, csv_table, latex_table, markdown_table
 from interp_models.report.views import ImageView, PrototypeView, RunResults, RunSummary
 
@@ -76,7 +76,7 @@ def write_report(
         charts=[found for one in results if (found := _charts(one))["charts"]],
         matrices=[found for one in results if (found := _matrix(one, directions))["keys"]],
         left_out={one.run: one.left_out for one in results if one.left_out},
-        legend=[heading(metric, directions) | {"text": legend(metric)} for metric in directions],
+        legend=[heading(metric, directions) for metric in directions],
         scales=[[to_hex(matplotlib.colormaps[name](i / 8)) for i in range(9)] for name in (visual.CMAP, visual.SIGNED)],
         prototypes=[_prototypes(view) for view in prototypes],
         shared=_shared(directions, results),
@@ -132,11 +132,11 @@ def _answer(one: RunResults, directions: Mapping[str, bool]) -> dict[str, Any]:
         ],
         "panels": svgs[:OPEN],
         "more": svgs[OPEN:],
-        "numbers": [sentence_of(difference) for difference in one.differences],
+        "numbers": [_sentence(difference) for difference in one.differences],
     }
 
 
-def sentence_of(difference: Mapping[str, Any]) -> str:
+def _sentence(difference: Mapping[str, Any]) -> str:
     """A difference with its metric in words."""
     return f"{label(difference['metric'])}, {sentence(difference)}"
 
@@ -145,7 +145,7 @@ def _verdict(difference: Mapping[str, Any] | None) -> dict[str, str]:
     if difference is None:
         return {"sign": "", "verdict": "none", "words": "not computed"}
     verdict = difference["verdict"]
-    return {"sign": SIGNS[verdict], "verdict": verdict, "words": sentence_of(difference)}
+    return {"sign": SIGNS[verdict], "verdict": verdict, "words": _sentence(difference)}
 
 
 def _with_code(text: str) -> Markup:

@@ -111,7 +111,7 @@ def heading(metric: str, directions: Mapping[str, bool]) -> dict[str, Any]:
         "percent": in_percent(metric),
         "higher": directions.get(metric),
         "family": _family(metric),
-        "text": legend(metric),
+        "text": _legend(metric),
     }
 
 
@@ -120,7 +120,7 @@ def _family(metric: str) -> str:
     return "faithfulness" if owner is None else owner.family
 
 
-def legend(metric: str) -> str:
+def _legend(metric: str) -> str:
     """What a metric means, in one sentence; empty if it is not registered."""
     owner = owner_of(metric)
     return "" if owner is None else owner.legend[metric]

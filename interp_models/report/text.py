@@ -28,7 +28,7 @@ Costs = Mapping[str, Mapping[str, float | None]]
 def markdown_table(rows: Sequence[Mapping[str, Any]], costs: Costs) -> str:
     """A table in Markdown with a row per explainer.
 
-    Cells are means with their 95 % intervals. An explainer that alone has the first rank of a metric is bold. The last
+    Cells are means with their 95 % intervals. An explainer that the tests tell from all others is bold. The last
     columns are the explainer's costs per image. A note on images and protocol follows.
 
     Args:

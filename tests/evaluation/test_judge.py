@@ -391,16 +391,24 @@ def test_models_of_ours_show_what_they_see(bcnn_run: Path, tiny_cub: Any, tmp_pa
     assert all(name in page.read_text() for name in {model.classes[int(k)] for k in output.logits.argmax(dim=1)})
 
 
-def test_another_control_is_tested_without_a_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A finished evaluation has all values: another control needs no other map."""
-    options = {"explainers": [*PLAN, "edges"], "metrics": ["ad", "dauc"], **QUICK}
-    judge(network(), pictures(), folder=tmp_path, **options)
+WITH_EDGES: dict[str, Any] = {"explainers": [*PLAN, "edges"], "metrics": ["ad", "dauc"], **QUICK}
+
+
+def compared_anew(folder: Path, monkeypatch: pytest.MonkeyPatch, **changed: str) -> tuple[Judgement, Judgement]:
+    """A finished evaluation with another comparison, which makes no map; and the same judged from the start."""
     asked: list[int] = []
     monkeypatch.setattr(GradCAM, "_combine", lambda *_: asked.append(1))
-    found = judge(network(), pictures(), folder=tmp_path, control="edges", **options)
+    found = judge(network(), pictures(), folder=folder, **changed, **WITH_EDGES)
     assert not asked
     monkeypatch.undo()
-    expected = judge(network(), pictures(), control="edges", **options)
+    return found, judge(network(), pictures(), **changed, **WITH_EDGES)
+
+
+def test_another_control_is_tested_without_a_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finished evaluation has all values: another control needs no other map."""
+    options = WITH_EDGES
+    judge(network(), pictures(), folder=tmp_path, **options)
+    found, expected = compared_anew(tmp_path, monkeypatch, control="edges")
     assert found.tables.rows == expected.tables.rows
     assert {row["control"] for row in found.tables.rows} == {None, "edges"}
     assert found.tables.mean_ranks == expected.tables.mean_ranks
@@ -547,15 +555,10 @@ def test_a_broken_file_of_the_page_is_made_anew(damage: Callable[[Path], Any], t
 
 
 def test_another_reference_is_compared_without_a_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"explainers": [*PLAN, "edges"], "metrics": ["ad", "dauc"], **QUICK}
+    options = WITH_EDGES
     first = judge(network(), pictures(), folder=tmp_path, **options)
     assert {one["reference"] for one in first.tables.differences} == {"gradcam"}
-    asked: list[int] = []
-    monkeypatch.setattr(GradCAM, "_combine", lambda *_: asked.append(1))
-    found = judge(network(), pictures(), folder=tmp_path, reference="edges", **options)
-    assert not asked
-    monkeypatch.undo()
-    expected = judge(network(), pictures(), reference="edges", **options)
+    found, expected = compared_anew(tmp_path, monkeypatch, reference="edges")
     assert found.tables.differences == expected.tables.differences
     assert {(one["explainer"], one["reference"]) for one in expected.tables.differences} == {
         ("gradcam", "edges"), ("rise", "edges"), ("random", "edges"),

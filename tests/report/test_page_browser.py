@@ -190,7 +190,7 @@ def test_sorting_orders_by_what_it_says(session: drive_page.Session) -> None:
     assert run(session, "choose('sort', 'sure'); return names()") == unsure[::-1]
 
     def score(view: ImageView) -> float:
-        return -next(m.scores["ad"] for m in view.maps if m.run == RUNS[1] and m.explainer == "rise")  # type: ignore[operator]
+        return -next(m.scores["ad"] for m in view.maps if m.run == RUNS[1] and m.explainer == "rise")  # type: ignore[operator]  # none of these scores is None
 
     script = "choose('sort', 'score'); choose('first', 'rise'); choose('metric', 'ad'); return names()"
     assert run(session, script) == order(score)  # a high drop is the worst
