@@ -24,7 +24,8 @@ ROOMS = {
     "training": "core data nn prototypes report",
     "models": "core data nn prototypes training",
     "evaluation": "core data explainers metrics nn prototypes report training",
-    "runs": "config core data evaluation explainers metrics models nn prototypes report training",
+    "userstudy": "core data evaluation explainers report",
+    "runs": "config core data evaluation explainers metrics models nn prototypes report training userstudy",
     "commands": "config core data evaluation explainers metrics models nn prototypes report runs training",
 }
 """Every room, and the rooms that it may import from."""

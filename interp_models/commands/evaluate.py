@@ -42,6 +42,10 @@ def main(positional: list[str], overrides: list[str]) -> Path | None:
     runs = [Path(expanded(name)) for name in positional if name not in networks]
     source, overrides = taken(overrides, "config")
     config: EvaluateConfig = configured(EvaluateConfig, config_path(source or DEFAULT), overrides)
+    if config.userstudy == "read":
+        from interp_models.runs.evaluate import read_answers
+
+        return read_answers(runs, config)
     if not positional and not config.networks:
         raise InputError(f"no run given; write {command('evaluate')} RUN [RUN ...] [key=value ...]")
     import_plugins(config.plugins)

@@ -52,6 +52,7 @@ TOPICS = {
     "prototype_metrics": Topic(
         "prototype_metrics", "interp_models.metrics", "PROTOTYPE_METRICS", ("model", "part_names")
     ),
+    "userstudy": Topic("userstudy", "interp_models.userstudy", "TASKS", ("pool", "draw")),
 }
 
 

@@ -47,6 +47,18 @@ class ValidationConfig(ExplanationConfig):
 
 
 @dataclass
+class StudyConfig:
+    """Options of a study with people."""
+
+    trials: int = 24
+    """Maximum number of trials per participant, beside two that check attention."""
+    participants: int = 24
+    """Number of participants for which conditions and orders are balanced. Higher numbers begin again."""
+    consent: PathText | None = None
+    """Text file that participants must agree to before they begin; null asks for nothing."""
+
+
+@dataclass
 class EvaluateConfig(ExplanationConfig):
     """The keys of an evaluation's config (`evaluate.py`)."""
 
@@ -67,6 +79,13 @@ class EvaluateConfig(ExplanationConfig):
     """Names of prototype metrics; they judge runs with prototypes on all test images."""
     report_images: int = 60
     """Number of images that the report shows, with all their maps."""
+    userstudy: str | None = None
+    """Task of a study with people, whose page is written beside the report (`--help userstudy` lists the tasks), or
+    `read`, which reads the answers back."""
+    study: StudyConfig = field(default_factory=StudyConfig)
+    """Size and consent text of the study."""
+    answers: PathText | None = None
+    """Folder of the files that participants saved, for `userstudy=read`."""
     figure: list[str] = field(default_factory=list)
     """Explainers, by label, for `figure.png`: their maps of the first run on at most eight images, beside the own maps
     of every run (figure 8 of the tutorial); an empty list draws no figure."""

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +102,16 @@ def check_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     return options
 
 
-def evaluate_models(judged: Sequence[Judging], config: EvaluateConfig, options: Mapping[str, Any]) -> Path:
+Further = Callable[[Sequence[Judging], Sequence[Compared], Path], None]
+"""What else is made of judged models, in the folder of the report."""
+
+
+def evaluate_models(
+    judged: Sequence[Judging],
+    config: EvaluateConfig,
+    options: Mapping[str, Any],
+    further: Further | None = None,
+) -> Path:
     """Evaluate models on the same images.
 
     Each model has a folder for its results, maps and page. Several models also get one together. The folders are locked
@@ -112,6 +121,7 @@ def evaluate_models(judged: Sequence[Judging], config: EvaluateConfig, options: 
         judged: the models.
         config: explainers, metrics and output.
         options: of the trainer, from `check_evaluation`.
+        further: makes something else of the judged models, on the first rank.
 
     Returns:
         The path of the report.
@@ -145,7 +155,7 @@ def evaluate_models(judged: Sequence[Judging], config: EvaluateConfig, options: 
             if out is not None:
                 out.rmdir()
             raise
-        return _evaluate(judged, config, options, out)
+        return _evaluate(judged, config, options, out, further)
 
 
 def is_first_process() -> bool:
@@ -157,7 +167,13 @@ def _example(one: Judging) -> torch.Tensor:
     return torch.zeros(1, 3, one.data.image_size, one.data.image_size)
 
 
-def _evaluate(judged: Sequence[Judging], config: EvaluateConfig, options: Mapping[str, Any], out: Path | None) -> Path:
+def _evaluate(
+    judged: Sequence[Judging],
+    config: EvaluateConfig,
+    options: Mapping[str, Any],
+    out: Path | None,
+    further: Further | None,
+) -> Path:
     compared: list[Compared] = []
     galleries: dict[str, Gallery] = {}
     for one in judged:
@@ -181,6 +197,8 @@ def _evaluate(judged: Sequence[Judging], config: EvaluateConfig, options: Mappin
             write_comparison(compared, rows, out / "results.json")
             _write_page(judged, compared, out, config, galleries)
         print(f"report: {report}")
+        if further is not None:
+            further(judged, compared, report.parent)
     return report
 
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from interp_models.core.modes import evaluating, full_float32
 from interp_models.core.outputs import InterpOutput
-from interp_models.data.base import collate
-from interp_models.data.module import DataModule
+from interp_models.data.base import Sample, collate
+from interp_models.data.module import DataModule, TransformedDataset
 from interp_models.evaluation.comparison import Shown
 from interp_models.evaluation.part_sheets import part_panels
 from interp_models.evaluation.tables import read_prototypes
@@ -42,7 +42,7 @@ def shown_by(model: nn.Module, data: DataModule, gallery: Gallery) -> Callable[[
     dataset = data.dataset("test")
 
     def show(index: int) -> Shown:
-        sample = dataset[0, int(np.flatnonzero(dataset.indices == index)[0])]
+        sample = sample_of(dataset, index)
         picture = visual.to_uint8(sample.image)
         if not isinstance(model, InterpModule):
             return Shown(picture)
@@ -53,6 +53,11 @@ def shown_by(model: nn.Module, data: DataModule, gallery: Gallery) -> Callable[[
         return Shown(picture, several.float().cpu().numpy() if len(several) > 1 else None, reasons, total)
 
     return show
+
+
+def sample_of(dataset: TransformedDataset, index: int) -> Sample:
+    """The image with an index, of a split whose images are always the same."""
+    return dataset[0, int(np.flatnonzero(dataset.indices == index)[0])]
 
 
 def _reasons(

@@ -60,7 +60,7 @@ def write_report(
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"script": _for_script, "attribute": json.dumps}
+    environment.filters |= {"script": for_script, "attribute": json.dumps}
     here = files("interp_models.report")
     template = environment.from_string(here.joinpath("page.html.j2").read_text("utf-8"))
     rows = [row for one in results for row in one.rows]
@@ -87,7 +87,7 @@ def write_report(
         file.writelines(page)
 
 
-def _for_script(value: Any) -> Markup:
+def for_script(value: Any) -> Markup:
     """A value as JSON inside a script element, which `</` would end and `<!--` would confuse."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c"))

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from interp_models.core.scoring import probabilities
 from interp_models.core.written import text_of
 from interp_models.data.module import DataModule
 from interp_models.data.subsets import subsample
+from interp_models.evaluation.comparison import Compared
 from interp_models.evaluation.config import EvaluateConfig
 from interp_models.evaluation.evaluate import Judging, check_evaluation, evaluate_models
+from interp_models.evaluation.plan import explainer_specs
 from interp_models.evaluation.tables import own_folder
 from interp_models.prototypes.sources import Prototypical
 from interp_models.runs.building import build_data
@@ -28,6 +31,9 @@ from interp_models.runs.networks import Network, build_network, network_config
 from interp_models.runs.resume import check_same_task
 from interp_models.training.module import InterpModule
 from interp_models.training.trainer import quiet
+from interp_models.userstudy.making import STUDIES, check_labels_known, check_study, study_folder, write_study
+from interp_models.userstudy.pool import Pool
+from interp_models.userstudy.reading import read_study
 
 
 def evaluate(folders: Sequence[Path], config: EvaluateConfig, networks: Sequence[Any] = ()) -> Path:
@@ -50,8 +56,45 @@ def evaluate(folders: Sequence[Path], config: EvaluateConfig, networks: Sequence
     """
     quiet()
     options = check_evaluation(config)
+    if config.answers is not None:
+        raise InputError("answers: are read by userstudy=read")
+    consent = None if config.userstudy is None else check_study(config.userstudy, config.study)
     others = [build_network(network_config(item)) for item in (*config.networks, *networks)]
-    return evaluate_models(_judged(folders, others, config), config, options)
+    judged = _judged(folders, others, config)
+    if config.userstudy is None:
+        return evaluate_models(judged, config, options)
+    check_labels_known(config.userstudy, [one.name for one in judged if not (one.knows_labels and one.data.has_labels)])
+    return evaluate_models(judged, config, options, partial(_write_study, config, consent))
+
+
+def _write_study(
+    config: EvaluateConfig, consent: str | None, judged: Sequence[Judging], compared: Sequence[Compared], folder: Path
+) -> None:
+    """Write the study of judged models beside their report."""
+    models, data = [one.model for one in judged], [one.data for one in judged]
+    known = [one.knows_labels for one in judged]
+    pool = Pool(compared, models, data, explainer_specs(config.explainers), known)
+    task = str(config.userstudy)
+    page = write_study(task, pool, study_folder(folder, task), config.study, config.seed, consent)
+    print(f"study: {page}")
+
+
+def read_answers(folders: Sequence[Path], config: EvaluateConfig) -> Path:
+    """Read the answers of a study with people; returns the path of what they say.
+
+    Args:
+        folders: run folders, or folders of evaluations, that hold the study.
+        config: names the folder of the answers.
+
+    Raises:
+        InputError: if the answers, or the study that they belong to, cannot be found or read.
+    """
+    if config.answers is None:
+        raise InputError("userstudy=read reads answers=FOLDER, the folder of the files that participants saved")
+    homes = [home for folder in folders for home in (folder / "evaluation", folder)]
+    if config.out is not None:
+        homes.append(Path(config.out))
+    return read_study(Path(config.answers), [one for home in homes for one in sorted(home.glob(f"{STUDIES}/*"))])
 
 
 def _changes(config: EvaluateConfig | EnsembleConfig) -> dict[str, Any]:

@@ -1,0 +1,161 @@
+"""Read the files of answers of a study with people, and refuse what does not fit the study."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from interp_models.core.errors import InputError
+from interp_models.userstudy.making import KEY, SCHEMA_VERSION
+
+HIGHEST = 100
+"""Largest number that a question without options takes."""
+
+
+@dataclass(frozen=True)
+class Participant:
+    """The answers of one participant."""
+
+    number: int
+    given: Mapping[str, Mapping[str, int]]
+    """The answer to each question by trial: the place of the option, or the number."""
+    seconds: Mapping[str, float]
+    """Time from the first sight of each trial to its answer."""
+    path: Path
+
+
+def find_study(answers: Path, folders: Iterable[Path]) -> tuple[Path, dict[str, Any], list[Participant]]:
+    """Read the answers in a folder, and find the study that they belong to.
+
+    Args:
+        answers: folder with the files of answers.
+        folders: folders in which `study.json` of the study may lie; the folder of the answers and the one above are
+            searched first.
+
+    Returns:
+        The folder of the study, its `study.json`, and the participants by number.
+
+    Raises:
+        InputError: for a folder without answers, answers of several studies, a study that is not found, or files that
+            do not fit it.
+    """
+    if not answers.is_dir():
+        raise InputError(f"answers={answers} is no folder; it must hold the files that participants saved")
+    read = {path: _json(path) for path in sorted(answers.glob("*.json"))}
+    found = {path: one for path, one in read.items() if isinstance(one, dict) and "answers" in one and "study" in one}
+    if other := [path for path, one in read.items() if path not in found and not _is_study(one)]:
+        raise InputError(f"{other[0]} is no file of answers; answers= must name a folder with nothing else")
+    if not found:
+        raise InputError(f"answers={answers} holds no file of answers (*.json)")
+    studies = sorted({str(one["study"]) for one in found.values()})
+    if len(studies) > 1:
+        raise InputError(
+            f"answers={answers} holds answers of several studies: {', '.join(studies)}; give each a folder"
+        )
+    for folder in (answers, answers.parent, *folders):
+        key = folder / KEY
+        if key.is_file() and _is_study(study := _json(key)) and study["study"] == studies[0]:
+            return folder, study, _participants(found, study)
+    raise InputError(
+        f"answers={answers}: study {studies[0]} is not found; name the RUN that it was made of, or put its {KEY} "
+        "beside the answers"
+    )
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+
+
+def _is_study(value: Any) -> bool:
+    return isinstance(value, dict) and "trials" in value and "study" in value
+
+
+def _participants(found: Mapping[Path, dict[str, Any]], study: Mapping[str, Any]) -> list[Participant]:
+    participants: dict[int, Participant] = {}
+    for path, one in found.items():
+        read = _participant(path, one, study)
+        twin = participants.setdefault(read.number, read)
+        if twin.given != read.given:
+            raise InputError(f"{twin.path} and {path} hold other answers of the same participant, {read.number}")
+    return [participants[number] for number in sorted(participants)]
+
+
+def _participant(path: Path, one: Mapping[str, Any], study: Mapping[str, Any]) -> Participant:
+    if one.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(f"{path} has another format than this version reads")
+    number = one.get("participant")
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise InputError(f"{path}: participant must be a whole number from 1; got {number!r}")
+    plan = study["plan"][(number - 1) % len(study["plan"])]
+    try:
+        answers = {str(trial): dict(own["given"]) for trial, own in one["answers"].items()}
+        seconds = {str(trial): float(own["seconds"]) for trial, own in one["answers"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise InputError(f"{path}: answers must hold `given` and `seconds` of every trial") from None
+    for trial, given in answers.items():
+        if trial not in plan:
+            raise InputError(f"{path}: participant {number} has no trial {trial!r} in this study")
+        limits = _limits(study, trial)
+        if set(given) != set(limits):
+            raise InputError(f"{path}: trial {trial}: expected answers to {', '.join(limits)}; got {', '.join(given)}")
+        for key, value in given.items():
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= limits[key]:
+                what = f"a whole number from 0 to {limits[key]}"
+                raise InputError(f"{path}: trial {trial}: {key} must be {what}; got {value!r}")
+    return Participant(number, answers, seconds, path)
+
+
+def _limits(study: Mapping[str, Any], trial: str) -> dict[str, int]:
+    """The largest answer to each question of a trial."""
+    questions = study["trials"][trial if trial in study["trials"] else next(iter(study["trials"]))]["questions"]
+    return {key: len(one["options"]) - 1 if one["options"] else HIGHEST for key, one in questions.items()}
+
+
+def attentive(one: Participant, study: Mapping[str, Any]) -> bool:
+    """Whether a participant answered all checks of attention that they came to as asked."""
+    return all(one.given.get(check, right) == right for check, right in study["checks"].items())
+
+
+def answer_table(participants: Iterable[Participant], study: Mapping[str, Any]) -> pd.DataFrame:
+    """A row for each answer of the participants, without checks of attention.
+
+    `value` is 1 for a right answer and 0 for a wrong one (`kind` accuracy), the distance from the right number (error),
+    the place on the scale from 1 (rating), or whether a map was preferred (preference; a row for each of both maps).
+    `unit` and `code` are what agreement compares: participants with one unit saw the same, and code is what they chose.
+    """
+    rows = []
+    for one in participants:
+        for trial, given in one.given.items():
+            if trial not in study["trials"]:
+                continue
+            facts = study["trials"][trial]
+            common = {"participant": one.number, "trial": trial, "index": facts["index"], "image": facts["image"]}
+            common |= {"seconds": one.seconds[trial]}
+            for key, answer in given.items():
+                question = facts["questions"][key]
+                own = common | {"question": key, "measure": question["measure"], "answer": answer}
+                rows += [own | of for of in _scored(facts, question, f"{trial} {key}", answer)]
+    return pd.DataFrame(rows)
+
+
+def _scored(facts: Mapping[str, Any], question: Mapping[str, Any], unit: str, answer: int) -> list[dict[str, Any]]:
+    condition, chance = facts["condition"], None
+    if "stands_for" in question:
+        names = question["stands_for"]
+        unit = f"{facts['index']} {' '.join(sorted(names))}"
+        code = sorted(names).index(names[answer])
+        own = {"kind": "preference", "chance": 1 / len(names), "unit": unit, "code": code}
+        return [own | {"value": float(place == answer), "map": name} for place, name in enumerate(names)]
+    if "truth" not in question:
+        kind, value = "rating", float(answer + 1)
+    elif question["options"]:
+        kind, value, chance = "accuracy", float(answer == question["truth"]), 1 / len(question["options"])
+    else:
+        kind, value = "error", float(abs(answer - question["truth"]))
+    return [{"kind": kind, "value": value, "chance": chance, "unit": unit, "code": answer, **condition}]

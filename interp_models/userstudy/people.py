@@ -1,0 +1,173 @@
+"""What the answers of a study say: means with intervals, differences, agreement, and correlation with metrics."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from interp_models.evaluation.statistics import LEVEL, adjusted, interval, signed_rank
+
+Floats = NDArray[np.float64]
+FACTORS = ("map", "scores")
+"""Columns of the answers that a study can vary."""
+RESAMPLES = 1000
+LEVEL_OF = {"accuracy": "nominal", "preference": "nominal", "rating": "ordinal", "error": "interval"}
+"""Level of measurement of the answers, for their agreement."""
+
+
+def means(answers: pd.DataFrame) -> list[dict[str, Any]]:
+    """The mean of every measure by condition, and by each factor if several are varied.
+
+    A participant counts once: with the mean of their answers. The interval is that of the mean over participants, so it
+    speaks of other participants and the same images (`statistics.interval`).
+    """
+    rows = []
+    factors = [name for name in FACTORS if name in answers and answers[name].notna().any()]
+    groupings = [factors] if len(factors) == 1 else [[factor] for factor in factors] + [factors]
+    for grouping in groupings:
+        for names, own in answers.groupby(["measure", "kind", *grouping], sort=False):
+            measure, kind, *levels = names
+            of_each = own.groupby("participant")["value"].mean().to_numpy(np.float64)
+            low, high = interval(of_each)
+            rows.append(
+                {
+                    "measure": measure,
+                    "kind": kind,
+                    **dict(zip(grouping, levels, strict=True)),
+                    "mean": float(of_each.mean()),
+                    "low": low,
+                    "high": high,
+                    "chance": None if own["chance"].isna().all() else float(own["chance"].mean()),
+                    "participants": len(of_each),
+                    "answers": len(own),
+                }
+            )
+    return rows
+
+
+def paired_differences(answers: pd.DataFrame, baselines: Mapping[str, Mapping[str, str]]) -> list[dict[str, Any]]:
+    """For each measure the mean difference of a condition from its baseline, over participants who saw both.
+
+    p is that of Wilcoxon's signed-rank test over participants, adjusted over all rows (Benjamini-Hochberg).
+
+    Args:
+        answers: the answers, as `answers.answer_table` makes them.
+        baselines: the baseline of each level of each factor.
+    """
+    rows: list[dict[str, Any]] = []
+    for (measure, own), factor in itertools.product(answers.groupby("measure", sort=False), baselines):
+        table = own.groupby(["participant", factor])["value"].mean().unstack()
+        for level, baseline in baselines[factor].items():
+            if level == baseline or not {level, baseline} <= set(table):
+                continue
+            away = (table[level] - table[baseline]).dropna().to_numpy(np.float64)
+            if not len(away):
+                continue
+            low, high = interval(away)
+            rows.append(
+                {
+                    "measure": measure, "factor": factor, "level": level, "baseline": baseline,
+                    "mean": float(away.mean()), "low": low, "high": high, "participants": len(away),
+                    "p": signed_rank(away),
+                }
+            )  # fmt: skip
+    raw: list[float] = [row["p"] for row in rows]
+    for row, p in zip(rows, adjusted(raw), strict=True):
+        row |= {"p": p, "told_apart": bool(p < LEVEL)}
+    return rows
+
+
+def agreement(answers: pd.DataFrame) -> list[dict[str, Any]]:
+    """Krippendorff's α of every measure: 1 is full agreement of participants who saw the same, 0 that of chance."""
+    rows = []
+    for (measure, kind), own in answers.groupby(["measure", "kind"], sort=False):
+        coded = own.drop_duplicates(["participant", "trial", "question"])
+        units = [one.to_numpy(np.float64) for _, one in coded.groupby("unit")["code"]]
+        rows.append(
+            {"measure": measure, "level": LEVEL_OF[str(kind)], "alpha": krippendorff(units, LEVEL_OF[str(kind)])}
+        )
+    return rows
+
+
+def krippendorff(units: list[Floats], level: str) -> float | None:
+    """Krippendorff's α = 1 - observed / expected disagreement (Krippendorff 2011).
+
+    Args:
+        units: for each unit the values that it was given; units with fewer than two do not count.
+        level: `nominal`, `ordinal` or `interval`; it decides how far two values are apart.
+
+    Returns:
+        α; None if there are no two values of one unit, or if all values are the same.
+
+    >>> krippendorff([np.array([1.0, 1.0]), np.array([2.0, 2.0]), np.array([2.0])], "nominal")
+    1.0
+    """
+    pairable = [unit for unit in units if len(unit) > 1]
+    if not pairable:
+        return None
+    values, places = np.unique(np.concatenate(pairable), return_inverse=True)
+    coincidences = np.zeros((len(values), len(values)))
+    start = 0
+    for unit in pairable:
+        counts = np.bincount(places[start : start + len(unit)], minlength=len(values)).astype(float)
+        coincidences += (np.outer(counts, counts) - np.diag(counts)) / (len(unit) - 1)
+        start += len(unit)
+    totals = coincidences.sum(axis=0)
+    if level == "ordinal":
+        up_to = totals.cumsum() - totals / 2
+        away = (up_to[:, None] - up_to[None, :]) ** 2
+    elif level == "interval":
+        away = (values[:, None] - values[None, :]) ** 2
+    else:
+        away = (values[:, None] != values[None, :]).astype(float)
+    expected = float((np.outer(totals, totals) * away).sum() / (totals.sum() - 1))
+    return None if expected == 0 else 1 - float((coincidences * away).sum()) / expected
+
+
+def correlations(answers: pd.DataFrame, study: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Spearman's correlation of what people say of a map with every metric, over all maps with both.
+
+    What people say is the mean over participants for one image and map. Both are turned so that larger is better: 1
+    means that a metric ranks the maps as people do. The interval holds 95 % of resamples of the images.
+    """
+    rows = []
+    for (measure, kind), own in answers.groupby(["measure", "kind"], sort=False):
+        people = own.groupby(["index", "map"])["value"].mean() * (-1 if kind == "error" else 1)
+        for key, higher in study["higher_is_better"].items():
+            cells = [
+                (index, said, value if higher else -value)
+                for index, name, said in people.reset_index().itertuples(index=False)
+                if (value := study["values"].get(name, {}).get(key, {}).get(str(index))) is not None
+            ]
+            table = np.array(cells, np.float64).reshape(-1, 3)
+            rho = spearman(table[:, 1], table[:, 2])
+            low, high = (None, None) if rho is None else _resampled(table)
+            rows.append({"measure": measure, "metric": key, "rho": rho, "low": low, "high": high, "maps": len(table)})
+    return rows
+
+
+def spearman(a: Floats, b: Floats) -> float | None:
+    """Spearman's rank correlation; None if one of both is constant, or for fewer than three values."""
+    from scipy.stats import rankdata  # type: ignore[import-untyped]  # slow to import
+
+    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None
+    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
+
+
+def _resampled(table: Floats) -> tuple[float | None, float | None]:
+    """The middle 95 % of the correlation over resamples of the images, drawn with a fixed seed."""
+    draw = np.random.default_rng(0)
+    of_image = [table[table[:, 0] == index] for index in np.unique(table[:, 0])]
+    found = []
+    for _ in range(RESAMPLES):
+        drawn = np.concatenate([of_image[place] for place in draw.integers(0, len(of_image), len(of_image))])
+        if (rho := spearman(drawn[:, 1], drawn[:, 2])) is not None:
+            found.append(rho)
+    if len(of_image) < 3 or len(found) < RESAMPLES // 2:
+        return None, None
+    low, high = np.quantile(found, [LEVEL / 2, 1 - LEVEL / 2])
+    return float(low), float(high)

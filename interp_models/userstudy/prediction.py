@@ -1,0 +1,166 @@
+"""Tasks that ask what the model predicts, and whether it is right."""
+
+import numpy as np
+
+from interp_models.core.errors import InputError
+from interp_models.userstudy.base import SURE, TASKS, YES_NO, Condition, Item, Question, Shown, Task, Trial
+from interp_models.userstudy.pool import Seen
+
+KINDS = {
+    (True, True): "right: it is one",
+    (False, True): "wrong: it is another",
+    (True, False): "wrong: it is one",
+    (False, False): "right: it is another",
+}
+"""What an example says, by whether the image is of the class and whether the model says so."""
+
+
+def beside(task: Task, index: int, name: str, caption: str) -> Shown:
+    """An image and, unless the condition shows none, its map, side by side."""
+    picture = task.pool.picture(index, name)
+    if task.pool.parts(name)[1] is None:
+        return Shown(picture, caption)
+    return Shown(np.concatenate([picture, task.pool.overlay(index, name)], axis=1), caption)
+
+
+@TASKS.register("simulation")
+class Simulation(Task):
+    """Forward simulation: from one true positive, false positive, false negative and true negative, predict whether the
+    model names another image as of the class; with and without maps, with and without scores."""
+
+    intro = (
+        "A model looks for one class. Examples show when it finds the class and when not, rightly or wrongly. Then say "
+        "what it does with one more picture. Where a map stands beside a picture, it shows which places the model used."
+    )
+    source = "Alqaraawi et al. 2020 (tutorial, section 3.2.1 and Fig. 10)"
+    no_map = True
+    needs_label = True
+
+    def conditions(self) -> list[Condition]:
+        return [{"map": name, "scores": scores} for name in self.maps() for scores in ("shown", "hidden")]
+
+    def items(self, wanted: int) -> list[Item]:
+        classes = sorted({seen.prediction for seen in map(self.pool.seen, self.pool.indices) if seen.label >= 0})
+        tried: list[list[list[Item]]] = []
+        for examples_needed in (4, 3, 2):
+            found: dict[tuple[bool, bool], list[Item]] = {kind: [] for kind in KINDS}
+            for wanted_class in classes:
+                groups = self._groups(wanted_class, None)
+                for kind, seen in ((kind, seen) for kind, group in groups.items() for seen in group):
+                    others = {k: [one for one in g if one.index != seen.index] for k, g in groups.items()}
+                    present = [kind for kind, group in others.items() if group]
+                    if len(present) >= examples_needed and len({named for _, named in present}) == 2:
+                        found[kind].append(Item(seen.index, wanted_class))
+            tried = [list(found.values())]
+            if found[True, True] + found[False, True] and found[True, False] + found[False, False]:
+                break
+        else:
+            raise InputError(
+                "userstudy=simulation: no class has images that the model names so and others that it does not; judge "
+                "more images"
+            )
+        return self._unlike(self.in_turns(tried[0], 4 * wanted), wanted)
+
+    def _unlike(self, items: list[Item], wanted: int) -> list[Item]:
+        """The first items of different images."""
+        return list({item.index: item for item in reversed(items)}.values())[::-1][:wanted]
+
+    def _groups(self, wanted: int, name: str | None) -> dict[tuple[bool, bool], list[Seen]]:
+        """The images by whether they are of a class, and whether the model says so. Of images that are neither, those
+        of the classes with which the model confuses this one, if there are some."""
+        seen = [one for index in self.pool.indices if (one := self.pool.seen(index, name)).label >= 0]
+        groups: dict[tuple[bool, bool], list[Seen]] = {kind: [] for kind in KINDS}
+        for one in seen:
+            groups[one.label == wanted, one.prediction == wanted].append(one)
+        near = {one.label for one in groups[False, True]} | {one.prediction for one in groups[True, False]}
+        alike = [one for one in groups[False, False] if one.label in near]
+        groups[False, False] = alike or groups[False, False]
+        return groups
+
+    def trial(self, item: Item, condition: Condition) -> Trial:
+        pool, name, scores = self.pool, condition["map"], condition["scores"] == "shown"
+        named = pool.class_name(item.about)
+        examples = []
+        for kind, group in self._groups(item.about, name).items():
+            if other := next((one for one in group if one.index != item.index), None):
+                says = f"The model says {'' if kind[1] else 'not '}“{named}”, which is {KINDS[kind]}"
+                score = f" (score {100 * self._score(other, item.about, name):.0f} %)" if scores else ""
+                examples.append(beside(self, other.index, name, says + score))
+        seen = pool.seen(item.index, name)
+        questions = [
+            Question("recognised", f"Will the model say “{named}” for this picture?", YES_NO, "accuracy"),
+            Question("sure", "How sure are you?", SURE, "confidence"),
+        ]
+        truth = {"recognised": 0 if seen.prediction == item.about else 1}
+        return Trial([beside(self, item.index, name, "")], questions, examples, truth)
+
+    def _score(self, seen: Seen, of_class: int, name: str) -> float:
+        return float(self.pool.clean_scores(seen.index, name)[of_class])
+
+
+@TASKS.register("correctness")
+class Correctness(Task):
+    """Whether the model's prediction is right."""
+
+    intro = "A model named each picture. Say whether the name is right. A map, if there is one, shows what it used."
+    source = "tutorial, section 3.2.1 (reference 81); HIVE (Kim et al. 2022)"
+    no_map = True
+    needs_label = True
+
+    def items(self, wanted: int) -> list[Item]:
+        seen = [one for index in self.pool.indices if (one := self.pool.seen(index)).label >= 0]
+        right = [one for one in seen if one.right]
+        wrong = [one for one in seen if not one.right]
+        if not right or not wrong:
+            raise InputError(
+                f"userstudy=correctness: all predictions are {'right' if right else 'wrong'}; judge more images"
+            )
+        each = min(len(right), len(wrong), (wanted + 1) // 2)  # else "right" would be a good guess
+        return [Item(one.index) for one in self.in_turns([right, wrong], min(wanted, 2 * each))]
+
+    def trial(self, item: Item, condition: Condition) -> Trial:
+        name = condition["map"]
+        seen = self.pool.seen(item.index, name)
+        said = f"The model says: {self.pool.class_name(seen.prediction)}"
+        questions = [
+            Question("right", "Is the model right?", YES_NO, "accuracy"),
+            Question("sure", "How sure are you?", SURE, "confidence"),
+        ]
+        return Trial([beside(self, item.index, name, said)], questions, truth={"right": 0 if seen.right else 1})
+
+
+@TASKS.register("model_accuracy")
+class ModelAccuracy(Task):
+    """Estimate the share of right predictions from eight images."""
+
+    intro = (
+        "A model named eight pictures. Estimate how many percent of the names are right. Maps, if there are some, show "
+        "which places the model used."
+    )
+    source = "tutorial, section 3.2.1 (references 77 to 80)"
+    no_map = True
+    needs_label = True
+    together = 8
+
+    def items(self, wanted: int) -> list[Item]:
+        seen = [one for index in self.pool.indices if (one := self.pool.seen(index)).label >= 0]
+        right, wrong = [one.index for one in seen if one.right], [one.index for one in seen if not one.right]
+        fewest, most = max(0, self.together - len(wrong)), min(self.together, len(right))
+        if fewest > most:
+            raise InputError(
+                f"userstudy=model_accuracy shows {self.together} images at once, but {len(seen)} are known"
+            )
+        counts = [round(count) for count in np.linspace(fewest, most, wanted)]
+        found = []
+        for count in counts:
+            indices = self.shuffled(self.shuffled(right)[:count] + self.shuffled(wrong)[: self.together - count])
+            found.append(Item(indices[0], tuple(indices)))
+        return found
+
+    def trial(self, item: Item, condition: Condition) -> Trial:
+        name, pool = condition["map"], self.pool
+        seen = [pool.seen(index, name) for index in item.about]
+        pictures = [beside(self, one.index, name, pool.class_name(one.prediction)) for one in seen]
+        share = round(100 * sum(one.right for one in seen) / len(seen))
+        question = Question("percent", "How many percent of these names are right (0 to 100)?", measure="error")
+        return Trial(pictures, [question], truth={"percent": share})

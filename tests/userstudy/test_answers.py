@@ -1,0 +1,305 @@
+"""The answers of a study: what is refused, and what scores say, against values known by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from interp_models.core.errors import InputError
+from interp_models.userstudy.answers import answer_table, find_study
+from interp_models.userstudy.making import check_labels_known
+from interp_models.userstudy.people import agreement, correlations, krippendorff, means, paired_differences
+from interp_models.userstudy.reading import in_words, read_study
+from tests.conftest import Script
+
+MAPS = ("no map", "gradcam", "random")
+
+
+def study_of(items: int = 6, participants: int = 12) -> dict[str, Any]:
+    """A study in which each image is right or wrong; the first option is right for even images."""
+    trials = {
+        f"{item}.{place}": {
+            "index": item,
+            "image": f"bird {item}",
+            "about": None,
+            "condition": {"map": name},
+            "questions": {
+                "right": {"measure": "accuracy", "options": ["yes", "no"], "truth": item % 2},
+                "sure": {"measure": "confidence", "options": list("12345")},
+            },
+        }
+        for item in range(items)
+        for place, name in enumerate(MAPS)
+    }
+    plan = [[f"{item}.{(item + one) % 3}" for item in range(items)] + ["check0"] for one in range(participants)]
+    values = {name: {"ad": {str(item): float(item) for item in range(items)}} for name in MAPS[1:]}
+    return {
+        "schema_version": 1, "study": "abc", "task": "correctness", "trials": trials, "plan": plan,
+        "checks": {"check0": {"right": 1, "sure": 4}}, "baselines": {"map": {"gradcam": "no map", "random": "no map"}},
+        "values": values, "higher_is_better": {"ad": False},
+    }  # fmt: skip
+
+
+def answers_of(study: dict[str, Any], number: int, correct: Any, sure: Any = lambda trial: 2) -> dict[str, Any]:
+    """The file of a participant who is right where `correct` says so."""
+    given = {}
+    for key in study["plan"][(number - 1) % len(study["plan"])]:
+        if key in study["checks"]:
+            given[key] = {"given": dict(study["checks"][key]), "seconds": 3.0}
+            continue
+        trial = study["trials"][key]
+        truth = trial["questions"]["right"]["truth"]
+        answer = truth if correct(trial) else 1 - truth
+        given[key] = {"given": {"right": answer, "sure": sure(trial)}, "seconds": 2.0}
+    return {
+        "schema_version": 1, "study": "abc", "task": "correctness", "participant": number, "begun": "", "saved": "",
+        "answers": given,
+    }  # fmt: skip
+
+
+def write(folder: Path, study: dict[str, Any], files: dict[str, Any]) -> Path:
+    """Write a study with its answers; returns the folder of the answers."""
+    answers = folder / "answers"
+    answers.mkdir(parents=True)
+    (folder / "study.json").write_text(json.dumps(study))
+    for name, one in files.items():
+        (answers / name).write_text(one if isinstance(one, str) else json.dumps(one))
+    return answers
+
+
+def read(study: dict[str, Any], files: list[dict[str, Any]], tmp_path: Path) -> dict[str, Any]:
+    answers = write(tmp_path / "study", study, {f"{number}.json": one for number, one in enumerate(files)})
+    return dict(json.loads(read_study(answers, []).read_text()))
+
+
+def test_answers_that_are_right_with_one_map_alone(tmp_path: Path) -> None:
+    """All are right with Grad-CAM; with nothing and with noise they are right for half of the images."""
+    study = study_of()
+
+    def correct(trial: dict[str, Any]) -> bool:
+        return trial["condition"]["map"] == "gradcam" or trial["index"] < 3
+
+    found = read(study, [answers_of(study, number, correct) for number in range(1, 13)], tmp_path)
+    by_map = {row["map"]: row for row in found["means"] if row["measure"] == "accuracy"}
+    assert {name: row["mean"] for name, row in by_map.items()} == {"no map": 0.5, "gradcam": 1.0, "random": 0.5}
+    assert [by_map[name]["answers"] for name in MAPS] == [24, 24, 24]
+    assert by_map["gradcam"]["chance"] == 0.5
+    assert by_map["gradcam"]["participants"] == 12
+    (confidence,) = {row["mean"] for row in found["means"] if row["measure"] == "confidence"}
+    assert confidence == 3.0  # the third option
+    differences = {row["level"]: row for row in found["differences"] if row["measure"] == "accuracy"}
+    assert differences["gradcam"]["mean"] == 0.5
+    assert differences["gradcam"]["told_apart"]
+    assert differences["random"]["mean"] == 0.0
+    assert not differences["random"]["told_apart"]
+    assert found["participants"] == list(range(1, 13))
+    assert found["excluded"] == []
+    assert found["seconds_per_trial"] == 2.0
+    text = in_words(found)
+    assert "accuracy: gradcam differs from no map (+0.500" in text
+    assert "accuracy: random cannot be told apart from no map (+0.000" in text
+    rows = pd.read_csv(tmp_path / "study" / "people.csv")
+    assert len(rows) == 12 * 6 * 2
+    assert (tmp_path / "study" / "people.png").stat().st_size > 5000
+
+
+def test_who_fails_a_check_does_not_count(tmp_path: Path) -> None:
+    study = study_of()
+    files = [answers_of(study, number, lambda trial: True) for number in (1, 2, 3)]
+    files[1]["answers"]["check0"]["given"] = {"right": 0, "sure": 4}
+    found = read(study, files, tmp_path)
+    assert (found["participants"], found["excluded"]) == ([1, 3], [2])
+    assert "failed a check of attention: 2" in in_words(found)
+
+
+def test_part_of_the_answers_counts_and_is_named(tmp_path: Path) -> None:
+    study = study_of()
+    files = [answers_of(study, number, lambda trial: True) for number in (1, 2)]
+    first = study["plan"][1][0]
+    files[1]["answers"] = {first: files[1]["answers"][first]}
+    found = read(study, files, tmp_path)
+    assert found["incomplete"] == {"2": "1 of 7"}
+    assert sum(row["answers"] for row in found["means"] if row["measure"] == "accuracy") == 7
+
+
+def test_a_participant_beyond_the_plan_begins_again(tmp_path: Path) -> None:
+    study = study_of(participants=2)
+    found = read(study, [answers_of(study, number, lambda trial: True) for number in (1, 3)], tmp_path)
+    assert found["participants"] == [1, 3]
+
+
+def test_a_file_that_was_saved_twice_counts_once(tmp_path: Path) -> None:
+    study = study_of()
+    found = read(study, [answers_of(study, 1, lambda trial: True)] * 2, tmp_path)
+    assert found["participants"] == [1]
+
+
+def damaged(change: Any) -> dict[str, Any]:
+    one = answers_of(study_of(), 1, lambda trial: True)
+    change(one)
+    return one
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({}, "holds no file of answers"),
+        ({"a.json": "{"}, "a.json cannot be read"),
+        ({"a.json": {"x": 1}}, "a.json is no file of answers"),
+        ({"a.json": damaged(lambda one: one.update(study="other"))}, "study other is not found"),
+        (
+            {"a.json": damaged(lambda one: None), "b.json": damaged(lambda one: one.update(study="other"))},
+            "holds answers of several studies: abc, other",
+        ),
+        ({"a.json": damaged(lambda one: one.update(participant=0))}, "must be a whole number from 1; got 0"),
+        ({"a.json": damaged(lambda one: one.update(schema_version=9))}, "has another format"),
+        ({"a.json": damaged(lambda one: one.update(answers=[1]))}, "answers must hold `given` and `seconds`"),
+        ({"a.json": damaged(lambda one: one["answers"].update({"0.1": one["answers"]["0.0"]}))}, "has no trial '0.1'"),
+        ({"a.json": damaged(lambda one: one["answers"]["0.0"]["given"].pop("sure"))}, "answers to right, sure"),
+        (
+            {"a.json": damaged(lambda one: one["answers"]["0.0"]["given"].update(sure=5))},
+            "sure must be a whole number from 0 to 4; got 5",
+        ),
+        (
+            {"a.json": damaged(lambda one: one["answers"]["0.0"]["given"].update(sure=1.5))},
+            "sure must be a whole number from 0 to 4; got 1.5",
+        ),
+        (
+            {"a.json": damaged(lambda one: None), "b.json": damaged(lambda one: one["answers"].pop("0.0"))},
+            "hold other answers of the same participant, 1",
+        ),
+        (
+            {"a.json": damaged(lambda one: one["answers"]["check0"]["given"].update(sure=0))},
+            "nothing to read (of 1 participants, 1 failed a check of attention)",
+        ),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_in_one_line(
+    files: dict[str, Any], says: str, tmp_path: Path, script: Script
+) -> None:
+    answers = write(tmp_path / "right", study_of(), {"a.json": damaged(lambda one: None)})
+    assert script("evaluate", "userstudy=read", f"answers={answers}").code == 0
+    answers = write(tmp_path / "wrong", study_of(), files)
+    outcome = script("evaluate", "userstudy=read", f"answers={answers}")
+    assert outcome.code != 0
+    assert says in outcome.err
+    assert len(outcome.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["userstudy=read"], "userstudy=read reads answers=FOLDER"),
+        (["userstudy=read", "answers=/nowhere"], "is no folder"),
+        (["RUN", "answers=x"], "answers: are read by userstudy=read"),
+        (["RUN", "userstudy=corectness"], "did you mean 'correctness'"),
+        (["RUN", "userstudy=quality", "study.trials=0"], "study.trials must be at least 1; got 0"),
+        (["RUN", "userstudy=quality", "study.consent=/nowhere.txt"], "study.consent=/nowhere.txt cannot be read"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_before_work(
+    arguments: list[str], says: str, cnn_run: Path, script: Script
+) -> None:
+    outcome = script("evaluate", *(str(cnn_run) if one == "RUN" else one for one in arguments))
+    assert outcome.code != 0
+    assert says in outcome.err
+
+
+# Four observers, twelve units, from "Computing Krippendorff's Alpha-Reliability" (2011); 0 is a missing value.
+OBSERVERS = [
+    [1, 2, 3, 3, 2, 1, 4, 1, 2, 0, 0, 0],
+    [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, 0, 3],
+    [0, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, 0],
+    [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, 0],
+]
+
+
+@pytest.mark.parametrize(("level", "alpha"), [("nominal", 0.743), ("ordinal", 0.815), ("interval", 0.849)])
+def test_agreement_is_that_of_krippendorffs_example(level: str, alpha: float) -> None:
+    units = [np.array([value for value in unit if value], float) for unit in zip(*OBSERVERS, strict=True)]
+    found = krippendorff(units, level)
+    assert found is not None
+    assert round(found, 3) == alpha
+
+
+def test_agreement_of_chance_is_about_zero() -> None:
+    draw = np.random.default_rng(0)
+    found = krippendorff([draw.integers(0, 2, 5).astype(float) for _ in range(2000)], "nominal")
+    assert found is not None
+    assert abs(found) < 0.02
+
+
+def participants_of(study: dict[str, Any], files: list[dict[str, Any]], tmp_path: Path) -> pd.DataFrame:
+    answers = write(tmp_path, study, {f"{number}.json": one for number, one in enumerate(files)})
+    _, known, everyone = find_study(answers, [])
+    return answer_table(everyone, known)
+
+
+def test_people_who_rate_as_a_metric_ranks(tmp_path: Path) -> None:
+    """A drop is better if it is small: who rates the maps of small drops highest agrees with it."""
+    study = study_of(items=5)
+    kind = [answers_of(study, number, lambda trial: True, lambda trial: 4 - trial["index"]) for number in range(1, 4)]
+    cross = [answers_of(study, number, lambda trial: True, lambda trial: trial["index"]) for number in range(1, 4)]
+    for name, files, rho in (("kind", kind, 1.0), ("cross", cross, -1.0)):
+        rows = correlations(participants_of(study, files, tmp_path / name), study)
+        (own,) = (row for row in rows if row["measure"] == "confidence")
+        assert own["rho"] == pytest.approx(rho)
+        assert own["maps"] == 10
+        (constant,) = (row for row in rows if row["measure"] == "accuracy")
+        assert constant["rho"] is None  # all are right
+
+
+def test_a_preference_counts_for_one_map_and_against_the_other(tmp_path: Path) -> None:
+    study = study_of(items=2, participants=2)
+    study["baselines"] = {"map": {"random": "gradcam"}}
+    for key, trial in study["trials"].items():
+        pair = ("gradcam", "random") if key.endswith("0") else ("random", "gradcam")
+        trial["questions"] = {"better": {"measure": "preference", "options": ["left", "right"], "stands_for": pair}}
+    study["checks"], study["plan"] = {}, [["0.0", "1.1"], ["0.1", "1.0"]]
+    files = []
+    for number, plan in enumerate(study["plan"], 1):
+        given = {}
+        for key in plan:
+            likes = 0 if study["trials"][key]["questions"]["better"]["stands_for"][0] == "gradcam" else 1
+            given[key] = {"given": {"better": likes if key[0] == "0" else 1 - likes}, "seconds": 1.0}
+        files.append(
+            {"schema_version": 1, "study": "abc", "task": "preference", "participant": number, "answers": given}
+        )
+    table = participants_of(study, files, tmp_path)
+    assert len(table) == 8
+    assert {row["map"]: row["mean"] for row in means(table)} == {"gradcam": 0.5, "random": 0.5}
+    first = table[table["index"] == 0].groupby("map")["value"].mean()
+    assert first.to_dict() == {"gradcam": 1.0, "random": 0.0}  # all prefer Grad-CAM for the first image
+    (row,) = agreement(table)
+    assert row["alpha"] == pytest.approx(1.0)  # in both orders
+
+
+def test_intervals_hold_the_mean_of_other_participants() -> None:
+    """Participants differ in how often they are right; 95 % intervals of twelve hold the mean of all."""
+    draw, held, told, trials = np.random.default_rng(0), 0, 0, 1000
+    for _ in range(trials):
+        own = draw.beta(8, 4, 12)  # mean 2/3
+        rows = []
+        for participant, share in enumerate(own):
+            for name, chance in (("no map", share), ("gradcam", share)):
+                rows += [
+                    {"participant": participant, "map": name, "measure": "accuracy", "kind": "accuracy",
+                     "chance": 0.5, "value": float(value)}
+                    for value in draw.random(8) < chance
+                ]  # fmt: skip
+        table = pd.DataFrame(rows)
+        (first, _) = means(table)
+        held += first["low"] <= 2 / 3 <= first["high"]
+        (away,) = paired_differences(table, {"map": {"gradcam": "no map"}})
+        told += away["told_apart"]
+    assert 0.93 <= held / trials <= 0.97
+    assert told / trials <= 0.05
+
+
+def test_a_study_without_labels_is_refused_before_work() -> None:
+    check_labels_known("quality", ["a network"])
+    with pytest.raises(InputError, match="userstudy=correctness needs images with known classes"):
+        check_labels_known("correctness", ["a network"])

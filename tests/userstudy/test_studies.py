@@ -1,0 +1,212 @@
+"""Studies with people: each task is made of a real evaluation, and its right answers are derived anew."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from interp_models import EXPLAINERS, load, probabilities
+from interp_models.evaluation.config import EvaluateConfig
+from interp_models.report import visual
+from interp_models.runs.evaluate import judging_of
+from interp_models.userstudy import TASKS
+from tests.conftest import Script, copy_run
+
+PLAN = (
+    "explainers=[intrinsic, gradcam, random]",
+    "metrics=[ad, dauc]",
+    "max_steps=3",
+    "report_images=1",
+    "logger.wandb=disabled",
+    "study.trials=6",
+    "study.participants=14",
+)
+
+
+class Study:
+    """A study that was made of a run."""
+
+    def __init__(self, run: Path, task: str) -> None:
+        self.folder = run / "evaluation" / "studies" / task
+        self.key: dict[str, Any] = json.loads((self.folder / "study.json").read_text())
+        self.trials: dict[str, dict[str, Any]] = self.key["trials"]
+        page = (self.folder / "study.html").read_text()
+        found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+        assert found is not None
+        self.page: dict[str, Any] = json.loads(found[1])
+        images = pd.read_parquet(run / "evaluation" / "per_image.parquet").drop_duplicates("index").set_index("index")
+        self.label, self.prediction = images["label"].to_dict(), images["prediction"].to_dict()
+
+    def truths(self, key: str) -> list[tuple[dict[str, Any], int, list[str]]]:
+        """Of every trial its facts, the right answer to a question, and the options."""
+        return [
+            (trial, trial["questions"][key]["truth"], trial["questions"][key]["options"])
+            for trial in self.trials.values()
+        ]
+
+
+@pytest.fixture(scope="module")
+def run(cnn_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that is evaluated once; some of its predictions are wrong."""
+    return copy_run(cnn_run, tmp_path_factory.mktemp("study") / "run")
+
+
+@pytest.fixture
+def make(run: Path, script: Script) -> Callable[[str], Study]:
+    """Makes the study of a task, once."""
+
+    def made(task: str) -> Study:
+        if not (run / "evaluation" / "studies" / task).exists():
+            outcome = script("evaluate", run, *PLAN, f"userstudy={task}")
+            assert outcome.code == 0, outcome.err
+        return Study(run, task)
+
+    return made
+
+
+@pytest.mark.parametrize("task", TASKS.names())
+def test_every_task_is_balanced_and_keeps_its_answers_to_itself(make: Callable[[str], Study], task: str) -> None:
+    study = make(task)
+    conditions = {json.dumps(trial["condition"], sort_keys=True) for trial in study.trials.values()}
+    items = {key.split(".")[0] for key in study.trials}
+    assert len(study.trials) == len(conditions) * len(items)
+    seen: Counter[tuple[int, str]] = Counter()
+    for participant, plan in enumerate(study.key["plan"]):
+        checks = [key for key in plan if key.startswith("check")]
+        real = [key for key in plan if key not in checks]
+        assert sorted(checks) == sorted(study.key["checks"])
+        assert sorted(key.split(".")[0] for key in real) == sorted(items)  # every item once
+        seen.update((participant // len(conditions), key) for key in real)
+    rounds = len(study.key["plan"]) // len(conditions)
+    for number in range(rounds):  # so many participants see every item once under each condition
+        assert {key: seen[number, key] for key in study.trials} == dict.fromkeys(study.trials, 1)
+    assert study.page["study"] == study.key["study"]
+    assert {"truth", "stands_for", "condition", "measure"}.isdisjoint(re.findall(r'"(\w+)":', json.dumps(study.page)))
+    shown = {one["picture"] for trial in study.page["trials"].values() for one in trial["pictures"]}
+    assert shown <= set(study.page["pictures"])
+    for trial in study.page["trials"].values():
+        for name in ("gradcam", "intrinsic", "random"):  # participants do not know which map they see
+            assert name not in json.dumps([trial["examples"], trial["pictures"], trial["questions"]])
+
+
+def test_correctness(make: Callable[[str], Study]) -> None:
+    study = make("correctness")
+    for trial, right, options in study.truths("right"):
+        index = trial["index"]
+        assert options[right] == ("yes" if study.label[index] == study.prediction[index] else "no")
+    assert Counter(right for _, right, _ in study.truths("right")) == {
+        0: len(study.trials) / 2,
+        1: len(study.trials) / 2,
+    }
+
+
+def test_simulation(make: Callable[[str], Study], run: Path) -> None:
+    study = make("simulation")
+    names = load(run)[0].classes
+    for key, trial in study.trials.items():
+        (text,) = (one["text"] for one in study.page["trials"][key]["questions"] if one["key"] == "recognised")
+        asked = names.index(re.findall("“(.*)”", text)[0])
+        truth = trial["questions"]["recognised"]["truth"]
+        assert truth == (0 if study.prediction[trial["index"]] == asked else 1)
+        examples = [one["caption"] for one in study.page["trials"][key]["examples"]]
+        assert len(examples) == len({one.split(" (score")[0] for one in examples}) >= 2
+        assert all(("(score " in one) == (trial["condition"]["scores"] == "shown") for one in examples)
+    assert {(one["condition"]["map"], one["condition"]["scores"]) for one in study.trials.values()} == {
+        (name, scores) for name in ("no map", "intrinsic", "gradcam", "random") for scores in ("shown", "hidden")
+    }
+
+
+def image_of(run: Path, index: int) -> torch.Tensor:
+    """A test image (3, H, W)."""
+    dataset = judging_of(run, EvaluateConfig()).data.dataset("test")
+    return dataset[0, int(np.flatnonzero(dataset.indices == index)[0])].image
+
+
+def test_model_accuracy(make: Callable[[str], Study], run: Path) -> None:
+    study = make("model_accuracy")
+    indices = {visual.jpeg_uri(visual.to_uint8(image_of(run, index))): index for index in study.label}
+    shares = set()
+    for key, trial in study.trials.items():
+        if trial["condition"]["map"] == "no map":
+            shown = [indices[_picture(study, one["picture"])] for one in study.page["trials"][key]["pictures"]]
+            assert len(set(shown)) == 8
+            share = 100 * np.mean([study.label[index] == study.prediction[index] for index in shown])
+            shares.add(share)
+            assert trial["questions"]["percent"]["truth"] == round(share)
+    assert len(shares) > 1
+
+
+@pytest.mark.parametrize("task", ["class_name", "agreement"])
+def test_the_class(make: Callable[[str], Study], run: Path, task: str) -> None:
+    study = make(task)
+    names = load(run)[0].classes
+    for trial, right, options in study.truths("class"):
+        assert options[right] == names[study.label[trial["index"]]]
+
+
+def test_distinction(make: Callable[[str], Study], run: Path) -> None:
+    """The map of the right option is that of the true class."""
+    study = make("distinction")
+    explainer = EXPLAINERS.build("gradcam", {}, model=load(run)[0])
+    assert {trial["condition"]["map"] for trial in study.trials.values()} == {"gradcam"}  # the others know no class
+    for key, trial in study.trials.items():
+        image = image_of(run, trial["index"])
+        shown = study.page["trials"][key]["pictures"][1:]
+        right = trial["questions"]["map"]["truth"]
+        own = explainer.attribute(image[None], study.label[trial["index"]])[0].numpy()
+        assert _picture(study, shown[right]["picture"]) == _drawn(image, own)
+
+
+def _picture(study: Study, key: str) -> str:
+    return str(study.page["pictures"][key])
+
+
+def _drawn(image: torch.Tensor, map: np.ndarray) -> str:
+    return visual.jpeg_uri(visual.drawn(visual.to_uint8(image), map)[0])
+
+
+def covered(image: torch.Tensor, top: int, bottom: int, left: int, right: int) -> torch.Tensor:
+    changed = image.clone()
+    changed[:, top:bottom, left:right] = 0.5
+    return changed
+
+
+def test_features(make: Callable[[str], Study], run: Path) -> None:
+    score, study = probabilities(load(run)[0].eval()), make("features")
+    edges = [round(64 * place / 3) for place in range(4)]
+    for trial, right, _ in study.truths("cell"):
+        index = trial["index"]
+        image = image_of(run, index)
+        cells = [covered(image, edges[y], edges[y + 1], edges[x], edges[x + 1]) for y in range(3) for x in range(3)]
+        with torch.no_grad():
+            left = score(torch.stack(cells))[:, study.prediction[index]]
+        assert right == int(left.argmin())
+
+
+def test_counterfactual(make: Callable[[str], Study], run: Path) -> None:
+    model, study = load(run)[0].eval(), make("counterfactual")
+    for trial, right, options in study.truths("same"):
+        with torch.no_grad():
+            found = int(model(covered(image_of(run, trial["index"]), *trial["about"])[None]).logits.argmax())
+        assert options[right] == ("yes" if found == study.prediction[trial["index"]] else "no")
+    assert {right for _, right, _ in study.truths("same")} == {0, 1}
+
+
+def test_preference_has_both_orders(make: Callable[[str], Study]) -> None:
+    study = make("preference")
+    pairs = Counter(tuple(trial["questions"]["better"]["stands_for"]) for trial in study.trials.values())
+    names = ("intrinsic", "gradcam", "random")
+    assert set(pairs) == {(a, b) for a in names for b in names if a != b}
+    assert len(set(pairs.values())) == 1
+
+
+def test_justification_shows_errors_alone(make: Callable[[str], Study]) -> None:
+    study = make("justification")
+    assert all(study.label[trial["index"]] != study.prediction[trial["index"]] for trial in study.trials.values())
