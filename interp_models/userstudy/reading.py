@@ -40,6 +40,8 @@ def read_study(answers: Path, folders: Iterable[Path]) -> Path:
     if table.empty:
         why = f"of {len(everyone)} participants, {len(excluded)} failed a check of attention"
         raise InputError(f"answers={answers}: nothing to read ({why})")
+    places = {trial: place for place, trial in enumerate(study["trials"])}
+    table = table.sort_values(["trial", "participant"], key=lambda own: own.map(places) if own.name == "trial" else own)
     of_plan = {one.number: len(study["plan"][(one.number - 1) % len(study["plan"])]) for one in counted}
     incomplete = {
         one.number: f"{len(one.given)} of {of_plan[one.number]}"
@@ -78,8 +80,10 @@ def in_words(results: Mapping[str, Any]) -> str:
     if results["incomplete"]:
         cells = [f"{number} ({text})" for number, text in results["incomplete"].items()]
         lines.append(f"not all trials answered: {', '.join(cells)}")
-    rows = [{**_levels(row), **_numbers(row)} for row in results["means"]]
-    lines += ["", pd.DataFrame(rows).fillna("").to_string(index=False)]
+    rows = pd.DataFrame([{**_levels(row), **_numbers(row)} for row in results["means"]])
+    factors = [factor for factor in FACTORS if factor in rows]
+    rows = rows[["measure", *factors, *(name for name in rows if name not in ("measure", *factors))]]
+    lines += ["", rows.fillna("").to_string(index=False)]
     for row in results["differences"]:
         verdict = "differs" if row["told_apart"] else "cannot be told apart"
         bounds = "" if row["low"] is None else f" [{row['low']:+.3f}, {row['high']:+.3f}]"
