@@ -28,13 +28,13 @@ from tests.drive_page import Session, browser
 Chances = NDArray[np.float64]
 
 BEGIN = """
-const done = arguments[0];
-requestAnimationFrame(() => requestAnimationFrame(() => {  // a form that was not yet drawn ignores clicks
-  const agree = document.querySelector('#agree');
-  if (agree) agree.click();
+const done = arguments[0], agree = document.querySelector('#agree');
+if (agree) agree.click();
+const begin = () => {  // a form that is not yet drawn ignores clicks
   document.querySelector('#start button').click();
-  done();
-}));
+  if (document.querySelector('#start').hidden) done(); else setTimeout(begin, 20);
+};
+begin();
 """
 ANSWER = """
 const given = arguments[0], trial = document.querySelector('#trial');
@@ -85,7 +85,9 @@ def answers_to(study: Mapping[str, Any], trial: str, best: str, draw: np.random.
 def fill_in(session: Session, page: Path, study: Mapping[str, Any], number: int, best: str, downloads: Path) -> None:
     """Fill in the page as one participant, who closes it halfway and goes on, and save the answers."""
     draw, plan = np.random.default_rng(number), study["plan"][(number - 1) % len(study["plan"])]
-    for part in (plan[: len(plan) // 2], plan[len(plan) // 2 :]):
+    half = len(plan) // 2
+    for part in (plan[:half], plan[half:]):
+        session("POST", "/url", {"url": "about:blank"})  # the tab is closed
         session("POST", "/url", {"url": f"{page.resolve().as_uri()}?participant={number}"})
         session("POST", "/execute/async", {"script": BEGIN, "args": []})
         for trial in part:
@@ -94,13 +96,10 @@ def fill_in(session: Session, page: Path, study: Mapping[str, Any], number: int,
             expected = f"{plan.index(trial) + 1} of {len(plan)}"
             if shown != expected:
                 raise SystemExit(f"{page}: expected trial {expected}, got {shown}")
-        session("POST", "/url", {"url": "about:blank"})  # the tab is closed; nothing was saved
-    session("POST", "/url", {"url": f"{page.resolve().as_uri()}?participant={number}"})
-    session("POST", "/execute/async", {"script": BEGIN, "args": []})
     before = set(downloads.glob("*.json"))
     session("POST", "/execute/sync", {"script": "document.querySelector('#save').click()", "args": []})
     for _ in range(200):
-        if len(set(downloads.glob("*.json")) - before) == 1:
+        if any(path.stat().st_size for path in set(downloads.glob("*.json")) - before):  # an empty one is being written
             return
         time.sleep(0.05)
     raise SystemExit(f"{page}: participant {number} could not save")

@@ -79,6 +79,9 @@ class EvaluateConfig(ExplanationConfig):
     """Names of prototype metrics; they judge runs with prototypes on all test images."""
     report_images: int = 60
     """Number of images that the report shows, with all their maps."""
+    published: dict[str, Any] = field(default_factory=dict)
+    """Published numbers to show beside ours: `source`, and `explainers` with a number by metric (percent for
+    percentages); the shipped configs `paper/*` have some."""
     userstudy: str | None = None
     """Task of a study with people, whose page is written beside the report (`--help userstudy` lists the tasks), or
     `read`, which reads the answers back."""

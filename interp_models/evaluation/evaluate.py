@@ -18,7 +18,7 @@ from torch import nn
 
 from interp_models.core.digests import network_digest
 from interp_models.core.errors import InputError
-from interp_models.core.files import folder_of_several, locked
+from interp_models.core.files import folder_of_several, locked, write_whole
 from interp_models.data.module import DataModule
 from interp_models.evaluation.answer import in_words
 from interp_models.evaluation.callback import ExplanationEvaluation, Judged
@@ -37,7 +37,9 @@ from interp_models.evaluation.plan import explainer_specs, resolve_grid
 from interp_models.evaluation.prototypes import PrototypeEvaluation
 from interp_models.evaluation.shown import Gallery, gallery_of, prototypes_shown, shown_by
 from interp_models.evaluation.tables import Provenance, read_prototypes, read_tables
+from interp_models.metrics.base import metrics_of
 from interp_models.prototypes.parts import PartModel
+from interp_models.report.published import beside, check_published
 from interp_models.report.text import text_table
 from interp_models.report.views import ImageView, RunSummary
 from interp_models.training.loggers import check_loggers, close, log_pictures, make_loggers
@@ -92,6 +94,7 @@ def check_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     check_loggers(config.logger)
     if config.report_images < 0:
         raise InputError(f"report_images must be at least 0; got {config.report_images}")
+    check_published(config.published, list(metrics_of(config.metrics)))
     labels = [label for label, _, _ in explainer_specs(config.explainers)]
     if missing := [label for label in config.figure if label not in labels]:
         raise InputError(f"figure: {missing[0]!r} is not among the explainers ({', '.join(labels)})")
@@ -196,6 +199,11 @@ def _evaluate(
             rows = [{"run": one.name, **row} for one in judged for row in read_prototypes(one.results).get("rows", [])]
             write_comparison(compared, rows, out / "results.json")
             _write_page(judged, compared, out, config, galleries)
+        if config.published:
+            rows = {(one.name, found.summary.model): found.tables.rows for one, found in zip(judged, compared, strict=True)}
+            table = beside(config.published, rows)
+            write_whole(report.parent / "published.md", table + "\n")
+            print(f"\n{table}\n")
         print(f"report: {report}")
         if further is not None:
             further(judged, compared, report.parent)

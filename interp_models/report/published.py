@@ -1,0 +1,70 @@
+"""Published numbers beside ours."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+from interp_models.core.errors import InputError
+from interp_models.report.numbers import in_percent, label, number
+
+Published = Mapping[str, Any]
+"""`source`, and `explainers`: the published number of each metric by explainer, or by MODEL/EXPLAINER."""
+
+
+def check_published(published: Published, metrics: Sequence[str]) -> None:
+    """Raise `InputError` unless published numbers have a source, and belong to metrics of the evaluation.
+
+    >>> check_published({"source": "a paper", "explainers": {"gradcam": {"ad": 12.2}}}, ["ad"])
+    """
+    if not published:
+        return
+    if set(published) != {"source", "explainers"}:
+        raise InputError(f"published must have `source` and `explainers`; got {', '.join(published)}")
+    for explainer, numbers in published["explainers"].items():
+        if not isinstance(numbers, Mapping):
+            raise InputError(f"published.explainers.{explainer} must hold a number by metric; got {numbers!r}")
+        for key, value in numbers.items():
+            if key not in metrics:
+                raise InputError(f"published.explainers.{explainer}: {key} is no metric of this evaluation")
+            try:
+                float(value)
+            except (TypeError, ValueError):
+                raise InputError(f"published.explainers.{explainer}.{key} must be a number; got {value!r}") from None
+
+
+def beside(published: Published, results: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> str:
+    """A table in Markdown: for each published row and metric our mean with its interval, and the published number.
+
+    Percentages are published as percent. A dash is what was not measured or not published.
+
+    Args:
+        published: the published numbers.
+        results: rows of `results.json` by name and kind of model. A published name without a model is that of the first
+            model.
+    """
+    (first, _), *_ = results
+    ours: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for (run, kind), rows in results.items():
+        for row in rows:
+            for name in (f"{kind}/{row['explainer']}", *([row["explainer"]] if run == first else [])):
+                ours.setdefault((name, row["metric"]), row)
+    keys = list(dict.fromkeys(key for numbers in published["explainers"].values() for key in numbers))
+    lines = []
+    for name, numbers in published["explainers"].items():
+        line = {"explainer": name}
+        for key in keys:
+            unit = " %" if in_percent(key) else ""
+            row = ours.get((name, key))
+            line[f"{label(key)}{unit}, ours"] = "–" if row is None else _cell(row)
+            line["published" + " " * keys.index(key)] = f"{float(numbers[key]):g}" if key in numbers else "–"
+        lines.append(line)
+    heads = list(lines[0])
+    table = [f"| {' | '.join(head.strip() for head in heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
+    table += [f"| {' | '.join(line.values())} |" for line in lines]
+    return "\n".join([*table, "", f"published: {published['source']}"])
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    mean = number(row["metric"], row["mean"])
+    low, high = number(row["metric"], row.get("low")), number(row["metric"], row.get("high"))
+    return "–" if mean is None else mean if low is None else f"{mean} [{low}, {high}]"
