@@ -22,7 +22,9 @@ from tests.conftest import Cub, Script, copy_run, tiny_options
 from tests.contract.subjects import applies
 
 ROOT = Path(__file__).parents[1] / "configs"
-TRAIN = [path for path in sorted(ROOT.rglob("*.yaml")) if path.parent.name != "eval" and path.name[0] != "_"]
+TRAIN = [
+    path for path in sorted(ROOT.rglob("*.yaml")) if path.parent.name not in ("eval", "paper") and path.name[0] != "_"
+]
 EVALUATE = sorted((ROOT / "eval").glob("*.yaml"))
 
 

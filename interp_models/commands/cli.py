@@ -148,21 +148,22 @@ def plugins_of(overrides: Sequence[str]) -> list[str]:
     return located([str(one) for one in (named if isinstance(named, list) else [named])], Path())
 
 
-def list_configs(
-    positional: Sequence[str], overrides: Sequence[str], *, only: str = "", but: str | None = None
-) -> None:
+EVALUATIONS = ("eval", "paper")
+"""Folders of configs that are no trainings."""
+
+
+def list_configs(positional: Sequence[str], overrides: Sequence[str], *, evaluations: bool) -> None:
     """Print the names of the shipped configs with their first comments.
 
     Args:
         positional: arguments of the command; only `--list` is accepted.
         overrides: overrides of the command; none is accepted.
-        only: the only folder of configs to list; all by default.
-        but: a folder of configs to leave out.
+        evaluations: whether to list the configs of evaluations and of papers' tables, or all others.
     """
     if len(positional) > 1 or overrides:
         raise InputError(f"--list takes nothing else; got {' '.join([*positional, *overrides])}")
-    found = shipped_names(only)
-    names = [name for name in found if but is None or name.partition("/")[0] != but]
+    found = shipped_names()
+    names = [name for name in found if (name.partition("/")[0] in EVALUATIONS) == evaluations]
     width = max(map(len, names))
     print("\n".join(f"{name:{width}}  {as_called(found[name])}" for name in names))
 

@@ -34,7 +34,7 @@ def main(positional: list[str], overrides: list[str]) -> Path | None:
     """Read the config, apply the overrides and evaluate; returns the path of the results."""
     goes_on_by(lambda: "repeat the command to go on")
     if LIST in positional:
-        list_configs(positional, overrides, only="eval")
+        list_configs(positional, overrides, evaluations=True)
         return None
     if ENSEMBLE in positional:
         return _ensemble([name for name in positional if name != ENSEMBLE], overrides)

@@ -25,7 +25,7 @@ def main(positional: list[str], overrides: list[str]) -> Path | None:
     """Read the config, apply the overrides and train; returns the run folder."""
     goes_on_by(lambda: "nothing was trained yet")
     if LIST in positional:
-        list_configs(positional, overrides, but="eval")
+        list_configs(positional, overrides, evaluations=False)
         return None
     if LIST_RUNS in positional:
         from interp_models.runs.listing import run_list  # imports pandas, which is slow

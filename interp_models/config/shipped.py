@@ -38,12 +38,12 @@ def shipped(path: Path) -> Path | None:
     return None if path.is_absolute() or ".." in parts else _found(CONFIGS.joinpath(*parts))
 
 
-def shipped_names(folder: str = "") -> dict[str, str]:
-    """The first comment of every shipped config below a folder, by its name without the ending.
+def shipped_names() -> dict[str, str]:
+    """The first comment of every shipped config, by its name without the ending.
 
     Files whose names begin with `_` are left out: other files extend them.
     """
-    paths = sorted((CONFIGS / folder).rglob("*.yaml"), key=lambda path: (len(path.relative_to(CONFIGS).parts), path))
+    paths = sorted(CONFIGS.rglob("*.yaml"), key=lambda path: (len(path.relative_to(CONFIGS).parts), path))
     return {
         path.relative_to(CONFIGS).with_suffix("").as_posix(): first_comment(path)
         for path in paths

@@ -37,7 +37,6 @@ from interp_models.evaluation.plan import explainer_specs, resolve_grid
 from interp_models.evaluation.prototypes import PrototypeEvaluation
 from interp_models.evaluation.shown import Gallery, gallery_of, prototypes_shown, shown_by
 from interp_models.evaluation.tables import Provenance, read_prototypes, read_tables
-from interp_models.metrics.base import metrics_of
 from interp_models.prototypes.parts import PartModel
 from interp_models.report.published import beside, check_published
 from interp_models.report.text import text_table
@@ -94,7 +93,7 @@ def check_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     check_loggers(config.logger)
     if config.report_images < 0:
         raise InputError(f"report_images must be at least 0; got {config.report_images}")
-    check_published(config.published, list(metrics_of(config.metrics)))
+    check_published(config.published)
     labels = [label for label, _, _ in explainer_specs(config.explainers)]
     if missing := [label for label in config.figure if label not in labels]:
         raise InputError(f"figure: {missing[0]!r} is not among the explainers ({', '.join(labels)})")
@@ -200,8 +199,8 @@ def _evaluate(
             write_comparison(compared, rows, out / "results.json")
             _write_page(judged, compared, out, config, galleries)
         if config.published:
-            rows = {(one.name, found.summary.model): found.tables.rows for one, found in zip(judged, compared, strict=True)}
-            table = beside(config.published, rows)
+            of_models = {(one.summary.name, one.summary.model): one.tables.rows for one in compared}
+            table = beside(config.published, of_models)
             write_whole(report.parent / "published.md", table + "\n")
             print(f"\n{table}\n")
         print(f"report: {report}")

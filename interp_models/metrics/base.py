@@ -262,7 +262,7 @@ class MapMetric(Measure, ABC):
         seen, self._seen = self._seen, own
         if seen not in (None, own):
             why = f"earlier ones {seen}"
-        elif own == size:
+        elif own == size and not self.preset.pixels:  # by pixels, it is what a map is brought to
             why = "one cell per pixel; an upsampled map has lost its own grid"
         else:
             return

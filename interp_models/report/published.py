@@ -3,18 +3,18 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-
 from interp_models.core.errors import InputError
+from interp_models.metrics.base import metrics_of
 from interp_models.report.numbers import in_percent, label, number
 
 Published = Mapping[str, Any]
 """`source`, and `explainers`: the published number of each metric by explainer, or by MODEL/EXPLAINER."""
 
 
-def check_published(published: Published, metrics: Sequence[str]) -> None:
-    """Raise `InputError` unless published numbers have a source, and belong to metrics of the evaluation.
+def check_published(published: Published) -> None:
+    """Raise `InputError` unless published numbers have a source, and are numbers of known metrics.
 
-    >>> check_published({"source": "a paper", "explainers": {"gradcam": {"ad": 12.2}}}, ["ad"])
+    >>> check_published({"source": "a paper", "explainers": {"gradcam": {"ad": 12.2}}})
     """
     if not published:
         return
@@ -24,8 +24,7 @@ def check_published(published: Published, metrics: Sequence[str]) -> None:
         if not isinstance(numbers, Mapping):
             raise InputError(f"published.explainers.{explainer} must hold a number by metric; got {numbers!r}")
         for key, value in numbers.items():
-            if key not in metrics:
-                raise InputError(f"published.explainers.{explainer}: {key} is no metric of this evaluation")
+            metrics_of([key])
             try:
                 float(value)
             except (TypeError, ValueError):
@@ -48,14 +47,16 @@ def beside(published: Published, results: Mapping[tuple[str, str], Sequence[Mapp
         for row in rows:
             for name in (f"{kind}/{row['explainer']}", *([row["explainer"]] if run == first else [])):
                 ours.setdefault((name, row["metric"]), row)
-    keys = list(dict.fromkeys(key for numbers in published["explainers"].values() for key in numbers))
+    measured = [row["metric"] for rows in results.values() for row in rows]
+    known = {key for numbers in published["explainers"].values() for key in numbers}
+    keys = [key for key in dict.fromkeys([*measured, *sorted(known)]) if key in known]
     lines = []
     for name, numbers in published["explainers"].items():
         line = {"explainer": name}
         for key in keys:
             unit = " %" if in_percent(key) else ""
-            row = ours.get((name, key))
-            line[f"{label(key)}{unit}, ours"] = "–" if row is None else _cell(row)
+            found = ours.get((name, key))
+            line[f"{label(key)}{unit}, ours"] = "–" if found is None else _cell(found)
             line["published" + " " * keys.index(key)] = f"{float(numbers[key]):g}" if key in numbers else "–"
         lines.append(line)
     heads = list(lines[0])

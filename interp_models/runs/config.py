@@ -41,8 +41,6 @@ class TrainConfig:
     """Loggers."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     """Pictures of the model's own maps during training."""
-    published: dict[str, Any] = field(default_factory=dict)
-    """Published test accuracy to show beside ours, in percent: `source` and `accuracy`."""
     evaluation: ValidationConfig = field(default_factory=ValidationConfig)
     """Metrics of maps on validation images during training."""
 

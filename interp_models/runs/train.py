@@ -147,8 +147,6 @@ def _train(config: TrainConfig, resume: Path | None, locks: ExitStack) -> Path:
         value = validated.get(f"val/{key}")
         chosen = "" if value is None else f"validation {measured} {100 * value:.2f} %, "
         print(f"{chosen}test {measured} {100 * metrics[f'test/{key}']:.2f} % on {metrics['test/n']:.0f} images: {run}")
-        if config.published:
-            print(f"published: {config.published['accuracy']} % ({config.published['source']})")
     close(trainer.loggers)
     return run
 
