@@ -26,7 +26,7 @@ ROOMS = {
     "evaluation": "core data explainers metrics nn prototypes report training",
     "userstudy": "core data evaluation explainers report",
     "runs": "config core data evaluation explainers metrics models nn prototypes report training userstudy",
-    "commands": "config core data evaluation explainers metrics models nn prototypes report runs training",
+    "commands": "config core data evaluation explainers metrics models nn prototypes report runs training userstudy",
 }
 """Every room, and the rooms that it may import from."""
 
