@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from benchmarks.harness import STUDIES, Row, Value, plain_parser, write
+from benchmarks.harness import STUDIES, plain_parser, write
 from interp_models.userstudy.answers import HIGHEST, Participant, answer_table
 from interp_models.userstudy.people import means
 from interp_models.userstudy.reading import read_study
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     p.add_argument("--participants", type=int, default=12)
     p.add_argument("--repeats", type=int, default=200, help="studies for the coverage of intervals")
     args = p.parse_args(argv)
-    rows: list[Row] = []
+    lines: list[dict[str, Any]] = []
     for folder in args.studies:
         study = json.loads((folder / "study.json").read_text())
         with tempfile.TemporaryDirectory() as downloads, browser() as session:
@@ -157,17 +157,53 @@ def main(argv: Sequence[str] | None = None) -> Path:
             for number in tqdm(range(1, args.participants + 1), desc=study["task"], leave=False):
                 fill_in(session, folder / "study.html", study, number, args.best, Path(downloads))
             found = json.loads(read_study(Path(downloads), [folder]).read_text())
-        truth, coverage = true_values(study, args.best), covered(study, args.best, args.participants, args.repeats)
-        for row in found["means"]:
-            if "map" not in row or "scores" in row:
-                continue
-            place = (row["measure"], row["map"])
-            text = f"{study['task']}: {row['measure']}, {row['map']}"
-            rows.append(Value(f"{text}, true", truth[place], ""))
-            rows.append(Value(f"{text}, found", row["mean"], ""))
-            rows.append(Value(f"{text}, intervals that hold the true value", 100 * coverage.get(place, np.nan), "%"))
+        coverage = covered(study, args.best, args.participants, args.repeats)
+        lines += summary(study["task"], found, true_values(study, args.best), coverage, args.best)
     args.command = "python -m studies.simulated_people RUN/evaluation/studies/TASK [...]"
-    return write("simulated_people", args, "images of the studies", rows)
+    print(table_of(lines))
+    return write("simulated_people", args, "images of the studies", [], {"table": lines})
+
+
+def summary(
+    task: str,
+    found: Mapping[str, Any],
+    truth: Mapping[tuple[str, str], float],
+    coverage: Mapping[tuple[str, str], float],
+    best: str,
+) -> list[dict[str, Any]]:
+    """A row for each measure: with the best map and with all others, what is true and what was found."""
+    rows = [row for row in found["means"] if "map" in row and "scores" not in row]
+    lines = []
+    for measure in dict.fromkeys(row["measure"] for row in rows):
+        own = [row for row in rows if row["measure"] == measure]
+        (with_best,) = (row for row in own if row["map"] == best)
+        others = [row for row in own if row["map"] != best]
+        apart = [row["told_apart"] for row in found["differences"] if (row["measure"], row["level"]) == (measure, best)]
+        lines.append(
+            {
+                "task": task, "measure": measure, "best_true": truth[measure, best], "best_found": with_best["mean"],
+                "low": with_best["low"], "high": with_best["high"],
+                "others_true": float(np.mean([truth[measure, row["map"]] for row in others])) if others else None,
+                "others_found": float(np.mean([row["mean"] for row in others])) if others else None,
+                "told_apart": apart[0] if apart else None,
+                "coverage": float(np.mean([share for (one, _), share in coverage.items() if one == measure])),
+            }
+        )  # fmt: skip
+    return lines
+
+
+def table_of(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The table in Markdown."""
+    head = ["Task", "Measure", "Helped: true", "found", "Others: true", "found", "Told apart", "Intervals that hold it"]
+    table = [f"| {' | '.join(head)} |", f"| --- | --- |{' ---: |' * (len(head) - 2)}"]
+    for line in lines:
+        bounds = "" if line["low"] is None else f" [{line['low']:.2f}, {line['high']:.2f}]"
+        others = ["–" if line[key] is None else f"{line[key]:.2f}" for key in ("others_true", "others_found")]
+        apart = {True: "yes", False: "no", None: "–"}[line["told_apart"]]
+        cells = [f"`{line['task']}`", line["measure"], f"{line['best_true']:.2f}", f"{line['best_found']:.2f}{bounds}"]
+        cells += [*others, apart, f"{100 * line['coverage']:.0f} %"]
+        table.append(f"| {' | '.join(cells)} |")
+    return "\n".join(table)
 
 
 if __name__ == "__main__":

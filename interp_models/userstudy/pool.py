@@ -1,5 +1,6 @@
 """The judged images of one or several models as tasks use them: pictures, maps, predictions, scores."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,6 +69,7 @@ class Pool:
         self._compared = dict(zip(self.runs, compared, strict=True))
         self._models = dict(zip(self.runs, models, strict=True))
         self._data = {run: one.dataset("test") for run, one in zip(self.runs, data, strict=True)}
+        self._class_names = dict(enumerate(readable(data[0].classes) if knows_labels[0] else ()))
         self._specs = {label: (name, options) for label, name, options in specs}
         self._explainers: dict[str, Explainer] = {}
         self._pictures: dict[tuple[int, str], Picture] = {}
@@ -113,8 +115,8 @@ class Pool:
         return self._seen[self.runs[0] if source is None else self.parts(source)[0]][index]
 
     def class_name(self, label: int) -> str:
-        """Name of a class."""
-        return self._compared[self.runs[0]].class_name(label)
+        """Name of a class, as people read it (`readable`)."""
+        return self._class_names.get(label) or self._compared[self.runs[0]].class_name(label)
 
     def picture(self, index: int, source: str) -> Picture:
         """An image as a model sees it."""
@@ -203,6 +205,16 @@ class Pool:
         run = self.runs[0]
         differences = self._compared[run].tables.differences
         return self._name(run, differences[0]["reference"]) if differences else None
+
+
+def readable(names: Sequence[str]) -> list[str]:
+    """Names of classes without a leading number and underscores; as they are, if two would become the same.
+
+    >>> readable(["001.Black_footed_Albatross", "002.Laysan_Albatross"])
+    ['Black footed Albatross', 'Laysan Albatross']
+    """
+    found = [re.sub(r"^\d+[._\s]+", "", name).replace("_", " ") or name for name in names]
+    return found if len(set(found)) == len(found) else list(names)
 
 
 def _seen(one: Compared, knows_labels: bool) -> dict[int, Seen]:

@@ -6,13 +6,18 @@ from interp_models.core.errors import InputError
 from interp_models.userstudy.base import SURE, TASKS, YES_NO, Condition, Item, Question, Shown, Task, Trial
 from interp_models.userstudy.pool import Seen
 
-KINDS = {
-    (True, True): "right: it is one",
-    (False, True): "wrong: it is another",
-    (True, False): "wrong: it is one",
-    (False, False): "right: it is another",
-}
-"""What an example says, by whether the image is of the class and whether the model says so."""
+KINDS = ((True, True), (False, True), (True, False), (False, False))
+"""Whether an example is of the class, and whether the model says so."""
+
+
+def says(named: str, *, is_one: bool, is_said: bool) -> str:
+    """What an example says of a class.
+
+    >>> says("Wren", is_one=True, is_said=False)
+    'The model does not say “Wren”. Wrong: it is one.'
+    """
+    said = f"The model {'says' if is_said else 'does not say'} “{named}”."
+    return f"{said} Right." if is_one == is_said else f"{said} Wrong: it is {'one' if is_one else 'another'}."
 
 
 def beside(task: Task, index: int, name: str, caption: str) -> Shown:
@@ -83,9 +88,9 @@ class Simulation(Task):
         examples = []
         for kind, group in self._groups(item.about, name).items():
             if other := next((one for one in group if one.index != item.index), None):
-                says = f"The model says {'' if kind[1] else 'not '}“{named}”, which is {KINDS[kind]}"
-                score = f" (score {100 * self._score(other, item.about, name):.0f} %)" if scores else ""
-                examples.append(beside(self, other.index, name, says + score))
+                score = f" Its score: {100 * self._score(other, item.about, name):.0f} %." if scores else ""
+                said = says(named, is_one=kind[0], is_said=kind[1])
+                examples.append(beside(self, other.index, name, said + score))
         seen = pool.seen(item.index, name)
         questions = [
             Question("recognised", f"Will the model say “{named}” for this picture?", YES_NO, "accuracy"),

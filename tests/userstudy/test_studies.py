@@ -17,6 +17,7 @@ from interp_models.evaluation.config import EvaluateConfig
 from interp_models.report import visual
 from interp_models.runs.evaluate import judging_of
 from interp_models.userstudy import TASKS
+from interp_models.userstudy.pool import readable
 from tests.conftest import Script, copy_run
 
 PLAN = (
@@ -109,15 +110,15 @@ def test_correctness(make: Callable[[str], Study]) -> None:
 
 def test_simulation(make: Callable[[str], Study], run: Path) -> None:
     study = make("simulation")
-    names = load(run)[0].classes
+    names = readable(load(run)[0].classes)
     for key, trial in study.trials.items():
         (text,) = (one["text"] for one in study.page["trials"][key]["questions"] if one["key"] == "recognised")
         asked = names.index(re.findall("“(.*)”", text)[0])
         truth = trial["questions"]["recognised"]["truth"]
         assert truth == (0 if study.prediction[trial["index"]] == asked else 1)
         examples = [one["caption"] for one in study.page["trials"][key]["examples"]]
-        assert len(examples) == len({one.split(" (score")[0] for one in examples}) >= 2
-        assert all(("(score " in one) == (trial["condition"]["scores"] == "shown") for one in examples)
+        assert len(examples) == len({one.split(" Its score")[0] for one in examples}) >= 2
+        assert all(("Its score: " in one) == (trial["condition"]["scores"] == "shown") for one in examples)
     assert {(one["condition"]["map"], one["condition"]["scores"]) for one in study.trials.values()} == {
         (name, scores) for name in ("no map", "intrinsic", "gradcam", "random") for scores in ("shown", "hidden")
     }
@@ -146,7 +147,7 @@ def test_model_accuracy(make: Callable[[str], Study], run: Path) -> None:
 @pytest.mark.parametrize("task", ["class_name", "agreement"])
 def test_the_class(make: Callable[[str], Study], run: Path, task: str) -> None:
     study = make(task)
-    names = load(run)[0].classes
+    names = readable(load(run)[0].classes)
     for trial, right, options in study.truths("class"):
         assert options[right] == names[study.label[trial["index"]]]
 
