@@ -1,6 +1,6 @@
 """Trains the models of a published table of accuracies, and prints our accuracy beside the published one.
 
-python -m studies.paper_trainings configs/paper/dpnet_table2.yaml cub=PATH mit67=PATH [--more seed=1]
+python -m studies.paper_trainings configs/paper/dpnet_table2.yaml cub=PATH mit67=PATH [--seed 1]
 
 The yaml lists trainings: a shipped config, changes, the data set, and the published accuracy. Finished trainings are
 not repeated, and interrupted ones are resumed. Data sets without a path are left out. The table is written to
@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
     p.add_argument("--folder", type=Path, default=Path("runs/paper"), help="folder of the runs")
     p.add_argument("--more", nargs="*", default=[], help="more overrides for all trainings, key=value")
     args = p.parse_args(argv)
+    if reserved := [one for one in args.more if one.startswith(("seed=", "out="))]:
+        raise SystemExit(f"--more {reserved[0]}: --seed and --folder say this")
     listed = yaml.safe_load(config_path(str(args.table)).read_text("utf-8"))
     roots = dict(one.partition("=")[::2] for one in args.roots)
     known = {one["dataset"] for one in listed["trainings"]}

@@ -178,10 +178,12 @@ def test_a_table_by_hand() -> None:
 @pytest.mark.parametrize(
     ("published", "says"),
     [
+        ({"source": "x", "explainers": {}}, "must hold numbers by explainer; got {}"),
         ({"explainers": {}}, "published must have `source` and `explainers`"),
         ({"source": "x", "explainers": {"gradcam": 3}}, "must hold a number by metric; got 3"),
         ({"source": "x", "explainers": {"gradcam": {"dauk": 1}}}, "did you mean 'dauc'"),
         ({"source": "x", "explainers": {"gradcam": {"ad": "low"}}}, "must be a number; got 'low'"),
+        ({"source": "x", "explainers": {"gradcam": {"ad": float("nan")}}}, "must be a number; got nan"),
     ],
 )
 def test_published_numbers_that_do_not_fit_are_refused(published: dict[str, Any], says: str) -> None:

@@ -1,10 +1,11 @@
 """Published numbers beside ours."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from interp_models.core.errors import InputError
-from interp_models.metrics.base import metrics_of
+from interp_models.core.errors import InputError, unknown
+from interp_models.metrics.base import METRICS
 from interp_models.report.numbers import in_percent, label, number
 
 Published = Mapping[str, Any]
@@ -20,15 +21,21 @@ def check_published(published: Published) -> None:
         return
     if set(published) != {"source", "explainers"}:
         raise InputError(f"published must have `source` and `explainers`; got {', '.join(published)}")
+    if not isinstance(published["explainers"], Mapping) or not published["explainers"]:
+        raise InputError(f"published.explainers must hold numbers by explainer; got {published['explainers']!r}")
+    every = {key for name in METRICS.names() for key in METRICS.get(name).keys}
     for explainer, numbers in published["explainers"].items():
         if not isinstance(numbers, Mapping):
             raise InputError(f"published.explainers.{explainer} must hold a number by metric; got {numbers!r}")
         for key, value in numbers.items():
-            metrics_of([key])
+            if key not in every:
+                raise unknown("metric", key, every)
             try:
-                float(value)
+                finite = math.isfinite(float(value))
             except (TypeError, ValueError):
-                raise InputError(f"published.explainers.{explainer}.{key} must be a number; got {value!r}") from None
+                finite = False
+            if not finite:
+                raise InputError(f"published.explainers.{explainer}.{key} must be a number; got {value!r}")
 
 
 def beside(published: Published, results: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> str:

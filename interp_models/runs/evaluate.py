@@ -31,7 +31,14 @@ from interp_models.runs.networks import Network, build_network, network_config
 from interp_models.runs.resume import check_same_task
 from interp_models.training.module import InterpModule
 from interp_models.training.trainer import quiet
-from interp_models.userstudy.making import STUDIES, check_labels_known, check_study, study_folder, write_study
+from interp_models.userstudy.making import (
+    STUDIES,
+    check_fits,
+    check_labels_known,
+    check_study,
+    study_folder,
+    write_study,
+)
 from interp_models.userstudy.pool import Pool
 from interp_models.userstudy.reading import read_study
 
@@ -63,7 +70,10 @@ def evaluate(folders: Sequence[Path], config: EvaluateConfig, networks: Sequence
     judged = _judged(folders, others, config)
     if config.userstudy is None:
         return evaluate_models(judged, config, options)
-    check_labels_known(config.userstudy, [one.name for one in judged if not (one.knows_labels and one.data.has_labels)])
+    labels = [label for label, _, _ in explainer_specs(config.explainers)]
+    check_fits(config.userstudy, len(judged), config.target, labels)
+    known = [one for one in judged if one.knows_labels and one.data.has_labels and not one.data.multilabel]
+    check_labels_known(config.userstudy, [one.name for one in judged if one not in known])
     return evaluate_models(judged, config, options, partial(_write_study, config, consent))
 
 
@@ -75,6 +85,9 @@ def _write_study(
     known = [one.knows_labels for one in judged]
     pool = Pool(compared, models, data, explainer_specs(config.explainers), known)
     task = str(config.userstudy)
+    on_gpu = torch.cuda.is_available() and config.trainer.get("accelerator") != "cpu"
+    for model in models:  # Lightning leaves them on the CPU
+        model.to("cuda" if on_gpu else "cpu")
     page = write_study(task, pool, study_folder(folder, task), config.study, config.seed, consent)
     print(f"study: {page}")
 

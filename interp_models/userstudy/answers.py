@@ -11,6 +11,8 @@ import pandas as pd
 from interp_models.core.errors import InputError
 from interp_models.userstudy.making import KEY, SCHEMA_VERSION
 
+RESULTS = "people.json"
+"""File of what the answers say."""
 HIGHEST = 100
 """Largest number that a question without options takes."""
 
@@ -44,7 +46,7 @@ def find_study(answers: Path, folders: Iterable[Path]) -> tuple[Path, dict[str, 
     """
     if not answers.is_dir():
         raise InputError(f"answers={answers} is no folder; it must hold the files that participants saved")
-    read = {path: _json(path) for path in sorted(answers.glob("*.json"))}
+    read = {path: _json(path) for path in sorted(answers.glob("*.json")) if path.name != RESULTS}
     found = {path: one for path, one in read.items() if isinstance(one, dict) and "answers" in one and "study" in one}
     if other := [path for path, one in read.items() if path not in found and not _is_study(one)]:
         raise InputError(f"{other[0]} is no file of answers; answers= must name a folder with nothing else")
@@ -113,13 +115,25 @@ def _participant(path: Path, one: Mapping[str, Any], study: Mapping[str, Any]) -
 
 def _limits(study: Mapping[str, Any], trial: str) -> dict[str, int]:
     """The largest answer to each question of a trial."""
-    questions = study["trials"][trial if trial in study["trials"] else next(iter(study["trials"]))]["questions"]
-    return {key: len(one["options"]) - 1 if one["options"] else HIGHEST for key, one in questions.items()}
+    asked = study["checks"].get(trial)
+    questions = study["trials"][trial if asked is None else next(iter(study["trials"]))]["questions"]
+    wanted = questions if asked is None else {key: questions[key] for key in asked}
+    return {key: len(one["options"]) - 1 if one["options"] else HIGHEST for key, one in wanted.items()}
 
 
 def attentive(one: Participant, study: Mapping[str, Any]) -> bool:
     """Whether a participant answered all checks of attention that they came to as asked."""
     return all(one.given.get(check, right) == right for check, right in study["checks"].items())
+
+
+def constant_answers(study: Mapping[str, Any]) -> dict[str, float]:
+    """The accuracy of the best constant answer, by key of the question: of always choosing one place."""
+    truths: dict[str, list[int]] = {}
+    for facts in study["trials"].values():
+        for key, question in facts["questions"].items():
+            if question["options"] and "truth" in question:
+                truths.setdefault(key, []).append(question["truth"])
+    return {key: max(map(own.count, own)) / len(own) for key, own in truths.items()}
 
 
 def answer_table(participants: Iterable[Participant], study: Mapping[str, Any]) -> pd.DataFrame:
@@ -129,7 +143,7 @@ def answer_table(participants: Iterable[Participant], study: Mapping[str, Any]) 
     the place on the scale from 1 (rating), or whether a map was preferred (preference; a row for each of both maps).
     `unit` and `code` are what agreement compares: participants with one unit saw the same, and code is what they chose.
     """
-    rows = []
+    rows, constant = [], constant_answers(study)
     for one in participants:
         for trial, given in one.given.items():
             if trial not in study["trials"]:
@@ -140,11 +154,13 @@ def answer_table(participants: Iterable[Participant], study: Mapping[str, Any]) 
             for key, answer in given.items():
                 question = facts["questions"][key]
                 own = common | {"question": key, "measure": question["measure"], "answer": answer}
-                rows += [own | of for of in _scored(facts, question, f"{trial} {key}", answer)]
+                rows += [own | of for of in _scored(facts, question, f"{trial} {key}", answer, constant.get(key))]
     return pd.DataFrame(rows)
 
 
-def _scored(facts: Mapping[str, Any], question: Mapping[str, Any], unit: str, answer: int) -> list[dict[str, Any]]:
+def _scored(
+    facts: Mapping[str, Any], question: Mapping[str, Any], unit: str, answer: int, constant: float | None
+) -> list[dict[str, Any]]:
     condition, chance = facts["condition"], None
     if "stands_for" in question:
         names = question["stands_for"]
@@ -155,7 +171,8 @@ def _scored(facts: Mapping[str, Any], question: Mapping[str, Any], unit: str, an
     if "truth" not in question:
         kind, value = "rating", float(answer + 1)
     elif question["options"]:
-        kind, value, chance = "accuracy", float(answer == question["truth"]), 1 / len(question["options"])
+        kind, value = "accuracy", float(answer == question["truth"])
+        chance = max(constant or 0.0, 1 / len(question["options"]))
     else:
         kind, value = "error", float(abs(answer - question["truth"]))
     return [{"kind": kind, "value": value, "chance": chance, "unit": unit, "code": answer, **condition}]

@@ -82,6 +82,10 @@ class Task(ABC):
     """Whether each image must have one known class of the model."""
     needs_classes: ClassVar[bool] = False
     """Whether maps of several classes are shown. Explainers whose maps do not depend on the class are left out."""
+    judged_maps: ClassVar[bool] = True
+    """Whether an item is one image with the map that metrics judge, so that people can be compared with metrics."""
+    several_models: ClassVar[bool] = False
+    """Whether the maps of several models can be compared in one study, and maps of other classes than the predicted."""
 
     def __init__(self, pool: Pool, draw: np.random.Generator) -> None:
         self.pool, self.draw = pool, draw
@@ -105,6 +109,11 @@ class Task(ABC):
     def shuffled(self, values: Sequence[Any]) -> list[Any]:
         """The values in a random order."""
         return [values[int(place)] for place in self.draw.permutation(len(values))]
+
+    def balanced(self, one: Sequence[Any], other: Sequence[Any], wanted: int) -> list[Any]:
+        """At most so many values, as many of one group as of the other: else one answer would be right more often."""
+        each = min(len(one), len(other), (wanted + 1) // 2)
+        return self.in_turns([self.shuffled(one)[:each], self.shuffled(other)[:each]], min(wanted, 2 * each))
 
     def in_turns(self, groups: Sequence[Sequence[Any]], wanted: int) -> list[Any]:
         """At most so many values, one of each group in turn, each group in a random order. If a group ends, the others

@@ -57,7 +57,7 @@ class Counterfactual(Task):
         keep, drop = set(half[::2]), set(half[1::2])
         stays = [item for item in stays if item.index not in drop]
         changes = [item for item in changes if item.index not in keep]
-        return self.in_turns([stays, changes], wanted)
+        return self.balanced(stays, changes, wanted)
 
     def trial(self, item: Item, condition: Condition) -> Trial:
         pool, name = self.pool, condition["map"]

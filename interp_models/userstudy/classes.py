@@ -20,12 +20,11 @@ class ClassName(Task):
 
     def items(self, wanted: int) -> list[Item]:
         pool = self.pool
-        right = [seen for index in pool.indices if (seen := pool.seen(index)).right]
-        by_class: dict[int, list[int]] = {}
-        for index in pool.indices:
+        by_class: dict[int, int] = {}  # the example of each class, which is never asked about
+        for index in self.shuffled(pool.indices):
             if (label := pool.seen(index).label) >= 0:
-                by_class.setdefault(label, []).append(index)
-        usable = [seen for seen in right if len(by_class[seen.label]) > 1]  # one more is the example
+                by_class.setdefault(label, index)
+        usable = [seen for index in pool.indices if (seen := pool.seen(index)).right and by_class[seen.label] != index]
         if len(by_class) < 2 or not usable:
             raise InputError(
                 "userstudy=class_name needs two classes, and two images of one that is named rightly; judge more images"
@@ -34,7 +33,7 @@ class ClassName(Task):
         for seen in usable:
             others = self.shuffled([label for label in by_class if label != seen.label])[: CHOICES - 1]
             chosen = self.shuffled([seen.label, *others])
-            shown = [self.shuffled([one for one in by_class[label] if one != seen.index])[0] for label in chosen]
+            shown = [by_class[label] for label in chosen]
             groups.setdefault(seen.label, []).append(Item(seen.index, (chosen, shown)))
         return self.in_turns(list(groups.values()), wanted)
 
@@ -53,6 +52,7 @@ class OfFour(Task):
 
     needs_label = True
     needs_classes = True
+    judged_maps = False
 
     def items(self, wanted: int) -> list[Item]:
         known = [index for index in self.pool.indices if self.pool.seen(index).label >= 0]

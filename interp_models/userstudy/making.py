@@ -1,7 +1,9 @@
 """Write a study: the page to hand out, and the file with the right answers that stays with the researchers."""
 
 import hashlib
+import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +20,7 @@ from interp_models.evaluation.config import StudyConfig
 from interp_models.report import visual
 from interp_models.report.page import for_script
 from interp_models.userstudy.base import TASKS, Condition, Item, Question, Task, Trial
-from interp_models.userstudy.pool import Pool
+from interp_models.userstudy.pool import NO_MAP, Pool
 
 SCHEMA_VERSION = 1
 """Version of the format of `study.json` and of files of answers."""
@@ -46,6 +48,24 @@ def check_study(name: str, study: StudyConfig) -> str | None:
         raise InputError(f"study.consent={study.consent} cannot be read: {why}") from None
 
 
+def check_fits(name: str, models: int, target: Any, labels: Sequence[str]) -> None:
+    """Raise `InputError` if a task cannot be made of an evaluation; before models are judged.
+
+    Args:
+        name: name of the task.
+        models: number of models.
+        target: class that is explained.
+        labels: labels of the explainers.
+    """
+    task = TASKS.get(name)
+    if models > 1 and not task.several_models:
+        raise InputError(f"userstudy={name} is of one model; ratings such as quality can compare several")
+    if target != "prediction" and not task.several_models:
+        raise InputError(f"userstudy={name} asks about predictions, so that target must be prediction; got {target!r}")
+    if NO_MAP in labels:
+        raise InputError(f"userstudy: an explainer must have another label than {NO_MAP!r}")
+
+
 def check_labels_known(name: str, without: Sequence[str]) -> None:
     """Raise `InputError` if a task needs labels that models do not have.
 
@@ -63,10 +83,11 @@ def study_folder(folder: Path, name: str) -> Path:
 
 
 def write_study(name: str, pool: Pool, folder: Path, study: StudyConfig, seed: int, consent: str | None) -> Path:
-    """Write `study.html` and `study.json` of a task to a folder.
+    """Write `study.html` and `study.json` of a task to a folder; beside it, if the folder has another study.
 
     Every participant sees every item once, in an order of their own. Participant p sees item i under condition
-    (i + p) mod the number of conditions, so that over as many participants every item is seen once under each.
+    i + offset(p), mod the number of conditions. As many participants as there are conditions have all offsets, so that
+    every item is seen once under each; the offsets of few participants are far from each other.
 
     Args:
         name: name of the task.
@@ -80,8 +101,7 @@ def write_study(name: str, pool: Pool, folder: Path, study: StudyConfig, seed: i
         The path of the page.
     """
     task: Task = TASKS.get(name)(pool, np.random.default_rng(seed))
-    conditions = task.conditions()
-    items = task.shuffled(task.items(study.trials))
+    conditions, items = task.conditions(), task.shuffled(task.items(study.trials))
     trials: dict[str, Trial] = {}
     facts: dict[str, dict[str, Any]] = {}
     with tqdm(total=len(items) * len(conditions), desc=f"study {name}", leave=False) as bar:
@@ -92,22 +112,34 @@ def write_study(name: str, pool: Pool, folder: Path, study: StudyConfig, seed: i
                 facts[key] = _facts(trials[key], item, condition, pool)
                 bar.update()
     checks = {f"check{number}": _check(trials["0.0"], number) for number in range(CHECKS)}
-    plan = [_plan(seed, one, len(items), len(conditions), list(checks)) for one in range(study.participants)]
+    rounds = -(-study.participants // len(conditions))  # the last begins and ends, or conditions were not balanced
+    plan = [_plan(seed, one, len(items), len(conditions), list(checks)) for one in range(rounds * len(conditions))]
     pictures: dict[str, str] = {}
     shown = {key: _for_page(trial, pictures) for key, trial in {**trials, **checks}.items()}
     described = {"task": name, "trials": facts, "plan": plan, "pictures": list(pictures), "consent": consent}
     identity = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
+    folder = _free(folder, identity)
     folder.mkdir(parents=True, exist_ok=True)
     data = {"study": identity, "task": name, "trials": shown, "plan": plan, "pictures": pictures}
     _write_page(folder / PAGE, task.intro, consent, data)
     facts_of_study = {
         "schema_version": SCHEMA_VERSION, "study": identity, "task": name, "source": task.source, "runs": pool.runs,
         "participants": study.participants, "seed": seed, "baselines": _baselines(task, conditions),
-        "trials": facts, "checks": {key: dict(trial.truth) for key, trial in checks.items()},
+        "judged_maps": task.judged_maps, "trials": facts,
+        "checks": {key: dict(trial.truth) for key, trial in checks.items()},
         "plan": plan, "values": pool.values(), "higher_is_better": pool.directions(),
     }  # fmt: skip
     write_json(folder / KEY, facts_of_study)
     return folder / PAGE
+
+
+def _free(folder: Path, identity: str) -> Path:
+    """The folder, or the next with a number if it holds another study, which may have been handed out."""
+    for number in itertools.count(2):
+        if not (folder / KEY).is_file() or json.loads((folder / KEY).read_text("utf-8")).get("study") == identity:
+            return folder
+        folder = folder.with_name(f"{folder.name.partition('-')[0]}-{number}")
+    raise AssertionError
 
 
 def _facts(trial: Trial, item: Item, condition: Condition, pool: Pool) -> dict[str, Any]:
@@ -126,11 +158,11 @@ def _facts(trial: Trial, item: Item, condition: Condition, pool: Pool) -> dict[s
 
 
 def _baselines(task: Task, conditions: Sequence[Condition]) -> dict[str, dict[str, str]]:
-    """What each level of each factor is compared with: a map with no map or, without that, with the reference; scores
-    that are shown with hidden ones."""
+    """What each level of each factor is compared with: a map with no map or, without that, with the reference, a
+    control, or the first map; scores that are shown with hidden ones."""
     pool, names = task.pool, task.maps()
     no_map = {pool.parts(name)[0]: name for name in names if pool.parts(name)[1] is None}
-    reference = pool.reference()
+    reference = next(name for name in (pool.reference(), *pool.controls(), names[0]) if name in names)
     of_maps = {name: base for name in names if (base := no_map.get(pool.parts(name)[0], reference)) in names}
     found = {"map": {name: base for name, base in of_maps.items() if name != base}}
     if "scores" in conditions[0]:
@@ -139,28 +171,28 @@ def _baselines(task: Task, conditions: Sequence[Condition]) -> dict[str, dict[st
 
 
 def _check(trial: Trial, number: int) -> Trial:
-    """A trial that checks attention: it names the answers to give."""
-    questions, truth = [], {}
-    for question in trial.questions:
-        if question.options:
-            answer = (number + 1) % len(question.options) if number else len(question.options) - 1
-            wanted = f"“{question.options[answer]}”"
-        else:
-            answer = 17 + 20 * number
-            wanted = str(answer)
-        text = f"This question checks that you read it. Please answer {wanted}."
-        questions.append(Question(question.key, text, question.options))
-        truth[question.key] = answer
-    return Trial(trial.pictures, questions, trial.examples, truth)
+    """A trial without pictures that checks attention: it names the answer to give to the trial's first question."""
+    question = trial.questions[0]
+    answer = (0 if number else len(question.options) - 1) if question.options else 17 + 20 * number
+    wanted = f"“{question.options[answer]}”" if question.options else str(answer)
+    text = f"This question checks that you read it. Please answer {wanted}."
+    return Trial([], [Question(question.key, text, question.options)], truth={question.key: answer})
 
 
 def _plan(seed: int, participant: int, items: int, conditions: int, checks: Sequence[str]) -> list[str]:
     """The trials of a participant (from 0) in their order, with the checks evenly between them."""
     draw = np.random.default_rng([seed, participant])
-    plan = [f"{item}.{(item + participant) % conditions}" for item in draw.permutation(items).tolist()]
+    offset = participant * _step(conditions) % conditions
+    plan = [f"{item}.{(item + offset) % conditions}" for item in draw.permutation(items).tolist()]
     for number, check in enumerate(checks):
         plan.insert(round((number + 1) * items / (len(checks) + 1)) + number, check)
     return plan
+
+
+def _step(conditions: int) -> int:
+    """The number without a common divisor that is nearest to the golden section of the conditions."""
+    whole = [step for step in range(1, conditions + 1) if math.gcd(step, conditions) == 1]
+    return min(whole, key=lambda step: abs(step - 0.618 * conditions))
 
 
 def _for_page(trial: Trial, pictures: dict[str, str]) -> dict[str, Any]:

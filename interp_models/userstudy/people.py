@@ -13,7 +13,6 @@ from interp_models.evaluation.statistics import LEVEL, adjusted, interval, signe
 Floats = NDArray[np.float64]
 FACTORS = ("map", "scores")
 """Columns of the answers that a study can vary."""
-RESAMPLES = 1000
 LEVEL_OF = {"accuracy": "nominal", "preference": "nominal", "rating": "ordinal", "error": "interval"}
 """Level of measurement of the answers, for their agreement."""
 
@@ -128,46 +127,37 @@ def krippendorff(units: list[Floats], level: str) -> float | None:
 
 
 def correlations(answers: pd.DataFrame, study: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Spearman's correlation of what people say of a map with every metric, over all maps with both.
+    """Whether metrics rank the maps of an image as people do: Spearman's correlation within each image, then its mean.
 
-    What people say is the mean over participants for one image and map. Both are turned so that larger is better: 1
-    means that a metric ranks the maps as people do. The interval holds 95 % of resamples of the images.
+    What people say of a map is the mean over participants. It and the metric are turned so that larger is better. An
+    image counts if it has two maps that neither people nor the metric finds equal. The interval is that of the mean
+    over images (`statistics.interval`). Tasks that are not about single images with judged maps have none.
     """
-    rows = []
-    for (measure, kind), own in answers.groupby(["measure", "kind"], sort=False):
+    rows: list[dict[str, Any]] = []
+    for (measure, kind), own in answers.groupby(["measure", "kind"], sort=False) if study["judged_maps"] else ():
         people = own.groupby(["index", "map"])["value"].mean() * (-1 if kind == "error" else 1)
         for key, higher in study["higher_is_better"].items():
-            cells = [
-                (index, said, value if higher else -value)
-                for index, name, said in people.reset_index().itertuples(index=False)
-                if (value := study["values"].get(name, {}).get(key, {}).get(str(index))) is not None
-            ]
-            table = np.array(cells, np.float64).reshape(-1, 3)
-            rho = spearman(table[:, 1], table[:, 2])
-            low, high = (None, None) if rho is None else _resampled(table)
-            rows.append({"measure": measure, "metric": key, "rho": rho, "low": low, "high": high, "maps": len(table)})
+            found = []
+            for index, of_image in people.groupby(level="index"):
+                said = of_image.droplevel("index")
+                values = {name: study["values"].get(name, {}).get(key, {}).get(str(index)) for name in said.index}
+                known = [name for name, value in values.items() if value is not None]
+                metric = np.array([values[name] for name in known], np.float64) * (1 if higher else -1)
+                rho = spearman(said[known].to_numpy(np.float64), metric)
+                found += [] if rho is None else [rho]
+            of_images = np.array(found, np.float64)
+            low, high = interval(of_images)
+            mean = float(of_images.mean()) if found else None
+            rows.append(
+                {"measure": measure, "metric": key, "rho": mean, "low": low, "high": high, "images": len(found)}
+            )
     return rows
 
 
 def spearman(a: Floats, b: Floats) -> float | None:
-    """Spearman's rank correlation; None if one of both is constant, or for fewer than three values."""
+    """Spearman's rank correlation; None if one of both is constant."""
     from scipy.stats import rankdata  # type: ignore[import-untyped]  # slow to import
 
-    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
+    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
     return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
-
-
-def _resampled(table: Floats) -> tuple[float | None, float | None]:
-    """The middle 95 % of the correlation over resamples of the images, drawn with a fixed seed."""
-    draw = np.random.default_rng(0)
-    of_image = [table[table[:, 0] == index] for index in np.unique(table[:, 0])]
-    found = []
-    for _ in range(RESAMPLES):
-        drawn = np.concatenate([of_image[place] for place in draw.integers(0, len(of_image), len(of_image))])
-        if (rho := spearman(drawn[:, 1], drawn[:, 2])) is not None:
-            found.append(rho)
-    if len(of_image) < 3 or len(found) < RESAMPLES // 2:
-        return None, None
-    low, high = np.quantile(found, [LEVEL / 2, 1 - LEVEL / 2])
-    return float(low), float(high)

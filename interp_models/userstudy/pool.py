@@ -19,6 +19,7 @@ from interp_models.evaluation.comparison import Compared
 from interp_models.evaluation.plan import Spec
 from interp_models.evaluation.shown import sample_of
 from interp_models.explainers.base import EXPLAINERS, Explainer
+from interp_models.explainers.controls import is_control
 from interp_models.report import visual
 from interp_models.report.visual import Picture
 
@@ -40,6 +41,8 @@ class Seen:
     prediction: int
     confidence: float
     """Probability of the prediction."""
+    explained: int
+    """Class that the map explains."""
 
     @property
     def right(self) -> bool:
@@ -69,12 +72,15 @@ class Pool:
         self._compared = dict(zip(self.runs, compared, strict=True))
         self._models = dict(zip(self.runs, models, strict=True))
         self._data = {run: one.dataset("test") for run, one in zip(self.runs, data, strict=True)}
-        self._class_names = dict(enumerate(readable(data[0].classes) if knows_labels[0] else ()))
+        self._class_names = {
+            run: dict(enumerate(readable(own.classes) if known else ()))
+            for run, own, known in zip(self.runs, data, knows_labels, strict=True)
+        }
         self._specs = {label: (name, options) for label, name, options in specs}
         self._explainers: dict[str, Explainer] = {}
         self._pictures: dict[tuple[int, str], Picture] = {}
         self._overlays: dict[tuple[int, str], Picture] = {}
-        self._scores: dict[str, dict[int, NDArray[np.float64]]] = {}
+        self._scores: dict[tuple[int, str], NDArray[np.float64]] = {}
         self._seen = {
             run: _seen(one, known) for (run, one), known in zip(self._compared.items(), knows_labels, strict=True)
         }
@@ -114,9 +120,10 @@ class Pool:
         """An image as the model of a source sees it; None takes the first model."""
         return self._seen[self.runs[0] if source is None else self.parts(source)[0]][index]
 
-    def class_name(self, label: int) -> str:
-        """Name of a class, as people read it (`readable`)."""
-        return self._class_names.get(label) or self._compared[self.runs[0]].class_name(label)
+    def class_name(self, label: int, source: str | None = None) -> str:
+        """Name of a class of the model of a source, as people read it (`readable`); None takes the first model."""
+        run = self.runs[0] if source is None else self.parts(source)[0]
+        return self._class_names[run].get(label) or self._compared[run].class_name(label)
 
     def picture(self, index: int, source: str) -> Picture:
         """An image as a model sees it."""
@@ -144,13 +151,11 @@ class Pool:
         return sample_of(self._data[self.parts(source)[0]], index).image
 
     def clean_scores(self, index: int, source: str) -> NDArray[np.float64]:
-        """The probabilities of all classes (K,) that the model of a source gives an image; all images are passed at
-        once, at the first call."""
-        run, _ = self.parts(source)
-        if run not in self._scores:
-            images = torch.stack([self.image(one, source) for one in self.indices])
-            self._scores[run] = dict(zip(self.indices, self.scores(images, source), strict=True))
-        return self._scores[run][index]
+        """The probabilities of all classes (K,) that the model of a source gives an image."""
+        key = index, self.parts(source)[0]
+        if key not in self._scores:
+            self._scores[key] = self.scores(self.image(index, source)[None], source)[0]
+        return self._scores[key]
 
     def scores(self, images: Tensor, source: str) -> NDArray[np.float64]:
         """The probabilities of all classes (N, K) that the model of a source gives images (N, 3, H, W)."""
@@ -200,6 +205,10 @@ class Pool:
         """Whether larger values are better, by key of the metric."""
         return {row["metric"]: row["higher_is_better"] for one in self._compared.values() for row in one.tables.rows}
 
+    def controls(self) -> list[str]:
+        """The sources that are controls."""
+        return [name for name in self.sources() if is_control(self._specs[str(self.parts(name)[1])][0])]
+
     def reference(self) -> str | None:
         """The explainer that the others are compared with, of the first model."""
         run = self.runs[0]
@@ -224,7 +233,9 @@ def _seen(one: Compared, knows_labels: bool) -> dict[int, Seen]:
     found = {}
     for row in tables.per_image.drop_duplicates("index").to_dict("records"):
         index, label = int(row["index"]), int(row["label"]) if knows_labels and "label" in row else -1
-        found[index] = Seen(index, str(ids[index]), label, int(row["prediction"]), float(row["confidence"]))
+        found[index] = Seen(
+            index, str(ids[index]), label, int(row["prediction"]), float(row["confidence"]), int(row["target_class"])
+        )
     return found
 
 

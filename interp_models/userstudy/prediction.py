@@ -1,10 +1,12 @@
 """Tasks that ask what the model predicts, and whether it is right."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from interp_models.core.errors import InputError
 from interp_models.userstudy.base import SURE, TASKS, YES_NO, Condition, Item, Question, Shown, Task, Trial
-from interp_models.userstudy.pool import Seen
+from interp_models.userstudy.pool import Pool, Seen
 
 KINDS = ((True, True), (False, True), (True, False), (False, False))
 """Whether an example is of the class, and whether the model says so."""
@@ -28,6 +30,36 @@ def beside(task: Task, index: int, name: str, caption: str) -> Shown:
     return Shown(np.concatenate([picture, task.pool.overlay(index, name)], axis=1), caption)
 
 
+def set_apart(task: Task, known: Sequence[Seen]) -> set[int]:
+    """Indices of images to be examples, which must not be asked about: their captions tell the answer.
+
+    They are one of every pair of class and prediction with several images, and half of the others.
+    """
+    groups: dict[tuple[int, int], list[Seen]] = {}
+    for seen in task.shuffled(known):
+        groups.setdefault((seen.label, seen.prediction), []).append(seen)
+    singles = [group[0] for group in groups.values() if len(group) == 1]
+    return {group[0].index for group in groups.values() if len(group) > 1} | {one.index for one in singles[::2]}
+
+
+def _of_different_images(
+    yes: Sequence[tuple[int, Item]], no: Sequence[tuple[int, Item]], wanted: int
+) -> tuple[list[Item], list[Item]]:
+    """At most so many items of each group, all of different images; those with most kinds of examples come first."""
+    taken: set[int] = set()
+    found: tuple[list[Item], list[Item]] = ([], [])
+    left = [sorted(group, key=lambda pair: pair[0]) for group in (yes, no)]
+    while any(left) and min(map(len, found)) < wanted:
+        for group, own in zip(left, found, strict=True):
+            while group:
+                _, item = group.pop()
+                if item.index not in taken:
+                    taken.add(item.index)
+                    own.append(item)
+                    break
+    return found
+
+
 @TASKS.register("simulation")
 class Simulation(Task):
     """Forward simulation: from one true positive, false positive, false negative and true negative, predict whether the
@@ -41,41 +73,42 @@ class Simulation(Task):
     no_map = True
     needs_label = True
 
+    def __init__(self, pool: Pool, draw: np.random.Generator) -> None:
+        super().__init__(pool, draw)
+        self._examples: set[int] = set()
+        """Indices of the images that are examples, and never items."""
+
     def conditions(self) -> list[Condition]:
         return [{"map": name, "scores": scores} for name in self.maps() for scores in ("shown", "hidden")]
 
     def items(self, wanted: int) -> list[Item]:
-        classes = sorted({seen.prediction for seen in map(self.pool.seen, self.pool.indices) if seen.label >= 0})
-        tried: list[list[list[Item]]] = []
-        for examples_needed in (4, 3, 2):
-            found: dict[tuple[bool, bool], list[Item]] = {kind: [] for kind in KINDS}
-            for wanted_class in classes:
-                groups = self._groups(wanted_class, None)
-                for kind, seen in ((kind, seen) for kind, group in groups.items() for seen in group):
-                    others = {k: [one for one in g if one.index != seen.index] for k, g in groups.items()}
-                    present = [kind for kind, group in others.items() if group]
-                    if len(present) >= examples_needed and len({named for _, named in present}) == 2:
-                        found[kind].append(Item(seen.index, wanted_class))
-            tried = [list(found.values())]
-            if found[True, True] + found[False, True] and found[True, False] + found[False, False]:
-                break
-        else:
+        known = [seen for index in self.pool.indices if (seen := self.pool.seen(index)).label >= 0]
+        self._examples = set_apart(self, known)
+        yes: list[tuple[int, Item]] = []  # with the number of kinds of examples
+        no: list[tuple[int, Item]] = []
+        for wanted_class in sorted({seen.prediction for seen in known}):
+            examples = self._groups(wanted_class)
+            present = [kind for kind, group in examples.items() if group]
+            if {said for _, said in present} != {True, False}:
+                continue
+            near = {one.label for one in examples[False, False]} | {wanted_class}
+            for seen in known:
+                says_it = seen.prediction == wanted_class
+                if seen.index not in self._examples and (says_it or seen.label in near):
+                    (yes if says_it else no).append((len(present), Item(seen.index, wanted_class)))
+        items = self.balanced(*_of_different_images(self.shuffled(yes), self.shuffled(no), wanted), wanted)
+        if not items:
             raise InputError(
-                "userstudy=simulation: no class has images that the model names so and others that it does not; judge "
-                "more images"
+                "userstudy=simulation: no class has images that the model names so and others that it does not, beside "
+                "those that are examples; judge more images"
             )
-        return self._unlike(self.in_turns(tried[0], 4 * wanted), wanted)
+        return items
 
-    def _unlike(self, items: list[Item], wanted: int) -> list[Item]:
-        """The first items of different images."""
-        return list({item.index: item for item in reversed(items)}.values())[::-1][:wanted]
-
-    def _groups(self, wanted: int, name: str | None) -> dict[tuple[bool, bool], list[Seen]]:
-        """The images by whether they are of a class, and whether the model says so. Of images that are neither, those
+    def _groups(self, wanted: int) -> dict[tuple[bool, bool], list[Seen]]:
+        """The examples by whether they are of a class, and whether the model says so. Of images that are neither, those
         of the classes with which the model confuses this one, if there are some."""
-        seen = [one for index in self.pool.indices if (one := self.pool.seen(index, name)).label >= 0]
         groups: dict[tuple[bool, bool], list[Seen]] = {kind: [] for kind in KINDS}
-        for one in seen:
+        for one in map(self.pool.seen, sorted(self._examples)):
             groups[one.label == wanted, one.prediction == wanted].append(one)
         near = {one.label for one in groups[False, True]} | {one.prediction for one in groups[True, False]}
         alike = [one for one in groups[False, False] if one.label in near]
@@ -86,8 +119,8 @@ class Simulation(Task):
         pool, name, scores = self.pool, condition["map"], condition["scores"] == "shown"
         named = pool.class_name(item.about)
         examples = []
-        for kind, group in self._groups(item.about, name).items():
-            if other := next((one for one in group if one.index != item.index), None):
+        for kind, group in self._groups(item.about).items():
+            if other := next(iter(group), None):
                 score = f" Its score: {100 * self._score(other, item.about, name):.0f} %." if scores else ""
                 said = says(named, is_one=kind[0], is_said=kind[1])
                 examples.append(beside(self, other.index, name, said + score))
@@ -120,8 +153,7 @@ class Correctness(Task):
             raise InputError(
                 f"userstudy=correctness: all predictions are {'right' if right else 'wrong'}; judge more images"
             )
-        each = min(len(right), len(wrong), (wanted + 1) // 2)  # else "right" would be a good guess
-        return [Item(one.index) for one in self.in_turns([right, wrong], min(wanted, 2 * each))]
+        return [Item(one.index) for one in self.balanced(right, wrong, wanted)]
 
     def trial(self, item: Item, condition: Condition) -> Trial:
         name = condition["map"]
@@ -145,12 +177,15 @@ class ModelAccuracy(Task):
     source = "tutorial, section 3.2.1 (references 77 to 80)"
     no_map = True
     needs_label = True
+    judged_maps = False
     together = 8
 
     def items(self, wanted: int) -> list[Item]:
         seen = [one for index in self.pool.indices if (one := self.pool.seen(index)).label >= 0]
         right, wrong = [one.index for one in seen if one.right], [one.index for one in seen if not one.right]
         fewest, most = max(0, self.together - len(wrong)), min(self.together, len(right))
+        if fewest == most:
+            raise InputError("userstudy=model_accuracy: all predictions are right or all are wrong; judge more images")
         if fewest > most:
             raise InputError(
                 f"userstudy=model_accuracy shows {self.together} images at once, but {len(seen)} are known"

@@ -1,5 +1,7 @@
 """The task that asks which of two maps is better."""
 
+import itertools
+
 from interp_models.core.errors import InputError
 from interp_models.userstudy.base import TASKS, Condition, Item, Question, Shown, Task, Trial
 
@@ -15,7 +17,8 @@ class Preference(Task):
         names = self.maps()
         if len(names) < 2:
             raise InputError(f"userstudy=preference compares maps, but there is one alone: {names[0]}")
-        return [{"map": left, "beside": right} for left in names for right in names if left != right]
+        pairs = self.shuffled(list(itertools.combinations(names, 2)))
+        return [{"map": left, "beside": right} for pair in pairs for left, right in (pair, pair[::-1])]
 
     def items(self, wanted: int) -> list[Item]:
         return [Item(index) for index in self.in_turns([self.pool.indices], wanted)]

@@ -16,16 +16,20 @@ class Rating(Task, ABC):
     question: ClassVar[str]
     scale: ClassVar[Sequence[str]]
     measure: ClassVar[str] = "rating"
+    several_models = True
 
     def items(self, wanted: int) -> list[Item]:
         return [Item(index) for index in self.in_turns([self.pool.indices], wanted)]
 
     def trial(self, item: Item, condition: Condition) -> Trial:
-        seen = self.pool.seen(item.index, condition["map"])
-        said = f"The model says: {self.pool.class_name(seen.prediction)} ({100 * seen.confidence:.0f} %)"
+        name = condition["map"]
+        seen = self.pool.seen(item.index, name)
+        said = f"The model says: {self.pool.class_name(seen.prediction, name)} ({100 * seen.confidence:.0f} %)"
+        other = seen.explained != seen.prediction
+        of_class = f"The map of: {self.pool.class_name(seen.explained, name)}" if other else "The map"
         pictures = [
-            Shown(self.pool.picture(item.index, condition["map"]), said),
-            Shown(self.pool.overlay(item.index, condition["map"]), "The map"),
+            Shown(self.pool.picture(item.index, name), said),
+            Shown(self.pool.overlay(item.index, name), of_class),
         ]
         return Trial(pictures, [Question("rating", self.question, self.scale, self.measure)])
 
@@ -96,6 +100,8 @@ class Justification(Rating):
     scale = ("1 (not at all)", "2", "3", "4", "5 (fully)")
     needs_label = True
     needs_classes = True
+    judged_maps = False
+    several_models = False
 
     def items(self, wanted: int) -> list[Item]:
         pool = self.pool

@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 
 from interp_models.core.errors import InputError
 from interp_models.core.files import whole, write_json
-from interp_models.userstudy.answers import answer_table, attentive, find_study
+from interp_models.userstudy.answers import RESULTS, answer_table, attentive, find_study
 from interp_models.userstudy.people import FACTORS, agreement, correlations, means, paired_differences
 
-RESULTS, ANSWERS, PICTURE = "people.json", "people.csv", "people.png"
+ANSWERS, PICTURE = "people.csv", "people.png"
 FEW = 6
 """Fewer participants can never be told apart: the smallest p of five is 0.06."""
 
@@ -103,11 +103,11 @@ def in_words(results: Mapping[str, Any]) -> str:
                 "measure": row["measure"],
                 "metric": row["metric"],
                 "Spearman's ρ": f"{row['rho']:+.2f}" + _bounds(row),
-                "maps": row["maps"],
+                "images": row["images"],
             }
             for row in known
         ]
-        lines += ["", "Do metrics rank maps as people do? (1: alike, 0: unrelated, -1: reversed)"]
+        lines += ["", "Do metrics rank the maps of an image as people do? (1: alike, 0: unrelated, -1: reversed)"]
         lines.append(pd.DataFrame(table).to_string(index=False))
     return "\n".join(lines)
 
@@ -124,7 +124,7 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, str]:
     chance = "" if row["chance"] is None else f"{row['chance']:.2f}"
     return {
         "mean": f"{row['mean']:.3f}{_bounds(row)}",
-        "by chance": chance,
+        "by one answer": chance,
         "participants": str(row["participants"]),
         "answers": str(row["answers"]),
     }

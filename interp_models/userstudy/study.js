@@ -11,6 +11,7 @@
   let state = null; // the participant's answers so far
   let began = 0; // when the trial on the screen was shown
   let kept = true; // whether the browser keeps answers
+  let asked = 0; // the number whose answers of before were shown to its participant
 
   const place = participant => `interp_models ${data.study} ${participant}`;
   const plan = () => data.plan[(state.participant - 1) % data.plan.length];
@@ -21,18 +22,24 @@
     one("#warning").hidden = false;
   }
 
-  function load(participant) {
+  function stored(participant) {
     try {
-      const found = localStorage.getItem(place(participant));
-      if (found) return JSON.parse(found);
+      return JSON.parse(localStorage.getItem(place(participant)));
     } catch {
-      // as below: the browser keeps nothing
+      return null; // the browser keeps nothing, see `keep`
     }
+  }
+
+  function load(participant) {
+    const found = stored(participant);
+    if (found) return found;
     const now = new Date().toISOString();
     return { schema_version: 1, study: data.study, task: data.task, participant, begun: now, saved: null, answers: {} };
   }
 
   function keep() {
+    const before = stored(state.participant); // another tab may have added answers
+    if (before) state.answers = { ...before.answers, ...state.answers };
     try {
       localStorage.setItem(place(state.participant), JSON.stringify(state));
     } catch {
@@ -85,7 +92,15 @@
 
   one("#start").addEventListener("submit", event => {
     event.preventDefault();
-    state = load(Number(one("#participant").value));
+    const participant = Number(one("#participant").value);
+    const before = stored(participant);
+    if (before && asked !== participant && Object.keys(before.answers).length) {
+      asked = participant;
+      warn(`Participant ${participant} has begun in this browser. If this is you, press “Begin” again to go on.`);
+      return;
+    }
+    one("#warning").hidden = true;
+    state = load(participant);
     keep();
     show();
   });

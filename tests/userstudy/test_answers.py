@@ -1,6 +1,8 @@
 """The answers of a study: what is refused, and what scores say, against values known by hand."""
 
+import itertools
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 
 from interp_models.core.errors import InputError
 from interp_models.userstudy.answers import answer_table, find_study
-from interp_models.userstudy.making import check_labels_known
+from interp_models.userstudy.making import _plan, check_fits, check_labels_known
 from interp_models.userstudy.people import agreement, correlations, krippendorff, means, paired_differences
 from interp_models.userstudy.reading import in_words, read_study
 from tests.conftest import Script
@@ -35,11 +37,12 @@ def study_of(items: int = 6, participants: int = 12) -> dict[str, Any]:
         for place, name in enumerate(MAPS)
     }
     plan = [[f"{item}.{(item + one) % 3}" for item in range(items)] + ["check0"] for one in range(participants)]
-    values = {name: {"ad": {str(item): float(item) for item in range(items)}} for name in MAPS[1:]}
+    drops = {"gradcam": 0.1, "random": 0.9}
+    values = {name: {"ad": {str(item): drop + item for item in range(items)}} for name, drop in drops.items()}
     return {
         "schema_version": 1, "study": "abc", "task": "correctness", "trials": trials, "plan": plan,
-        "checks": {"check0": {"right": 1, "sure": 4}}, "baselines": {"map": {"gradcam": "no map", "random": "no map"}},
-        "values": values, "higher_is_better": {"ad": False},
+        "checks": {"check0": {"right": 1}}, "baselines": {"map": {"gradcam": "no map", "random": "no map"}},
+        "judged_maps": True, "values": values, "higher_is_better": {"ad": False},
     }  # fmt: skip
 
 
@@ -109,7 +112,7 @@ def test_answers_that_are_right_with_one_map_alone(tmp_path: Path) -> None:
 def test_who_fails_a_check_does_not_count(tmp_path: Path) -> None:
     study = study_of()
     files = [answers_of(study, number, lambda trial: True) for number in (1, 2, 3)]
-    files[1]["answers"]["check0"]["given"] = {"right": 0, "sure": 4}
+    files[1]["answers"]["check0"]["given"] = {"right": 0}
     found = read(study, files, tmp_path)
     assert (found["participants"], found["excluded"]) == ([1, 3], [2])
     assert "failed a check of attention: 2" in in_words(found)
@@ -172,7 +175,7 @@ def damaged(change: Any) -> dict[str, Any]:
             "hold other answers of the same participant, 1",
         ),
         (
-            {"a.json": damaged(lambda one: one["answers"]["check0"]["given"].update(sure=0))},
+            {"a.json": damaged(lambda one: one["answers"]["check0"]["given"].update(right=0))},
             "nothing to read (of 1 participants, 1 failed a check of attention)",
         ),
     ],
@@ -239,17 +242,53 @@ def participants_of(study: dict[str, Any], files: list[dict[str, Any]], tmp_path
 
 
 def test_people_who_rate_as_a_metric_ranks(tmp_path: Path) -> None:
-    """A drop is better if it is small: who rates the maps of small drops highest agrees with it."""
-    study = study_of(items=5)
-    kind = [answers_of(study, number, lambda trial: True, lambda trial: 4 - trial["index"]) for number in range(1, 4)]
-    cross = [answers_of(study, number, lambda trial: True, lambda trial: trial["index"]) for number in range(1, 4)]
-    for name, files, rho in (("kind", kind, 1.0), ("cross", cross, -1.0)):
+    """A drop is better if it is small: who rates the map of the small drop highest agrees with it, whichever images
+    are easy."""
+    study = study_of(items=6)
+
+    def likes(name: str) -> Any:
+        return lambda trial: 2 + trial["index"] % 2 + (1 if trial["condition"]["map"] == name else -1)
+
+    for name, rho in (("gradcam", 1.0), ("random", -1.0)):
+        files = [answers_of(study, number, lambda trial: True, likes(name)) for number in range(1, 4)]
         rows = correlations(participants_of(study, files, tmp_path / name), study)
         (own,) = (row for row in rows if row["measure"] == "confidence")
         assert own["rho"] == pytest.approx(rho)
-        assert own["maps"] == 10
+        assert own["images"] == 6
         (constant,) = (row for row in rows if row["measure"] == "accuracy")
-        assert constant["rho"] is None  # all are right
+        assert (constant["rho"], constant["images"]) == (None, 0)  # all are right
+    assert correlations(participants_of(study, files, tmp_path / "none"), study | {"judged_maps": False}) == []
+
+
+@pytest.mark.parametrize("maps", [3, 6, 8, 10])
+def test_who_always_chooses_left_prefers_no_map(maps: int) -> None:
+    """Each pair stands in both orders about equally often, also for few participants."""
+    pairs = [pair for one in itertools.combinations(range(maps), 2) for pair in (one, one[::-1])]
+    shown: Counter[tuple[int, int]] = Counter()
+    for participant in range(24):
+        for trial in _plan(0, participant, 24, len(pairs), []):
+            shown[pairs[int(trial.split(".")[1])]] += 1
+    assert len(shown) == len(pairs)
+    for name in range(maps):
+        left = sum(count for pair, count in shown.items() if pair[0] == name)
+        right = sum(count for pair, count in shown.items() if pair[1] == name)
+        assert 0.45 <= left / (left + right) <= 0.55
+
+
+def test_the_best_constant_answer_is_the_chance(tmp_path: Path) -> None:
+    study = study_of()
+    for key, trial in study["trials"].items():
+        trial["questions"]["right"]["truth"] = 0 if key[0] == "0" else 1
+    found = read(study, [answers_of(study, number, lambda trial: True) for number in (1, 2, 3)], tmp_path)
+    chances = {row["chance"] for row in found["means"] if row["measure"] == "accuracy"}
+    assert {round(chance, 6) for chance in chances} == {round(5 / 6, 6)}
+
+
+def test_results_beside_the_answers_are_no_answers(tmp_path: Path) -> None:
+    study = study_of()
+    answers = write(tmp_path / "study", study, {"1.json": answers_of(study, 1, lambda trial: True)})
+    (tmp_path / "study" / "study.json").rename(answers / "study.json")
+    assert read_study(answers, []) == read_study(answers, []) == answers / "people.json"
 
 
 def test_a_preference_counts_for_one_map_and_against_the_other(tmp_path: Path) -> None:
@@ -303,3 +342,14 @@ def test_a_study_without_labels_is_refused_before_work() -> None:
     check_labels_known("quality", ["a network"])
     with pytest.raises(InputError, match="userstudy=correctness needs images with known classes"):
         check_labels_known("correctness", ["a network"])
+
+
+def test_a_study_that_cannot_be_made_is_refused_before_work() -> None:
+    check_fits("quality", 2, "label", ["gradcam"])
+    check_fits("correctness", 1, "prediction", ["gradcam"])
+    with pytest.raises(InputError, match="userstudy=correctness is of one model"):
+        check_fits("correctness", 2, "prediction", ["gradcam"])
+    with pytest.raises(InputError, match="target must be prediction; got 'label'"):
+        check_fits("correctness", 1, "label", ["gradcam"])
+    with pytest.raises(InputError, match="another label than 'no map'"):
+        check_fits("quality", 1, "prediction", ["no map"])

@@ -179,6 +179,35 @@ def covered(image: torch.Tensor, top: int, bottom: int, left: int, right: int) -
     return changed
 
 
+@pytest.mark.parametrize("task", ["simulation", "class_name"])
+def test_no_example_is_asked_about(make: Callable[[str], Study], task: str) -> None:
+    """Its caption tells the answer."""
+    study = make(task)
+    plain = [study.page["trials"][key] for key, one in study.trials.items() if one["condition"]["map"] == "no map"]
+    asked = {one["picture"] for trial in plain for one in trial["pictures"]}
+    examples = {one["picture"] for trial in plain for one in trial["examples"]}
+    assert asked
+    assert examples
+    assert not asked & examples
+
+
+@pytest.mark.parametrize(("task", "key"), [("simulation", "recognised"), ("counterfactual", "same")])
+def test_both_answers_are_right_equally_often(make: Callable[[str], Study], task: str, key: str) -> None:
+    counts = Counter(right for _, right, _ in make(task).truths(key))
+    assert counts[0] == counts[1]
+
+
+def test_another_study_does_not_replace_one_that_may_be_handed_out(
+    make: Callable[[str], Study], run: Path, script: Script
+) -> None:
+    first = make("coverage").key
+    assert script("evaluate", run, *PLAN, "userstudy=coverage").code == 0
+    assert not (run / "evaluation" / "studies" / "coverage-2").exists()  # the same study
+    outcome = script("evaluate", run, *PLAN, "userstudy=coverage", "study.trials=3")
+    assert "studies/coverage-2/study.html" in outcome.out
+    assert make("coverage").key == first
+
+
 def test_features(make: Callable[[str], Study], run: Path) -> None:
     score, study = probabilities(load(run)[0].eval()), make("features")
     edges = [round(64 * place / 3) for place in range(4)]

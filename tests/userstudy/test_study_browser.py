@@ -130,6 +130,23 @@ def test_it_fits_the_screen_and_asks_for_nothing(
         path.write_bytes(base64.b64decode(session("GET", "/screenshot")))
 
 
+def test_a_number_that_has_begun_is_asked_about(run: Path, script: Script, session: Session) -> None:
+    page, _ = page_of(run, "quality", script)
+    opened(session, page)
+    session("POST", "/execute/async", {"script": BEGIN, "args": []})
+    js(session, "document.querySelector('input[name=rating]').click()")
+    js(session, "document.querySelector('#trial button').click()")
+    session("POST", "/url", {"url": "about:blank"})
+    opened(session, page)
+    click = "document.querySelector('#start button').click(); return document.querySelector('#warning').textContent"
+    for _ in range(50):
+        if "Participant 1 has begun in this browser" in js(session, click):
+            break
+    assert js(session, "return document.querySelector('#trial').hidden") is True
+    session("POST", "/execute/async", {"script": BEGIN, "args": []})
+    assert js(session, "return document.querySelector('#progress').textContent")[:4] == "2 of"
+
+
 def test_a_browser_that_keeps_nothing_says_so(run: Path, script: Script, session: Session) -> None:
     page, _ = page_of(run, "quality", script)
     session.protocol(
