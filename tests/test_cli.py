@@ -37,6 +37,7 @@ from interp_models.runs.folders import run_folder
 from interp_models.runs.networks import NetworkConfig
 from interp_models.training import loggers
 from interp_models.training.config import LoggerConfig
+from interp_models.userstudy import TASKS
 from tests.conftest import (
     BCNN_LRS,
     QUICK_EVALUATION,
@@ -927,6 +928,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "explainers": EXPLAINERS,
     "metrics": METRICS,
     "prototype_metrics": PROTOTYPE_METRICS,
+    "userstudy": TASKS,
 }
 
 

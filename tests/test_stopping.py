@@ -89,7 +89,7 @@ def test_before_the_first_epoch_is_done(tiny_cub: Cub, tmp_path: Path) -> None:
 
 def test_an_evaluation_stops_and_goes_on(bcnn_run: Path, tmp_path: Path) -> None:
     run, log = copy_run(bcnn_run, tmp_path / "run"), tmp_path / "log"
-    arguments = [str(run), *QUICK_EVALUATION, "explainers=[{name: rise, masks: 1000}]", "batch_size=1"]
+    arguments = [str(run), *QUICK_EVALUATION, "explainers=[{name: rise, masks: 4000}]", "batch_size=1"]
     process = processes.start("evaluate", arguments, log)
     wait_for(run / "evaluation/.partial", process)
     os.kill(process.pid, signal.SIGINT)
