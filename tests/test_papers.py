@@ -16,7 +16,7 @@ from interp_models.metrics.base import metrics_of
 from interp_models.report.published import beside, check_published
 from studies import paper_trainings
 from tests.conftest import CNN_LRS, TINY, TINY_CNN, Script, copy_run, fit, tiny_config
-from tests.data.test_public_sets import make_coco, make_imagenet, make_voc, no_digests  # noqa: F401
+from tests.data.test_public_sets import make_coco, make_imagenet, make_voc
 
 ROOT = Path(__file__).parents[1] / "configs" / "paper"
 TABLES = sorted(path for path in ROOT.glob("*.yaml") if path.name[0] != "_" and not path.name.startswith("dpnet"))

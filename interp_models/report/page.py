@@ -57,12 +57,8 @@ def write_report(
         ValueError: for two rows with the same preset, run, explainer and metric, and for arrays of a wrong shape.
         OSError: if the page cannot be written.
     """
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"script": for_script, "attribute": json.dumps}
     here = files("interp_models.report")
-    template = environment.from_string(here.joinpath("page.html.j2").read_text("utf-8"))
+    template = environment().from_string(here.joinpath("page.html.j2").read_text("utf-8"))
     rows = [row for one in results for row in one.rows]
     directions: dict[str, bool] = {row["metric"]: bool(row["higher_is_better"]) for row in rows}
     page = template.generate(
@@ -87,7 +83,14 @@ def write_report(
         file.writelines(page)
 
 
-def for_script(value: Any) -> Markup:
+def environment() -> jinja2.Environment:
+    """The environment of the templates of pages."""
+    found = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    found.filters |= {"script": _for_script, "attribute": json.dumps}
+    return found
+
+
+def _for_script(value: Any) -> Markup:
     """A value as JSON inside a script element, which `</` would end and `<!--` would confuse."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c"))

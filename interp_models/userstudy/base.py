@@ -89,14 +89,12 @@ class Task(ABC):
 
     def __init__(self, pool: Pool, draw: np.random.Generator) -> None:
         self.pool, self.draw = pool, draw
+        self.maps = pool.sources(no_map=self.no_map, of_class=self.needs_classes)
+        """The levels of `map`."""
 
     def conditions(self) -> list[Condition]:
         """All conditions. The default varies the map alone."""
-        return [{"map": name} for name in self.maps()]
-
-    def maps(self) -> list[str]:
-        """The levels of `map`."""
-        return self.pool.sources(no_map=self.no_map, of_class=self.needs_classes)
+        return [{"map": name} for name in self.maps]
 
     @abstractmethod
     def items(self, wanted: int) -> list[Item]:

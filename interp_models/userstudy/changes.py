@@ -38,7 +38,7 @@ class Counterfactual(Task):
     no_map = True
 
     def items(self, wanted: int) -> list[Item]:
-        name = self.maps()[0]
+        name = self.maps[0]
         stays: list[Item] = []
         changes: list[Item] = []
         for index in self.shuffled(self.pool.indices)[: MANY * wanted]:
@@ -101,7 +101,7 @@ class Features(Task):
         """What covering each cell takes, by image and model."""
 
     def items(self, wanted: int) -> list[Item]:
-        name = self.maps()[0]
+        name = self.maps[0]
         clear: list[tuple[float, Item]] = []
         for index in self.shuffled(self.pool.indices)[: MANY * wanted]:
             drops = np.sort(self._drops(index, name))

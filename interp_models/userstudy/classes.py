@@ -57,7 +57,7 @@ class OfFour(Task):
     def items(self, wanted: int) -> list[Item]:
         known = [index for index in self.pool.indices if self.pool.seen(index).label >= 0]
         right = [index for index in known if self.pool.seen(index).right]
-        found, first = [], self.maps()[0]
+        found, first = [], self.maps[0]
         for index in self.in_turns([right, [index for index in known if index not in right]], wanted):
             scores = self.pool.clean_scores(index, first)
             label = self.pool.seen(index).label

@@ -9,7 +9,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from tqdm import tqdm
@@ -18,7 +17,7 @@ from interp_models.core.errors import InputError
 from interp_models.core.files import whole, write_json
 from interp_models.evaluation.config import StudyConfig
 from interp_models.report import visual
-from interp_models.report.page import for_script
+from interp_models.report.page import environment
 from interp_models.userstudy.base import TASKS, Condition, Item, Question, Task, Trial
 from interp_models.userstudy.pool import NO_MAP, Pool
 
@@ -160,7 +159,7 @@ def _facts(trial: Trial, item: Item, condition: Condition, pool: Pool) -> dict[s
 def _baselines(task: Task, conditions: Sequence[Condition]) -> dict[str, dict[str, str]]:
     """What each level of each factor is compared with: a map with no map or, without that, with the reference, a
     control, or the first map; scores that are shown with hidden ones."""
-    pool, names = task.pool, task.maps()
+    pool, names = task.pool, task.maps
     no_map = {pool.parts(name)[0]: name for name in names if pool.parts(name)[1] is None}
     reference = next(name for name in (pool.reference(), *pool.controls(), names[0]) if name in names)
     of_maps = {name: base for name in names if (base := no_map.get(pool.parts(name)[0], reference)) in names}
@@ -212,18 +211,18 @@ def _for_page(trial: Trial, pictures: dict[str, str]) -> dict[str, Any]:
 
 
 def _write_page(path: Path, intro: str, consent: str | None, data: Mapping[str, Any]) -> None:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["script"] = for_script
     here = files("interp_models.userstudy")
     style = files("interp_models.report").joinpath("page.css").read_text("utf-8")
-    page = environment.from_string(here.joinpath("study.html.j2").read_text("utf-8")).render(
-        style=Markup(style + here.joinpath("study.css").read_text("utf-8")),
-        code=Markup(here.joinpath("study.js").read_text("utf-8")),
-        intro=intro,
-        consent=consent,
-        data=data,
+    page = (
+        environment()
+        .from_string(here.joinpath("study.html.j2").read_text("utf-8"))
+        .render(
+            style=Markup(style + here.joinpath("study.css").read_text("utf-8")),
+            code=Markup(here.joinpath("study.js").read_text("utf-8")),
+            intro=intro,
+            consent=consent,
+            data=data,
+        )
     )
     with whole(path) as partial:
         partial.write_text(page, "utf-8", errors="backslashreplace")

@@ -6,11 +6,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from interp_models.evaluation.statistics import LEVEL, adjusted, interval, signed_rank
+from interp_models.evaluation.statistics import LEVEL, Floats, adjusted, interval, signed_rank
 
-Floats = NDArray[np.float64]
 FACTORS = ("map", "scores")
 """Columns of the answers that a study can vary."""
 LEVEL_OF = {"accuracy": "nominal", "preference": "nominal", "rating": "ordinal", "error": "interval"}
@@ -60,7 +58,7 @@ def paired_differences(answers: pd.DataFrame, baselines: Mapping[str, Mapping[st
     for (measure, own), factor in itertools.product(answers.groupby("measure", sort=False), baselines):
         table = own.groupby(["participant", factor])["value"].mean().unstack()
         for level, baseline in baselines[factor].items():
-            if level == baseline or not {level, baseline} <= set(table):
+            if not {level, baseline} <= set(table):
                 continue
             away = (table[level] - table[baseline]).dropna().to_numpy(np.float64)
             if not len(away):
@@ -85,9 +83,8 @@ def agreement(answers: pd.DataFrame) -> list[dict[str, Any]]:
     for (measure, kind), own in answers.groupby(["measure", "kind"], sort=False):
         coded = own.drop_duplicates(["participant", "trial", "question"])
         units = [one.to_numpy(np.float64) for _, one in coded.groupby("unit")["code"]]
-        rows.append(
-            {"measure": measure, "level": LEVEL_OF[str(kind)], "alpha": krippendorff(units, LEVEL_OF[str(kind)])}
-        )
+        level = LEVEL_OF[str(kind)]
+        rows.append({"measure": measure, "level": level, "alpha": krippendorff(units, level)})
     return rows
 
 

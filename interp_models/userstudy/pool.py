@@ -18,6 +18,7 @@ from interp_models.data.module import DataModule
 from interp_models.evaluation.comparison import Compared
 from interp_models.evaluation.plan import Spec
 from interp_models.evaluation.shown import sample_of
+from interp_models.evaluation.wrong import SAME
 from interp_models.explainers.base import EXPLAINERS, Explainer
 from interp_models.explainers.controls import is_control
 from interp_models.report import visual
@@ -26,8 +27,6 @@ from interp_models.report.visual import Picture
 NO_MAP = "no map"
 SIDE = 280
 """Maximum side in pixels of a picture."""
-SAME = 1e-5
-"""Maps that differ by at most so much of the largest value are the same."""
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class Simulation(Task):
         """Indices of the images that are examples, and never items."""
 
     def conditions(self) -> list[Condition]:
-        return [{"map": name, "scores": scores} for name in self.maps() for scores in ("shown", "hidden")]
+        return [{"map": name, "scores": scores} for name in self.maps for scores in ("shown", "hidden")]
 
     def items(self, wanted: int) -> list[Item]:
         known = [seen for index in self.pool.indices if (seen := self.pool.seen(index)).label >= 0]

@@ -14,7 +14,7 @@ class Preference(Task):
     source = "Jeyakumar et al. 2020 (tutorial, section 3.2.2)"
 
     def conditions(self) -> list[Condition]:
-        names = self.maps()
+        names = self.maps
         if len(names) < 2:
             raise InputError(f"userstudy=preference compares maps, but there is one alone: {names[0]}")
         pairs = self.shuffled(list(itertools.combinations(names, 2)))

@@ -105,7 +105,7 @@ class Justification(Rating):
 
     def items(self, wanted: int) -> list[Item]:
         pool = self.pool
-        first = [(name, pool.seen(index, name)) for index in pool.indices for name in self.maps()]
+        first = [(name, pool.seen(index, name)) for index in pool.indices for name in self.maps]
         right = {seen.index for _, seen in first if seen.right or seen.label < 0}  # by any of the models
         wrong = [index for index in pool.indices if index not in right]
         if not wrong:
