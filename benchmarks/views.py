@@ -4,24 +4,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from interp_models.report.text import markdown
 from studies.trainings import TRAININGS
 
 _MEAN = ", mean of "
 _LOW, _HIGH = ", lower end of 95 %", ", upper end of 95 %"
 Values = Mapping[str, float]
 """The values of a file of results by name."""
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A markdown table; the first column is text, the others are numbers.
-
-    >>> print(table(["what", "ms"], [["pass", "17"]]))
-    | what | ms |
-    | --- | ---: |
-    | pass | 17 |
-    """
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def decimal(value: float, digits: int = 1) -> str:
@@ -58,10 +47,10 @@ def of_rows(results: Mapping[str, Any]) -> list[str]:
     parts = []
     if results["timings"]:
         head = ["work", "the floor counts", "passes per image", "time ÷ floor", "quartiles", "FLOPs ÷ floor"]
-        parts.append(table(head, [_timing(row) for row in results["timings"]]))
+        parts.append(markdown(head, [_timing(row) for row in results["timings"]]))
     if results["memory"]:
         rows = [[row["what"], row["amount"], f"{row['mib']:.0f}"] for row in results["memory"]]
-        parts.append(table(["work", "amount", "growth of peak memory, MiB"], rows))
+        parts.append(markdown(["work", "amount", "growth of peak memory, MiB"], rows))
     of_runs = [row for row in results["values"] if ": " in row["what"]]
     return parts + pivoted(of_runs) + others(results["values"])
 
@@ -69,7 +58,7 @@ def of_rows(results: Mapping[str, Any]) -> list[str]:
 def others(values: Sequence[Mapping[str, Any]]) -> list[str]:
     """One table of the values that are of no run; no table without such values."""
     rows = [[row["what"], f"{row['value']:.3g}", row["unit"]] for row in values if ": " not in row["what"]]
-    return [table(["what", "value", "unit"], rows)] if rows else []
+    return [markdown(["what", "value", "unit"], rows)] if rows else []
 
 
 def pivoted(values: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -91,8 +80,8 @@ def pivoted(values: Sequence[Mapping[str, Any]]) -> list[str]:
     measures = list(dict.fromkeys(measure for _, measure in cells))
     if len(measures) > len(runs):
         rows = [[measure, *(cells.get((run, measure), "") for run in runs)] for measure in measures]
-        return [table(["measure", *runs], rows)]
-    return [table(["run", *measures], [[run, *(cells.get((run, m), "") for m in measures)] for run in runs])]
+        return [markdown(["measure", *runs], rows)]
+    return [markdown(["run", *measures], [[run, *(cells.get((run, m), "") for m in measures)] for run in runs])]
 
 
 def _models(values: Values) -> list[str]:
@@ -144,7 +133,7 @@ def _with_interval(values: Values, what: str) -> list[str]:
 def _without_empty(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The table without columns that have no value."""
     kept = [i for i in range(len(head)) if any(row[i] for row in rows)]
-    return table([head[i] for i in kept], [[row[i] for i in kept] for row in rows])
+    return markdown([head[i] for i in kept], [[row[i] for i in kept] for row in rows])
 
 
 def of_stages(values: Values) -> list[str]:
@@ -210,7 +199,7 @@ def of_kills(values: Values) -> str:
     for (model, target), same in found.items():
         cells = ["equal" if same[what] else "different" for what in ("weights", "metrics.csv")]
         rows.append([model, target, counts[model, target], *cells])
-    return table(["model", "killed in", "kills", "weights and buffers", "`metrics.csv`"], rows)
+    return markdown(["model", "killed in", "kills", "weights and buffers", "`metrics.csv`"], rows)
 
 
 def of_gpu(results: Mapping[str, Any]) -> list[str]:
@@ -232,14 +221,14 @@ def of_gpu(results: Mapping[str, Any]) -> list[str]:
             for row in steps
         ]
         head = ["training step", "images/s", "time ÷ bare backbone's, channels last", "peak memory, MiB"]
-        parts.append(table(head, rows))
+        parts.append(markdown(head, rows))
     judging = [row for row in results["timings"] if not row["what"].startswith(step)]
     if judging:
         rows = [[*_timing(row)[:5], memory.get(row["what"], "")] for row in judging]
         head = ["judging", "the floor counts", "passes per image", "time ÷ floor", "quartiles", "peak memory, MiB"]
-        parts.append(table(head, rows))
+        parts.append(markdown(head, rows))
     if rest := [row for row in values if row not in steps]:
-        parts.append(table(["what", "value", "unit"], [[r["what"], f"{r['value']:.3g}", r["unit"]] for r in rest]))
+        parts.append(markdown(["what", "value", "unit"], [[r["what"], f"{r['value']:.3g}", r["unit"]] for r in rest]))
     checks = results["checks"]
     if checks:
         rows = []
@@ -247,12 +236,12 @@ def of_gpu(results: Mapping[str, Any]) -> list[str]:
             some = [check for check in checks if check["tolerance"] == tolerance]
             within = [check["apart"] for check in some if check["right"]]
             rows.append([f"{tolerance:g}", str(len(some)), str(len(within)), f"{max(within, default=0):.2g}"])
-        parts.append(table(["tolerance of the checks", "checks", "within", "largest difference of these"], rows))
+        parts.append(markdown(["tolerance of the checks", "checks", "within", "largest difference of these"], rows))
     if wrong := [check for check in checks if not check["right"]]:
         rows = [[check["what"], f"{check['apart']:.2g}", f"{check['tolerance']:g}"] for check in wrong]
-        parts.append(table(["beyond the tolerance", "difference", "tolerance"], rows))
+        parts.append(markdown(["beyond the tolerance", "difference", "tolerance"], rows))
     if results["failures"]:
-        parts.append(table(["failed", "error"], [[row["what"], row["error"]] for row in results["failures"]]))
+        parts.append(markdown(["failed", "error"], [[row["what"], row["error"]] for row in results["failures"]]))
     if results["left"]:
         parts.append(f"{len(results['left'])} items were not run: time was up.")
     return parts

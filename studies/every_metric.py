@@ -21,6 +21,7 @@ import torch
 from interp_models.evaluation.statistics import LEVEL
 from interp_models.explainers.controls import is_control
 from interp_models.metrics.perturbation import min_max
+from interp_models.report.text import markdown
 
 Row = Mapping[str, Any]
 SHOWN = 8
@@ -55,12 +56,6 @@ def of_explainer(name: str, results: Mapping[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
-def table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *cells]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def tables(results: Mapping[str, Any]) -> str:
     """Both tables of one evaluation, from its `results.json`."""
     by_metric: dict[str, list[Row]] = {}
@@ -73,8 +68,8 @@ def tables(results: Mapping[str, Any]) -> str:
     ranked = sorted(results["mean_ranks"], key=lambda name: float(results["mean_ranks"][name][0]))
     return "\n\n".join(
         [
-            table(head, [of_metric(rows) for rows in by_metric.values()]),
-            table(["Map", "Mean rank", "Passes", "Seconds"], [of_explainer(name, results) for name in ranked]),
+            markdown(head, [of_metric(rows) for rows in by_metric.values()]),
+            markdown(["Map", "Mean rank", "Passes", "Seconds"], [of_explainer(name, results) for name in ranked]),
         ]
     )
 

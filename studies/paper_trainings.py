@@ -19,6 +19,7 @@ import yaml
 from benchmarks.harness import STUDIES, plain_parser
 from interp_models.config.shipped import config_path
 from interp_models.core.files import short
+from interp_models.report.published import Beside
 
 HERE = STUDIES.parents[1]
 
@@ -48,11 +49,11 @@ def trained(one: Mapping[str, Any], root: str, folder: Path, seed: int, more: Se
 
 def table_of(listed: Mapping[str, Any], ours: Mapping[str, float]) -> str:
     """The table in Markdown."""
-    lines = ["| | ours | published |", "| --- | ---: | ---: |"]
+    lines = []
     for one in listed["trainings"]:
         value = f"{ours[one['what']]:.1f}" if one["what"] in ours else "–"
-        lines.append(f"| {one['what']} | {value} | {one['published']:.1f} |")
-    return "\n".join([*lines, "", f"published: {listed['source']}"])
+        lines.append([one["what"], value, f"{one['published']:.1f}"])
+    return str(Beside(["", "ours", "published"], lines, listed["source"]))
 
 
 def main(argv: Sequence[str] | None = None) -> Path:

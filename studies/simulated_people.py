@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.harness import STUDIES, plain_parser, write
+from interp_models.report.text import markdown
 from interp_models.userstudy.answers import HIGHEST, Participant, answer_table
 from interp_models.userstudy.people import means
 from interp_models.userstudy.reading import read_study
@@ -194,16 +195,19 @@ def summary(
 
 def table_of(lines: Sequence[Mapping[str, Any]]) -> str:
     """The table in Markdown."""
-    head = ["Task", "Measure", "Helped: true", "found", "Others: true", "found", "Told apart", "Intervals that hold it"]
-    table = [f"| {' | '.join(head)} |", f"| --- | --- |{' ---: |' * (len(head) - 2)}"]
+    head = ["Task: measure", "Helped: true", "found", "Others: true", "found", "Told apart", "Intervals that hold it"]
+    table = []
     for line in lines:
         bounds = "" if line["low"] is None else f" [{line['low']:.2f}, {line['high']:.2f}]"
         others = ["–" if line[key] is None else f"{line[key]:.2f}" for key in ("others_true", "others_found")]
         apart = {True: "yes", False: "no", None: "–"}[line["told_apart"]]
-        cells = [f"`{line['task']}`", line["measure"], f"{line['best_true']:.2f}", f"{line['best_found']:.2f}{bounds}"]
-        cells += [*others, apart, f"{100 * line['coverage']:.0f} %"]
-        table.append(f"| {' | '.join(cells)} |")
-    return "\n".join(table)
+        cells = [
+            f"`{line['task']}`: {line['measure']}",
+            f"{line['best_true']:.2f}",
+            f"{line['best_found']:.2f}{bounds}",
+        ]
+        table.append([*cells, *others, apart, f"{100 * line['coverage']:.0f} %"])
+    return markdown(head, table)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The configs of papers' tables, on generated trees with the official layouts, and published numbers beside ours."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,10 @@ def test_tables_of_the_tutorial(name: str, script: Script, tmp_path: Path, cnn_r
     assert line.split("|")[2].split()[0] == shown
     (missing,) = (line for line in table if line.startswith("| br_npa/intrinsic |"))
     assert missing.split("|")[2].strip() == "–"
+    found = re.search(r'<table class="published">(.*?)</table>', (out / "report.html").read_text(), re.DOTALL)[1]
+    on_page = [re.findall(r"<t[hd][^>]*>(?:<span[^>]*>)?([^<]*)", row) for row in found.split("</tr>")[1:-1]]
+    assert on_page == [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:-2]]
+    assert not any("Beside published" in (run / "evaluation" / "report.html").read_text() for run in runs)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "combinations" in name])
@@ -157,7 +162,7 @@ def test_trainings_of_dpnet(path: Path, tmp_path: Path, tiny_cub: Any, monkeypat
     assert paper_trainings.main(arguments).read_text().splitlines() == table
 
 
-ROWS = [{"explainer": "gradcam", "metric": "ad", "mean": 0.1, "low": 0.05, "high": 0.2}]
+ROWS = [{"explainer": "gradcam", "metric": "ad", "mean": 0.1, "low": 0.05, "high": 0.2, "n_undefined": 0}]
 
 
 def test_a_table_by_hand() -> None:
@@ -165,7 +170,7 @@ def test_a_table_by_hand() -> None:
         {"source": "a paper", "explainers": {"gradcam": {"ad": 12.2}, "bcnn/gradcam": {"ad": 3}}},
         {("first", "cnn"): ROWS, ("second", "bcnn"): [ROWS[0] | {"mean": 0.5, "low": None, "high": None}]},
     )
-    assert found.splitlines() == [
+    assert str(found).splitlines() == [
         "| explainer | AD %, ours | published |",
         "| --- | ---: | ---: |",
         "| gradcam | 10.0 [5.0, 20.0] | 12.2 |",

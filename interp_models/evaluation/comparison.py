@@ -17,6 +17,7 @@ from interp_models.report import visual
 from interp_models.report.gallery import save
 from interp_models.report.page import write_report
 from interp_models.report.pictures import SIDE
+from interp_models.report.published import Beside
 from interp_models.report.views import ImageView, MapView, Panel, PrototypeView, RunResults, RunSummary
 
 FIGURE_ROWS = 8
@@ -52,6 +53,7 @@ def write_page(
     n_images: int,
     indices: Sequence[int] | None = None,
     prototypes: Callable[[Sequence[ImageView]], Sequence[PrototypeView]] = lambda images: (),
+    published: Beside | None = None,
 ) -> list[ImageView]:
     """Write the page of judged models; the file is written whole or not at all.
 
@@ -61,6 +63,7 @@ def write_page(
         n_images: maximum number of images to show, spread evenly over the judged ones.
         indices: indices of the images that can be shown; None allows all.
         prototypes: returns the views of the models' prototypes for the shown images.
+        published: published numbers beside those of the models.
 
     Returns:
         The images that the page shows.
@@ -74,6 +77,7 @@ def write_page(
         results=[results_of(one.summary.name, one.tables) for one in compared],
         images=images,
         prototypes=prototypes(images),
+        published=published,
     )
     return images
 

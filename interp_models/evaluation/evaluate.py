@@ -38,9 +38,10 @@ from interp_models.evaluation.prototypes import PrototypeEvaluation
 from interp_models.evaluation.shown import Gallery, gallery_of, prototypes_shown, shown_by
 from interp_models.evaluation.tables import Provenance, read_prototypes, read_tables
 from interp_models.prototypes.parts import PartModel
-from interp_models.report.published import beside, check_published
+from interp_models.report.published import Beside, beside, check_published
 from interp_models.report.text import text_table
 from interp_models.report.views import ImageView, RunSummary
+from interp_models.training.epoch_times import training_cost
 from interp_models.training.loggers import check_loggers, close, log_pictures, make_loggers
 from interp_models.training.module import InterpModule
 from interp_models.training.tasks import MEASURES
@@ -183,7 +184,8 @@ def _evaluate(
         if trainer.is_global_zero:
             galleries[one.name] = gallery_of(one.model, one.data)
             compared.append(_compared(one, galleries[one.name]))
-            images = _write_page([one], compared[-1:], one.results, config, galleries)
+            published = _published(config, compared) if out is None else None
+            images = _write_page([one], compared[-1:], one.results, config, galleries, published)
             shutil.rmtree(one.results / "local", ignore_errors=True)  # of other images or weights
             write_local(images, one.results / "local")
             words = in_words(compared[-1].tables.rows, compared[-1].tables.differences)
@@ -197,16 +199,20 @@ def _evaluate(
         if out is not None:
             rows = [{"run": one.name, **row} for one in judged for row in read_prototypes(one.results).get("rows", [])]
             write_comparison(compared, rows, out / "results.json")
-            _write_page(judged, compared, out, config, galleries)
-        if config.published:
-            of_models = {(one.summary.name, one.summary.model): one.tables.rows for one in compared}
-            table = beside(config.published, of_models)
-            write_whole(report.parent / "published.md", table + "\n")
-            print(f"\n{table}\n")
+            _write_page(judged, compared, out, config, galleries, _published(config, compared))
+        if (published := _published(config, compared)) is not None:
+            write_whole(report.parent / "published.md", f"{published}\n")
+            print(f"\n{published}\n")
         print(f"report: {report}")
         if further is not None:
             further(judged, compared, report.parent)
     return report
+
+
+def _published(config: EvaluateConfig, compared: Sequence[Compared]) -> Beside | None:
+    """Published numbers beside those of the judged models, if the config has some."""
+    of_models = {(one.summary.name, one.summary.model): one.tables.rows for one in compared}
+    return beside(config.published, of_models) if config.published else None
 
 
 def _files(one: Judging) -> dict[str, list[Path]]:
@@ -271,6 +277,7 @@ def _compared(one: Judging, gallery: Gallery) -> Compared:
         selection=one.selection,
         measure=measure.name,
         without_label=tables.without_label,
+        training="" if one.folder is None else training_cost(one.folder),
     )
     named = classes if one.knows_labels else ()
 
@@ -286,6 +293,7 @@ def _write_page(
     folder: Path,
     config: EvaluateConfig,
     galleries: Mapping[str, Gallery],
+    published: Beside | None,
 ) -> list[ImageView]:
     """Write the page of one or several models and the pictures beside it; returns the images that it shows."""
 
@@ -293,7 +301,9 @@ def _write_page(
         views = [prototypes_shown(o.name, o.model, o.data, o.results, images, galleries[o.name]) for o in judged]
         return [view for view in views if view is not None]
 
-    images = write_page(compared, folder / "report.html", config.report_images, prototypes=prototypes)
+    images = write_page(
+        compared, folder / "report.html", config.report_images, prototypes=prototypes, published=published
+    )
     of_parts = [(one.name, one.model, one.data) for one in judged if isinstance(one.model, PartModel)]
     shutil.rmtree(folder / "parts", ignore_errors=True)
     if of_parts:

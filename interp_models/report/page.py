@@ -24,6 +24,7 @@ from interp_models.report.curves import chart
 from interp_models.report.forest import panels, sentence
 from interp_models.report.numbers import in_percent, label, percent
 from interp_models.report.pictures import data_of
+from interp_models.report.published import Beside
 from interp_models.report.score_tables import heading, score_tables
 from interp_models.report.text import Costs, csv_table, latex_table, markdown_table
 from interp_models.report.views import ImageView, PrototypeView, RunResults, RunSummary
@@ -41,6 +42,7 @@ def write_report(
     results: Sequence[RunResults],
     images: Iterable[ImageView],
     prototypes: Sequence[PrototypeView] = (),
+    published: Beside | None = None,
 ) -> None:
     """Write the page. The file is written whole or not at all: an error leaves an older file unchanged.
 
@@ -52,6 +54,7 @@ def write_report(
             order. In rows, `mean` and `std` are fractions; None and NaN mean undefined.
         images: images with maps. They are written one by one, so an iterator need not hold them all.
         prototypes: the prototypes of runs that have some.
+        published: published numbers beside those of the runs.
 
     Raises:
         ValueError: for two rows with the same preset, run, explainer and metric, and for arrays of a wrong shape.
@@ -71,6 +74,7 @@ def write_report(
         exports=[_export(one) for one in results if one.rows],
         charts=[found for one in results if (found := _charts(one))["charts"]],
         matrices=[found for one in results if (found := _matrix(one, directions))["keys"]],
+        published=published,
         left_out={one.run: one.left_out for one in results if one.left_out},
         legend=[heading(metric, directions) for metric in directions],
         scales=[[to_hex(matplotlib.colormaps[name](i / 8)) for i in range(9)] for name in (visual.CMAP, visual.SIGNED)],

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from interp_models.core.errors import InputError, unknown
 from interp_models.metrics.base import METRICS
-from interp_models.report.numbers import in_percent, label, number
+from interp_models.report.numbers import in_percent, label
+from interp_models.report.text import cell, markdown
 
 Published = Mapping[str, Any]
 """`source`, and `explainers`: the published number of each metric by explainer, or by MODEL/EXPLAINER."""
@@ -38,10 +40,26 @@ def check_published(published: Published) -> None:
                 raise InputError(f"published.explainers.{explainer}.{key} must be a number; got {value!r}")
 
 
-def beside(published: Published, results: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> str:
-    """A table in Markdown: for each published row and metric our mean with its interval, and the published number.
+@dataclass(frozen=True)
+class Beside:
+    """Published numbers beside ours, as text."""
 
-    Percentages are published as percent. A dash is what was not measured or not published.
+    heads: Sequence[str]
+    """Headings: explainer, then ours and published for each metric."""
+    lines: Sequence[Sequence[str]]
+    """The cells of each published row; a dash is what was not measured or not published."""
+    source: str
+    """Where the numbers were published."""
+
+    def __str__(self) -> str:
+        """As a table in Markdown."""
+        return f"{markdown(self.heads, self.lines)}\n\npublished: {self.source}"
+
+
+def beside(published: Published, results: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> Beside:
+    """For each published row and metric our mean with its interval, and the published number.
+
+    Percentages are published as percent.
 
     Args:
         published: the published numbers.
@@ -59,20 +77,10 @@ def beside(published: Published, results: Mapping[tuple[str, str], Sequence[Mapp
     keys = [key for key in dict.fromkeys([*measured, *sorted(known)]) if key in known]
     lines = []
     for name, numbers in published["explainers"].items():
-        line = {"explainer": name}
+        line = [name]
         for key in keys:
-            unit = " %" if in_percent(key) else ""
             found = ours.get((name, key))
-            line[f"{label(key)}{unit}, ours"] = "–" if found is None else _cell(found)
-            line["published" + " " * keys.index(key)] = f"{float(numbers[key]):g}" if key in numbers else "–"
+            line += ["–" if found is None else cell(found), f"{float(numbers[key]):g}" if key in numbers else "–"]
         lines.append(line)
-    heads = list(lines[0])
-    table = [f"| {' | '.join(head.strip() for head in heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
-    table += [f"| {' | '.join(line.values())} |" for line in lines]
-    return "\n".join([*table, "", f"published: {published['source']}"])
-
-
-def _cell(row: Mapping[str, Any]) -> str:
-    mean = number(row["metric"], row["mean"])
-    low, high = number(row["metric"], row.get("low")), number(row["metric"], row.get("high"))
-    return "–" if mean is None else mean if low is None else f"{mean} [{low}, {high}]"
+    heads = [text for key in keys for text in (f"{label(key)}{' %' if in_percent(key) else ''}, ours", "published")]
+    return Beside(["explainer", *heads], lines, published["source"])

@@ -16,7 +16,7 @@ def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """
     cells: dict[str, dict[str, str]] = {}
     for row in rows:
-        cells.setdefault(row["explainer"], {})[_head(row)] = _cell(row)
+        cells.setdefault(row["explainer"], {})[_head(row)] = cell(row)
     table = pd.DataFrame.from_dict(cells, orient="index", columns=list(dict.fromkeys(map(_head, rows))))
     return f"{table.fillna('–').to_string()}\n{_note(rows)}"
 
@@ -36,13 +36,21 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], costs: Costs) -> str:
         costs: costs of the explainers.
     """
     heads, lines, note = table_cells(rows, costs)
-    heads = [text.replace("|", r"\|") for text in heads]
-    table = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
-    for cells in lines:
-        texts = [(text.replace("|", r"\|"), best) for text, best in cells]  # a bar would begin another cell
-        shown = [f"**{text}**" if best else text for text, best in texts]
-        table.append(f"| {' | '.join(shown)} |")
-    return "\n".join([*table, "", note])
+    shown = [[f"**{text}**" if best else text for text, best in cells] for cells in lines]
+    return f"{markdown(heads, shown)}\n\n{note}"
+
+
+def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; the first column is text, the others are numbers.
+
+    >>> print(markdown(["what", "ms"], [["a|b", "17"]]))
+    | what | ms |
+    | --- | ---: |
+    | a\\|b | 17 |
+    """
+    table = [heads, ["---", *["---:"] * (len(heads) - 1)], *lines]
+    escaped = [[text.replace("|", r"\|") for text in line] for line in table]  # a bar would begin another cell
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
 def csv_table(rows: Sequence[Mapping[str, Any]], costs: Costs) -> str:
@@ -94,13 +102,13 @@ def table_cells(
     """
     explainers = list(dict.fromkeys(row["explainer"] for row in rows))
     heads = list(dict.fromkeys(map(_head, rows)))
-    cell = {(row["explainer"], _head(row)): row for row in rows}
+    found = {(row["explainer"], _head(row)): row for row in rows}
     lines = []
     for explainer in explainers:
         line: list[tuple[str, bool]] = [(" ".join(explainer.split()), False)]
         for head in heads:
-            row = cell.get((explainer, head))
-            line.append(("–", False) if row is None else (_cell(row, deviations=deviations), is_best(row)))
+            row = found.get((explainer, head))
+            line.append(("–", False) if row is None else (cell(row, deviations=deviations), is_best(row)))
         costs_of = costs.get(explainer, {})
         line += [(cost(costs_of.get(key)), False) for key in ("passes", "seconds") if not deviations]
         lines.append(line)
@@ -118,7 +126,7 @@ def _head(row: Mapping[str, Any]) -> str:
     return f"{label(metric)}{' %' if in_percent(metric) else ''} {'↑' if row['higher_is_better'] else '↓'}"
 
 
-def _cell(row: Mapping[str, Any], *, deviations: bool = False) -> str:
+def cell(row: Mapping[str, Any], *, deviations: bool = False) -> str:
     """A mean with its interval or ± its standard deviation, and the number of images if some are undefined."""
     metric, mean = row["metric"], number(row["metric"], row["mean"])
     if mean is None:

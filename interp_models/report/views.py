@@ -34,6 +34,8 @@ class RunSummary:
     """What `accuracy` is: for several labels per image, "mean average precision"."""
     without_label: int = 0
     """Number of images without a label to explain; they are not judged."""
+    training: str = ""
+    """Cost of the training in words; empty if it is not known."""
 
 
 @dataclass(frozen=True)

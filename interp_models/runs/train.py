@@ -27,6 +27,7 @@ from interp_models.runs.resume import checkpoint_of, keep_places, last_checkpoin
 from interp_models.training.attention_logger import AttentionLogger
 from interp_models.training.checkpoints import WholeCheckpointIO, checkpoints, load_weights, read_checkpoint
 from interp_models.training.class_report import ClassReport
+from interp_models.training.epoch_times import EpochTimes
 from interp_models.training.feature_cache import FeatureCache
 from interp_models.training.loggers import check_loggers, close, make_loggers
 from interp_models.training.metrics_file import MetricsFile
@@ -107,6 +108,7 @@ def _train(config: TrainConfig, resume: Path | None, locks: ExitStack) -> Path:
         default_root_dir=folder,
         logger=False,
         callbacks=[
+            EpochTimes(folder),  # the first, so that epochs begin with the actions of their phase
             *([ProgressBar()] if options.get("enable_progress_bar", True) else []),
             # The config of a resumed run is saved when its training starts: a mistake that fails before is not saved
             pl.callbacks.LambdaCallback(on_train_start=keep_config),

@@ -151,7 +151,15 @@ def test_crops_drops_and_effects_go_on_alike(odd_cub: Path, tmp_path: Path) -> N
 
 def test_one_run_folder(two_processes: Path) -> None:
     names = sorted(path.name for path in two_processes.glob("[!.]*"))
-    assert names == ["checkpoints", "classes.csv", "config.yaml", "confusion.png", "metrics.csv", "metrics.json"]
+    assert names == [
+        "checkpoints",
+        "classes.csv",
+        "config.yaml",
+        "confusion.png",
+        "metrics.csv",
+        "metrics.json",
+        "times.csv",
+    ]
     folder = two_processes.parents[1]
     assert sorted(path.name for path in folder.iterdir()) == ["c.yaml", "tiny"]
     assert [path.name for path in (folder / "tiny").iterdir()] == ["run"]

@@ -1,5 +1,6 @@
 """Broken trainings and evaluations go on as if nothing had happened."""
 
+import itertools
 import json
 import logging
 import random
@@ -24,7 +25,9 @@ from interp_models.explainers.base import Explainer
 from interp_models.explainers.cam import GradCAM
 from interp_models.models.cnn import CNN
 from interp_models.runs.loading import run_config
+from interp_models.training import epoch_times
 from interp_models.training.attention_logger import AttentionLogger
+from interp_models.training.epoch_times import training_cost
 from interp_models.training.module import InterpModule
 from tests import processes
 from tests.conftest import TINY_CNN, Cub, Script, copy_run, fit, tiny_config, tiny_options, write_config
@@ -132,6 +135,27 @@ def test_a_broken_training_goes_on(
     outcome = script("train", *arguments)
     assert outcome.code == 0
     assert_same_runs(run, whole_run)
+
+
+def test_times_of_epochs(script: Script, tiny_cub: Cub, tmp_path: Path, inject: Inject, monkeypatch: Any) -> None:
+    """The clock goes on by 10 s whenever it is read, and by 25 s after a break. An interrupted epoch counts once."""
+    run = tmp_path / "run"
+    config = config_of(tiny_cub, run)
+    monkeypatch.setattr(epoch_times, "perf_counter", itertools.count(0, 10).__next__)
+    inject(BreakAt(2, 0))
+    with pytest.raises(RuntimeError, match="broken"):
+        script("train", write_config(tmp_path / "c.yaml", config))
+    assert training_cost(run) == "2 epochs, 0.3 min, 1 x cpu"
+    monkeypatch.setattr(epoch_times, "perf_counter", itertools.count(0, 25).__next__)
+    inject()
+    assert script("train", f"resume={run}").code == 0
+    assert pd.read_csv(run / "times.csv").to_numpy().tolist() == [
+        [0, 10.0, "1 x cpu"], [1, 10.0, "1 x cpu"], [2, 25.0, "1 x cpu"], [3, 25.0, "1 x cpu"],
+    ]  # fmt: skip
+    assert training_cost(run) == "4 epochs, 1.2 min, 1 x cpu"
+    assert training_cost(tmp_path) == ""  # as of runs of earlier versions
+    (run / "times.csv").write_text("epoch,seconds\n")
+    assert training_cost(run) == ""
 
 
 OTHERS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
