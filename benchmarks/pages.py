@@ -84,7 +84,7 @@ def opened(path: Path) -> tuple[float, list[float]]:
         session.protocol(
             "Emulation.setDeviceMetricsOverride", width=1400, height=900, deviceScaleFactor=1, mobile=False
         )
-        session("POST", "/url", {"url": path.resolve().as_uri()})
+        session.open(path.resolve().as_uri())
         time: float = session("POST", "/execute/async", {"script": OPENED, "args": []})
         return time, session("POST", "/execute/async", {"script": SCROLLED, "args": []})
 

@@ -88,8 +88,7 @@ def fill_in(session: Session, page: Path, study: Mapping[str, Any], number: int,
     draw, plan = np.random.default_rng(number), study["plan"][(number - 1) % len(study["plan"])]
     half = len(plan) // 2
     for part in (plan[:half], plan[half:]):
-        session("POST", "/url", {"url": "about:blank"})  # the tab is closed
-        session("POST", "/url", {"url": f"{page.resolve().as_uri()}?participant={number}"})
+        session.open(f"{page.resolve().as_uri()}?participant={number}")  # this leaves the page
         session("POST", "/execute/async", {"script": BEGIN, "args": []})
         for trial in part:
             given = answers_to(study, trial, best, draw)
@@ -179,14 +178,15 @@ def summary(
         own = [row for row in rows if row["measure"] == measure]
         (with_best,) = (row for row in own if row["map"] == best)
         others = [row for row in own if row["map"] != best]
-        apart = [row["told_apart"] for row in found["differences"] if (row["measure"], row["level"]) == (measure, best)]
+        of_measure = [row for row in found["differences"] if row["measure"] == measure]
+        away = [row for row in of_measure if best in (row["level"], row["baseline"])]
         lines.append(
             {
                 "task": task, "measure": measure, "best_true": truth[measure, best], "best_found": with_best["mean"],
                 "low": with_best["low"], "high": with_best["high"],
                 "others_true": float(np.mean([truth[measure, row["map"]] for row in others])) if others else None,
                 "others_found": float(np.mean([row["mean"] for row in others])) if others else None,
-                "told_apart": apart[0] if apart else None,
+                "told_apart": all(row["told_apart"] for row in away) if away else None,
                 "coverage": float(np.mean([share for (one, _), share in coverage.items() if one == measure])),
             }
         )  # fmt: skip

@@ -109,7 +109,8 @@ def record(folder: Path) -> tuple[str, list[Row], dict[str, Any]]:
         rows.append(Value("dead maps", float(values.pop("dead maps").sum()), "maps"))
     for what, each in values.items():
         share = what.startswith("pointing")
-        rows.append(Value(what, (100 if share else 1) * float(each.mean()), "%" if share else ""))
+        if (known := each[~np.isnan(each)]).size:  # a constant map points nowhere
+            rows.append(Value(what, (100 if share else 1) * float(known.mean()), "%" if share else ""))
     digits = "".join(str(int(one)) for one in correct)
     of_run = {"experiment": config["experiment"], "run_seed": config["seed"], "test_images": data.fingerprint("test")}
     return f"{config['experiment']}-{config['seed']}", rows, {**of_run, "correct": digits}

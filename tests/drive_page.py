@@ -7,12 +7,16 @@ As a script it prints the findings and may save a screenshot:
 import argparse
 import base64
 import json
+import os
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +38,21 @@ _FLAGS = (
 # Pictures are lazy, so each is asked for before its size is read.
 _PICTURES = """
 const done = arguments[arguments.length - 1];
-const pictures = [...document.images];
-Promise.all(pictures.map(picture => {
-  picture.loading = 'eager';
-  return picture.decode().catch(() => null);
-})).then(() => done({
-  images: pictures.length,
-  blank: pictures.filter(picture => picture.naturalWidth === 0).length,
-  overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
-}));
+const frame = () => new Promise(go => requestAnimationFrame(go));
+(async () => {
+  await frame(); // the page fills what is near the window when it is drawn
+  await frame();
+  const pictures = [...document.images];
+  await Promise.all(pictures.map(picture => {
+    picture.loading = 'eager';
+    return picture.decode().catch(() => null);
+  }));
+  done({
+    images: pictures.length,
+    blank: pictures.filter(picture => picture.naturalWidth === 0).length,
+    overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+  });
+})();
 """
 # A proxy from the environment must not get requests to the local driver.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -60,8 +70,35 @@ class Session:
         request = urllib.request.Request(
             self.address + command, data, {"Content-Type": "application/json"}, method=method
         )
-        with _OPENER.open(request, timeout=120) as answer:
-            return json.load(answer)["value"]
+        try:
+            with _OPENER.open(request, timeout=120) as answer:
+                return json.load(answer)["value"]
+        except urllib.error.HTTPError as error:
+            raise RuntimeError(json.load(error)["value"]["message"]) from None
+
+    def open(self, address: str) -> None:
+        """Leave the page, load another one, and wait until it is loaded.
+
+        The driver does not wait for it: its own waiting can hang after a download.
+        """
+        loaded = "return location.href === arguments[0] && document.readyState === 'complete'"
+        for url in ("about:blank", address):
+            self("POST", "/url", {"url": url})
+            self.until(loaded, url)
+
+    def until(self, script: str, *arguments: Any, seconds: float = 60) -> Any:
+        """The result of a script as soon as it is true; it runs again and again."""
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                if found := self("POST", "/execute/sync", {"script": script, "args": list(arguments)}):
+                    return found
+                problem = "it is not true"
+            except RuntimeError as error:  # the page may change while the script runs
+                problem = str(error)
+            if time.monotonic() > end:
+                raise TimeoutError(f"{script}: {problem} after {seconds:.0f} s")
+            time.sleep(0.02)
 
     def protocol(self, command: str, **parameters: Any) -> Any:
         """Send a command of the Chrome DevTools protocol."""
@@ -80,9 +117,8 @@ def browser() -> Iterator[Session]:
         raise FileNotFoundError("chromium or chromedriver is not installed (apt-get install chromium chromium-driver)")
     # Chromium may still write into its profile while it closes.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        driver = subprocess.Popen(
-            [CHROMEDRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+        line, nothing = [CHROMEDRIVER, "--port=0"], subprocess.DEVNULL
+        driver = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=nothing, text=True, start_new_session=True)
         try:
             assert driver.stdout is not None
             started = next((line for line in driver.stdout if "started successfully on port" in line), None)
@@ -91,13 +127,15 @@ def browser() -> Iterator[Session]:
             port = started.split()[-1].rstrip(".")
             options = {"binary": CHROMIUM, "args": [*_FLAGS, f"--user-data-dir={profile}"]}
             logs = {"browser": "ALL", "performance": "ALL"}
-            session = Session(f"http://127.0.0.1:{port}", {"goog:chromeOptions": options, "goog:loggingPrefs": logs})
+            asked = {"goog:chromeOptions": options, "goog:loggingPrefs": logs, "pageLoadStrategy": "none"}
+            session = Session(f"http://127.0.0.1:{port}", asked)
             try:
                 yield session
             finally:
                 session("DELETE", "")
         finally:
-            driver.terminate()
+            with suppress(ProcessLookupError):
+                os.killpg(driver.pid, signal.SIGKILL)  # Chromium too, which outlives a driver that was stopped
             driver.communicate()
 
 
@@ -118,9 +156,9 @@ def drive(
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         session.protocol("Emulation.setEmulatedMedia", features=[scheme])
-        session("POST", "/url", {"url": "about:blank"})
+        session.open("about:blank")
         session.log("performance")  # forget what the new-tab page asked for
-        session("POST", "/url", {"url": address})
+        session.open(address)
         found: dict[str, Any] = session("POST", "/execute/async", {"script": _PICTURES, "args": []})
         if screenshot is not None:
             screenshot.write_bytes(base64.b64decode(session("GET", "/screenshot")))

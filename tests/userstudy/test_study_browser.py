@@ -40,7 +40,7 @@ def session() -> Iterator[Session]:
 def page_of(run: Path, task: str, script: Script, *changes: str) -> tuple[Path, dict[str, Any]]:
     outcome = script("evaluate", run, *PLAN, f"userstudy={task}", *changes)
     assert outcome.code == 0, outcome.err
-    page = run / "evaluation" / "studies" / task / "study.html"
+    page = Path(outcome.out.rpartition("study: ")[2].strip())
     return page, json.loads(page.with_name("study.json").read_text())
 
 
@@ -49,7 +49,7 @@ def js(session: Session, script: str, *arguments: Any) -> Any:
 
 
 def opened(session: Session, page: Path, participant: int = 1) -> None:
-    session("POST", "/url", {"url": f"{page.resolve().as_uri()}?participant={participant}"})
+    session.open(f"{page.resolve().as_uri()}?participant={participant}")
 
 
 @pytest.mark.parametrize("task", TASKS.names())
@@ -136,7 +136,6 @@ def test_a_number_that_has_begun_is_asked_about(run: Path, script: Script, sessi
     session("POST", "/execute/async", {"script": BEGIN, "args": []})
     js(session, "document.querySelector('input[name=rating]').click()")
     js(session, "document.querySelector('#trial button').click()")
-    session("POST", "/url", {"url": "about:blank"})
     opened(session, page)
     click = "document.querySelector('#start button').click(); return document.querySelector('#warning').textContent"
     for _ in range(50):
