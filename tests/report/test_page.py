@@ -23,8 +23,20 @@ from interp_models.report.views import ImageView, MapView, RunResults, RunSummar
 
 NASTY = "a <b> & \"q\" 'x' {{ 1 }} </style>"
 PHOTO = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+TRAINED = "12 epochs, 3.0 min, 1 x cpu"
 RUNS = [
-    RunSummary("one", "br_npa", "cub", 0.85123, 5794, 0.9, 50, 0, "best validation epoch"),
+    RunSummary(
+        "one",
+        "br_npa",
+        "cub",
+        0.85123,
+        5794,
+        0.9,
+        50,
+        0,
+        "best validation epoch",
+        training=TRAINED,
+    ),
     RunSummary(NASTY, "resnet", "cub", None, 5794, 0.8, 50, 1, "last epoch"),
 ]
 VOID = {"meta", "link", "img", "br", "input"}
@@ -106,8 +118,19 @@ def write(
 
 def test_runs_are_listed_with_accuracy_in_percent(tmp_path: Path) -> None:
     first, second = write(tmp_path).lines(0)
-    assert first == ["one", "85.1", "5794", "90.0", "50", "br_npa", "cub", "0", "best validation epoch"]
-    assert second == [NASTY, "–", "5794", "80.0", "50", "resnet", "cub", "1", "last epoch"]
+    assert first == [
+        "one",
+        "85.1",
+        "5794",
+        "90.0",
+        "50",
+        "br_npa",
+        "cub",
+        "0",
+        "best validation epoch",
+        "12 epochs, 3.0 min, 1 x cpu",
+    ]
+    assert second == [NASTY, "–", "5794", "80.0", "50", "resnet", "cub", "1", "last epoch", "–"]
 
 
 def test_fractions_are_percent_and_curves_decimals(tmp_path: Path) -> None:
@@ -119,7 +142,7 @@ def test_fractions_are_percent_and_curves_decimals(tmp_path: Path) -> None:
         ["one"],
         ["cam", "36.630.0 to 41.2", "50.0", "0.0120.010 to 0.015", "0.000", "12.500rank 2=", "–", "–", "–", "90"],
     ]
-    heads = [re.sub(r"\s+", " ", element["text"]) for element in page.all("th") if "thead" in element["inside"]][9:]
+    heads = [re.sub(r"\s+", " ", element["text"]) for element in page.all("th") if "thead" in element["inside"]][10:]
     assert heads == [
         "Explainer", "AD ↓percent", "AG ↑percent", "DAUC ↓decimal", "DC ↑decimal", "own ↑decimal",
         "Mean rankover metrics", "Passesper image", "Secondsper image", "Images",
