@@ -138,9 +138,7 @@ def test_a_number_that_has_begun_is_asked_about(run: Path, script: Script, sessi
     js(session, "document.querySelector('#trial button').click()")
     opened(session, page)
     click = "document.querySelector('#start button').click(); return document.querySelector('#warning').textContent"
-    for _ in range(50):
-        if "Participant 1 has begun in this browser" in js(session, click):
-            break
+    session.until(f"{click}.includes('Participant 1 has begun in this browser')")
     assert js(session, "return document.querySelector('#trial').hidden") is True
     session("POST", "/execute/async", {"script": BEGIN, "args": []})
     assert js(session, "return document.querySelector('#progress').textContent")[:4] == "2 of"
