@@ -10,9 +10,11 @@ from safetensors.torch import save_file
 from timm.models.resnet import ResNet
 from torch import nn
 
-from interp_models.core.errors import InputError, first_line
+from interp_models import EXPLAINERS
+from interp_models.core.errors import InputError, NotApplicable, first_line
 from interp_models.data.base import decode_image
 from interp_models.data.transforms import transform_of
+from interp_models.models.cnn import CNN
 from interp_models.models.vit_cls import ViTCLS
 from interp_models.nn.backbone import BUNDLED, Backbone, bundled_weights
 from tests.conftest import TINY, TINY_VIT
@@ -61,8 +63,8 @@ def test_refusals(tmp_path, whole):
         Backbone("resnet81")
     with pytest.raises(ValueError, match=r"'resnet18' does not offer output_stride 12; it offers 8, 16, 32"):
         Backbone("resnet18", weights=None, output_stride=12)
-    with pytest.raises(ValueError, match="'vit_tiny_patch16_224' cannot be a backbone"):
-        Backbone("vit_tiny_patch16_224", weights=None)
+    with pytest.raises(ValueError, match=r"'test_vit' does not offer output_stride 8; it offers 16"):
+        Backbone("test_vit", weights=None, output_stride=8)
     with pytest.raises(ValueError, match="bundled weights exist for 'tf_efficientnet_lite0' only"):
         Backbone("resnet18", weights="bundled")
     with pytest.raises(ValueError, match=r"weights file .*none\.pth does not exist"):
@@ -96,7 +98,70 @@ def test_the_map_is_that_of_the_whole_pass_where_timm_gives_one():
         plain.load_state_dict(backbone.trunk.state_dict())
         with torch.no_grad():
             torch.testing.assert_close(backbone(x), plain((x - backbone.mean) / backbone.std), rtol=1e-4, atol=1e-5)
-        assert backbone.form.headless
+        assert backbone.form.way == "whole"
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "prefix", "norm"),
+    [("test_vit", (96, 160), 1, "norm"), ("vit_tiny_patch16_dinov3_qkvb", (64, 96), 5, "norm"),
+     ("test_vit_relpos", (160, 160), 0, "fc_norm")],
+)  # fmt: skip
+def test_patch_tokens_on_their_grid(name, size, prefix, norm, tmp_path):
+    torch.manual_seed(0)
+    options = {} if name == "test_vit_relpos" else {"dynamic_img_size": True}
+    whole = timm.create_model(name, num_classes=3, **options).eval()
+    for own in (whole.norm, whole.fc_norm):
+        if isinstance(own, nn.LayerNorm):
+            nn.init.normal_(own.weight)
+            nn.init.normal_(own.bias)
+    torch.save(whole.state_dict(), tmp_path / "whole.pth")
+    backbone, x = Backbone(name, weights=str(tmp_path / "whole.pth")).eval(), torch.rand(2, 3, *size)
+    with torch.no_grad():
+        tokens = whole.forward_features((x - backbone.mean) / backbone.std)[:, prefix:]
+        tokens = whole.fc_norm(tokens) if norm == "fc_norm" else tokens
+        rows, columns = size[0] // 16, size[1] // 16
+        expected = torch.stack(
+            [torch.stack([tokens[:, row * columns + column] for column in range(columns)], 2) for row in range(rows)], 2
+        )
+        torch.testing.assert_close(backbone(x), expected, rtol=0, atol=1e-6)
+    assert (backbone.channels, backbone.stride) == (tokens.shape[2], 16)
+
+
+def test_pretrained_tokens_keep_the_norm_that_they_were_trained_with(monkeypatch):
+    create, fetched = timm.create_model, []
+
+    def fetch(name, pretrained=False, **options):
+        model = create(name, **options)
+        if pretrained:
+            model.load_state_dict(create(name, num_classes=0).state_dict())  # as timm does, whole or not at all
+            fetched.append(model)
+        return model
+
+    monkeypatch.setattr(timm, "create_model", fetch)
+    backbone = Backbone("test_vit_relpos", weights="timm")
+    assert backbone.trunk is fetched[0]
+    assert isinstance(backbone.trunk.fc_norm, nn.LayerNorm)
+
+
+def test_each_parameter_of_a_transformer_learns():
+    """Otherwise several processes would wait for a gradient."""
+    backbone = Backbone("test_vit", weights=None)
+    backbone(torch.rand(2, 3, 64, 64)).square().mean(dim=(0, 2, 3)).mul(torch.rand(64)).sum().backward()
+    assert [name for name, p in backbone.named_parameters() if p.grad is None] == []
+
+
+def test_explainers_of_a_class_token_do_not_read_a_token_that_nothing_reads():
+    torch.manual_seed(0)
+    model, x = CNN(3, backbone="test_vit", weights=None).eval(), torch.rand(1, 3, 96, 64)
+    of_class_token = ("cls_attention", "rollout", "chefer", "attention_gradcam", "gradsam", "legrad")
+    for name in (*of_class_token, "transformer_attribution"):
+        with pytest.raises(NotApplicable, match="CNN classifies by its patch tokens, not by the class token"):
+            EXPLAINERS.build(name, {}, model=model).attribute(x, 1)
+    with torch.no_grad():
+        tokens = model.backbone(x)
+    weight = model.head.weight[1]
+    expected = torch.einsum("c,chw->hw", weight, tokens[0])
+    torch.testing.assert_close(EXPLAINERS.build("cam", {}, model=model).attribute(x, 1)[0], expected)
 
 
 def brightest(backbone: Backbone, size: int, row: int, column: int, cells: int) -> tuple[int, int]:
@@ -116,6 +181,7 @@ def brightest(backbone: Backbone, size: int, row: int, column: int, cells: int) 
         ("swin_tiny_patch4_window7_224", 224, (768, 7, 7), 32),
         ("inception_next_atto", 128, (320, 4, 4), 32),
         ("efficientvit_b0", 128, (128, 4, 4), 32),
+        ("vit_tiny_patch16_224", 128, (192, 8, 8), 16),
     ],
 )
 def test_maps_in_another_form_are_turned(name, size, shape, stride):
@@ -142,7 +208,7 @@ def test_all_of_a_trunk_learns():
     ("name", "why"),
     [
         ("efficientvim_m1", "it gives no feature map (B, C, h, w) but a list"),
-        ("test_vit", "it gives no feature map (B, C, h, w) but (1, 65, 64)"),
+        ("hiera_tiny_224", "it gives no feature map (B, C, h, w) but (1, 49, 768)"),
     ],
 )
 def test_models_without_a_map(name, why):
@@ -200,9 +266,12 @@ def test_bundled_weights_know_real_images():
 
 
 def test_a_hub_that_cannot_be_reached_ends_in_one_line(monkeypatch):
-    def fail(*args, **options):
-        assert options["pretrained"]
-        raise OSError("We couldn't connect\nsecond line")
+    create = timm.create_model
+
+    def fail(name, pretrained=False, **options):
+        if pretrained:
+            raise OSError("We couldn't connect\nsecond line")
+        return create(name, **options)
 
     monkeypatch.setattr(timm, "create_model", fail)
     with pytest.raises(

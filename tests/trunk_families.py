@@ -51,7 +51,8 @@ def verdict(name: str) -> str:
     side = images_of(backbone)
     check_places(backbone, side)
     form = backbone.form
-    notes = ["channels last"] * form.channels_last + ["by `forward_features`"] * (not form.headless)
+    ways = {"whole": [], "features": ["by `forward_features`"], "tokens": ["patch tokens"]}
+    notes = ["channels last"] * form.channels_last + ways[form.way]
     notes += [f"images of {side} pixels alone"] * (not takes(backbone, side + 64))
     return f"{form.channels} channels, a cell of {form.stride} pixels" + "".join(f"; {note}" for note in notes)
 

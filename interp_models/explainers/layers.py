@@ -162,7 +162,8 @@ def _stages(model: nn.Module, image: Tensor) -> list[Place]:
 def _own(model: Any, image: Tensor) -> Layer:
     """The feature layer of a model that explains itself."""
     vit, module = find_transformer(model), model.feature_layer
-    form = Form("nchw") if vit is None else patches(vit, (image.shape[2], image.shape[3]))
+    within = vit is not None and all(part is not vit for part in module.modules())  # others give a map of all patches
+    form = patches(vit, (image.shape[2], image.shape[3])) if within else Form("nchw")
     return Layer(module, "feature_layer", form)
 
 

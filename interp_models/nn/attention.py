@@ -12,6 +12,9 @@ from interp_models.core.endings import more_calls
 from interp_models.core.errors import NotApplicable
 from interp_models.core.prepared import class_name
 
+PATCHES = "patches"
+"""`global_pool` of transformers whose patch tokens become a feature map, see `Backbone`."""
+
 
 def find_transformer(model: nn.Module) -> Any:
     """The timm vision transformer within a model; None if there is none.
@@ -38,7 +41,8 @@ def transformer(model: nn.Module) -> Any:
     if found is None or getattr(found, "cls_token", None) is None:
         raise NotApplicable(f"{name} holds no vision transformer of timm with a class token")
     if (pool := getattr(found, "global_pool", None)) not in ("token", ""):  # "": the caller pools the tokens
-        raise NotApplicable(f"{name} classifies by its tokens' {pool!r} pool, not by the class token")
+        what = "patch tokens" if pool == PATCHES else f"tokens' {pool!r} pool"
+        raise NotApplicable(f"{name} classifies by its {what}, not by the class token")
     return found
 
 

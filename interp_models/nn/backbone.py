@@ -1,7 +1,9 @@
 """timm models as backbones: images in [0, 1] -> the last feature map."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import timm
 import torch
@@ -12,6 +14,7 @@ import interp_models.nn.small_resnet  # noqa: F401 (registers a model)
 from interp_models.core.errors import InputError, first_line, unknown
 from interp_models.core.modes import evaluating
 from interp_models.core.written import PathText
+from interp_models.nn.attention import PATCHES
 from interp_models.nn.weights import classifiers, load_file
 
 Weights = PathText | None
@@ -20,11 +23,15 @@ BUNDLED = "tf_efficientnet_lite0"
 """The model whose ImageNet weights come as a Python package, in the extra `demo`."""
 
 
+Way = Literal["whole", "features", "tokens"]
+"""What gives the feature map of a timm model: the whole model without pooling and classifier; its `forward_features`;
+or the patch tokens after its last block, which `forward_intermediates` arranges on their grid."""
+
+
 class Form(NamedTuple):
     """How to get the feature map of a timm model."""
 
-    headless: bool
-    """True if calling the model without pooling and classifier returns the map; False if `forward_features` does."""
+    way: Way
     channels_last: bool
     """Whether the map is (B, h, w, C)."""
     channels: int
@@ -39,15 +46,19 @@ class Backbone(nn.Module):
     Its input are images (B, 3, H, W) in [0, 1], so masking, blurring and drawing happen in pixel space for every model.
     The mean and standard deviation that its weights were trained with are buffers.
 
+    The features of a vision transformer are its patch tokens after the last block and the final norm, one cell per
+    patch. Class, register and distillation tokens are left out. Position embeddings are interpolated if timm can do it
+    for the model; otherwise it takes images of one size.
+
     Args:
-        name: a timm model with feature maps.
+        name: a timm model with feature maps or patch tokens.
         weights: `timm` (timm's hub), `bundled` (EfficientNet-Lite0 from the extra `demo`), the path of a file of
             weights (see `weights.find`), or None for random weights.
         output_stride: pixels per cell of the last map; None keeps the model's own.
 
     Raises:
-        InputError: for an unknown name, a model without feature maps, a stride that the model does not offer, or
-            weights that cannot be fetched or do not fit.
+        InputError: for an unknown name, a model without feature maps and patch tokens, a stride that the model does not
+            offer, or weights that cannot be fetched or do not fit.
     """
 
     mean: Tensor
@@ -79,8 +90,7 @@ class Backbone(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Normalised images -> features, as `forward`."""
-        trunk: Any = self.trunk
-        given: Tensor = trunk(images) if self.form.headless else trunk.forward_features(images)
+        given: Tensor = _output(self.trunk, images, self.form.way)
         return given.permute(0, 3, 1, 2) if self.form.channels_last else given
 
 
@@ -106,14 +116,14 @@ def without_weights(name: str, error: Exception) -> InputError:
 
 
 def create(name: str, options: dict[str, Any], *, pretrained: bool) -> Any:
-    """Create a timm model.
+    """Create a timm model, without its classifier if the options do not ask for one.
 
     Raises:
         InputError: if timm cannot fetch its weights.
         Exception: if timm cannot build it; the error is timm's own.
     """
     try:
-        return timm.create_model(name, pretrained=pretrained, **options)
+        return timm.create_model(name, pretrained=pretrained, **{"num_classes": 0, **options})
     except Exception as error:
         if pretrained and (isinstance(error, OSError) or _builds(name, options)):
             raise without_weights(name, error) from None
@@ -148,6 +158,21 @@ class _NoTrunkError(InputError):
     """The error for a timm model that has no feature map."""
 
 
+class _TokensError(_NoTrunkError):
+    """The error for a timm model that gives tokens (B, T, C), not a map."""
+
+
+def _output(trunk: Any, images: Tensor, way: Way) -> Any:
+    """What a trunk gives for normalised images; a map (B, C, h, w) if its tokens are asked for."""
+    if way == "whole":
+        return trunk(images)
+    if way == "features":
+        return trunk.forward_features(images)
+    (tokens,) = trunk.forward_intermediates(images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)
+    norm = getattr(trunk, "fc_norm", None)  # the final norm of models that pool their tokens first
+    return tokens if norm is None else norm(tokens.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 def _trunk(name: str, output_stride: int | None, *, pretrained: bool) -> tuple[nn.Module, Form]:
     """Create a timm model without pooling and classifier, and find out how to get its map."""
     try:
@@ -171,60 +196,83 @@ def _offers(name: str, output_stride: int) -> bool:
 
 
 def _built(name: str, output_stride: int | None, *, pretrained: bool) -> tuple[nn.Module, Form]:
-    stride = {} if output_stride is None else {"output_stride": output_stride}
-    try:
+    """The first way of `Way` that gives a map, and the trunk that is cut for it."""
+    strides = [{}] if output_stride is None else [{"output_stride": output_stride}, {}]  # its own may be that one
+    model, options = _first(name, [{**pool, **stride} for stride in strides for pool in ({"global_pool": ""}, {})])
+    error: _NoTrunkError | None = None
+    for way in get_args(Way):
+        if way == "tokens":
+            if not hasattr(model, "forward_intermediates") or not isinstance(error, _TokensError):
+                break
+            model, options = _first(name, [{"dynamic_img_size": True}, {}])
+        _cut(model, way)
         try:
-            model = create(name, {"num_classes": 0, "global_pool": "", **stride}, pretrained=pretrained)
-        except InputError:
-            raise
-        except Exception:  # some models have no option `global_pool`: the pooling is part of the head
-            model = create(name, {"num_classes": 0, **stride}, pretrained=pretrained)
-    except InputError:
-        raise
+            with evaluating(model), torch.no_grad():
+                form = _form(model, way)
+        except _NoTrunkError as found:
+            error = error or found
+            continue
+        if output_stride not in (None, form.stride):
+            raise _NoTrunkError(f"its map has {form.stride} pixels per cell")
+        if pretrained:
+            model = create(name, options, pretrained=True)
+            _cut(model, way)
+        return model, form
+    assert error is not None
+    raise error
+
+
+def _first(name: str, candidates: Sequence[dict[str, Any]]) -> tuple[nn.Module, dict[str, Any]]:
+    """The model with the first options that timm can build, and these options."""
+    *others, last = candidates
+    for options in others:
+        with suppress(Exception):
+            return create(name, options, pretrained=False), options
+    try:
+        return create(name, last, pretrained=False), last
     except Exception as error:
         raise _NoTrunkError(first_line(error)) from None
+
+
+def _cut(model: Any, way: Way) -> None:
+    """Remove what comes after the map, in place: it would never learn."""
     if hasattr(model, "pre_logits"):
         model.pre_logits = nn.Identity()  # in VGG it turns the last map into a vector
-    with evaluating(model), torch.no_grad():
-        try:
-            form = _form(model, headless=True)
-        except _NoTrunkError as error:
-            try:
-                form = _form(model, headless=False)
-            except _NoTrunkError:
-                raise error from None
-    if not form.headless:
-        for classifier in classifiers(model):  # remove the whole head: its other layers would never learn
+    if way == "features":
+        for classifier in classifiers(model):  # the whole head
             setattr(model, classifier.split(".")[0], nn.Identity())
-    if output_stride not in (None, form.stride):
-        raise _NoTrunkError(f"its map has {form.stride} pixels per cell")
-    return model, form
+    if way == "tokens" and hasattr(model, "prune_intermediate_layers"):
+        norm = getattr(model, "fc_norm", None)
+        with suppress(AssertionError):  # a model that cannot be pruned keeps what it does not need
+            model.prune_intermediate_layers(1, prune_norm=False, prune_head=True)
+        if norm is not None:
+            model.fc_norm = norm
+        model.global_pool = PATCHES
 
 
-def _form(model: Any, *, headless: bool) -> Form:
+def _form(model: Any, way: Way) -> Form:
     """Find out how to get a model's map, from the maps of two images of different size: the axes whose lengths change
     are rows and columns."""
 
     def features(height: int, width: int) -> Any:
-        images = torch.zeros(1, 3, height, width)
-        return model(images) if headless else model.forward_features(images)
+        return _output(model, torch.zeros(1, 3, height, width), way)
 
-    side = 128
-    try:
-        small = features(side, side)
-    except Exception:
-        side = model.default_cfg["input_size"][-1]  # the model takes images of one size only
+    own = model.default_cfg["input_size"][-1]  # some models take images of one size only
+    for side in (128, 112, own):  # whole numbers of patches of 16 and of 14 pixels
         try:
             small = features(side, side)
+            break
         except Exception as error:
-            raise _NoTrunkError(first_line(error)) from None
+            if side == own:
+                raise _NoTrunkError(first_line(error)) from None
     found = tuple(small.shape) if isinstance(small, Tensor) else f"a {type(small).__name__}"
     if not isinstance(small, Tensor) or small.dim() != 4:
-        raise _NoTrunkError(f"it gives no feature map (B, C, h, w) but {found}")
+        kind = _TokensError if isinstance(small, Tensor) and small.dim() == 3 else _NoTrunkError
+        raise kind(f"it gives no feature map (B, C, h, w) but {found}")
     try:
         large = features(2 * side, 3 * side).shape
     except Exception:
-        cells = _declared(model, small)
+        cells = (2, 3) if way == "tokens" else _declared(model, small)
         span = side / small.shape[cells[1]]
     else:
         cells = tuple(axis for axis in (1, 2, 3) if large[axis] != small.shape[axis])
@@ -235,7 +283,7 @@ def _form(model: Any, *, headless: bool) -> Form:
         span = 2 * side / (large[cells[1]] - small.shape[cells[1]])
     if small.shape[cells[0]] != small.shape[cells[1]]:
         raise _NoTrunkError(f"its map {found} is not square for a square image")
-    return Form(headless, cells == (1, 2), small.shape[3 if cells == (1, 2) else 1], round(span))
+    return Form(way, cells == (1, 2), small.shape[3 if cells == (1, 2) else 1], round(span))
 
 
 def _declared(model: Any, features: Tensor) -> tuple[int, ...]:

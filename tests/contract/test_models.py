@@ -23,6 +23,19 @@ def test_contract(name, check):
     check(functools.partial(make, name))
 
 
+def make_on_a_transformer(name):
+    torch.manual_seed(0)
+    model = MODELS.build(name, {**tiny_options(name), "backbone": "test_vit"}, num_classes=3)
+    torch.nn.init.normal_(model.backbone.trunk.norm.weight)  # BR-NPA sorts by the tokens' lengths
+    return model
+
+
+@pytest.mark.parametrize("check", contract.CHECKS)
+@pytest.mark.parametrize("name", [name for name in MODELS.names() if name not in ("selu_cnn", "vit_cls")])
+def test_contract_on_patch_tokens(name, check):
+    check(functools.partial(make_on_a_transformer, name))
+
+
 class SignedMaps(BCNN):
     def forward(self, images):
         output = super().forward(images)
