@@ -42,7 +42,8 @@ def draw_sheets(sources: Sources, sheets: Mapping[str, Sequence[int]], data: Dat
     """Write sheets of prototypes.
 
     Each prototype is shown by its source image and, below it, its patch. The image has the activation box in yellow and
-    the receptive box in white. If the training images are not those of the sources, nothing is drawn, and a warning
+    the receptive box in white; if that is the whole image, as for the tokens of a transformer, the title says "sees
+    all". If the training images are not those of the sources, nothing is drawn, and a warning
     says so.
 
     Args:
@@ -181,13 +182,14 @@ def _read(split: str, indices: Iterable[int], data: DataModule) -> Iterator[tupl
 
 def _cell(image: visual.Picture, sources: Sources, number: int, data: DataModule) -> visual.Picture:
     """The picture of one prototype: title, image with boxes, patch."""
-    box = sources.activation_box[number].tolist()
-    seen = visual.boxed(image, sources.receptive_box[number].tolist(), (255, 255, 255))
+    box, receptive = sources.activation_box[number].tolist(), sources.receptive_box[number].tolist()
+    seen = visual.boxed(image, receptive, (255, 255, 255))
+    whole = receptive == [0, 0, image.shape[1], image.shape[0]]  # the patch was computed from all of the image
     stem = Path(data.train_images.image_id(int(sources.image[number]))).stem
     x0, y0, x1, y1 = box
     patch = np.full((SIDE + 4, SIDE + 4, 3), 255, np.uint8)
     patch[2:-2, 2:-2] = visual.fitted(image[y0:y1, x0:x1], (SIDE, SIDE))
-    return np.concatenate([_tile(seen, box, f"{number}: {stem}"), patch])
+    return np.concatenate([_tile(seen, box, f"{number}{' sees all' * whole}: {stem}"), patch])
 
 
 def _tile(image: visual.Picture, box: Sequence[int], title: str) -> visual.Picture:

@@ -29,8 +29,12 @@ class TrainConfig:
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     """Knowledge distillation from a trained run."""
     feature_cache: PathText | None = None
-    """Folder of cached features. The features of a frozen backbone are computed once and replace the training and
-    validation images; null passes images through the backbone at every step."""
+    """Folder of cached features. In the first phases, up to the first that trains the backbone, its features are
+    computed once and replace the training and validation images; null passes images through the backbone at every step.
+    """
+    feature_copies: int = 0
+    """Number of augmented copies of each training image in the feature cache. Epoch e reads copy e modulo this number.
+    0 has one copy without augmentation."""
     phases: list[Phase] = field(default_factory=list)
     """The phases of the training, in their order."""
     optimizer: Optimizer = field(default_factory=Optimizer)

@@ -19,6 +19,7 @@ from interp_models.runs.config import TrainConfig
 from interp_models.runs.loading import load, run_config
 from interp_models.runs.resume import Resumed, check_same_classes, images_to_train_on
 from interp_models.training.distillation import Distillation
+from interp_models.training.feature_cache import phases_on_features
 from interp_models.training.module import InterpModule
 from interp_models.training.schedule import check_strategy
 from interp_models.training.tasks import Task
@@ -153,17 +154,26 @@ def build_distillation(config: TrainConfig, data: DataModule) -> Distillation | 
 
 
 def check_features(config: TrainConfig, module: InterpModule) -> None:
-    """Raise `InputError` if the config asks for cached features and the training needs images, or changes the backbone.
+    """Raise `InputError` if the config asks for cached features and the training needs images, or changes the backbone
+    from the start.
 
-    Augmentation, distillation and metrics of maps need images.
+    Distillation and metrics of maps need images.
     """
+    if config.feature_copies < 0:
+        raise InputError(f"feature_copies must be 0 or more; got {config.feature_copies}")
     if config.feature_cache is None:
+        if config.feature_copies:
+            raise InputError("feature_copies needs feature_cache, the folder of the features")
         return
-    if config.data["augment"]:
-        raise InputError("feature_cache needs data.augment=false: every image has its features once")
+    if config.data["augment"] != bool(config.feature_copies):
+        raise InputError(
+            "feature_cache needs data.augment=false, or feature_copies: the number of augmented copies of each image"
+            if config.data["augment"]
+            else "feature_copies needs data.augment=true"
+        )
     transform = config.data["transforms"]["name"]
     crops = TRANSFORMS.get(transform).crops_training_images and not config.data["crop_to_box"]
-    if crops and config.data["val_fraction"]:
+    if crops and not config.feature_copies and config.data["val_fraction"]:
         raise InputError(
             f"feature_cache: data.transforms={transform} crops training images only; add data.crop_to_box=true"
         )
@@ -173,11 +183,10 @@ def check_features(config: TrainConfig, module: InterpModule) -> None:
         raise InputError("feature_cache: evaluation.every_n_epochs needs images, not features")
     backbone = getattr(module, "backbone", None)
     if not isinstance(backbone, Backbone):
-        raise InputError(f"feature_cache: {type(module).__name__} has no convolutional backbone")
-    own = {id(parameter) for parameter in backbone.parameters()}
-    learning = {name for name, group in module.parameter_groups().items() if own & {id(p) for p in group}}
-    for number, phase in enumerate(module.recipe.phases):
-        if learning & phase.lrs.keys():
-            raise InputError(f"feature_cache: phases[{number}].lrs must not train the backbone")
-        if "backbone" not in phase.eval_modules:
-            raise InputError(f"feature_cache: phases[{number}].eval_modules must name backbone, whose statistics stay")
+        raise InputError(f"feature_cache: {type(module).__name__} has no backbone whose features could be cached")
+    if not phases_on_features(module):
+        raise InputError(
+            "feature_cache: phases[0].lrs must not train the backbone"
+            if "backbone" in module.recipe.phases[0].eval_modules
+            else "feature_cache: phases[0].eval_modules must name backbone, whose statistics stay"
+        )

@@ -117,7 +117,7 @@ def _train(config: TrainConfig, resume: Path | None, locks: ExitStack) -> Path:
             PrototypeGallery(folder),
             *([ClassReport(model.num_classes, folder)] if model.task == "classes" else []),
             *ExplanationValidation.of(config.evaluation, config.seed),
-            *FeatureCache.of(config.feature_cache),
+            *FeatureCache.of(config.feature_cache, config.feature_copies),
             PhaseSchedule(),  # the last, so that `on_end` actions follow all other callbacks' hooks for the batch
         ],
         plugins=[WholeCheckpointIO()],

@@ -68,7 +68,7 @@ def test_a_training_on_features_is_one_on_images(tiny_cub: Cub, tmp_path: Path, 
     on_features = fit(config_of(tiny_cub.root, tmp_path / "features", cache))
     assert len(arrays(cache)) == 1
     pictures = 3 * 3  # all of the validation, every epoch
-    assert sum(passed) == 1 + 2 + 9 + 3 + pictures + 12  # the first three try the size of the images
+    assert sum(passed) == 1 + 2 + 1 + 9 + 3 + pictures + 12  # the first four try the size of images and features
     same_trainings(on_features, on_images, bits=False)
     assert len(list((on_features / "attention").glob("*.png"))) == 3
     passed.clear()
@@ -80,6 +80,29 @@ def test_a_training_on_features_is_one_on_images(tiny_cub: Cub, tmp_path: Path, 
     assert isinstance(fresh.backbone, Backbone)
     torch.manual_seed(0)
     assert not torch.equal(model.head.weight, fresh.head.weight)  # type: ignore[union-attr,arg-type]
+
+
+def test_k_epochs_on_k_augmented_copies_are_those_on_images(tiny_cub: Cub, tmp_path: Path) -> None:
+    """Before a phase that trains the backbone on images. With one copy the second epoch sees the first one's images."""
+
+    def config(name: str, copies: int) -> dict[str, Any]:
+        node = config_of(tiny_cub.root, tmp_path / name, tmp_path / f"cache{copies}" if copies else None, augment=True)
+        joint = {"epochs": 2, "lrs": {"backbone": 0.01, "parts": 0.05, "head": 0.05}}
+        return node | {"feature_copies": copies, "phases": [node["phases"][0] | {"epochs": 2}, joint]}
+
+    on_images = fit(config("images", 0))
+    on_features = fit(config("features", 2))
+    same_trainings(on_features, on_images, bits=False)
+    assert len(arrays(tmp_path / "cache2")) == 2 + 1  # two copies of the training images, and the validation's
+    losses = pd.read_csv(on_features / "metrics.csv")["train/loss"]
+    fewer = pd.read_csv(fit(config("fewer", 1)) / "metrics.csv")["train/loss"]
+    assert fewer[0] == pytest.approx(losses[0], rel=1e-5)
+    assert fewer[1] != pytest.approx(losses[1], rel=1e-4)
+    shutil.rmtree(tmp_path / "cache2")
+    more = config("features", 2)
+    more["phases"][1]["epochs"] = 3
+    fit(more, resume=on_features)
+    assert not (tmp_path / "cache2").exists()  # behind the phase on features nothing is cached
 
 
 def module_of(config: dict[str, Any]) -> Any:
@@ -99,7 +122,7 @@ def test_features_are_those_of_the_images_in_their_order(
     assert len(cached) == len(plain) == 9
     assert len(arrays(tmp_path)) == 3  # of 12 images: 9, and 3 for the validation
     assert len(splits["val"]) == 3
-    assert sum(passed) == 12
+    assert sum(passed) == 1 + 12  # one to tell the size
     monkeypatch.setattr(features, "OPEN", 1)
     for position in (0, 3, 4, 8, 0):
         kept, sample = cached[7, position], plain[0, position]
@@ -111,7 +134,7 @@ def test_features_are_those_of_the_images_in_their_order(
     (arrays(tmp_path)[0].parent / ".00001.npy.partial").write_bytes(b"of an interrupted run")
     passed.clear()
     again = cache_features(backbone, data, tmp_path)["train"]
-    assert sum(passed) == 4
+    assert sum(passed) == 1 + 4
     assert torch.equal(again[0, 5].image, cached[0, 5].image)
     passed.clear()
     cache_features(backbone, data, tmp_path)
@@ -135,7 +158,7 @@ def test_the_cache_depends_on_weights_transform_and_data(tiny_cub: Cub, tmp_path
     def name(change: Any = lambda backbone: None, **options: Any) -> str:
         data, backbone = module_of(config_of(root, tmp_path, None, **options))
         change(backbone)
-        return cache_features(backbone, data, tmp_path / "cache")["train"].files[0].parent.name
+        return cache_features(backbone, data, tmp_path / "cache")["train"].files[0][0].parent.name
 
     def other_weight(backbone: Backbone) -> None:
         next(backbone.parameters()).data.mul_(1.001)
@@ -171,7 +194,7 @@ def test_what_comes_after_the_training_has_images(tiny_cub: Cub, tmp_path: Path,
         trainer.fit(model, data)
         assert data.cached_features == {}
         assert "forward" not in vars(model.backbone)  # but its class's
-    assert sum(passed) == 12 + 8 + 3  # all once for the cache; by the second two steps of four and a validation
+    assert sum(passed) == 1 + 12 + 8 + 3  # all once for the cache; by the second two steps of four and a validation
 
 
 def test_a_loss_that_needs_other_images_is_refused(script: Script, tiny_cub: Cub, tmp_path: Path) -> None:
@@ -184,14 +207,16 @@ def test_a_loss_that_needs_other_images_is_refused(script: Script, tiny_cub: Cub
 
 
 REFUSED = {
-    "every image has its features once": {"data": {"augment": True}},
+    "needs data.augment=false, or feature_copies": {"data": {"augment": True}},
+    "feature_copies needs data.augment=true": {"feature_copies": 2},
+    "feature_copies must be 0 or more; got -1": {"feature_copies": -1},
     "data.transforms=corner_crop_warp_jitter crops training images only": {
         "data": {"transforms": "corner_crop_warp_jitter", "val_fraction": 0.2}
     },
     "phases[0].lrs must not train the backbone": {"lrs": {"backbone": 0.1, "parts": 0.1}},
     "phases[0].eval_modules must name backbone": {"eval_modules": []},
     "evaluation.every_n_epochs needs images": {"evaluation": {"every_n_epochs": 1, "explainers": ["intrinsic"]}},
-    "ViTCLS has no convolutional backbone": {"model": {"name": "vit_cls", **tiny_options("vit_cls")}},
+    "ViTCLS has no backbone whose features could be cached": {"model": {"name": "vit_cls", **tiny_options("vit_cls")}},
     "distillation.teacher needs images": {"distillation": {"teacher": "bcnn_run"}},
 }
 
@@ -204,6 +229,8 @@ def test_what_needs_images_is_refused(script: Script, tiny_cub: Cub, bcnn_run: P
             config["phases"][0][key] = value
         elif key == "distillation":
             config[key] = {"teacher": str(bcnn_run)}
+        elif key == "feature_copies":
+            config[key] = value
         elif key == "model":
             config |= {"model": value, "phases": [{"epochs": 1, "lrs": {"head": 0.1}}]}
         else:
