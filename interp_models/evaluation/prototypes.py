@@ -76,7 +76,7 @@ class PrototypeEvaluation(pl.Callback):
             for key, value in values.items():
                 module.log(f"test/{key}", value.float().nanmean(), sync_dist=True)
             train, test = (
-                nearest_patches(model.features, _watched(data, split, trainer.is_global_zero), model.prototypes, k=k)
+                nearest_patches(model.features, _watched(data, split, trainer.is_global_zero), model.vectors, k=k)
                 for split, k in (("train", TRAIN_NEIGHBOURS), ("whole_test", TEST_NEIGHBOURS))
             )
             if trainer.is_global_zero:

@@ -21,7 +21,7 @@ from interp_models.core.errors import InputError
 from interp_models.core.outputs import InterpOutput
 from interp_models.data.module import DataModule
 from interp_models.nn.backbone import BUNDLED, Backbone, Weights
-from interp_models.prototypes.distances import over_cells, product, squared_distances
+from interp_models.prototypes.distances import Distance, over_cells, product, squared_distances, unit
 from interp_models.prototypes.push import project
 from interp_models.prototypes.search import nearest_patches
 from interp_models.prototypes.sources import Match, Prototypical, Reading, Sources
@@ -35,7 +35,7 @@ EPSILON = 1e-4
 @MODELS.register("protopnet")
 class ProtoPNet(InterpModule, Prototypical):
     """ProtoPNet: features z = add_on(CNN(x)), similarities s_p = max over patches of act(‖z_hw - p‖²) to prototypes p,
-    logits = W · s.
+    logits = W · s. With `distance=cosine`, z_hw and p are divided by their norms, so that ‖z_hw - p‖² = 2 - 2 cos.
 
     Each prototype belongs to one class. W starts at 1 for prototypes of the class, and at `wrong_weight` for others. It
     has no bias, so a logit is exactly the sum of similarity × weight over prototypes.
@@ -60,7 +60,9 @@ class ProtoPNet(InterpModule, Prototypical):
         prototypes_per_class: P / K, with P the number of prototypes.
         channels: number of channels D of prototypes, and of features after the add-on layers.
         prototype_size: rows and columns of cells of a prototype.
-        add_on: `regular` has two layers, `bottleneck` halves the channels step by step; both end in a sigmoid.
+        distance: `l2` or `cosine`.
+        add_on: `regular` has two layers, `bottleneck` halves the channels step by step. With `l2` both end in a
+            sigmoid.
         activation: act(d) of the squared distance d: `log` is ln((d + 1) / (d + 1e-4)), `linear` is -d.
         class_specific: prototypes belong to classes. Otherwise patches of all classes attract every prototype, there is
             no separation term, and l1 covers all weights.
@@ -96,6 +98,7 @@ class ProtoPNet(InterpModule, Prototypical):
         prototypes_per_class: int = 10,
         channels: int = 128,
         prototype_size: tuple[int, int] = (1, 1),
+        distance: Distance = "l2",
         add_on: Literal["regular", "bottleneck"] = "regular",
         activation: Literal["log", "linear"] = "log",
         class_specific: bool = True,
@@ -117,9 +120,12 @@ class ProtoPNet(InterpModule, Prototypical):
         if last_layer_steps < 0 or not 0 <= last_layer_lr < torch.inf:
             raise InputError("model.last_layer_steps and model.last_layer_lr must be 0 or more")
         self.backbone = Backbone(backbone, weights=weights, output_stride=output_stride)
+        self.cosine = distance == "cosine"
         self.add_on = add_on_layers(self.backbone.channels, channels, add_on)
+        if self.cosine:
+            self.add_on[-1] = nn.Identity()
         p = num_classes * prototypes_per_class
-        self.prototypes = nn.Parameter(torch.rand(p, channels, *prototype_size))
+        self.prototypes = nn.Parameter(torch.rand(p, channels, *prototype_size) - 0.5 * self.cosine)
         self.last_layer = nn.Linear(p, num_classes, bias=False)
         own = torch.arange(p) // prototypes_per_class == torch.arange(num_classes)[:, None]  # (K, P)
         self.register_buffer("class_identity", own, persistent=False)
@@ -134,9 +140,14 @@ class ProtoPNet(InterpModule, Prototypical):
         self.prune_neighbours, self.prune_least = prune_neighbours, prune_least
 
     def features(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> features (B, D, h, w) in [0, 1] that prototypes are compared with."""
+        """Images (B, 3, H, W) -> features (B, D, h, w) that prototypes are compared with: in [0, 1], or of norm 1."""
         features: Tensor = self.add_on(self.backbone(images))
-        return features
+        return unit(features) if self.cosine else features
+
+    @property
+    def vectors(self) -> Tensor:
+        """The prototypes, of norm 1 with `distance=cosine`."""
+        return unit(self.prototypes) if self.cosine else self.prototypes
 
     def similarity(self, distances: Tensor) -> Tensor:
         """Activation of squared distances d: ln((d + 1) / (d + ε)) or -d."""
@@ -145,7 +156,7 @@ class ProtoPNet(InterpModule, Prototypical):
     def forward(self, images: Tensor) -> InterpOutput:
         """Images (B, 3, H, W) -> logits (B, K) and similarity maps (B, P, h, w); aux has `distances` and
         `similarities` of the nearest patches, (B, P) each."""
-        distances = squared_distances(self.features(images), self.prototypes)
+        distances = squared_distances(self.features(images), self.vectors)
         nearest = distances.flatten(2).min(dim=2).values
         similarities = self.similarity(nearest)
         logits = product(similarities * self.kept, self.last_layer.weight.T)  # the sum of evidence also under autocast
@@ -264,6 +275,7 @@ class ProtoPNet(InterpModule, Prototypical):
             InputError: if a class has no training image or, with `unique`, too few of them.
         """
         allowed = self.class_identity.T if self.class_specific else None
+        self.prototypes.copy_(self.vectors)
         project(self.prototypes, self.sources, self.features, self.similarity, data, allowed, unique=self.unique)
 
     def fit_last_layer(self, data: DataModule) -> None:
@@ -275,7 +287,7 @@ class ProtoPNet(InterpModule, Prototypical):
         found = []
         with torch.no_grad():
             for batch in data.loader("train", augment=False):
-                nearest = squared_distances(self.features(batch.image.to(self.device)), self.prototypes)
+                nearest = squared_distances(self.features(batch.image.to(self.device)), self.vectors)
                 found.append(self.similarity(nearest.flatten(2).amin(dim=2)) * self.kept)
         similarities = in_order(torch.cat(found), len(data.train_indices))
         labels = torch.as_tensor(data.train_images.labels, device=self.device)[data.train_indices]
@@ -297,7 +309,7 @@ class ProtoPNet(InterpModule, Prototypical):
             InputError: if no prototype would be left.
         """
         images = data.loader("train", augment=False)
-        patches = nearest_patches(self.features, images, self.prototypes, k=self.prune_neighbours)
+        patches = nearest_patches(self.features, images, self.vectors, k=self.prune_neighbours)
         own = self.class_identity.int().argmax(dim=0)  # (P,)
         kept = self.kept & ((patches.label == own[:, None]).sum(dim=1) >= self.prune_least)
         if not bool(kept.any()):

@@ -20,11 +20,13 @@ from interp_models.core.outputs import InterpOutput
 from interp_models.data.module import DataModule
 from interp_models.nn.backbone import BUNDLED, Backbone, Weights
 from interp_models.nn.soft_tree import TreeNode, check_memory, children_kept, grown, leaf_depths, log1mexp, route
-from interp_models.prototypes.distances import over_cells, product, root, squared_distances
+from interp_models.prototypes.distances import Distance, over_cells, product, root, squared_distances, unit
 from interp_models.prototypes.push import project
 from interp_models.prototypes.sources import Match, Prototypical, Reading, Sources
 from interp_models.training.module import MODELS, InterpModule
 
+SHARPNESS = 2.0
+"""Factor of squared distances between vectors of norm 1. They are at most 4, so that g is at least exp(-8)."""
 Decision = Literal["soft", "sample_max", "greedy"]
 
 
@@ -33,10 +35,12 @@ class ProtoTree(InterpModule, Prototypical):
     """ProtoTree: a soft decision tree, whose node n sends an image to the right with probability
     g_n = exp(-min over patches of ‖z_hw - p_n‖).
 
-    z = add_on(CNN(x)) are the features, and p_n is the prototype of node n. The probability π_l of leaf l is the
-    product over the nodes on its path of g_n (right) or 1 - g_n (left). The class probabilities are
-    ŷ = Σ_l π_l softmax(c_l), and the logits are their logarithms. Nodes are numbered as in a heap: node n has the
-    children 2n + 1 (left) and 2n + 2 (right).
+    z = add_on(CNN(x)) are the features, and p_n is the prototype of node n. With `distance=cosine` it is
+    g_n = exp(-2 min ‖z_hw - p_n‖²) = exp(-4 (1 - max cos)) of vectors that are divided by their norms.
+
+    The probability π_l of leaf l is the product over the nodes on its path of g_n (right) or 1 - g_n (left). The class
+    probabilities are ŷ = Σ_l π_l softmax(c_l), and the logits are their logarithms. Nodes are numbered as in a heap:
+    node n has the children 2n + 1 (left) and 2n + 2 (right).
 
     The loss is the negative log likelihood. The leaves c are not parameters. After each of the N batches of an epoch
     they become c_l <- ReLU(c_l - c_l(start of the epoch) / N) + Σ_b π_l(b) softmax(c_l)[y_b] onehot(y_b) / ŷ(b)[y_b],
@@ -58,6 +62,7 @@ class ProtoTree(InterpModule, Prototypical):
         depth: depth of the tree, which has 2^depth leaves (paper: 9 for CUB, 11 for Stanford Cars).
         channels: number of channels D of prototypes, and of features after the add-on layer.
         prototype_size: rows and columns of cells of a prototype.
+        distance: `l2`, or `cosine`. With `l2` the add-on layer ends in a sigmoid.
         block: name of a submodule of the timm model that becomes the parameter group `block` (paper: the last one).
         prune_factor: f. `prune` removes leaves whose largest class probability is at most
             (1 + (f - 1)(1 - 1/K)) / K (paper: 0.01 for K = 200).
@@ -93,6 +98,7 @@ class ProtoTree(InterpModule, Prototypical):
         depth: int = 9,
         channels: int = 256,
         prototype_size: tuple[int, int] = (1, 1),
+        distance: Distance = "l2",
         block: str | None = None,
         prune_factor: float = 2.0,
     ) -> None:
@@ -107,7 +113,8 @@ class ProtoTree(InterpModule, Prototypical):
         self.block, self.depth, self.prune_factor = block, depth, prune_factor
         convolution = nn.Conv2d(self.backbone.channels, channels, kernel_size=1, bias=False)
         nn.init.xavier_normal_(convolution.weight, gain=nn.init.calculate_gain("sigmoid"))
-        self.add_on = nn.Sequential(convolution, nn.Sigmoid())
+        self.cosine = distance == "cosine"
+        self.add_on = nn.Sequential(convolution, nn.Identity() if self.cosine else nn.Sigmoid())
         self.prototypes = nn.Parameter(0.5 + 0.1 * torch.randn(2**depth - 1, channels, *prototype_size))
         self.sources = Sources(len(self.prototypes))
         self.register_buffer("leaves", torch.zeros(2**depth, num_classes))
@@ -115,22 +122,31 @@ class ProtoTree(InterpModule, Prototypical):
         self._leaving = torch.zeros(())
 
     def features(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> features (B, D, h, w) in [0, 1] that prototypes are compared with."""
+        """Images (B, 3, H, W) -> features (B, D, h, w) that prototypes are compared with: in [0, 1], or of norm 1."""
         features: Tensor = self.add_on(self.backbone(images))
-        return features
+        return unit(features) if self.cosine else features
+
+    @property
+    def vectors(self) -> Tensor:
+        """The prototypes, of norm 1 with `distance=cosine`."""
+        return unit(self.prototypes) if self.cosine else self.prototypes
+
+    def _exponents(self, squared: Tensor) -> Tensor:
+        """-ln g of squared distances."""
+        return SHARPNESS * squared + 1e-7 if self.cosine else root(squared)  # both are above 0
 
     def similarity(self, distances: Tensor) -> Tensor:
-        """exp(-d), for squared distances d²."""
-        return (-root(distances)).exp()
+        """g of squared distances."""
+        return (-self._exponents(distances)).exp()
 
     def forward(self, images: Tensor) -> InterpOutput:
         """Images (B, 3, H, W) -> logits (B, K) and similarity maps (B, 2^depth - 1, h, w).
 
-        aux has `distances` to the nearest patch (L2, not squared), (B, 2^depth - 1), and as `paths` the probabilities π
-        of the leaves, (B, 2^depth).
+        aux has `distances`, which are -ln g (with `l2` the distance to the nearest patch, not squared),
+        (B, 2^depth - 1), and as `paths` the probabilities π of the leaves, (B, 2^depth).
         """
-        squared = squared_distances(self.features(images), self.prototypes)
-        distances = root(squared.flatten(2).min(dim=2).values)
+        squared = squared_distances(self.features(images), self.vectors)
+        distances = self._exponents(squared.flatten(2).min(dim=2).values)
         paths = route(-distances, log1mexp(distances), self.leaf_kept).exp()
         probabilities = product(paths, self.leaves.softmax(dim=1))
         # The probability of a class may underflow to 0. Its logarithm must stay finite.
@@ -325,4 +341,5 @@ class ProtoTree(InterpModule, Prototypical):
         below = [self._says.view(2**level, -1, self.num_classes).any(dim=1) for level in range(self.depth)]
         which = self.nodes_kept.nonzero()[:, 0]
         if len(which):  # no node decides if one leaf is left
+            self.prototypes.copy_(self.vectors)
             project(self.prototypes, self.sources, self.features, self.similarity, data, torch.cat(below), which)

@@ -1,10 +1,15 @@
 """Distances between patches of features and prototypes."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from interp_models.core.errors import InputError
+
+Distance = Literal["l2", "cosine"]
+"""How patches are compared with prototypes: as they are, or after the vector of each cell was divided by its norm."""
 
 
 def squared_distances(features: Tensor, prototypes: Tensor) -> Tensor:
@@ -68,6 +73,16 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b in the precision of a, also under autocast."""
     with torch.autocast(a.device.type, enabled=False):
         return a @ b.to(a.dtype)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Divide the vector of each cell, along dimension 1, by its norm. The squared distance of two is 2 - 2 cos.
+
+    >>> unit(torch.tensor([[[[3.0]], [[4.0]]]])).flatten().tolist()
+    [0.6000000238418579, 0.800000011920929]
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return F.normalize(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, dim=1)
 
 
 def root(squared: Tensor) -> Tensor:

@@ -76,6 +76,11 @@ class Prototypical(nn.Module, ABC):
     """Whether each prototype belongs to a class. Then every class needs a training image for the push."""
 
     @property
+    def vectors(self) -> Tensor:
+        """The prototypes as patches of `features` are compared with them, (P, D, a, b)."""
+        return self.prototypes
+
+    @property
     @abstractmethod
     def prototype_classes(self) -> Tensor:
         """The classes of each prototype, (P, K) bool: those whose images should contain it. None for a removed
