@@ -275,7 +275,7 @@ class ProtoPNet(InterpModule, Prototypical):
             InputError: if a class has no training image or, with `unique`, too few of them.
         """
         allowed = self.class_identity.T if self.class_specific else None
-        self.prototypes.copy_(self.vectors)
+        self.prototypes.data.copy_(self.vectors)
         project(self.prototypes, self.sources, self.features, self.similarity, data, allowed, unique=self.unique)
 
     def fit_last_layer(self, data: DataModule) -> None:

@@ -341,5 +341,5 @@ class ProtoTree(InterpModule, Prototypical):
         below = [self._says.view(2**level, -1, self.num_classes).any(dim=1) for level in range(self.depth)]
         which = self.nodes_kept.nonzero()[:, 0]
         if len(which):  # no node decides if one leaf is left
-            self.prototypes.copy_(self.vectors)
+            self.prototypes.data[which] = self.vectors[which]
             project(self.prototypes, self.sources, self.features, self.similarity, data, torch.cat(below), which)

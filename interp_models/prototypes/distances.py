@@ -76,7 +76,8 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def unit(x: Tensor) -> Tensor:
-    """Divide the vector of each cell, along dimension 1, by its norm. The squared distance of two is 2 - 2 cos.
+    """Divide the vector of each cell, along dimension 1, by its norm; 0 stays 0. The squared distance of two is
+    2 - 2 cos.
 
     >>> unit(torch.tensor([[[[3.0]], [[4.0]]]])).flatten().tolist()
     [0.6000000238418579, 0.800000011920929]

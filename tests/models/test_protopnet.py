@@ -35,7 +35,10 @@ def model(cls: type[ProtoPNet] = ProtoPNet, **options: Any) -> ProtoPNet:
 def numbers(net: ProtoPNet, images: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Distances (B, P, h', w'), similarities (B, P) and logits (B, K) by loops over patches, with logarithms."""
     with torch.no_grad():
-        z, p, w = net.features(images).numpy(), net.prototypes.numpy(), net.last_layer.weight.numpy()
+        z, p = net.add_on(net.backbone(images)).numpy(), net.prototypes.numpy()
+        w = net.last_layer.weight.numpy()
+    if net.cosine:
+        z, p = (x / np.sqrt((x**2).sum(axis=1, keepdims=True)).clip(1e-12) for x in (z, p))
     (b, _, h, wide), (n, _, rows, columns) = z.shape, p.shape
     d = np.zeros((b, n, h - rows + 1, wide - columns + 1))
     for i, j, y, x in product(*map(range, d.shape)):
@@ -71,7 +74,11 @@ def check_numbers(cls: type[ProtoPNet] = ProtoPNet, **options: Any) -> None:
     assert terms == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("options", [{}, {"prototype_size": (2, 1)}, {"activation": "linear"}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"prototype_size": (2, 1)}, {"activation": "linear"}, {"distance": "cosine"},
+     {"distance": "cosine", "prototype_size": (1, 2), "add_on": "bottleneck"}],
+)  # fmt: skip
 def test_logits_and_losses(options: dict[str, Any]) -> None:
     check_numbers(**options)
 

@@ -20,6 +20,7 @@ from interp_models.data.module import DataModule
 from interp_models.models import prototree
 from interp_models.models.prototree import ProtoTree
 from interp_models.nn.soft_tree import TreeNode, log1mexp
+from interp_models.prototypes.distances import squared_distances, unit
 from interp_models.report.tree_drawing import tree_svg
 from tests.conftest import TINY, Cub, fit, tiny_config
 from tests.mutation import mutated
@@ -77,13 +78,15 @@ def softmax(c: np.ndarray) -> np.ndarray:
 def answers(net: ProtoTree, images: Tensor) -> np.ndarray:
     """p (B, nodes), by loops over patches."""
     with torch.no_grad():
-        z, prototypes = net.features(images).numpy(), net.prototypes.numpy()
+        z, prototypes = net.add_on(net.backbone(images)).numpy(), net.prototypes.numpy()
+    if net.cosine:
+        z, prototypes = (x / np.sqrt((x**2).sum(axis=1, keepdims=True)) for x in (z, prototypes))
     p = np.zeros((len(z), len(prototypes)))
     rows, columns = prototypes.shape[2:]
     for i, j in product(range(len(z)), range(len(prototypes))):
         cells = product(range(z.shape[2] - rows + 1), range(z.shape[3] - columns + 1))
         d = [np.linalg.norm(z[i, :, y : y + rows, x : x + columns] - prototypes[j]) for y, x in cells]
-        p[i, j] = np.exp(-min(d))
+        p[i, j] = np.exp(-2 * min(d) ** 2 if net.cosine else -min(d))
     return p
 
 
@@ -122,7 +125,10 @@ def check_tree(cls: type[ProtoTree] = ProtoTree, kept: list[bool] = KEPT[1], **o
 
 
 @pytest.mark.parametrize("kept", KEPT)
-@pytest.mark.parametrize("options", [{}, {"prototype_size": (2, 1)}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"prototype_size": (2, 1)}, {"distance": "cosine"}, {"distance": "cosine", "prototype_size": (1, 2)}],
+)
 def test_tree_equals_recursion(kept: list[bool], options: dict[str, Any]) -> None:
     check_tree(kept=kept, **options)
 
@@ -131,7 +137,7 @@ def test_tree_equals_recursion(kept: list[bool], options: dict[str, Any]) -> Non
     ("right", "wrong"),
     [
         ('(-output.aux["distances"]).exp() > 0.5', '(-output.aux["distances"]).exp() < 0.5'),
-        ("distances = root(squared", "distances = (squared"),
+        ("else root(squared)", "else squared"),
         ("product(paths, self.leaves.softmax(dim=1))", "product(paths, self.leaves)"),
     ],
 )
@@ -350,6 +356,16 @@ def test_mutations_of_the_leaf_update_are_rejected(right: str, wrong: str) -> No
         check_leaves(mutated("interp_models.models.prototree", right, wrong).ProtoTree)
 
 
+def test_the_probability_of_a_match_by_its_angle() -> None:
+    """exp(-4 (1 - cos)): 1 at 0°, exp(-4) at 90°, exp(-8) at 180°; lengths do not matter."""
+    net = model(distance="cosine")
+    angles = torch.tensor([0.0, 0.5, 1.0]) * torch.pi
+    z = torch.stack([angles.cos(), angles.sin()])[None, :, None].double()  # three cells in a row
+    found = net.similarity(squared_distances(unit(7 * z), unit(torch.tensor([[[[3.0]], [[0.0]]]]).double())))
+    expected = torch.tensor([0.0, -4.0, -8.0]).double().exp()
+    torch.testing.assert_close(found.flatten(), expected, rtol=1e-6, atol=0)
+
+
 def test_log1mexp() -> None:
     x = torch.tensor([1e-7, 1e-3, 0.5, 0.6931, 0.6932, 1.0, 20.0], dtype=torch.float64, requires_grad=True)
     expected = [float(np.log(-np.expm1(-np.longdouble(v)))) for v in x.tolist()]
@@ -429,8 +445,9 @@ def data_of(root: Path) -> DataModule:
     return DataModule(dataset={"name": "cub", "root": str(root)}, **options)  # type: ignore[arg-type]
 
 
-def test_projection_is_constrained_to_the_classes_below(tiny_cub: Cub) -> None:
-    net, data = model(), data_of(tiny_cub.root)
+@pytest.mark.parametrize("distance", ["l2", "cosine"])
+def test_projection_is_constrained_to_the_classes_below(tiny_cub: Cub, distance: str) -> None:
+    net, data = model(distance=distance), data_of(tiny_cub.root)
     net.leaf_kept.copy_(torch.tensor(KEPT[1]))
     old, kept = net.prototypes.detach().clone(), net.nodes_kept
     tree = grown(KEPT[1])
@@ -450,7 +467,8 @@ def test_projection_is_constrained_to_the_classes_below(tiny_cub: Cub) -> None:
                 with torch.no_grad():
                     z = net.features(sample.image[None].as_subclass(Tensor).double())[0]
                 for y, x in product(range(z.shape[1]), range(z.shape[2])):
-                    d = float((z[:, y, x] - old[node.number, :, 0, 0]).norm())
+                    vector = old[node.number, :, 0, 0]
+                    d = float((z[:, y, x] - (vector / vector.norm() if net.cosine else vector)).norm())
                     candidates.append((d, sample.index, y, x, z[:, y, x]))
         _, index, y, x, patch = min(candidates, key=lambda one: one[0])
         torch.testing.assert_close(net.prototypes[node.number, :, 0, 0].detach(), patch, rtol=0, atol=1e-9)
