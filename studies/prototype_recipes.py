@@ -1,0 +1,153 @@
+"""What limits the accuracy of ProtoTree and ProtoPNet: trials on validation images, one change each.
+
+python -m studies.prototype_recipes --root FOLDER --cache FOLDER [--names NAME ...] [--seeds 0 1 2]
+python -m studies.prototype_recipes --list
+
+Each trial trains on four fifths of the training images (first 25 classes of CUB, crops) and is judged on the others; no
+test image decides. Trials of frozen trunks read cached features of 12 augmented copies. A finished trial is a record in
+`results/recipes/`, so an interrupted call goes on. The table of all records is printed at the end.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.harness import STUDIES, plain_parser, provenance
+from interp_models.core.files import write_json
+from interp_models.report.text import markdown
+
+HERE = STUDIES.parents[1]
+FOLDER = "recipes"
+COPIES = 12
+HELD = "eval_modules: [backbone]"
+
+
+def frozen(*, epochs: int = 40, add_on: float = 1e-3, prototypes: float = 1e-1, schedule: str = "cosine") -> str:
+    """A phase on cached features."""
+    lrs = f"{{add_on: {add_on}, prototypes: {prototypes}}}"
+    return f"{{name: freeze, epochs: {epochs}, schedule: {schedule}, lrs: {lrs}, {HELD}, select: none}}"
+
+
+def joint(*, epochs: int = 20, backbone: float = 2e-4, prototypes: float = 3e-2, held: bool = True) -> str:
+    """A phase that trains everything, on images."""
+    lrs = f"{{backbone: {backbone}, add_on: 1.0e-3, prototypes: {prototypes}}}"
+    modes = f", {HELD}" if held else ""
+    return f"{{name: all, epochs: {epochs}, schedule: cosine, warmup: 0.1, lrs: {lrs}{modes}, select: last}}"
+
+
+def tree(*changes: str, phases: Sequence[str] = (frozen(),)) -> list[str]:
+    """Overrides of a trial with ProtoTree of depth 6."""
+    optimizer = "optimizer={name: adamw, eps: 1.0e-7, weight_decay: 0.01, weight_decays: {prototypes: 0.0}}"
+    return ["configs/cub/prototree_lite0.yaml", optimizer, f"phases=[{', '.join(phases)}]", *changes]
+
+
+def net(*changes: str, phases: Sequence[str] = (frozen(prototypes=1e-2),)) -> list[str]:
+    """Overrides of a trial with ProtoPNet."""
+    return ["configs/cub/protopnet_lite0.yaml", f"phases=[{', '.join(phases)}]", *changes]
+
+
+COSINE = "model.distance=cosine"
+TRIALS: Mapping[str, Sequence[str]] = {
+    "tree_l2_16": tree(phases=[frozen(add_on=3e-3, prototypes=3e-2)]),
+    "tree_l2_64": tree("model.channels=64", phases=[frozen(add_on=3e-3, prototypes=3e-2)]),
+    "tree_l2_256": tree("model.channels=256", phases=[frozen(add_on=3e-3, prototypes=3e-2)]),
+    "tree_l2_16_batch64": tree("data.batch_size=64", phases=[frozen(add_on=3e-3, prototypes=3e-2)]),
+    "tree_cosine_16": tree(COSINE, "model.channels=16"),
+    "tree_cosine_64": tree(COSINE, "model.channels=64"),
+    "tree_cosine_256": tree(COSINE, "model.channels=256"),
+    "tree_cosine_64_depth8": tree(COSINE, "model.channels=64", "model.depth=8"),
+    "tree_cosine_64_batch64": tree(COSINE, "model.channels=64", "data.batch_size=64"),
+    "tree_cosine_64_slow": tree(COSINE, "model.channels=64", phases=[frozen(prototypes=1e-2)]),
+    "tree_cosine_64_long": tree(COSINE, "model.channels=64", phases=[frozen(epochs=120)]),
+    "tree_cosine_joint": tree(COSINE, "model.channels=64", phases=[frozen(), joint()]),
+    "tree_cosine_joint_moving": tree(COSINE, "model.channels=64", phases=[frozen(), joint(backbone=4e-4, held=False)]),
+    "tree_l2_joint": tree(phases=[frozen(add_on=3e-3, prototypes=3e-2), joint(prototypes=1e-2)]),
+    "net_l2": net(),
+    "net_cosine": net(COSINE),
+    "net_cosine_linear": net(COSINE, "model.activation=linear"),
+    "net_l2_joint": net(phases=[frozen(prototypes=1e-2), joint(prototypes=1e-2)]),
+    "net_cosine_joint": net(COSINE, phases=[frozen(prototypes=1e-2), joint(prototypes=1e-2)]),
+}
+"""Config and overrides of each trial."""
+
+
+def run(name: str, seed: int, folder: Path, root: str, cache: str) -> dict[str, Any]:
+    """Train one trial; what is recorded of it.
+
+    Raises:
+        SystemExit: if the training fails.
+    """
+    out, start = folder / name / str(seed), time.monotonic()
+    resumed = (out / "checkpoints" / "last.ckpt").is_file()
+    config, *changes = TRIALS[name]
+    words = [f"resume={out}"] if resumed else [
+        str(HERE / config), *changes, f"experiment={name}", f"seed={seed}", f"out={out}", f"data.dataset.root={root}",
+        "data.val_fraction=0.2", f"feature_cache={cache}", f"feature_copies={COPIES}", "logger.wandb=disabled",
+        "attention.every_n_epochs=1000",
+    ]  # fmt: skip
+    if (
+        not (out / "metrics.json").is_file()
+        and subprocess.run([sys.executable, str(HERE / "train.py"), *words]).returncode
+    ):
+        raise SystemExit(f"{name}, seed {seed}: the training failed")
+    epochs = pd.read_csv(out / "metrics.csv").dropna(subset=["val/acc"])
+    last = epochs.iloc[-1]
+    found = {"train": last["train/acc"], "val": last["val/acc"], "best": epochs["val/acc"].max()}
+    found |= {"greedy": last["val/acc_greedy"]} if "val/acc_greedy" in epochs else {}
+    minutes = {} if resumed or done else {"minutes": round((time.monotonic() - start) / 60, 1)}
+    return {
+        "trial": name, "trial_seed": seed, "config": config, "overrides": changes, "epochs": len(epochs), **minutes,
+        **{key: round(float(value), 4) for key, value in found.items()},
+    }  # fmt: skip
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> str:
+    """A row for each trial, with the accuracies of its seeds in percent."""
+    by_name: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        by_name.setdefault(record["trial"], []).append(record)
+
+    def cells(key: str, own: Sequence[Mapping[str, Any]]) -> list[float]:
+        return [100 * float(one[key]) for one in own if key in one]
+
+    rows = []
+    for name in [name for name in TRIALS if name in by_name]:
+        own = sorted(by_name[name], key=lambda one: int(one["trial_seed"]))
+        val, greedy = cells("val", own), cells("greedy", own)
+        rows.append([
+            f"`{name}`", str(own[0]["epochs"]), f"{mean(cells('train', own)):.1f}", ", ".join(f"{v:.1f}" for v in val),
+            f"{mean(val):.1f}", f"{mean(cells('best', own)):.1f}", f"{mean(greedy):.1f}" if greedy else "–",
+        ])  # fmt: skip
+    return markdown(["Trial", "Epochs", "Training", "Validation by seed", "Mean", "Best epoch", "Greedy"], rows)
+
+
+def main(argv: Sequence[str] | None = None) -> str:
+    """Train the missing trials; returns the table of all records."""
+    p = plain_parser(__doc__, STUDIES)
+    p.add_argument("--names", nargs="+", choices=TRIALS, default=list(TRIALS), metavar="NAME", help="default: all")
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the trainings")
+    p.add_argument("--root", default="data", help="folder of CUB-200-2011")
+    p.add_argument("--cache", default="runs/features", help="folder of cached features")
+    p.add_argument("--folder", type=Path, default=Path("runs/recipes"), help="folder of the runs")
+    p.add_argument("--list", action="store_true", help="train nothing")
+    args = p.parse_args(argv)
+    args.command = f"python -m studies.prototype_recipes --root FOLDER --names {' '.join(args.names)}"
+    records = args.out / FOLDER
+    records.mkdir(parents=True, exist_ok=True)
+    for name in [] if args.list else args.names:
+        for seed in args.seeds:
+            if not (path := records / f"{name}-{seed}.json").is_file():
+                found = run(name, seed, args.folder, args.root, args.cache)
+                write_json(path, provenance("prototype_recipes", args, "validation images") | found)
+    return table([json.loads(path.read_text()) for path in sorted(records.glob("*.json"))])
+
+
+if __name__ == "__main__":
+    print(main())
