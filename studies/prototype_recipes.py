@@ -92,10 +92,8 @@ def run(name: str, seed: int, folder: Path, root: str, cache: str) -> dict[str, 
         "data.val_fraction=0.2", f"feature_cache={cache}", f"feature_copies={COPIES}", "logger.wandb=disabled",
         "attention.every_n_epochs=1000",
     ]  # fmt: skip
-    if (
-        not (out / "metrics.json").is_file()
-        and subprocess.run([sys.executable, str(HERE / "train.py"), *words]).returncode
-    ):
+    done = (out / "metrics.json").is_file()
+    if not done and subprocess.run([sys.executable, str(HERE / "train.py"), *words]).returncode:
         raise SystemExit(f"{name}, seed {seed}: the training failed")
     epochs = pd.read_csv(out / "metrics.csv").dropna(subset=["val/acc"])
     last = epochs.iloc[-1]
