@@ -32,7 +32,7 @@ HELD = "eval_modules: [backbone]"
 def frozen(*, epochs: int = 40, add_on: float = 1e-3, prototypes: float = 1e-1, schedule: str = "cosine") -> str:
     """A phase on cached features."""
     lrs = f"{{add_on: {add_on}, prototypes: {prototypes}}}"
-    return f"{{name: freeze, epochs: {epochs}, schedule: {schedule}, lrs: {lrs}, {HELD}, select: none}}"
+    return f"{{name: freeze, epochs: {epochs}, schedule: {schedule}, lrs: {lrs}, {HELD}, select: last}}"
 
 
 def joint(*, epochs: int = 20, backbone: float = 2e-4, prototypes: float = 3e-2, held: bool = True) -> str:

@@ -19,7 +19,16 @@ from interp_models.runs.building import build_data, build_model
 from interp_models.runs.config import TrainConfig
 from interp_models.runs.folders import run_name
 from interp_models.runs.loading import run_config
-from studies import class_token, controls, every_metric, prototype_sources, prototype_stages, trainings
+from interp_models.training.feature_cache import phases_on_features
+from studies import (
+    class_token,
+    controls,
+    every_metric,
+    prototype_recipes,
+    prototype_sources,
+    prototype_stages,
+    trainings,
+)
 from studies import trained as trained_benchmark
 from tests.conftest import TINY, TINY_VIT, Cub, fit, tiny_config, tiny_options
 
@@ -162,6 +171,29 @@ def test_trainings_of_the_results_have_sound_configs(name: str) -> None:
     config.model["backbone"] = TINY_VIT if config.model["name"] == "vit_cls" else TINY
     config.model.pop("output_stride", None)
     build_model(as_dict(config), 3, trained=True)
+
+
+@pytest.mark.parametrize("name", prototype_recipes.TRIALS)
+def test_trials_of_recipes_have_sound_configs(name: str) -> None:
+    path, *changes = prototype_recipes.TRIALS[name]
+    config = check(TrainConfig, override(load_yaml(ROOT / path), [*changes, "feature_cache=x", "feature_copies=12"]))
+    config.model |= {"backbone": TINY, "weights": None}
+    model = build_model(as_dict(config), 3, trained=True)
+    model.check_recipe()
+    assert phases_on_features(model) == model.recipe.phases[:1]
+
+
+def test_the_table_of_trials_by_hand() -> None:
+    records = [
+        {"trial": "net_l2", "trial_seed": seed, "epochs": 40, "train": 0.9, "val": val, "best": 0.75}
+        for seed, val in ((1, 0.7), (0, 0.6))
+    ]
+    tree = {"trial": "tree_l2_16", "trial_seed": 0, "epochs": 5, "train": 1, "val": 0.5, "best": 0.5, "greedy": 0.4}
+    rows = prototype_recipes.table([*records, tree]).splitlines()[2:]
+    assert rows == [
+        "| `tree_l2_16` | 5 | 100.0 | 50.0 | 50.0 | 50.0 | 40.0 |",
+        "| `net_l2` | 40 | 90.0 | 60.0, 70.0 | 65.0 | 75.0 | – |",
+    ]
 
 
 @pytest.mark.slow
