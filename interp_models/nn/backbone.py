@@ -202,7 +202,7 @@ def _built(name: str, output_stride: int | None, *, pretrained: bool) -> tuple[n
     error: _NoTrunkError | None = None
     for way in get_args(Way):
         if way == "tokens":
-            if not hasattr(model, "forward_intermediates") or not isinstance(error, _TokensError):
+            if not isinstance(error, _TokensError) or not _embeds_patches(model):
                 break
             model, options = _first(name, [{"dynamic_img_size": True}, {}])
         _cut(model, way)
@@ -232,6 +232,12 @@ def _first(name: str, candidates: Sequence[dict[str, Any]]) -> tuple[nn.Module, 
         return create(name, last, pretrained=False), last
     except Exception as error:
         raise _NoTrunkError(first_line(error)) from None
+
+
+def _embeds_patches(model: nn.Module) -> bool:
+    """Whether a model is a transformer of patches that timm can arrange on their grid. Cells of others, such as LeViT,
+    were not seen to lie on the image in order."""
+    return hasattr(model, "patch_embed") and hasattr(model, "forward_intermediates")
 
 
 def _cut(model: Any, way: Way) -> None:
