@@ -9,6 +9,7 @@ test image decides. Trials of frozen trunks read cached features of 12 augmented
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -78,22 +79,28 @@ TRIALS: Mapping[str, Sequence[str]] = {
 """Config and overrides of each trial."""
 
 
-def run(name: str, seed: int, folder: Path, root: str, cache: str) -> dict[str, Any]:
+def run(name: str, seed: int, folder: Path, root: str, cache: str, threads: int) -> dict[str, Any]:
     """Train one trial; what is recorded of it.
 
     Raises:
         SystemExit: if the training fails.
     """
     out, start = folder / name / str(seed), time.monotonic()
-    resumed = (out / "checkpoints" / "last.ckpt").is_file()
+    resumed = (out / "config.yaml").is_file()
     config, *changes = TRIALS[name]
+    definition, note = {"config": config, "overrides": changes}, out.with_suffix(".json")
+    if note.is_file() and json.loads(note.read_text()) != definition:
+        raise SystemExit(f"{out} is of another trial of this name; delete it and {note}")
+    note.parent.mkdir(parents=True, exist_ok=True)
+    write_json(note, definition)
     words = [f"resume={out}"] if resumed else [
         str(HERE / config), *changes, f"experiment={name}", f"seed={seed}", f"out={out}", f"data.dataset.root={root}",
         "data.val_fraction=0.2", f"feature_cache={cache}", f"feature_copies={COPIES}", "logger.wandb=disabled",
         "attention.every_n_epochs=1000",
     ]  # fmt: skip
+    env = os.environ | {"OMP_NUM_THREADS": str(threads)}
     done = (out / "metrics.json").is_file()
-    if not done and subprocess.run([sys.executable, str(HERE / "train.py"), *words]).returncode:
+    if not done and subprocess.run([sys.executable, str(HERE / "train.py"), *words], env=env).returncode:
         raise SystemExit(f"{name}, seed {seed}: the training failed")
     epochs = pd.read_csv(out / "metrics.csv").dropna(subset=["val/acc"])
     last = epochs.iloc[-1]
@@ -101,7 +108,7 @@ def run(name: str, seed: int, folder: Path, root: str, cache: str) -> dict[str, 
     found |= {"greedy": last["val/acc_greedy"]} if "val/acc_greedy" in epochs else {}
     minutes = {} if resumed or done else {"minutes": round((time.monotonic() - start) / 60, 1)}
     return {
-        "trial": name, "trial_seed": seed, "config": config, "overrides": changes, "epochs": len(epochs), **minutes,
+        "trial": name, "trial_seed": seed, **definition, "epochs": len(epochs), **minutes,
         **{key: round(float(value), 4) for key, value in found.items()},
     }  # fmt: skip
 
@@ -142,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> str:
     for name in [] if args.list else args.names:
         for seed in args.seeds:
             if not (path := records / f"{name}-{seed}.json").is_file():
-                found = run(name, seed, args.folder, args.root, args.cache)
+                found = run(name, seed, args.folder, args.root, args.cache, args.threads)
                 write_json(path, provenance("prototype_recipes", args, "validation images") | found)
     return table([json.loads(path.read_text()) for path in sorted(records.glob("*.json"))])
 

@@ -183,6 +183,19 @@ def test_trials_of_recipes_have_sound_configs(name: str) -> None:
     assert phases_on_features(model) == model.recipe.phases[:1]
 
 
+def test_a_run_is_recorded_under_its_own_trial_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "net_l2/0"
+    run.mkdir(parents=True)
+    (run / "metrics.json").write_text("{}")
+    pd.DataFrame({"train/acc": [0.5, 1], "val/acc": [0.7, 0.6]}).to_csv(run / "metrics.csv")
+    found = prototype_recipes.run("net_l2", 0, tmp_path, "", "", 1)
+    assert (found["train"], found["val"], found["best"], found["epochs"]) == (1, 0.6, 0.7, 2)
+    changed = {"net_l2": [*prototype_recipes.TRIALS["net_l2"], "model.channels=8"]}
+    monkeypatch.setattr(prototype_recipes, "TRIALS", changed)
+    with pytest.raises(SystemExit, match="is of another trial of this name; delete it"):
+        prototype_recipes.run("net_l2", 0, tmp_path, "", "", 1)
+
+
 def test_the_table_of_trials_by_hand() -> None:
     records = [
         {"trial": "net_l2", "trial_seed": seed, "epochs": 40, "train": 0.9, "val": val, "best": 0.75}

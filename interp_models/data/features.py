@@ -154,7 +154,8 @@ class _Store:
         trainer, names = data.trainer, list[str]()
         if trainer is None or trainer.global_rank == 0:
             contents = content_digests(self.images.images, self.order.tolist(), folder, shown=data.shows_progress)
-            names = [digest(backbone, self.images, contents)]
+            more = f"{self.images.transform} {self.images.seed}" if self.copies else ""
+            names = [digest(backbone, self.images, contents, more)]
         own = folder / (trainer.strategy.broadcast(names) if trainer else names)[0]
         try:
             own.mkdir(exist_ok=True)
@@ -187,27 +188,30 @@ class _Store:
 def _tell_size(backbone: nn.Module, data: DataModule, stores: Sequence[_Store], folder: Path) -> None:
     """Say how large the missing files are, and refuse a disk without the space for them."""
     count = sum(min(CHUNK, len(store.order) - number * CHUNK) for store in stores for _, number in store.missing)
-    if data.trainer is not None:
-        data.trainer.strategy.barrier()  # all have counted before one writes
-    if not count:
+    size, free = 0, 0
+    if count:
+        image = torch.zeros(1, 3, data.image_size, data.image_size, device=next(backbone.parameters()).device)
+        with torch.no_grad(), evaluating(backbone):
+            size = count * backbone(image).numel() * 4  # bytes of a float32
+        free = shutil.disk_usage(folder).free
+    if data.trainer is not None:  # all agree, before one writes
+        size, free = data.trainer.strategy.broadcast((size, free))
+        data.trainer.strategy.barrier()
+    if not size:
         return
-    image = torch.zeros(1, 3, data.image_size, data.image_size, device=next(backbone.parameters()).device)
-    with torch.no_grad(), evaluating(backbone):
-        size = count * backbone(image).numel() * 4  # bytes of a float32
-    free = shutil.disk_usage(folder).free
     if size > free:
         raise InputError(f"feature_cache={folder}: the features take {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
     if data.trainer is None or data.trainer.is_global_zero:
         print(f"feature_cache: {count} images give {size / 1e6:.0f} MB of features in {folder}", file=sys.stderr)
 
 
-def digest(backbone: nn.Module, dataset: TransformedDataset, contents: Sequence[str]) -> str:
+def digest(backbone: nn.Module, dataset: TransformedDataset, contents: Sequence[str], more: str = "") -> str:
     """Digest that identifies the features of a data set.
 
     It covers the backbone's layers and weights, the names, labels and contents of the images, and the transformed
-    pixels of a few evenly spread images, which identify the transform.
+    pixels of a few evenly spread images, which identify the transform; `more` names what they may not show.
     """
-    found = hashlib.sha256(weights_digest(backbone).encode())
+    found = hashlib.sha256((weights_digest(backbone) + more).encode())
     for index, content in zip(dataset.indices.tolist(), contents, strict=True):
         line = f"{dataset.images.image_id(index)} {written_label(dataset.images, index)} {content}\n"
         found.update(line.encode(errors="surrogateescape"))

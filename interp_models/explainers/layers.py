@@ -162,8 +162,10 @@ def _stages(model: nn.Module, image: Tensor) -> list[Place]:
 def _own(model: Any, image: Tensor) -> Layer:
     """The feature layer of a model that explains itself."""
     vit, module = find_transformer(model), model.feature_layer
-    within = vit is not None and all(part is not vit for part in module.modules())  # others give a map of all patches
-    form = patches(vit, (image.shape[2], image.shape[3])) if within else Form("nchw")
+    if vit is None:
+        return Layer(module, "feature_layer", Form("nchw"))
+    tokens = patches(vit, (image.shape[2], image.shape[3]))
+    form = Form("function", function=lambda output: tokens.to_map(output) if output.dim() == 3 else output)
     return Layer(module, "feature_layer", form)
 
 

@@ -26,7 +26,7 @@ from interp_models.prototypes.sources import Match, Prototypical, Reading, Sourc
 from interp_models.training.module import MODELS, InterpModule
 
 SHARPNESS = 2.0
-"""Factor of squared distances between vectors of norm 1. They are at most 4, so that g is at least exp(-8)."""
+"""Factor of squared distances between vectors of norm 1. For prototypes of one cell they are at most 4."""
 Decision = Literal["soft", "sample_max", "greedy"]
 
 
@@ -36,7 +36,8 @@ class ProtoTree(InterpModule, Prototypical):
     g_n = exp(-min over patches of ‖z_hw - p_n‖).
 
     z = add_on(CNN(x)) are the features, and p_n is the prototype of node n. With `distance=cosine` it is
-    g_n = exp(-2 min ‖z_hw - p_n‖²) = exp(-4 (1 - max cos)) of vectors that are divided by their norms.
+    g_n = exp(-2 min ‖z_hw - p_n‖²) = exp(-4 (1 - max cos)) of cells that are divided by their norms
+    (the second for prototypes of one cell).
 
     The probability π_l of leaf l is the product over the nodes on its path of g_n (right) or 1 - g_n (left). The class
     probabilities are ŷ = Σ_l π_l softmax(c_l), and the logits are their logarithms. Nodes are numbered as in a heap:

@@ -132,7 +132,7 @@ def _trunk(name: str, weights: str | None, drop_path: float) -> Any:
     """Create a timm vision transformer without its classifier, whose class token represents the image."""
     if not timm.is_model(name):
         raise unknown("timm model", name, timm.list_models())
-    options: dict[str, Any] = {"drop_path_rate": drop_path, "dynamic_img_size": True}
+    options: dict[str, Any] = {"num_classes": 0, "drop_path_rate": drop_path, "dynamic_img_size": True}
     path = weights_path(name, weights)
     try:
         trunk = create(name, options, pretrained=weights == "timm")

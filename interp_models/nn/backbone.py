@@ -116,14 +116,14 @@ def without_weights(name: str, error: Exception) -> InputError:
 
 
 def create(name: str, options: dict[str, Any], *, pretrained: bool) -> Any:
-    """Create a timm model, without its classifier if the options do not ask for one.
+    """Create a timm model.
 
     Raises:
         InputError: if timm cannot fetch its weights.
         Exception: if timm cannot build it; the error is timm's own.
     """
     try:
-        return timm.create_model(name, pretrained=pretrained, **{"num_classes": 0, **options})
+        return timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:
         if pretrained and (isinstance(error, OSError) or _builds(name, options)):
             raise without_weights(name, error) from None
@@ -198,19 +198,21 @@ def _offers(name: str, output_stride: int) -> bool:
 def _built(name: str, output_stride: int | None, *, pretrained: bool) -> tuple[nn.Module, Form]:
     """The first way of `Way` that gives a map, and the trunk that is cut for it."""
     strides = [{}] if output_stride is None else [{"output_stride": output_stride}, {}]  # its own may be that one
-    model, options = _first(name, [{**pool, **stride} for stride in strides for pool in ({"global_pool": ""}, {})])
+    candidates = [{**pool, **stride} for stride in strides for pool in ({"global_pool": ""}, {})]
+    model, options = _first(name, candidates, pretrained)
     error: _NoTrunkError | None = None
+    tokens = False
     for way in get_args(Way):
         if way == "tokens":
-            if not isinstance(error, _TokensError) or not _embeds_patches(model):
+            if not tokens or not _embeds_patches(model):
                 break
-            model, options = _first(name, [{"dynamic_img_size": True}, {}])
+            model, options = _first(name, [{"dynamic_img_size": True}, {}], pretrained)
         _cut(model, way)
         try:
             with evaluating(model), torch.no_grad():
                 form = _form(model, way)
         except _NoTrunkError as found:
-            error = error or found
+            error, tokens = error or found, tokens or isinstance(found, _TokensError)
             continue
         if output_stride not in (None, form.stride):
             raise _NoTrunkError(f"its map has {form.stride} pixels per cell")
@@ -222,16 +224,20 @@ def _built(name: str, output_stride: int | None, *, pretrained: bool) -> tuple[n
     raise error
 
 
-def _first(name: str, candidates: Sequence[dict[str, Any]]) -> tuple[nn.Module, dict[str, Any]]:
-    """The model with the first options that timm can build, and these options."""
-    *others, last = candidates
-    for options in others:
-        with suppress(Exception):
-            return create(name, options, pretrained=False), options
-    try:
-        return create(name, last, pretrained=False), last
-    except Exception as error:
-        raise _NoTrunkError(first_line(error)) from None
+def _first(name: str, candidates: Sequence[dict[str, Any]], pretrained: bool) -> tuple[nn.Module, dict[str, Any]]:
+    """The model without classifier and weights, with the first options that timm can build; and these options.
+
+    If weights are fetched later, it draws no random numbers, on which the start of other layers depends.
+    """
+    *others, last = [{"num_classes": 0, **options} for options in candidates]
+    with torch.random.fork_rng(devices=[], enabled=pretrained):
+        for options in others:
+            with suppress(Exception):
+                return create(name, options, pretrained=False), options
+        try:
+            return create(name, last, pretrained=False), last
+        except Exception as error:
+            raise _NoTrunkError(first_line(error)) from None
 
 
 def _embeds_patches(model: nn.Module) -> bool:

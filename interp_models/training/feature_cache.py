@@ -59,7 +59,7 @@ class FeatureCache(pl.Callback):
         """Compute the features that are not cached yet, unless the training resumes behind them."""
         assert isinstance(module, InterpModule)
         self.epochs = sum(phase.epochs for phase in phases_on_features(module))
-        if self._saved >= self.epochs:
+        if self._saved + 1 >= self.epochs:
             return
         data, backbone = data_of(trainer), module.get_submodule("backbone")
         backbone.to(trainer.strategy.root_device)

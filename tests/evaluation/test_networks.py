@@ -194,6 +194,14 @@ def test_a_timm_model_from_a_file_with_its_classifier(
     assert random.image_size == model.pretrained_cfg["input_size"][-1]
 
 
+def test_a_timm_network_keeps_its_classifier() -> None:
+    """The features of a network without it look like logits of another number of classes."""
+    expected = timm.create_model("test_resnet").eval()
+    found = build_network(network_config("timm:test_resnet", weights=None))[0]
+    with torch.no_grad():
+        assert found.eval()(torch.rand(1, 3, 64, 64)).shape == expected(torch.rand(1, 3, 64, 64)).shape == (1, 1000)
+
+
 def test_an_output_that_must_be_named(script: Script, tmp_path: Path, files: Path, factory: str) -> None:
     data = ["dataset.name=image_files", f"dataset.root={files}", f"out={tmp_path / 'out'}"]
     outcome = script("evaluate", f"{factory}:pair", *PLAN, *data)
