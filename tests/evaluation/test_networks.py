@@ -197,7 +197,7 @@ def test_a_timm_model_from_a_file_with_its_classifier(
 def test_a_timm_network_keeps_its_classifier() -> None:
     """The features of a network without it look like logits of another number of classes."""
     expected = timm.create_model("test_resnet").eval()
-    found = build_network(network_config({"timm": "test_resnet", "weights": None})).model[0]
+    found = build_network(network_config({"timm": "test_resnet", "weights": None})).model
     with torch.no_grad():
         assert found.eval()(torch.rand(1, 3, 64, 64)).shape == expected(torch.rand(1, 3, 64, 64)).shape == (1, 1000)
 
