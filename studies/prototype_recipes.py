@@ -9,9 +9,6 @@ test image decides. Trials of frozen trunks read cached features of 12 augmented
 """
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,24 +20,27 @@ import pandas as pd
 from benchmarks.harness import STUDIES, plain_parser, provenance
 from interp_models.core.files import write_json
 from interp_models.report.text import markdown
+from studies.trainings import HERE, finish
 
-HERE = STUDIES.parents[1]
 FOLDER = "recipes"
 COPIES = 12
 HELD = "eval_modules: [backbone]"
 
 
-def frozen(*, epochs: int = 40, add_on: float = 1e-3, prototypes: float = 1e-1, schedule: str = "cosine") -> str:
+def frozen(*, epochs: int = 40, add_on: float = 1e-3, prototypes: float = 1e-1) -> str:
     """A phase on cached features."""
     lrs = f"{{add_on: {add_on}, prototypes: {prototypes}}}"
-    return f"{{name: freeze, epochs: {epochs}, schedule: {schedule}, lrs: {lrs}, {HELD}, select: last}}"
+    return f"{{name: freeze, epochs: {epochs}, schedule: cosine, lrs: {lrs}, {HELD}, select: last}}"
 
 
-def joint(*, epochs: int = 20, backbone: float = 2e-4, prototypes: float = 3e-2, held: bool = True) -> str:
+def joint(*, backbone: float = 2e-4, prototypes: float = 3e-2, held: bool = True) -> str:
     """A phase that trains everything, on images."""
     lrs = f"{{backbone: {backbone}, add_on: 1.0e-3, prototypes: {prototypes}}}"
     modes = f", {HELD}" if held else ""
-    return f"{{name: all, epochs: {epochs}, schedule: cosine, warmup: 0.1, lrs: {lrs}{modes}, select: last}}"
+    return f"{{name: all, epochs: 20, schedule: cosine, warmup: 0.1, lrs: {lrs}{modes}, select: last}}"
+
+
+L2, SLOW = frozen(add_on=3e-3, prototypes=3e-2), frozen(prototypes=1e-2)
 
 
 def tree(*changes: str, phases: Sequence[str] = (frozen(),)) -> list[str]:
@@ -49,32 +49,32 @@ def tree(*changes: str, phases: Sequence[str] = (frozen(),)) -> list[str]:
     return ["configs/cub/prototree_lite0.yaml", optimizer, f"phases=[{', '.join(phases)}]", *changes]
 
 
-def net(*changes: str, phases: Sequence[str] = (frozen(prototypes=1e-2),)) -> list[str]:
+def net(*changes: str, phases: Sequence[str] = (SLOW,)) -> list[str]:
     """Overrides of a trial with ProtoPNet."""
     return ["configs/cub/protopnet_lite0.yaml", f"phases=[{', '.join(phases)}]", *changes]
 
 
 COSINE = "model.distance=cosine"
 TRIALS: Mapping[str, Sequence[str]] = {
-    "tree_l2_16": tree(phases=[frozen(add_on=3e-3, prototypes=3e-2)]),
-    "tree_l2_64": tree("model.channels=64", phases=[frozen(add_on=3e-3, prototypes=3e-2)]),
-    "tree_l2_256": tree("model.channels=256", phases=[frozen(add_on=3e-3, prototypes=3e-2)]),
-    "tree_l2_16_batch64": tree("data.batch_size=64", phases=[frozen(add_on=3e-3, prototypes=3e-2)]),
+    "tree_l2_16": tree(phases=[L2]),
+    "tree_l2_64": tree("model.channels=64", phases=[L2]),
+    "tree_l2_256": tree("model.channels=256", phases=[L2]),
+    "tree_l2_16_batch64": tree("data.batch_size=64", phases=[L2]),
     "tree_cosine_16": tree(COSINE, "model.channels=16"),
     "tree_cosine_64": tree(COSINE, "model.channels=64"),
     "tree_cosine_256": tree(COSINE, "model.channels=256"),
     "tree_cosine_64_depth8": tree(COSINE, "model.channels=64", "model.depth=8"),
     "tree_cosine_64_batch64": tree(COSINE, "model.channels=64", "data.batch_size=64"),
-    "tree_cosine_64_slow": tree(COSINE, "model.channels=64", phases=[frozen(prototypes=1e-2)]),
+    "tree_cosine_64_slow": tree(COSINE, "model.channels=64", phases=[SLOW]),
     "tree_cosine_64_long": tree(COSINE, "model.channels=64", phases=[frozen(epochs=120)]),
     "tree_cosine_joint": tree(COSINE, "model.channels=64", phases=[frozen(), joint()]),
     "tree_cosine_joint_moving": tree(COSINE, "model.channels=64", phases=[frozen(), joint(backbone=4e-4, held=False)]),
-    "tree_l2_joint": tree(phases=[frozen(add_on=3e-3, prototypes=3e-2), joint(prototypes=1e-2)]),
+    "tree_l2_joint": tree(phases=[L2, joint(prototypes=1e-2)]),
     "net_l2": net(),
     "net_cosine": net(COSINE),
     "net_cosine_linear": net(COSINE, "model.activation=linear"),
-    "net_l2_joint": net(phases=[frozen(prototypes=1e-2), joint(prototypes=1e-2)]),
-    "net_cosine_joint": net(COSINE, phases=[frozen(prototypes=1e-2), joint(prototypes=1e-2)]),
+    "net_l2_joint": net(phases=[SLOW, joint(prototypes=1e-2)]),
+    "net_cosine_joint": net(COSINE, phases=[SLOW, joint(prototypes=1e-2)]),
 }
 """Config and overrides of each trial."""
 
@@ -86,27 +86,24 @@ def run(name: str, seed: int, folder: Path, root: str, cache: str, threads: int)
         SystemExit: if the training fails.
     """
     out, start = folder / name / str(seed), time.monotonic()
-    resumed = (out / "config.yaml").is_file()
+    whole = not (out / "config.yaml").is_file()
     config, *changes = TRIALS[name]
     definition, note = {"config": config, "overrides": changes}, out.with_suffix(".json")
     if note.is_file() and json.loads(note.read_text()) != definition:
         raise SystemExit(f"{out} is of another trial of this name; delete it and {note}")
     note.parent.mkdir(parents=True, exist_ok=True)
     write_json(note, definition)
-    words = [f"resume={out}"] if resumed else [
-        str(HERE / config), *changes, f"experiment={name}", f"seed={seed}", f"out={out}", f"data.dataset.root={root}",
+    words = [
+        str(HERE / config), *changes, f"experiment={name}", f"seed={seed}", f"data.dataset.root={root}",
         "data.val_fraction=0.2", f"feature_cache={cache}", f"feature_copies={COPIES}", "logger.wandb=disabled",
         "attention.every_n_epochs=1000",
     ]  # fmt: skip
-    env = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    done = (out / "metrics.json").is_file()
-    if not done and subprocess.run([sys.executable, str(HERE / "train.py"), *words], env=env).returncode:
-        raise SystemExit(f"{name}, seed {seed}: the training failed")
+    finish(out, words, f"{name}, seed {seed}", threads)
     epochs = pd.read_csv(out / "metrics.csv").dropna(subset=["val/acc"])
     last = epochs.iloc[-1]
     found = {"train": last["train/acc"], "val": last["val/acc"], "best": epochs["val/acc"].max()}
     found |= {"greedy": last["val/acc_greedy"]} if "val/acc_greedy" in epochs else {}
-    minutes = {} if resumed or done else {"minutes": round((time.monotonic() - start) / 60, 1)}
+    minutes = {"minutes": round((time.monotonic() - start) / 60, 1)} if whole else {}
     return {
         "trial": name, "trial_seed": seed, **definition, "epochs": len(epochs), **minutes,
         **{key: round(float(value), 4) for key, value in found.items()},

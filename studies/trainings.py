@@ -7,6 +7,7 @@ python -m studies.trainings --list
 An interrupted training is resumed. Several calls may run at once if their names or seeds differ.
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -60,6 +61,27 @@ def overrides(name: str, seed: int, *, root: str, vit: str) -> list[str]:
     return changes + ([f"model.weights={vit}"] if name == "cub_vit_cls_dinov2" else [])
 
 
+def finish(out: Path, words: Sequence[str], what: str, threads: int | None = None) -> None:
+    """Train a run into a folder, or resume it, unless it is finished.
+
+    Args:
+        out: the run folder.
+        words: config and overrides.
+        what: name of the training.
+        threads: threads of torch; None leaves them to torch.
+
+    Raises:
+        SystemExit: if the training fails.
+    """
+    if (out / "metrics.json").is_file():
+        return
+    begun = (out / "config.yaml").is_file()  # also before the first checkpoint
+    env = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
+    command = [sys.executable, str(HERE / "train.py"), *([f"resume={out}"] if begun else [*words, f"out={out}"])]
+    if subprocess.run(command, env=env).returncode:
+        raise SystemExit(f"{what}: the training failed")
+
+
 def run(name: str, seed: int, folder: Path, more: Sequence[str], *, root: str, vit: str) -> Path:
     """The folder of a finished run, `<folder>/<name>/<seed>`; it is trained or resumed if it is not finished.
 
@@ -67,16 +89,10 @@ def run(name: str, seed: int, folder: Path, more: Sequence[str], *, root: str, v
         SystemExit: if the training fails.
     """
     out = folder / name / str(seed)
-    if (out / "metrics.json").is_file():
-        return out
-    if (out / "checkpoints" / "last.ckpt").is_file():
-        words = [f"resume={out}"]
-    else:
-        words = [str(HERE / TRAININGS[name][0]), *overrides(name, seed, root=root, vit=vit), f"out={out}", *more]
-        if name in TEACHERS:
-            words.append(f"distillation.teacher={run(TEACHERS[name], seed, folder, more, root=root, vit=vit)}")
-    if subprocess.run([sys.executable, str(HERE / "train.py"), *words]).returncode:
-        raise SystemExit(f"{name}, seed {seed}: the training failed")
+    words = [str(HERE / TRAININGS[name][0]), *overrides(name, seed, root=root, vit=vit), *more]
+    if name in TEACHERS and not (out / "metrics.json").is_file():
+        words.append(f"distillation.teacher={run(TEACHERS[name], seed, folder, more, root=root, vit=vit)}")
+    finish(out, words, f"{name}, seed {seed}")
     return out
 
 

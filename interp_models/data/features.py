@@ -111,7 +111,7 @@ def cache_features(
     else:
         order = np.union1d(data.train_indices, data.val_indices)
         parts = dict.fromkeys(("train", "val"), _Store(train, order, 0))
-    stores = list({id(part): part for part in parts.values() if len(part.order)}.values())
+    stores = [store for store in dict.fromkeys(parts.values()) if len(store.order)]
     for store in stores:
         store.find(backbone, data, folder)
     _tell_size(backbone, data, stores, folder)
@@ -187,21 +187,20 @@ class _Store:
 
 def _tell_size(backbone: nn.Module, data: DataModule, stores: Sequence[_Store], folder: Path) -> None:
     """Say how large the missing files are, and refuse a disk without the space for them."""
+    size, free, first = 0, 0, data.trainer is None or data.trainer.is_global_zero
     count = sum(min(CHUNK, len(store.order) - number * CHUNK) for store in stores for _, number in store.missing)
-    size, free = 0, 0
-    if count:
+    if first and count:
         image = torch.zeros(1, 3, data.image_size, data.image_size, device=next(backbone.parameters()).device)
         with torch.no_grad(), evaluating(backbone):
             size = count * backbone(image).numel() * 4  # bytes of a float32
         free = shutil.disk_usage(folder).free
-    if data.trainer is not None:  # all agree, before one writes
+    if data.trainer is not None:  # the others wait until the first has counted, and all agree
         size, free = data.trainer.strategy.broadcast((size, free))
-        data.trainer.strategy.barrier()
     if not size:
         return
     if size > free:
         raise InputError(f"feature_cache={folder}: the features take {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
-    if data.trainer is None or data.trainer.is_global_zero:
+    if first:
         print(f"feature_cache: {count} images give {size / 1e6:.0f} MB of features in {folder}", file=sys.stderr)
 
 

@@ -41,9 +41,7 @@ class PrototypeUsage(PrototypeMetric):
         if weights is not None:
             self.sparsity = self.in_use((weights.detach().abs() <= ZERO).float().mean(dim=0))
             self.used = self.used & (weights.detach() > ZERO).any(dim=0)
-        _, group = torch.unique(
-            getattr(model, "vectors", model.prototypes).detach()[self.used], dim=0, return_inverse=True
-        )
+        _, group = torch.unique(_vectors(model)[self.used], dim=0, return_inverse=True)
         first = torch.full((len(group),), len(group), device=group.device)
         numbers = torch.arange(len(group), device=group.device)
         first.scatter_reduce_(0, group, numbers, "amin")
@@ -71,7 +69,7 @@ class PrototypeSpread(PrototypeMetric):
     def __init__(self, model: PrototypeModel, part_names: Sequence[str] = ()) -> None:
         super().__init__(model, part_names)
         used = self.classes.any(dim=1)
-        vectors = getattr(model, "vectors", model.prototypes).detach()[used].flatten(1)
+        vectors = _vectors(model)[used].flatten(1)
         # Σ_j ‖p_i - p_j‖² = n ‖p_i‖² + Σ_j ‖p_j‖² for centred vectors (Σ_j p_j = 0). It needs no matrix of pairs.
         centred = vectors - vectors.mean(dim=0)
         energy = centred.square().sum(dim=1)
@@ -85,3 +83,10 @@ class PrototypeSpread(PrototypeMetric):
     def per_prototype(self) -> dict[str, Tensor]:
         """Mean squared L2 distance of each prototype to the others."""
         return {"spread": self.distance}
+
+
+def _vectors(model: PrototypeModel) -> Tensor:
+    """The prototypes as patches are compared with them, (P, D, a, b); those of a model that does not tell, as they
+    are."""
+    found: Tensor = getattr(model, "vectors", model.prototypes)
+    return found.detach()

@@ -144,11 +144,6 @@ class ProtoPNet(InterpModule, Prototypical):
         features: Tensor = self.add_on(self.backbone(images))
         return unit(features) if self.cosine else features
 
-    @property
-    def vectors(self) -> Tensor:
-        """The prototypes, of norm 1 with `distance=cosine`."""
-        return unit(self.prototypes) if self.cosine else self.prototypes
-
     def similarity(self, distances: Tensor) -> Tensor:
         """Activation of squared distances d: ln((d + 1) / (d + ε)) or -d."""
         return ((distances + 1) / (distances + EPSILON)).log() if self.log_activation else -distances

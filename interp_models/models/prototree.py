@@ -127,11 +127,6 @@ class ProtoTree(InterpModule, Prototypical):
         features: Tensor = self.add_on(self.backbone(images))
         return unit(features) if self.cosine else features
 
-    @property
-    def vectors(self) -> Tensor:
-        """The prototypes, of norm 1 with `distance=cosine`."""
-        return unit(self.prototypes) if self.cosine else self.prototypes
-
     def _exponents(self, squared: Tensor) -> Tensor:
         """-ln g of squared distances."""
         return SHARPNESS * squared + 1e-7 if self.cosine else root(squared)  # both are above 0

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from interp_models.core.boxes import Size
 from interp_models.core.outputs import InterpOutput
+from interp_models.prototypes.distances import unit
 
 
 class Sources(nn.Module):
@@ -75,10 +76,13 @@ class Prototypical(nn.Module, ABC):
     class_specific: bool = True
     """Whether each prototype belongs to a class. Then every class needs a training image for the push."""
 
+    cosine: bool = False
+    """Whether `features` have norm 1 in every cell, and prototypes are compared after they were divided by theirs."""
+
     @property
     def vectors(self) -> Tensor:
         """The prototypes as patches of `features` are compared with them, (P, D, a, b)."""
-        return self.prototypes
+        return unit(self.prototypes) if self.cosine else self.prototypes
 
     @property
     @abstractmethod

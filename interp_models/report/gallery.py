@@ -43,8 +43,7 @@ def draw_sheets(sources: Sources, sheets: Mapping[str, Sequence[int]], data: Dat
 
     Each prototype is shown by its source image and, below it, its patch. The image has the activation box in yellow and
     the receptive box in white; if that is the whole image, as for the tokens of a transformer, the title says "sees
-    all". If the training images are not those of the sources, nothing is drawn, and a warning
-    says so.
+    all". If the training images are not those of the sources, nothing is drawn, and a warning says so.
 
     Args:
         sources: sources of the prototypes.

@@ -514,7 +514,7 @@ USAGE_MUTATIONS = [
     (".float().mean(dim=0))", ".float().amax(dim=0))"),
     ("first[group] < numbers", "first[group] == numbers"),
     ('numbers, "amin"', 'numbers, "amax"'),
-    ("model.prototypes.detach()[self.used]", "model.prototypes.detach()[self.used].round(decimals=3)"),
+    ("_vectors(model)[self.used]", "_vectors(model)[self.used].round(decimals=3)"),
     ("self.used = self.classes.any(dim=1)", "self.used = self.classes.any(dim=1) | True"),
     ("max(len(vectors) - 1, 1)", "len(vectors)"),
     ("(len(vectors) * energy + energy.sum())", "(len(vectors) * energy)"),
