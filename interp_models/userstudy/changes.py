@@ -102,12 +102,14 @@ class Features(Task):
 
     def items(self, wanted: int) -> list[Item]:
         name = self.maps[0]
-        clear: list[tuple[float, Item]] = []
+        by_field: dict[int, list[tuple[float, int]]] = {}
         for index in self.shuffled(self.pool.indices)[: MANY * wanted]:
-            drops = np.sort(self._drops(index, name))
-            clear.append((float(drops[-1] - drops[-2]), Item(index)))
-        clear.sort(key=lambda pair: -pair[0])  # those with the clearest answer
-        return self.shuffled([item for _, item in clear[:wanted]])
+            drops = self._drops(index, name)
+            second, first = np.sort(drops)[-2:]
+            by_field.setdefault(int(drops.argmax()), []).append((float(second - first), index))  # the clearest first
+        # The clearest image of each field, then the second of each, and so on: no field is right much more often.
+        order = [(place, pair) for pairs in by_field.values() for place, pair in enumerate(sorted(pairs))]
+        return self.shuffled([Item(index) for _, (_, index) in sorted(order)[:wanted]])
 
     def _drops(self, index: int, name: str) -> NDArray[np.float64]:
         """What covering each cell takes from the score of the prediction."""

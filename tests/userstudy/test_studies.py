@@ -5,18 +5,21 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from interp_models import EXPLAINERS, load, probabilities
 from interp_models.evaluation.config import EvaluateConfig
 from interp_models.report import visual
 from interp_models.runs.evaluate import judging_of
 from interp_models.userstudy import TASKS
+from interp_models.userstudy.changes import Features
 from interp_models.userstudy.pool import readable
 from tests.conftest import Script, copy_run
 
@@ -218,6 +221,20 @@ def test_features(make: Callable[[str], Study], run: Path) -> None:
         with torch.no_grad():
             left = score(torch.stack(cells))[:, study.prediction[index]]
         assert right == int(left.argmin())
+
+
+def test_features_takes_the_clearest_images_of_each_field() -> None:
+    """Of 20 images, field 4 matters most on 14; the clearest have the highest numbers."""
+    fields = [0, 1, 1, 2, 2, 2, *[4] * 14]
+
+    class Known(Features):
+        def _drops(self, index: int, name: str) -> NDArray[np.float64]:
+            return np.eye(9)[fields[index]] * (1 + index)
+
+    pool: Any = SimpleNamespace(indices=list(range(20)), sources=lambda **_: ["map"])
+    task = Known(pool, np.random.default_rng(0))
+    assert {item.index for item in task.items(7)} == {0, 1, 2, 4, 5, 18, 19}
+    assert {item.index for item in task.items(8)} == {0, 1, 2, 4, 5, 17, 18, 19}
 
 
 def test_counterfactual(make: Callable[[str], Study], run: Path) -> None:
