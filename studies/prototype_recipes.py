@@ -69,6 +69,10 @@ TRIALS: Mapping[str, Sequence[str]] = {
     "tree_cosine_64_long": tree(COSINE, "model.channels=64", phases=[frozen(epochs=120)]),
     "tree_cosine_joint": tree(COSINE, "model.channels=64", phases=[frozen(), joint()]),
     "tree_cosine_joint_moving": tree(COSINE, "model.channels=64", phases=[frozen(), joint(backbone=4e-4, held=False)]),
+    "tree_cosine_256_joint": tree(COSINE, "model.channels=256", phases=[frozen(), joint()]),
+    "tree_cosine_256_joint_moving": tree(
+        COSINE, "model.channels=256", phases=[frozen(), joint(backbone=4e-4, held=False)]
+    ),
     "tree_l2_joint": tree(phases=[L2, joint(prototypes=1e-2)]),
     "net_l2": net(),
     "net_cosine": net(COSINE),
