@@ -168,6 +168,7 @@ def test_an_evaluation_in_tensorboard(script: Script, bcnn_run: Path, tmp_path: 
     said = text.tensor_proto.string_val[0].decode()
     assert "| explainer | AD % ↓ | passes | s |" in said
     assert "On these 12 images" in said
+    assert "\n\n- " in said  # a list in Markdown
     listing = pd.read_csv(run / "evaluation/maps/index.csv")
     tags = [f"maps/{listing['image_id'][i]}" for i in (0, 11)]
     assert sorted(tag for tag in events.Tags()["images"] if tag.startswith("maps/")) == sorted(tags)

@@ -42,8 +42,9 @@ def log_evaluation(
         if isinstance(logger, WandbLogger):
             _to_wandb(logger, tables, answer, images, files)
         elif isinstance(logger, TensorBoardLogger):
+            paragraphs = answer.replace("\n", "\n\n")  # Markdown would join the lines
             text = markdown_table(tables.rows, tables.costs)
-            logger.experiment.add_text("results", "\n\n".join(filter(None, [answer, text])))
+            logger.experiment.add_text("results", "\n\n".join(filter(None, [paragraphs, text])))
             for view in images:
                 picture = _with_maps(view)
                 logger.experiment.add_image(f"maps/{_name_of(view)}", picture, 0, dataformats="HWC")
