@@ -21,7 +21,7 @@ class Preference(Task):
         return [{"map": left, "beside": right} for pair in pairs for left, right in (pair, pair[::-1])]
 
     def items(self, wanted: int) -> list[Item]:
-        return [Item(index) for index in self.in_turns([self.pool.indices], wanted)]
+        return [Item(index) for index in self.shuffled(self.pool.indices)[:wanted]]
 
     def trial(self, item: Item, condition: Condition) -> Trial:
         left, right = condition["map"], condition["beside"]

@@ -19,7 +19,7 @@ class Rating(Task, ABC):
     several_models = True
 
     def items(self, wanted: int) -> list[Item]:
-        return [Item(index) for index in self.in_turns([self.pool.indices], wanted)]
+        return [Item(index) for index in self.shuffled(self.pool.indices)[:wanted]]
 
     def trial(self, item: Item, condition: Condition) -> Trial:
         name = condition["map"]
@@ -110,7 +110,7 @@ class Justification(Rating):
         wrong = [index for index in pool.indices if index not in right]
         if not wrong:
             raise InputError("userstudy=justification: no image is named wrongly by all models; judge more images")
-        return [Item(index) for index in self.in_turns([wrong], wanted)]
+        return [Item(index) for index in self.shuffled(wrong)[:wanted]]
 
     def trial(self, item: Item, condition: Condition) -> Trial:
         pool, name = self.pool, condition["map"]
