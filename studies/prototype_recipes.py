@@ -49,6 +49,11 @@ def tree(*changes: str, phases: Sequence[str] = (frozen(),)) -> list[str]:
     return ["configs/cub/prototree_lite0.yaml", optimizer, f"phases=[{', '.join(phases)}]", *changes]
 
 
+def started(start: str, *changes: str, phases: Sequence[str] = (frozen(),)) -> list[str]:
+    """Overrides of a trial with ProtoTree whose prototypes start elsewhere."""
+    return tree("model.name=prototree_started", f"model.start={start}", *changes, phases=phases)
+
+
 def net(*changes: str, phases: Sequence[str] = (SLOW,)) -> list[str]:
     """Overrides of a trial with ProtoPNet."""
     return ["configs/cub/protopnet_lite0.yaml", f"phases=[{', '.join(phases)}]", *changes]
@@ -66,6 +71,14 @@ TRIALS: Mapping[str, Sequence[str]] = {
     "tree_cosine_64_depth8": tree(COSINE, "model.channels=64", "model.depth=8"),
     "tree_cosine_64_batch64": tree(COSINE, "model.channels=64", "data.batch_size=64"),
     "tree_cosine_64_slow": tree(COSINE, "model.channels=64", phases=[SLOW]),
+    "tree_cosine_256_batch64": tree(COSINE, "model.channels=256", "data.batch_size=64"),
+    "tree_cosine_256_depth8": tree(COSINE, "model.channels=256", "model.depth=8"),
+    "tree_cosine_256_decay": tree(COSINE, "model.channels=256", "optimizer.weight_decay=0.1"),
+    "tree_cosine_256_normal": started("normal", COSINE, "model.channels=256"),
+    "tree_cosine_256_patches": started("patches", COSINE, "model.channels=256"),
+    "tree_cosine_256_kmeans": started("kmeans", COSINE, "model.channels=256"),
+    "tree_l2_16_patches": started("patches", "model.channels=16", phases=[L2]),
+    "tree_l2_16_kmeans": started("kmeans", "model.channels=16", phases=[L2]),
     "tree_cosine_64_long": tree(COSINE, "model.channels=64", phases=[frozen(epochs=120)]),
     "tree_cosine_joint": tree(COSINE, "model.channels=64", phases=[frozen(), joint()]),
     "tree_cosine_joint_moving": tree(COSINE, "model.channels=64", phases=[frozen(), joint(backbone=4e-4, held=False)]),
@@ -100,7 +113,7 @@ def run(name: str, seed: int, folder: Path, root: str, cache: str, threads: int)
     words = [
         str(HERE / config), *changes, f"experiment={name}", f"seed={seed}", f"data.dataset.root={root}",
         "data.val_fraction=0.2", f"feature_cache={cache}", f"feature_copies={COPIES}", "logger.wandb=disabled",
-        "attention.every_n_epochs=1000",
+        "attention.every_n_epochs=1000", f"plugins=[{HERE / 'studies/prototype_starts.py'}]",
     ]  # fmt: skip
     finish(out, words, f"{name}, seed {seed}", threads)
     epochs = pd.read_csv(out / "metrics.csv").dropna(subset=["val/acc"])

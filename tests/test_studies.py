@@ -1,7 +1,9 @@
 """Benchmarks of trained prototype models: stages end as a training does that has them, sources are looked for anew."""
 
+import importlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks.harness import Value
-from interp_models import load
+from interp_models import MODELS, load
 from interp_models.config.loading import as_dict, check, load_yaml, override
 from interp_models.core.outputs import InterpOutput
 from interp_models.models.prototree import ProtoTree
@@ -173,6 +175,16 @@ def test_trainings_of_the_results_have_sound_configs(name: str) -> None:
     build_model(as_dict(config), 3, trained=True)
 
 
+@pytest.fixture
+def starts() -> Iterator[Any]:
+    """The module of the trials' own model, which other tests must not find in the registry."""
+    module = importlib.import_module("studies.prototype_starts")
+    MODELS.register("prototree_started")(module.StartedTree)
+    yield module
+    del MODELS._known["prototree_started"]
+
+
+@pytest.mark.usefixtures("starts")
 @pytest.mark.parametrize("name", prototype_recipes.TRIALS)
 def test_trials_of_recipes_have_sound_configs(name: str) -> None:
     path, *changes = prototype_recipes.TRIALS[name]
@@ -181,6 +193,31 @@ def test_trials_of_recipes_have_sound_configs(name: str) -> None:
     model = build_model(as_dict(config), 3, trained=True)
     model.check_recipe()
     assert phases_on_features(model) == model.recipe.phases[:1]
+
+
+def test_means_of_clusters_by_hand(starts: Any) -> None:
+    """Three tight clusters of patches have three means; random patches are among the patches."""
+    centres = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    patches = (centres + 1e-3 * torch.randn(50, 3, 2, generator=torch.Generator().manual_seed(0))).flatten(0, 1)
+    means = starts.started(patches, 3, "kmeans")
+    torch.testing.assert_close(means[(means @ torch.tensor([1.0, 2.0])).argsort()], patches.view(50, 3, 2).mean(dim=0))
+    random = starts.started(patches, 5, "patches")
+    assert len(random.unique(dim=0)) == 5
+    assert bool((random[:, None] == patches).all(dim=2).any(dim=1).all())
+
+
+@pytest.mark.usefixtures("starts")
+def test_prototypes_start_at_patches_of_training_images(tiny_cub: Cub, tmp_path: Path) -> None:
+    model = {"name": "prototree_started", "backbone": TINY, "weights": None, "depth": 2, "channels": 8}
+    phases = [{"epochs": 1, "lrs": {"add_on": 1e-9}, "eval_modules": ["backbone"], "select": "last"}]
+    run = fit(tiny_config(tiny_cub.root, out=str(tmp_path), phases=phases, model=model | {"start": "patches"}))
+    tree = load(run)[0]
+    assert isinstance(tree, ProtoTree)
+    loader = build_data(run_config(run)).loader("train", augment=False)
+    with torch.no_grad():
+        cells = torch.cat([tree.features(batch.image).movedim(1, -1).flatten(0, -2) for batch in loader])
+    nearest = torch.cdist(tree.prototypes[:, :, 0, 0].detach(), cells).amin(dim=1)
+    assert float(nearest.max()) < 1e-4 < float(torch.cdist(cells, cells).mean())
 
 
 def test_a_run_is_recorded_under_its_own_trial_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

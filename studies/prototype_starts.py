@@ -1,0 +1,75 @@
+"""ProtoTree whose prototypes start elsewhere: a plugin for `python -m studies.prototype_recipes`."""
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from scipy.cluster.vq import kmeans2
+from torch import Tensor
+
+from interp_models.data.module import data_of
+from interp_models.models.prototree import ProtoTree
+from interp_models.nn.backbone import BUNDLED, Weights
+from interp_models.prototypes.distances import Distance
+from interp_models.training.module import MODELS
+
+SAMPLE = 8000
+"""Patches that the means are made of."""
+
+
+@MODELS.register("prototree_started")
+class StartedTree(ProtoTree):
+    """ProtoTree with another start of the prototypes.
+
+    Args:
+        num_classes: number of classes K.
+        backbone: see `ProtoTree`.
+        weights: see `ProtoTree`.
+        depth: see `ProtoTree`.
+        channels: see `ProtoTree`.
+        distance: see `ProtoTree`.
+        start: `normal` draws from a normal distribution of mean 0, `patches` takes random patches of training images,
+            and `kmeans` the means of clusters of them.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        backbone: str = BUNDLED,
+        weights: Weights = "timm",
+        depth: int = 6,
+        channels: int = 256,
+        distance: Distance = "l2",
+        start: Literal["normal", "patches", "kmeans"] = "normal",
+    ) -> None:
+        super().__init__(
+            num_classes, backbone=backbone, weights=weights, depth=depth, channels=channels, distance=distance
+        )
+        self.start = start
+
+    @torch.no_grad()
+    def on_train_start(self) -> None:
+        """Place the prototypes, before the first step."""
+        if self.global_step:
+            return  # resumed
+        if self.start == "normal":
+            self.prototypes.normal_()
+            return
+        modes: dict[Any, bool] = {module: module.training for module in self.modules()}
+        self.eval()
+        loader = data_of(self.trainer).loader("train", augment=False)
+        cells = [self.features(batch.image.to(self.device)).movedim(1, -1).flatten(0, -2).cpu() for batch in loader]
+        for module, training in modes.items():
+            module.training = training
+        self.prototypes.copy_(started(torch.cat(cells), len(self.prototypes), self.start)[..., None, None])
+
+
+def started(patches: Tensor, count: int, start: str) -> Tensor:
+    """So many random patches (count, D) of all (N, D), or the means of so many clusters."""
+    draw = np.random.default_rng(0)
+    some = patches[torch.from_numpy(draw.permutation(len(patches)))]
+    if start == "patches":
+        return some[:count]
+    means, _ = kmeans2(some[:SAMPLE].double().numpy(), count, iter=20, minit="++", rng=draw)
+    return torch.from_numpy(means).to(patches.dtype)
