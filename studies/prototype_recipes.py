@@ -4,8 +4,9 @@ python -m studies.prototype_recipes --root FOLDER --cache FOLDER [--names NAME .
 python -m studies.prototype_recipes --list
 
 Each trial trains on four fifths of the training images (first 25 classes of CUB, crops) and is judged on the others; no
-test image decides. Trials of frozen trunks read cached features of 12 augmented copies. A finished trial is a record in
-`results/recipes/`, so an interrupted call goes on. The table of all records is printed at the end.
+test image decides. Trials of frozen trunks read cached features of 12 augmented copies. `tree_config` and `net_config`
+are the configs as they are, with their last actions. A finished trial is a record in `results/recipes/`, so an
+interrupted call goes on. The table of all records is printed at the end.
 """
 
 import json
@@ -59,12 +60,12 @@ def net(*changes: str, phases: Sequence[str] = (SLOW,)) -> list[str]:
     return ["configs/cub/protopnet_lite0.yaml", f"phases=[{', '.join(phases)}]", *changes]
 
 
-COSINE = "model.distance=cosine"
+COSINE, EUCLIDEAN = "model.distance=cosine", "model.distance=l2"
 TRIALS: Mapping[str, Sequence[str]] = {
-    "tree_l2_16": tree(phases=[L2]),
-    "tree_l2_64": tree("model.channels=64", phases=[L2]),
-    "tree_l2_256": tree("model.channels=256", phases=[L2]),
-    "tree_l2_16_batch64": tree("data.batch_size=64", phases=[L2]),
+    "tree_l2_16": tree(EUCLIDEAN, "model.channels=16", phases=[L2]),
+    "tree_l2_64": tree(EUCLIDEAN, "model.channels=64", phases=[L2]),
+    "tree_l2_256": tree(EUCLIDEAN, "model.channels=256", phases=[L2]),
+    "tree_l2_16_batch64": tree(EUCLIDEAN, "model.channels=16", "data.batch_size=64", phases=[L2]),
     "tree_cosine_16": tree(COSINE, "model.channels=16"),
     "tree_cosine_64": tree(COSINE, "model.channels=64"),
     "tree_cosine_256": tree(COSINE, "model.channels=256"),
@@ -77,8 +78,8 @@ TRIALS: Mapping[str, Sequence[str]] = {
     "tree_cosine_256_normal": started("normal", COSINE, "model.channels=256"),
     "tree_cosine_256_patches": started("patches", COSINE, "model.channels=256"),
     "tree_cosine_256_kmeans": started("kmeans", COSINE, "model.channels=256"),
-    "tree_l2_16_patches": started("patches", "model.channels=16", phases=[L2]),
-    "tree_l2_16_kmeans": started("kmeans", "model.channels=16", phases=[L2]),
+    "tree_l2_16_patches": started("patches", EUCLIDEAN, "model.channels=16", phases=[L2]),
+    "tree_l2_16_kmeans": started("kmeans", EUCLIDEAN, "model.channels=16", phases=[L2]),
     "tree_cosine_64_long": tree(COSINE, "model.channels=64", phases=[frozen(epochs=120)]),
     "tree_cosine_joint": tree(COSINE, "model.channels=64", phases=[frozen(), joint()]),
     "tree_cosine_joint_moving": tree(COSINE, "model.channels=64", phases=[frozen(), joint(backbone=4e-4, held=False)]),
@@ -86,12 +87,14 @@ TRIALS: Mapping[str, Sequence[str]] = {
     "tree_cosine_256_joint_moving": tree(
         COSINE, "model.channels=256", phases=[frozen(), joint(backbone=4e-4, held=False)]
     ),
-    "tree_l2_joint": tree(phases=[L2, joint(prototypes=1e-2)]),
-    "net_l2": net(),
+    "tree_l2_joint": tree(EUCLIDEAN, "model.channels=16", phases=[L2, joint(prototypes=1e-2)]),
+    "net_l2": net(EUCLIDEAN),
     "net_cosine": net(COSINE),
     "net_cosine_linear": net(COSINE, "model.activation=linear"),
-    "net_l2_joint": net(phases=[SLOW, joint(prototypes=1e-2)]),
+    "net_l2_joint": net(EUCLIDEAN, phases=[SLOW, joint(prototypes=1e-2)]),
     "net_cosine_joint": net(COSINE, phases=[SLOW, joint(prototypes=1e-2)]),
+    "tree_config": ["configs/cub/prototree_lite0.yaml", "feature_copies=4"],
+    "net_config": ["configs/cub/protopnet_lite0.yaml", "feature_copies=4"],
 }
 """Config and overrides of each trial."""
 
@@ -111,8 +114,8 @@ def run(name: str, seed: int, folder: Path, root: str, cache: str, threads: int)
     note.parent.mkdir(parents=True, exist_ok=True)
     write_json(note, definition)
     words = [
-        str(HERE / config), *changes, f"experiment={name}", f"seed={seed}", f"data.dataset.root={root}",
-        "data.val_fraction=0.2", f"feature_cache={cache}", f"feature_copies={COPIES}", "logger.wandb=disabled",
+        str(HERE / config), f"feature_copies={COPIES}", *changes, f"experiment={name}", f"seed={seed}",
+        f"data.dataset.root={root}", "data.val_fraction=0.2", f"feature_cache={cache}", "logger.wandb=disabled",
         "attention.every_n_epochs=1000", f"plugins=[{HERE / 'studies/prototype_starts.py'}]",
     ]  # fmt: skip
     finish(out, words, f"{name}, seed {seed}", threads)
