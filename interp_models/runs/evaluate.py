@@ -104,10 +104,14 @@ def read_answers(folders: Sequence[Path], config: EvaluateConfig) -> Path:
     """
     if config.answers is None:
         raise InputError("userstudy=read reads answers=FOLDER, the folder of the files that participants saved")
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{folder} is no folder; name the folder of the report that the study was made with")
     homes = [home for folder in folders for home in (folder / "evaluation", folder)]
     if config.out is not None:
         homes.append(Path(config.out))
-    return read_study(Path(config.answers), [one for home in homes for one in sorted(home.glob(f"{STUDIES}/*"))])
+    studies = [one for home in homes for one in sorted(home.glob(f"{STUDIES}/*"))]
+    return read_study(Path(config.answers), [*studies, *folders])
 
 
 def _changes(config: EvaluateConfig | EnsembleConfig) -> dict[str, Any]:

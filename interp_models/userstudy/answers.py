@@ -9,12 +9,16 @@ from typing import Any
 import pandas as pd
 
 from interp_models.core.errors import InputError
-from interp_models.userstudy.making import KEY, SCHEMA_VERSION
+from interp_models.userstudy.making import KEY, PAGE, SCHEMA_VERSION
 
 RESULTS = "people.json"
 """File of what the answers say."""
 HIGHEST = 100
 """Largest number that a question without options takes."""
+LONGEST = 1e9
+"""Most seconds that a trial can take: 30 years. It keeps out numbers that are no times."""
+PARTS = ("task", "trials", "plan", "checks", "baselines", "values", "judged_maps", "higher_is_better")
+"""What a `study.json` has, beside its version and its name."""
 
 
 @dataclass(frozen=True)
@@ -46,36 +50,63 @@ def find_study(answers: Path, folders: Iterable[Path]) -> tuple[Path, dict[str, 
     """
     if not answers.is_dir():
         raise InputError(f"answers={answers} is no folder; it must hold the files that participants saved")
-    read = {path: _json(path) for path in sorted(answers.glob("*.json")) if path.name != RESULTS}
+    read = {path: _json(path) for path in files_in(answers)[0] if path.name != RESULTS}
     found = {path: one for path, one in read.items() if isinstance(one, dict) and "answers" in one and "study" in one}
     if other := [path for path, one in read.items() if path not in found and not _is_study(one)]:
         raise InputError(f"{other[0]} is no file of answers; answers= must name a folder with nothing else")
     if not found:
         raise InputError(f"answers={answers} holds no file of answers (*.json)")
-    studies = sorted({str(one["study"]) for one in found.values()})
+    studies = sorted({repr(one["study"]) for one in found.values()})
     if len(studies) > 1:
         raise InputError(
             f"answers={answers} holds answers of several studies: {', '.join(studies)}; give each a folder"
         )
+    name = next(iter(found.values()))["study"]
+    damaged = []
     for folder in (answers, answers.parent, *folders):
-        key = folder / KEY
-        if key.is_file() and _is_study(study := _json(key)) and study["study"] == studies[0]:
-            return folder, study, _participants(found, study)
+        if not (key := folder / KEY).is_file():
+            continue
+        try:
+            study = _json(key)
+        except InputError:
+            damaged.append(str(key))
+            continue
+        if _is_study(study) and study["study"] == name:
+            return folder, _checked(study, key), _participants(found, study)
+    unread = f" ({', '.join(damaged)} cannot be read)" if damaged else ""
     raise InputError(
-        f"answers={answers}: study {studies[0]} is not found; name the RUN that it was made of, or put its {KEY} "
-        "beside the answers"
+        f"answers={answers}: study {studies[0]} is not found{unread}; name the folder of the report that it was made "
+        f"with (for one model, its RUN), or put its {KEY} beside the answers"
     )
+
+
+def files_in(answers: Path) -> tuple[list[Path], list[Path]]:
+    """The files of answers in a folder, `*.json`, and what else it holds that no study and no reading wrote."""
+    listed = sorted(path for path in answers.iterdir() if not path.name.startswith("."))
+    files = [path for path in listed if path.is_file() and path.suffix.lower() == ".json"]
+    known = {PAGE, *(f"{Path(RESULTS).stem}{suffix}" for suffix in (".csv", ".png"))}
+    return files, [path for path in listed if path not in files and path.name not in known]
 
 
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
 
 
 def _is_study(value: Any) -> bool:
     return isinstance(value, dict) and "trials" in value and "study" in value
+
+
+def _checked(study: dict[str, Any], path: Path) -> dict[str, Any]:
+    if study.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(f"{path} has another format than this version reads")
+    if missing := [key for key in PARTS if not isinstance(study.get(key), str | dict | list | bool)]:
+        raise InputError(f"{path} is damaged: {missing[0]} is missing")
+    if not study["plan"] or not study["trials"]:
+        raise InputError(f"{path} is damaged: it has no trials")
+    return study
 
 
 def _participants(found: Mapping[Path, dict[str, Any]], study: Mapping[str, Any]) -> list[Participant]:
@@ -91,15 +122,22 @@ def _participants(found: Mapping[Path, dict[str, Any]], study: Mapping[str, Any]
 def _participant(path: Path, one: Mapping[str, Any], study: Mapping[str, Any]) -> Participant:
     if one.get("schema_version") != SCHEMA_VERSION:
         raise InputError(f"{path} has another format than this version reads")
+    if one.get("task", study["task"]) != study["task"]:
+        raise InputError(f"{path} is of the task {one['task']!r}; the study is of {study['task']!r}")
     number = one.get("participant")
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         raise InputError(f"{path}: participant must be a whole number from 1; got {number!r}")
     plan = study["plan"][(number - 1) % len(study["plan"])]
     try:
         answers = {str(trial): dict(own["given"]) for trial, own in one["answers"].items()}
-        seconds = {str(trial): float(own["seconds"]) for trial, own in one["answers"].items()}
+        seconds = {str(trial): own["seconds"] for trial, own in one["answers"].items()}
     except (AttributeError, KeyError, TypeError, ValueError):
         raise InputError(f"{path}: answers must hold `given` and `seconds` of every trial") from None
+    for trial, value in seconds.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= LONGEST:
+            raise InputError(
+                f"{path}: trial {trial}: seconds must be a number from 0 to {LONGEST:.0e}; got {value!r:.40}"
+            )
     for trial, given in answers.items():
         if trial not in plan:
             raise InputError(f"{path}: participant {number} has no trial {trial!r} in this study")

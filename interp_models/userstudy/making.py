@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -84,6 +85,8 @@ def study_folder(folder: Path, name: str) -> Path:
 def write_study(name: str, pool: Pool, folder: Path, study: StudyConfig, seed: int, consent: str | None) -> Path:
     """Write `study.html` and `study.json` of a task to a folder; beside it, if the folder has another study.
 
+    Says on stderr which explainers are left out, and if fewer items were found than wanted.
+
     Every participant sees every item once, in an order of their own. Participant p sees item i under condition
     i + offset(p), mod the number of conditions. As many participants as there are conditions have all offsets, so that
     every item is seen once under each; the offsets of few participants are far from each other.
@@ -101,6 +104,8 @@ def write_study(name: str, pool: Pool, folder: Path, study: StudyConfig, seed: i
     """
     task: Task = TASKS.get(name)(pool, np.random.default_rng(seed))
     conditions, items = task.conditions(), task.shuffled(task.items(study.trials))
+    for line in _warnings(name, pool, task, len(conditions), len(items), study.trials):
+        print(line, file=sys.stderr)
     trials: dict[str, Trial] = {}
     facts: dict[str, dict[str, Any]] = {}
     with tqdm(total=len(items) * len(conditions), desc=f"study {name}", leave=False) as bar:
@@ -115,30 +120,48 @@ def write_study(name: str, pool: Pool, folder: Path, study: StudyConfig, seed: i
     plan = [_plan(seed, one, len(items), len(conditions), list(checks)) for one in range(rounds * len(conditions))]
     pictures: dict[str, str] = {}
     shown = {key: _for_page(trial, pictures) for key, trial in {**trials, **checks}.items()}
-    described = {"task": name, "trials": facts, "plan": plan, "pictures": list(pictures), "consent": consent}
-    identity = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
+    of_study = {
+        "task": name, "source": task.source, "runs": pool.runs, "participants": study.participants, "seed": seed,
+        "baselines": _baselines(task, conditions), "judged_maps": task.judged_maps, "trials": facts,
+        "checks": {key: dict(trial.truth) for key, trial in checks.items()},
+        "plan": plan, "values": pool.values(), "higher_is_better": pool.directions(),
+    }  # fmt: skip
+    described = json.dumps([of_study, task.intro, shown, list(pictures), consent], sort_keys=True)
+    identity = hashlib.sha256(described.encode()).hexdigest()[:12]
     folder = _free(folder, identity)
     folder.mkdir(parents=True, exist_ok=True)
     data = {"study": identity, "task": name, "trials": shown, "plan": plan, "pictures": pictures}
     _write_page(folder / PAGE, task.intro, consent, data)
-    facts_of_study = {
-        "schema_version": SCHEMA_VERSION, "study": identity, "task": name, "source": task.source, "runs": pool.runs,
-        "participants": study.participants, "seed": seed, "baselines": _baselines(task, conditions),
-        "judged_maps": task.judged_maps, "trials": facts,
-        "checks": {key: dict(trial.truth) for key, trial in checks.items()},
-        "plan": plan, "values": pool.values(), "higher_is_better": pool.directions(),
-    }  # fmt: skip
-    write_json(folder / KEY, facts_of_study)
+    write_json(folder / KEY, {"schema_version": SCHEMA_VERSION, "study": identity, **of_study})
     return folder / PAGE
+
+
+def _warnings(name: str, pool: Pool, task: Task, conditions: int, items: int, wanted: int) -> list[str]:
+    """What whoever hands out a study must know of it."""
+    lines = []
+    if left_out := [label for label in pool.sources() if label not in task.maps]:
+        lines.append(f"maps of {', '.join(left_out)} are left out, as they do not depend on the class")
+    if items < wanted:
+        lines.append(f"{items} of {wanted} wanted items are found; judge more images for more")
+    if items < conditions:
+        lines.append(f"no participant sees all {conditions} conditions, as there are only {items} item(s)")
+    return [f"userstudy={name}: {line}" for line in lines]
 
 
 def _free(folder: Path, identity: str) -> Path:
     """The folder, or the next with a number if it holds another study, which may have been handed out."""
-    for number in itertools.count(2):
-        if not (folder / KEY).is_file() or json.loads((folder / KEY).read_text("utf-8")).get("study") == identity:
-            return folder
-        folder = folder.with_name(f"{folder.name.partition('-')[0]}-{number}")
-    raise AssertionError
+    numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(one for one in itertools.chain([folder], numbered) if _is_free(one, identity))
+
+
+def _is_free(folder: Path, identity: str) -> bool:
+    """Whether a folder has no study, or this one."""
+    if not (folder / KEY).is_file():
+        return not (folder / PAGE).exists()
+    try:
+        return bool(json.loads((folder / KEY).read_text("utf-8"))["study"] == identity)
+    except (ValueError, KeyError, TypeError, RecursionError):  # not ours, or damaged
+        return False
 
 
 def _facts(trial: Trial, item: Item, condition: Condition, pool: Pool) -> dict[str, Any]:

@@ -78,11 +78,18 @@ def paired_differences(answers: pd.DataFrame, baselines: Mapping[str, Mapping[st
 
 
 def agreement(answers: pd.DataFrame) -> list[dict[str, Any]]:
-    """Krippendorff's α of every measure: 1 is full agreement of participants who saw the same, 0 that of chance."""
+    """Krippendorff's α of every measure: 1 is full agreement of participants who saw the same, 0 that of chance.
+
+    For preferences, chance chooses each of the maps equally often: every unit counts once for each way to number its
+    maps in turn. Otherwise α would depend on which map of a pair is called the first.
+    """
     rows = []
     for (measure, kind), own in answers.groupby(["measure", "kind"], sort=False):
         coded = own.drop_duplicates(["participant", "trial", "question"])
         units = [one.to_numpy(np.float64) for _, one in coded.groupby("unit")["code"]]
+        if kind == "preference":
+            maps = round(1 / own["chance"].min())
+            units = [(unit + turn) % maps for unit in units for turn in range(maps)]
         level = LEVEL_OF[str(kind)]
         rows.append({"measure": measure, "level": level, "alpha": krippendorff(units, level)})
     return rows

@@ -25,6 +25,8 @@ from interp_models.report import visual
 from interp_models.report.visual import Picture
 
 NO_MAP = "no map"
+FIRST = 8
+"""So many images are tried to see whether maps depend on the class; a map can be constant."""
 SIDE = 280
 """Maximum side in pixels of a picture."""
 
@@ -176,18 +178,19 @@ class Pool:
         return found
 
     def _depends_on_class(self, run: str, explainer: str) -> bool:
-        """Whether the maps of two classes differ, for the first image."""
+        """Whether the maps of two classes differ: for the first image whose maps are not all constant."""
         name, _ = self._specs[explainer]
         if not EXPLAINERS.get(name).uses_class:
             return False
-        seen = self._seen[run][self.indices[0]]
-        try:
-            one, other = self.class_maps(
-                seen.index, self._name(run, explainer), [seen.prediction, int(seen.prediction == 0)]
-            )
-        except NotApplicable:
-            return False
-        return bool(np.abs(one - other).max() > SAME * max(np.abs(one).max(), np.abs(other).max(), 1e-30))
+        for index in self.indices[:FIRST]:
+            seen = self._seen[run][index]
+            try:
+                maps = self.class_maps(index, self._name(run, explainer), [seen.prediction, int(seen.prediction == 0)])
+            except NotApplicable:
+                return False
+            if np.ptp(maps, axis=(1, 2)).any():
+                return bool(np.abs(maps[0] - maps[1]).max() > SAME * max(np.abs(maps).max(), 1e-30))
+        return False
 
     def values(self) -> dict[str, dict[str, dict[str, float | None]]]:
         """The values of all metrics by source, key of the metric and index of the image."""

@@ -10,6 +10,8 @@ from interp_models.userstudy.pool import Pool, Seen
 
 KINDS = ((True, True), (False, True), (True, False), (False, False))
 """Whether an example is of the class, and whether the model says so."""
+TRIES = 20
+"""So often other images are drawn for a trial, if the same ones were drawn before."""
 
 
 def says(named: str, *, is_one: bool, is_said: bool) -> str:
@@ -190,12 +192,14 @@ class ModelAccuracy(Task):
             raise InputError(
                 f"userstudy=model_accuracy shows {self.together} images at once, but {len(seen)} are known"
             )
-        counts = [round(count) for count in np.linspace(fewest, most, wanted)]
-        found = []
-        for count in counts:
-            indices = self.shuffled(self.shuffled(right)[:count] + self.shuffled(wrong)[: self.together - count])
-            found.append(Item(indices[0], tuple(indices)))
-        return found
+        found: dict[frozenset[int], Item] = {}  # the same images are not shown twice
+        for count in [round(count) for count in np.linspace(fewest, most, wanted)]:
+            for _ in range(TRIES):
+                indices = self.shuffled(self.shuffled(right)[:count] + self.shuffled(wrong)[: self.together - count])
+                if frozenset(indices) not in found:
+                    found[frozenset(indices)] = Item(indices[0], tuple(indices))
+                    break
+        return list(found.values())
 
     def trial(self, item: Item, condition: Condition) -> Trial:
         name, pool = condition["map"], self.pool

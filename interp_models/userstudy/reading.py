@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from interp_models.core.errors import InputError
 from interp_models.core.files import whole, write_json
-from interp_models.userstudy.answers import RESULTS, answer_table, attentive, find_study
+from interp_models.userstudy.answers import RESULTS, answer_table, attentive, files_in, find_study
 from interp_models.userstudy.people import FACTORS, agreement, correlations, means, paired_differences
 
 ANSWERS, PICTURE = "people.csv", "people.png"
@@ -65,6 +65,8 @@ def read_study(answers: Path, folders: Iterable[Path]) -> Path:
         table.drop(columns=["unit", "code"]).to_csv(partial, index=False)
     with whole(folder / PICTURE) as partial:
         _figure(results["means"]).savefig(partial, format="png", dpi=150)
+    if unread := files_in(answers)[1]:
+        print(f"answers={answers}: not read, as they are no *.json: {', '.join(path.name for path in unread)}")
     print(in_words(results))
     print(f"people: {folder / RESULTS}")
     return folder / RESULTS
@@ -91,6 +93,8 @@ def in_words(results: Mapping[str, Any]) -> str:
             f"{row['measure']}: {row['level']} {verdict} from {row['baseline']} ({row['mean']:+.3f}{bounds}, "
             f"p = {row['p']:.3g}, {row['participants']} participants)"
         )
+    if not results["differences"]:
+        lines.append("no participant answered under a condition and under its baseline, so that there is no difference")
     if n < FEW and results["differences"]:
         lines.append(f"with fewer than {FEW} participants nothing can be told apart")
     for row in results["agreement"]:

@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,16 +147,20 @@ def damaged(change: Any) -> dict[str, Any]:
     return one
 
 
+def set_seconds(value: Any, one: dict[str, Any]) -> None:
+    one["answers"]["0.0"]["seconds"] = value
+
+
 @pytest.mark.parametrize(
     ("files", "says"),
     [
         ({}, "holds no file of answers"),
         ({"a.json": "{"}, "a.json cannot be read"),
         ({"a.json": {"x": 1}}, "a.json is no file of answers"),
-        ({"a.json": damaged(lambda one: one.update(study="other"))}, "study other is not found"),
+        ({"a.json": damaged(lambda one: one.update(study="other"))}, "study 'other' is not found"),
         (
             {"a.json": damaged(lambda one: None), "b.json": damaged(lambda one: one.update(study="other"))},
-            "holds answers of several studies: abc, other",
+            "holds answers of several studies: 'abc', 'other'",
         ),
         ({"a.json": damaged(lambda one: one.update(participant=0))}, "must be a whole number from 1; got 0"),
         ({"a.json": damaged(lambda one: one.update(schema_version=9))}, "has another format"),
@@ -173,6 +178,13 @@ def damaged(change: Any) -> dict[str, Any]:
         (
             {"a.json": damaged(lambda one: None), "b.json": damaged(lambda one: one["answers"].pop("0.0"))},
             "hold other answers of the same participant, 1",
+        ),
+        ({"a.json": "[" * 100_000}, "a.json cannot be read"),
+        ({"a.json": damaged(lambda one: one.update(study="x\ny"))}, r"study 'x\ny' is not found"),
+        ({"a.json": damaged(lambda one: one.update(task="quality"))}, "is of the task 'quality'; the study is of"),
+        *(
+            ({"a.json": damaged(partial(set_seconds, value))}, "trial 0.0: seconds must be a number from 0 to 1e+09")
+            for value in (float("inf"), float("nan"), -1, "3", True, 10**400)
         ),
         (
             {"a.json": damaged(lambda one: one["answers"]["check0"]["given"].update(right=0))},
@@ -284,6 +296,77 @@ def test_the_best_constant_answer_is_the_chance(tmp_path: Path) -> None:
     assert {round(chance, 6) for chance in chances} == {round(5 / 6, 6)}
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda study: study.update(schema_version=99), "study.json has another format than this version reads"),
+        (lambda study: study.pop("plan"), "study.json is damaged: plan is missing"),
+        (lambda study: study.pop("higher_is_better"), "study.json is damaged: higher_is_better is missing"),
+        (lambda study: study.update(plan=[]), "study.json is damaged: it has no trials"),
+    ],
+)
+def test_a_damaged_study_is_refused(change: Any, says: str, tmp_path: Path) -> None:
+    files = {"1.json": answers_of(study_of(), 1, lambda trial: True)}
+    read_study(write(tmp_path / "right", study_of(), files), [])
+    study = study_of()
+    change(study)
+    with pytest.raises(InputError, match=says):
+        read_study(write(tmp_path / "wrong", study, files), [])
+
+
+def test_a_damaged_study_of_another_task_is_no_obstacle(tmp_path: Path) -> None:
+    files = {"1.json": answers_of(study_of(), 1, lambda trial: True)}
+    answers = write(tmp_path / "quality", study_of(), files)
+    answers = answers.rename(tmp_path / "answers")
+    (tmp_path / "agreement").mkdir()
+    (tmp_path / "agreement/study.json").write_text("{")
+    folders = [tmp_path / "agreement", tmp_path / "quality"]
+    assert read_study(answers, folders) == tmp_path / "quality/people.json"
+    with pytest.raises(InputError, match=r"'abc' is not found \(.*agreement/study.json cannot be read\)"):
+        read_study(answers, folders[:1])
+
+
+def test_what_is_not_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = (answers_of(study_of(), number, lambda trial: True) for number in (1, 2))
+    answers = write(tmp_path / "study", study_of(), {"1.json": one, "2.JSON": two, "3.json.txt": one})
+    (answers / "sub").mkdir()
+    (answers / ".hidden").touch()
+    found = json.loads(read_study(answers, []).read_text())
+    assert found["participants"] == [1, 2]
+    assert "not read, as they are no *.json: 3.json.txt, sub\n" in capsys.readouterr().out
+
+
+def test_agreement_on_preferences_does_not_depend_on_names(tmp_path: Path) -> None:
+    """Two of three maps are compared; nine of ten choose the one of the higher rank. α = 1 - 2 · (share of pairs of
+    answers that differ), but for a term of 1 / (number of answers)."""
+    draw = np.random.default_rng(0)
+    rows = [
+        (f"{unit} {better} {worse}", participant, better if draw.random() < 0.9 else worse)
+        for unit, (better, worse) in enumerate([("a", "b"), ("a", "c"), ("b", "c")])
+        for participant in range(10)
+    ]
+    alphas = set()
+    for names in itertools.permutations("abc"):
+        turned = dict(zip("abc", names, strict=True))
+        table = pd.DataFrame(
+            {
+                "measure": "preference", "kind": "preference", "chance": 0.5, "unit": unit, "participant": participant,
+                "trial": unit, "question": "better",
+                "code": sorted(turned[name] for name in unit.split()[1:]).index(turned[chosen]),
+            }
+            for unit, participant, chosen in rows
+        )  # fmt: skip
+        (row,) = agreement(table)
+        alphas.add(round(row["alpha"], 12))
+    differ = []
+    for _, own in pd.DataFrame(rows).groupby(0):
+        chosen = own[2].to_numpy()
+        differ.append((chosen[:, None] != chosen[None]).sum() / (10 * 9))
+    (alpha,) = alphas
+    assert alpha == pytest.approx(1 - 2 * np.mean(differ), abs=2 / len(rows))
+    assert 0.3 < alpha < 0.9
+
+
 def test_results_beside_the_answers_are_no_answers(tmp_path: Path) -> None:
     study = study_of()
     answers = write(tmp_path / "study", study, {"1.json": answers_of(study, 1, lambda trial: True)})
@@ -293,7 +376,7 @@ def test_results_beside_the_answers_are_no_answers(tmp_path: Path) -> None:
 
 def test_a_preference_counts_for_one_map_and_against_the_other(tmp_path: Path) -> None:
     study = study_of(items=2, participants=2)
-    study["baselines"] = {"map": {"random": "gradcam"}}
+    study["task"], study["baselines"] = "preference", {"map": {"random": "gradcam"}}
     for key, trial in study["trials"].items():
         pair = ("gradcam", "random") if key.endswith("0") else ("random", "gradcam")
         trial["questions"] = {"better": {"measure": "preference", "options": ["left", "right"], "stands_for": pair}}

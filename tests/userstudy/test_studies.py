@@ -211,6 +211,39 @@ def test_another_study_does_not_replace_one_that_may_be_handed_out(
     assert make("coverage").key == first
 
 
+def test_a_study_that_was_handed_out_is_kept(make: Callable[[str], Study], run: Path, script: Script) -> None:
+    """Another evaluation shows the same pictures, but its values belong to the answer key; a page alone may be out."""
+    make("quality")
+    folder, before = run / "evaluation/studies/quality", {}
+    for name in ("study.html", "study.json"):
+        before[name] = (folder / name).read_bytes()
+    plan = [one.replace("[ad, dauc]", "[dauc]") for one in PLAN]
+    assert script("evaluate", run, *plan, "userstudy=quality").code == 0
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    of_second = json.loads((run / "evaluation/studies/quality-2/study.json").read_text())
+    assert list(of_second["higher_is_better"]) == ["dauc"]
+    (folder / "study.json").rename(run / "kept.json")
+    (run / "evaluation/studies/quality-2/study.json").write_text("{")
+    assert script("evaluate", run, *PLAN, "userstudy=quality").code == 0
+    assert (folder / "study.html").read_bytes() == before["study.html"]
+    assert (run / "evaluation/studies/quality-3/study.json").is_file()
+
+
+def test_eight_images_are_shown_once(make: Callable[[str], Study]) -> None:
+    trials = make("model_accuracy").trials
+    sets = {key.split(".")[0]: frozenset(trial["about"]) for key, trial in trials.items()}
+    assert len(set(sets.values())) == len(sets) > 1
+
+
+def test_what_a_study_lacks_is_said(run: Path, script: Script) -> None:
+    outcome = script("evaluate", run, *PLAN, "userstudy=agreement", "study.trials=100")
+    assert outcome.code == 0
+    assert (
+        "userstudy=agreement: maps of intrinsic, random are left out, as they do not depend on the class" in outcome.err
+    )
+    assert "of 100 wanted items are found; judge more images for more" in outcome.err
+
+
 def test_features(make: Callable[[str], Study], run: Path) -> None:
     score, study = probabilities(load(run)[0].eval()), make("features")
     edges = [round(64 * place / 3) for place in range(4)]
