@@ -71,5 +71,6 @@ def started(patches: Tensor, count: int, start: str) -> Tensor:
     some = patches[torch.from_numpy(draw.permutation(len(patches)))]
     if start == "patches":
         return some[:count]
-    means, _ = kmeans2(some[:SAMPLE].double().numpy(), count, iter=20, minit="++", rng=draw)
+    some = some[:SAMPLE].double()
+    means, _ = kmeans2(some.numpy(), some[:count].numpy(), iter=20, minit="matrix")
     return torch.from_numpy(means).to(patches.dtype)

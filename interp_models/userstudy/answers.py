@@ -11,13 +11,22 @@ import pandas as pd
 from interp_models.core.errors import InputError
 from interp_models.userstudy.making import KEY, PAGE, SCHEMA_VERSION
 
-RESULTS = "people.json"
-"""File of what the answers say."""
+RESULTS, ANSWERS, PICTURE = "people.json", "people.csv", "people.png"
+"""Files of what the answers say."""
 HIGHEST = 100
 """Largest number that a question without options takes."""
 LONGEST = 1e9
 """Most seconds that a trial can take: 30 years. It keeps out numbers that are no times."""
-PARTS = ("task", "trials", "plan", "checks", "baselines", "values", "judged_maps", "higher_is_better")
+PARTS: Mapping[str, type] = {
+    "task": str,
+    "trials": dict,
+    "plan": list,
+    "checks": dict,
+    "baselines": dict,
+    "values": dict,
+    "judged_maps": bool,
+    "higher_is_better": dict,
+}
 """What a `study.json` has, beside its version and its name."""
 
 
@@ -84,8 +93,7 @@ def files_in(answers: Path) -> tuple[list[Path], list[Path]]:
     """The files of answers in a folder, `*.json`, and what else it holds that no study and no reading wrote."""
     listed = sorted(path for path in answers.iterdir() if not path.name.startswith("."))
     files = [path for path in listed if path.is_file() and path.suffix.lower() == ".json"]
-    known = {PAGE, *(f"{Path(RESULTS).stem}{suffix}" for suffix in (".csv", ".png"))}
-    return files, [path for path in listed if path not in files and path.name not in known]
+    return files, [path for path in listed if path not in files and path.name not in (PAGE, ANSWERS, PICTURE)]
 
 
 def _json(path: Path) -> Any:
@@ -102,8 +110,8 @@ def _is_study(value: Any) -> bool:
 def _checked(study: dict[str, Any], path: Path) -> dict[str, Any]:
     if study.get("schema_version") != SCHEMA_VERSION:
         raise InputError(f"{path} has another format than this version reads")
-    if missing := [key for key in PARTS if not isinstance(study.get(key), str | dict | list | bool)]:
-        raise InputError(f"{path} is damaged: {missing[0]} is missing")
+    if wrong := [key for key, kind in PARTS.items() if not isinstance(study.get(key), kind)]:
+        raise InputError(f"{path} is damaged: {wrong[0]} is missing or of another type")
     if not study["plan"] or not study["trials"]:
         raise InputError(f"{path} is damaged: it has no trials")
     return study

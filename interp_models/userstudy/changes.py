@@ -15,6 +15,8 @@ from interp_models.userstudy.prediction import beside
 
 GREY = 0.5
 """Value of covered pixels."""
+CLEAR = 0.1
+"""A field matters most if covering it takes more than covering any other, by this share of it."""
 MANY = 4
 """So many times the wanted images are tried."""
 
@@ -106,8 +108,13 @@ class Features(Task):
         for index in self.shuffled(self.pool.indices)[: MANY * wanted]:
             drops = self._drops(index, name)
             second, first = np.sort(drops)[-2:]
-            by_field.setdefault(int(drops.argmax()), []).append((float(second - first), index))  # the clearest first
-        # The clearest image of each field, then the second of each, and so on: no field is right much more often.
+            if first > 0 and first - second >= CLEAR * first:
+                by_field.setdefault(int(drops.argmax()), []).append(
+                    (float(second - first), index)
+                )  # the clearest first
+        if not by_field:
+            raise InputError("userstudy=features: no image has one field that matters most; judge more images")
+        # The clearest image of each field, then the second of each, and so on, while a field has images.
         order = [(place, pair) for pairs in by_field.values() for place, pair in enumerate(sorted(pairs))]
         return self.shuffled([Item(index) for _, (_, index) in sorted(order)[:wanted]])
 

@@ -131,16 +131,17 @@ def write_study(name: str, pool: Pool, folder: Path, study: StudyConfig, seed: i
     folder = _free(folder, identity)
     folder.mkdir(parents=True, exist_ok=True)
     data = {"study": identity, "task": name, "trials": shown, "plan": plan, "pictures": pictures}
-    _write_page(folder / PAGE, task.intro, consent, data)
     write_json(folder / KEY, {"schema_version": SCHEMA_VERSION, "study": identity, **of_study})
+    _write_page(folder / PAGE, task.intro, consent, data)  # no page without its key
     return folder / PAGE
 
 
 def _warnings(name: str, pool: Pool, task: Task, conditions: int, items: int, wanted: int) -> list[str]:
     """What whoever hands out a study must know of it."""
     lines = []
-    if left_out := [label for label in pool.sources() if label not in task.maps]:
-        lines.append(f"maps of {', '.join(left_out)} are left out, as they do not depend on the class")
+    left_out = [label for label in pool.sources() if label not in task.maps] if task.needs_classes else []
+    if left_out:
+        lines.append(f"{', '.join(left_out)}: left out, as no maps were found that differ between classes")
     if items < wanted:
         lines.append(f"{items} of {wanted} wanted items are found; judge more images for more")
     if items < conditions:

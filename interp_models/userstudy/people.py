@@ -80,19 +80,40 @@ def paired_differences(answers: pd.DataFrame, baselines: Mapping[str, Mapping[st
 def agreement(answers: pd.DataFrame) -> list[dict[str, Any]]:
     """Krippendorff's α of every measure: 1 is full agreement of participants who saw the same, 0 that of chance.
 
-    For preferences, chance chooses each of the maps equally often: every unit counts once for each way to number its
-    maps in turn. Otherwise α would depend on which map of a pair is called the first.
+    Chance draws from all answers to the measure. For preferences it chooses each map equally often, because the maps
+    of one pair are not those of the next, and α must not depend on which of them is called the first.
     """
     rows = []
     for (measure, kind), own in answers.groupby(["measure", "kind"], sort=False):
         coded = own.drop_duplicates(["participant", "trial", "question"])
         units = [one.to_numpy(np.float64) for _, one in coded.groupby("unit")["code"]]
-        if kind == "preference":
-            maps = round(1 / own["chance"].min())
-            units = [(unit + turn) % maps for unit in units for turn in range(maps)]
         level = LEVEL_OF[str(kind)]
-        rows.append({"measure": measure, "level": level, "alpha": krippendorff(units, level)})
+        if kind == "preference":
+            alpha = beyond_even_chance(units, coded.groupby("unit")["chance"].first().to_numpy(np.float64))
+        else:
+            alpha = krippendorff(units, level)
+        rows.append({"measure": measure, "level": level, "alpha": alpha})
     return rows
+
+
+def beyond_even_chance(units: list[Floats], chances: Floats) -> float | None:
+    """1 - observed / expected disagreement, if chance gives every value equally often (Bennett et al. 1954, S).
+
+    Args:
+        units: for each unit the values that it was given; units with fewer than two do not count.
+        chances: for each unit 1 / (number of values that it can be given).
+
+    Returns:
+        The agreement; None if there are no two values of one unit.
+
+    >>> beyond_even_chance([np.array([0.0, 0.0]), np.array([0.0, 1.0])], np.array([0.5, 0.5]))
+    0.0
+    """
+    pairable = [(unit, chance) for unit, chance in zip(units, chances, strict=True) if len(unit) > 1]
+    if not pairable:
+        return None
+    observed = sum(float((unit[:, None] != unit).sum()) / (len(unit) - 1) for unit, _ in pairable)
+    return 1 - observed / sum(len(unit) * (1 - float(chance)) for unit, chance in pairable)
 
 
 def krippendorff(units: list[Floats], level: str) -> float | None:

@@ -9,10 +9,17 @@ from matplotlib.figure import Figure
 
 from interp_models.core.errors import InputError
 from interp_models.core.files import whole, write_json
-from interp_models.userstudy.answers import RESULTS, answer_table, attentive, files_in, find_study
+from interp_models.userstudy.answers import (
+    ANSWERS,
+    PICTURE,
+    RESULTS,
+    answer_table,
+    attentive,
+    files_in,
+    find_study,
+)
 from interp_models.userstudy.people import FACTORS, agreement, correlations, means, paired_differences
 
-ANSWERS, PICTURE = "people.csv", "people.png"
 FEW = 6
 """Fewer participants can never be told apart: the smallest p of five is 0.06."""
 
@@ -56,6 +63,7 @@ def read_study(answers: Path, folders: Iterable[Path]) -> Path:
         "incomplete": incomplete,
         "seconds_per_trial": float(table.drop_duplicates(["participant", "trial"])["seconds"].median()),
         "means": means(table),
+        "baselines": study["baselines"],
         "differences": paired_differences(table, study["baselines"]),
         "agreement": agreement(table),
         "correlations": correlations(table, study),
@@ -93,8 +101,8 @@ def in_words(results: Mapping[str, Any]) -> str:
             f"{row['measure']}: {row['level']} {verdict} from {row['baseline']} ({row['mean']:+.3f}{bounds}, "
             f"p = {row['p']:.3g}, {row['participants']} participants)"
         )
-    if not results["differences"]:
-        lines.append("no participant answered under a condition and under its baseline, so that there is no difference")
+    if any(results["baselines"].values()) and not results["differences"]:
+        lines.append("no participant saw both a condition and its baseline: differences cannot be computed")
     if n < FEW and results["differences"]:
         lines.append(f"with fewer than {FEW} participants nothing can be told apart")
     for row in results["agreement"]:
