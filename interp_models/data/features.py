@@ -1,6 +1,7 @@
 """Cached features of a frozen backbone, computed once and read in place of images."""
 
 import hashlib
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -154,7 +155,7 @@ class _Store:
         trainer, names = data.trainer, list[str]()
         if trainer is None or trainer.global_rank == 0:
             contents = content_digests(self.images.images, self.order.tolist(), folder, shown=data.shows_progress)
-            more = f"{self.images.transform} {self.images.seed}" if self.copies else ""
+            more = f"{described(self.images.transform)} {self.images.seed}" if self.copies else ""
             names = [digest(backbone, self.images, contents, more)]
         own = folder / (trainer.strategy.broadcast(names) if trainer else names)[0]
         try:
@@ -202,6 +203,15 @@ def _tell_size(backbone: nn.Module, data: DataModule, stores: Sequence[_Store], 
         raise InputError(f"feature_cache={folder}: the features take {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
     if first:
         print(f"feature_cache: {count} images give {size / 1e6:.0f} MB of features in {folder}", file=sys.stderr)
+
+
+def described(transform: object) -> str:
+    """A transform with its options as text, the same in every process: without the addresses of functions.
+
+    >>> described(["<function crop at 0x7f00>", "Flip(p=0.5)"])
+    "['<function crop>', 'Flip(p=0.5)']"
+    """
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(transform))
 
 
 def digest(backbone: nn.Module, dataset: TransformedDataset, contents: Sequence[str], more: str = "") -> str:
