@@ -1,12 +1,13 @@
 """ProtoTree whose prototypes start elsewhere: a plugin for `python -m studies.prototype_recipes`."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
+from interp_models.core.modes import evaluating
 from interp_models.data.module import data_of
 from interp_models.models.prototree import ProtoTree
 from interp_models.nn.backbone import BUNDLED, Weights
@@ -56,12 +57,9 @@ class StartedTree(ProtoTree):
         if self.start == "normal":
             self.prototypes.normal_()
             return
-        modes: dict[Any, bool] = {module: module.training for module in self.modules()}
-        self.eval()
         loader = data_of(self.trainer).loader("train", augment=False)
-        cells = [self.features(batch.image.to(self.device)).movedim(1, -1).flatten(0, -2).cpu() for batch in loader]
-        for module, training in modes.items():
-            module.training = training
+        with evaluating(self):
+            cells = [self.features(batch.image.to(self.device)).movedim(1, -1).flatten(0, -2).cpu() for batch in loader]
         self.prototypes.copy_(started(torch.cat(cells), len(self.prototypes), self.start)[..., None, None])
 
 

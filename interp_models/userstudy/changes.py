@@ -104,14 +104,12 @@ class Features(Task):
 
     def items(self, wanted: int) -> list[Item]:
         name = self.maps[0]
-        by_field: dict[int, list[tuple[float, int]]] = {}
+        by_field: dict[int, list[tuple[float, int]]] = {}  # the lowest number is the clearest image
         for index in self.shuffled(self.pool.indices)[: MANY * wanted]:
             drops = self._drops(index, name)
             second, first = np.sort(drops)[-2:]
             if first > 0 and first - second >= CLEAR * first:
-                by_field.setdefault(int(drops.argmax()), []).append(
-                    (float(second - first), index)
-                )  # the clearest first
+                by_field.setdefault(int(drops.argmax()), []).append((float(second - first), index))
         if not by_field:
             raise InputError("userstudy=features: no image has one field that matters most; judge more images")
         # The clearest image of each field, then the second of each, and so on, while a field has images.
