@@ -34,11 +34,18 @@ def frozen(*, epochs: int = 40, add_on: float = 1e-3, prototypes: float = 1e-1) 
     return f"{{name: freeze, epochs: {epochs}, schedule: cosine, lrs: {lrs}, {HELD}, select: last}}"
 
 
-def joint(*, backbone: float = 2e-4, prototypes: float = 3e-2, held: bool = True) -> str:
+def joint(
+    *, epochs: int = 20, backbone: float = 2e-4, add_on: float = 1e-3, prototypes: float = 3e-2, held: bool = True
+) -> str:
     """A phase that trains everything, on images."""
-    lrs = f"{{backbone: {backbone}, add_on: 1.0e-3, prototypes: {prototypes}}}"
+    lrs = f"{{backbone: {backbone}, add_on: {add_on}, prototypes: {prototypes}}}"
     modes = f", {HELD}" if held else ""
-    return f"{{name: all, epochs: 20, schedule: cosine, warmup: 0.1, lrs: {lrs}{modes}, select: last}}"
+    return f"{{name: all, epochs: {epochs}, schedule: cosine, warmup: 0.1, lrs: {lrs}{modes}, select: last}}"
+
+
+def pushed(phase: str) -> str:
+    """The phase of a ProtoPNet that ends with the push and the last layer."""
+    return f"{phase[:-1]}, on_end: [push, fit_last_layer]}}"
 
 
 L2, SLOW = frozen(add_on=3e-3, prototypes=3e-2), frozen(prototypes=1e-2)
@@ -93,6 +100,14 @@ TRIALS: Mapping[str, Sequence[str]] = {
     "net_cosine_linear": net(COSINE, "model.activation=linear"),
     "net_l2_joint": net(EUCLIDEAN, phases=[SLOW, joint(prototypes=1e-2)]),
     "net_cosine_joint": net(COSINE, phases=[SLOW, joint(prototypes=1e-2)]),
+    "net_pushed": net("feature_copies=4", phases=[pushed(frozen(epochs=20, prototypes=1e-2))]),
+    "net_gentle": net(
+        "feature_copies=4",
+        phases=[
+            frozen(epochs=20, prototypes=1e-2),
+            pushed(joint(epochs=12, backbone=5e-5, add_on=3e-4, prototypes=3e-3)),
+        ],
+    ),
     "tree_config": ["configs/cub/prototree_lite0.yaml", "feature_copies=4"],
     "net_config": ["configs/cub/protopnet_lite0.yaml", "feature_copies=4"],
 }
