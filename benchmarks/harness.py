@@ -382,7 +382,7 @@ def parse(p: argparse.ArgumentParser, name: str, argv: Sequence[str] | None) -> 
     for key, value in vars(args).items():
         if key in ("out", "source") or (value == p.get_default(key) and key not in ("pairs", "threads")):
             continue
-        if key in ("images", "cub") and value != "noise":
+        if key == "images" and value != "noise":
             value = "FOLDER"
         words += ["--" + key.replace("_", "-"), *map(str, value if isinstance(value, list) else [value])]
     args.command = " ".join(words)

@@ -28,10 +28,10 @@ COPIES = 12
 HELD = "eval_modules: [backbone]"
 
 
-def frozen(*, epochs: int = 40, add_on: float = 1e-3, prototypes: float = 1e-1) -> str:
+def frozen(*, epochs: int = 40, add_on: float = 1e-3, prototypes: float = 1e-1, select: str = "last") -> str:
     """A phase on cached features."""
     lrs = f"{{add_on: {add_on}, prototypes: {prototypes}}}"
-    return f"{{name: freeze, epochs: {epochs}, schedule: cosine, lrs: {lrs}, {HELD}, select: last}}"
+    return f"{{name: freeze, epochs: {epochs}, schedule: cosine, lrs: {lrs}, {HELD}, select: {select}}}"
 
 
 def joint(
@@ -104,7 +104,7 @@ TRIALS: Mapping[str, Sequence[str]] = {
     "net_gentle": net(
         "feature_copies=4",
         phases=[
-            frozen(epochs=20, prototypes=1e-2),
+            frozen(epochs=20, prototypes=1e-2, select="none"),
             pushed(joint(epochs=12, backbone=5e-5, add_on=3e-4, prototypes=3e-3)),
         ],
     ),

@@ -544,7 +544,7 @@ OF_METRICS = [0, 0, 2, 3 * 4, 2 * 40, 0, 2, 17, 64, 0, 2, 0, 4, 0, 0, 2 * 9, 4, 
         pytest.param("metrics", ["--grid", "2", "--memory"], OF_METRICS, marks=pytest.mark.slow),
         ("bap", ["--classes", "7"], [None]),
         ("prototypes", [*PROTOTYPES, "--classes", "7", "--memory"], [1.0833, 1.0833, 1.0833, None, None]),
-        ("attention_models", ["--classes", "7", "--epoch-pairs", "1"], [None] * 5 + [1, None]),
+        ("attention_models", ["--classes", "7"], [None] * 5 + [1]),
         ("part_birds", [], []),
     ],
 )
