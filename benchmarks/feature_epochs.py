@@ -69,7 +69,7 @@ def compared(what: str, config: Mapping[str, Any], copies: int, pairs: int) -> l
         pairs: number of trainings on images and on features.
     """
     found, filled = [], []
-    phase = {**config["phases"][0], "on_end": []}
+    phase = {**config["phases"][0], "on_end": [], "select": "last"}
     few, many = ({**config, "phases": [{**phase, "epochs": count}]} for count in (2, 8))
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(pairs):
