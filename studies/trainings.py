@@ -20,17 +20,24 @@ HERE = STUDIES.parents[1]
 DPNET = "configs/cub/dpnet_lite0.yaml"
 COMPLEMENTARY, COVERING, SPECIFIC = (f"model.{name}=0" for name in ("complementary", "covering", "specific"))
 WSDAN = "configs/cub/bcnn_wsdan_lite0.yaml"
-BCNN = "configs/cub/bcnn_lite0.yaml"
+BCNN, CNN = "configs/cub/bcnn_lite0.yaml", "configs/cub/cnn_lite0.yaml"
+PROTOPNET, PROTOTREE = "configs/cub/protopnet_lite0.yaml", "configs/cub/prototree_lite0.yaml"
 ALONE = ["model.name=wsdan", "model.normalise=false", "model.centre=0", "model.crop_drop=false"]
 """Options of WS-DAN without its recipe: this is B-CNN."""
 
+ON_TRUNK = ("bcnn", "br_npa", "dpnet", "protopnet", "prototree")
+"""Models that stand on the trunk of `cub_cnn_dinov2` of the same seed."""
+
 TRAININGS: Mapping[str, Sequence[str]] = {
-    "cub_cnn_lite0": ["configs/cub/cnn_lite0.yaml"],
+    "cub_cnn_lite0": [CNN],
+    "cnn_crops": [CNN, "data.crop_to_box=true"],
     "cub_bcnn_lite0": [BCNN],
     "cub_br_npa_lite0": ["configs/cub/br_npa_lite0.yaml"],
     "cub_br_npa_lite0_high": ["configs/cub/br_npa_lite0_high.yaml"],
-    "protopnet_full": ["configs/cub/protopnet_lite0.yaml", "data.crop_to_box=false"],
-    "prototree_full": ["configs/cub/prototree_lite0.yaml", "data.crop_to_box=false"],
+    "protopnet_crops": [PROTOPNET],
+    "protopnet_full": [PROTOPNET, "data.crop_to_box=false"],
+    "prototree_crops": [PROTOTREE],
+    "prototree_full": [PROTOTREE, "data.crop_to_box=false"],
     "bcnn_block": [BCNN, "model.block=true"],
     "bcnn_normalise": [BCNN, *ALONE, "model.normalise=true"],
     "bcnn_centre": [BCNN, *ALONE, "model.normalise=true", "model.centre=1.0"],
@@ -48,17 +55,22 @@ TRAININGS: Mapping[str, Sequence[str]] = {
     "dpnet_covering_specific": [DPNET, COMPLEMENTARY],
     "dpnet_all": [DPNET],
     "cub_vit_cls_dinov2": ["configs/cub/vit_cls_dinov2.yaml", "trainer.precision=bf16-mixed"],
+    "cub_cnn_dinov2": ["configs/cub/cnn_dinov2.yaml"],
+    **{f"cub_{name}_dinov2": [f"configs/cub/{name}_dinov2.yaml"] for name in ON_TRUNK},
 }
 """Config and overrides by experiment. DP-Net's config has all constraints; the overrides leave some out."""
-TEACHERS = {"cub_br_npa_lite0_high": "cub_br_npa_lite0"}
-"""Experiment of the teacher, of the same seed, by experiment of the student."""
+BEFORE: Mapping[str, tuple[str, str]] = {
+    "cub_br_npa_lite0_high": ("cub_br_npa_lite0", "distillation.teacher={}"),
+    **{f"cub_{name}_dinov2": ("cub_cnn_dinov2", "model.weights={}/checkpoints/best.ckpt") for name in ON_TRUNK},
+}
+"""By experiment, the one that it needs, of the same seed, and the override that names its run folder."""
 
 
 def overrides(name: str, seed: int, *, root: str, vit: str) -> list[str]:
-    """The overrides of a training's config, except for its teacher."""
+    """The overrides of a training's config, except for that of `BEFORE`."""
     changes = [*TRAININGS[name][1:], f"experiment={name}", f"seed={seed}"]
     changes += [f"data.dataset.root={root}", "data.val_fraction=0", "logger.wandb=disabled"]
-    return changes + ([f"model.weights={vit}"] if name == "cub_vit_cls_dinov2" else [])
+    return changes + ([f"model.weights={vit}"] if name in ("cub_vit_cls_dinov2", "cub_cnn_dinov2") else [])
 
 
 def finish(out: Path, words: Sequence[str], what: str, threads: int | None = None) -> None:
@@ -90,8 +102,9 @@ def run(name: str, seed: int, folder: Path, more: Sequence[str], *, root: str, v
     """
     out = folder / name / str(seed)
     words = [str(HERE / TRAININGS[name][0]), *overrides(name, seed, root=root, vit=vit), *more]
-    if name in TEACHERS and not (out / "metrics.json").is_file():
-        words.append(f"distillation.teacher={run(TEACHERS[name], seed, folder, more, root=root, vit=vit)}")
+    if name in BEFORE and not (out / "metrics.json").is_file():
+        needed, change = BEFORE[name]
+        words.append(change.format(run(needed, seed, folder, more, root=root, vit=vit)))
     finish(out, words, f"{name}, seed {seed}")
     return out
 
