@@ -4,8 +4,8 @@ python -m studies.prototype_recipes --root FOLDER --cache FOLDER [--names NAME .
 python -m studies.prototype_recipes --list
 
 Each trial trains on four fifths of the training images (first 25 classes of CUB, crops) and is judged on the others; no
-test image decides. Trials of frozen trunks read cached features of 12 augmented copies. `tree_config` and `net_config`
-are the configs as they are, with their last actions. A finished trial is a record in `results/recipes/`, so an
+test image decides. Trials of frozen trunks read cached features of 12 augmented copies, or of 4. `tree_config` is the
+config as it is, with its last actions; `net_pushed` is that of ProtoPNet, and `net_config` was it before. A finished trial is a record in `results/recipes/`, so an
 interrupted call goes on. The table of all records is printed at the end.
 """
 
@@ -109,7 +109,14 @@ TRIALS: Mapping[str, Sequence[str]] = {
         ],
     ),
     "tree_config": ["configs/cub/prototree_lite0.yaml", "feature_copies=4"],
-    "net_config": ["configs/cub/protopnet_lite0.yaml", "feature_copies=4"],
+    "net_config": net(
+        "feature_copies=4",
+        phases=[
+            "{name: warm, epochs: 20, schedule: cosine, lrs: {add_on: 1.0e-3, prototypes: 1.0e-2}, "
+            f"{HELD}, on_end: [reset_optimizer], select: none}}",
+            pushed(joint(epochs=12, prototypes=1e-2)),
+        ],
+    ),
 }
 """Config and overrides of each trial."""
 
