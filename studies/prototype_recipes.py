@@ -4,9 +4,9 @@ python -m studies.prototype_recipes --root FOLDER --cache FOLDER [--names NAME .
 python -m studies.prototype_recipes --list
 
 Each trial trains on four fifths of the training images (first 25 classes of CUB, crops) and is judged on the others; no
-test image decides. Trials of frozen trunks read cached features of 12 augmented copies, or of 4. `tree_config` is the
-config as it is, with its last actions; `net_pushed` is that of ProtoPNet, and `net_config` was it before. A finished trial is a record in `results/recipes/`, so an
-interrupted call goes on. The table of all records is printed at the end.
+test image decides. Trials of frozen trunks read cached features of 12 augmented copies, or of 4. `tree_config` and
+`net_pushed` are the configs as they are, with their last actions. A finished trial is a record in `results/recipes/`,
+so an interrupted call goes on. The table of all records is printed at the end.
 """
 
 import json

@@ -17,7 +17,7 @@ from interp_models.core.maps import upsampled
 from interp_models.data.base import Sample
 from interp_models.prototypes import search as prototypes
 from interp_models.prototypes.boxes import receptive_spans
-from interp_models.prototypes.distances import squared_distances
+from interp_models.prototypes.distances import squared_distances, unit
 from interp_models.prototypes.search import Patches, _over_ranks, nearest_patches, without_duplicates
 from tests.mutation import mutated
 
@@ -37,6 +37,18 @@ def check_distances(distances: Callable[[Tensor, Tensor], Tensor] = squared_dist
     for size in SIZES:
         z, p = torch.randn(2, 5, 4, 6, dtype=torch.float64), torch.randn(3, 5, *size, dtype=torch.float64)
         np.testing.assert_allclose(distances(z, p), loops(z, p), rtol=1e-9)
+
+
+def test_cells_without_a_direction_are_orthogonal_to_all_and_get_no_gradient() -> None:
+    """Frozen networks with ReLUs have cells of zeros; dividing by their norm gave gradients of 1e11."""
+    z = torch.tensor([[[[3.0, 0.0, 1e-9]], [[4.0, 0.0, 0.0]]]], requires_grad=True)  # (1, 2, 1, 3)
+    p = torch.tensor([[[[3.0]], [[4.0]]], [[[4.0]], [[-3.0]]], [[[-6.0]], [[-8.0]]]])
+    distances = squared_distances(unit(z), unit(p), cosine=True)
+    assert distances.flatten(1).tolist()[0] == pytest.approx([0, 2, 2, 2, 2, 2, 4, 2, 2], abs=1e-6)
+    (distances * torch.rand(3, 1, 1)).sum().backward()
+    assert z.grad is not None
+    assert z.grad[0, :, 0, 0].abs().max() > 0.01
+    assert z.grad[0, :, 0, 1:].tolist() == [[0.0, 0.0], [0.0, 0.0]]
 
 
 def test_distances_equal_loops() -> None:

@@ -76,8 +76,11 @@ class PrototypeEvaluation(pl.Callback):
             for key, value in values.items():
                 module.log(f"test/{key}", value.float().nanmean(), sync_dist=True)
             train, test = (
-                nearest_patches(model.features, _watched(data, split, trainer.is_global_zero), model.vectors, k=k)
-                for split, k in (("train", TRAIN_NEIGHBOURS), ("whole_test", TEST_NEIGHBOURS))
+                nearest_patches(model.features, images, model.vectors, k=k, cosine=model.cosine)
+                for images, k in (
+                    (_watched(data, "train", trainer.is_global_zero), TRAIN_NEIGHBOURS),
+                    (_watched(data, "whole_test", trainer.is_global_zero), TEST_NEIGHBOURS),
+                )
             )
             if trainer.is_global_zero:
                 sheets = model.prototype_sheets(data.classes)

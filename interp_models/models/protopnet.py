@@ -21,7 +21,7 @@ from interp_models.core.errors import InputError
 from interp_models.core.outputs import InterpOutput
 from interp_models.data.module import DataModule
 from interp_models.nn.backbone import BUNDLED, Backbone, Weights
-from interp_models.prototypes.distances import Distance, over_cells, product, squared_distances, unit
+from interp_models.prototypes.distances import Distance, over_cells, product, unit
 from interp_models.prototypes.push import project
 from interp_models.prototypes.search import nearest_patches
 from interp_models.prototypes.sources import Match, Prototypical, Reading, Sources
@@ -151,7 +151,7 @@ class ProtoPNet(InterpModule, Prototypical):
     def forward(self, images: Tensor) -> InterpOutput:
         """Images (B, 3, H, W) -> logits (B, K) and similarity maps (B, P, h, w); aux has `distances` and
         `similarities` of the nearest patches, (B, P) each."""
-        distances = squared_distances(self.features(images), self.vectors)
+        distances = self.distances(self.features(images))
         nearest = distances.flatten(2).min(dim=2).values
         similarities = self.similarity(nearest)
         logits = product(similarities * self.kept, self.last_layer.weight.T)  # the sum of evidence also under autocast
@@ -270,8 +270,7 @@ class ProtoPNet(InterpModule, Prototypical):
             InputError: if a class has no training image or, with `unique`, too few of them.
         """
         allowed = self.class_identity.T if self.class_specific else None
-        self.prototypes.data.copy_(self.vectors)
-        project(self.prototypes, self.sources, self.features, self.similarity, data, allowed, unique=self.unique)
+        project(self, data, allowed, unique=self.unique)
 
     def fit_last_layer(self, data: DataModule) -> None:
         """Train W on the similarities of un-augmented training images, which are computed once.
@@ -282,7 +281,7 @@ class ProtoPNet(InterpModule, Prototypical):
         found = []
         with torch.no_grad():
             for batch in data.loader("train", augment=False):
-                nearest = squared_distances(self.features(batch.image.to(self.device)), self.vectors)
+                nearest = self.distances(self.features(batch.image.to(self.device)))
                 found.append(self.similarity(nearest.flatten(2).amin(dim=2)) * self.kept)
         similarities = in_order(torch.cat(found), len(data.train_indices))
         labels = torch.as_tensor(data.train_images.labels, device=self.device)[data.train_indices]
@@ -304,7 +303,7 @@ class ProtoPNet(InterpModule, Prototypical):
             InputError: if no prototype would be left.
         """
         images = data.loader("train", augment=False)
-        patches = nearest_patches(self.features, images, self.vectors, k=self.prune_neighbours)
+        patches = nearest_patches(self.features, images, self.vectors, k=self.prune_neighbours, cosine=self.cosine)
         own = self.class_identity.int().argmax(dim=0)  # (P,)
         kept = self.kept & ((patches.label == own[:, None]).sum(dim=1) >= self.prune_least)
         if not bool(kept.any()):

@@ -20,7 +20,7 @@ from interp_models.core.outputs import InterpOutput
 from interp_models.data.module import DataModule
 from interp_models.nn.backbone import BUNDLED, Backbone, Weights
 from interp_models.nn.soft_tree import TreeNode, check_memory, children_kept, grown, leaf_depths, log1mexp, route
-from interp_models.prototypes.distances import Distance, over_cells, product, root, squared_distances, unit
+from interp_models.prototypes.distances import Distance, over_cells, product, root, unit
 from interp_models.prototypes.push import project
 from interp_models.prototypes.sources import Match, Prototypical, Reading, Sources
 from interp_models.training.module import MODELS, InterpModule
@@ -141,7 +141,7 @@ class ProtoTree(InterpModule, Prototypical):
         aux has `distances`, which are -ln g (with `l2` the distance to the nearest patch, not squared),
         (B, 2^depth - 1), and as `paths` the probabilities π of the leaves, (B, 2^depth).
         """
-        squared = squared_distances(self.features(images), self.vectors)
+        squared = self.distances(self.features(images))
         distances = self._exponents(squared.flatten(2).min(dim=2).values)
         paths = route(-distances, log1mexp(distances), self.leaf_kept).exp()
         probabilities = product(paths, self.leaves.softmax(dim=1))
@@ -337,5 +337,4 @@ class ProtoTree(InterpModule, Prototypical):
         below = [self._says.view(2**level, -1, self.num_classes).any(dim=1) for level in range(self.depth)]
         which = self.nodes_kept.nonzero()[:, 0]
         if len(which):  # no node decides if one leaf is left
-            self.prototypes.data[which] = self.vectors[which]
-            project(self.prototypes, self.sources, self.features, self.similarity, data, torch.cat(below), which)
+            project(self, data, torch.cat(below), which)

@@ -11,8 +11,11 @@ from interp_models.core.errors import InputError
 Distance = Literal["l2", "cosine"]
 """How patches are compared with prototypes: as they are, or after the vector of each cell was divided by its norm."""
 
+NO_DIRECTION = 1e-6
+"""A cell with a smaller norm has no direction. Networks with ReLUs have cells of zeros, for instance in a plain sky."""
 
-def squared_distances(features: Tensor, prototypes: Tensor) -> Tensor:
+
+def squared_distances(features: Tensor, prototypes: Tensor, cosine: bool = False) -> Tensor:
     """Squared L2 distances between every patch of features and every prototype.
 
     They are computed as ‖z - p‖² = ‖z‖² - 2 <z, p> + ‖p‖², by one matrix product. At a match the terms nearly cancel,
@@ -21,6 +24,8 @@ def squared_distances(features: Tensor, prototypes: Tensor) -> Tensor:
     Args:
         features: (B, D, h, w).
         prototypes: (P, D, a, b).
+        cosine: whether both are of `unit`. Then they are computed as the sum of 2 - 2 cos over the cells of the patch,
+            with a cos of 0 for cells without a direction.
 
     Returns:
         (B, P, h - a + 1, w - b + 1).
@@ -40,12 +45,15 @@ def squared_distances(features: Tensor, prototypes: Tensor) -> Tensor:
                 f"prototypes of {size[0]} × {size[1]} cells do not fit on a map of {features.shape[2]} × "
                 f"{features.shape[3]}; lower model.prototype_size, or raise data.image_size"
             )
+        # A convolution would use TF32 on GPUs.
+        products = torch.einsum("pd,bdn->bpn", prototypes.flatten(1), unfolded(features, size))
+        grid = (features.shape[2] - size[0] + 1, features.shape[3] - size[1] + 1)
+        products = products.view(len(features), len(prototypes), *grid)
+        if cosine:
+            return (2 * size.numel() - 2 * products).relu()
         norms = prototypes.square().sum(dim=(1, 2, 3))  # (P,)
         energy = features.square().sum(dim=1, keepdim=True)  # (B, 1, h, w)
         energy = F.avg_pool2d(energy, size, stride=1, divisor_override=1)
-        # A convolution would use TF32 on GPUs.
-        products = torch.einsum("pd,bdn->bpn", prototypes.flatten(1), unfolded(features, size))
-        products = products.view(len(features), len(prototypes), *energy.shape[-2:])
         return (energy - 2 * products + norms[:, None, None]).relu()
 
 
@@ -76,14 +84,17 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def unit(x: Tensor) -> Tensor:
-    """Divide the vector of each cell, along dimension 1, by its norm; 0 stays 0. The squared distance of two is
-    2 - 2 cos.
+    """Divide the vector of each cell, along dimension 1, by its norm. The squared distance of two is 2 - 2 cos.
+
+    A vector with a norm of at most 1e-6 has no direction: it becomes 0, and gets no gradient.
 
     >>> unit(torch.tensor([[[[3.0]], [[4.0]]]])).flatten().tolist()
     [0.6000000238418579, 0.800000011920929]
     """
     with torch.autocast(x.device.type, enabled=False):
-        return F.normalize(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, dim=1)
+        x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        norm = x.norm(dim=1, keepdim=True)
+        return torch.where(norm > NO_DIRECTION, x / norm.clamp(min=NO_DIRECTION), torch.zeros_like(x))
 
 
 def root(squared: Tensor) -> Tensor:

@@ -1,7 +1,5 @@
 """The push: replaces prototypes by the nearest patches of training images."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -11,7 +9,7 @@ from interp_models.core.errors import InputError
 from interp_models.data.module import DataModule
 from interp_models.prototypes.boxes import receptive_spans
 from interp_models.prototypes.search import Patches, nearest_patches, without_duplicates
-from interp_models.prototypes.sources import Sources
+from interp_models.prototypes.sources import Prototypical
 
 FEW = 10
 """Candidates per prototype in the first search, if no two prototypes may take the same patch."""
@@ -19,10 +17,7 @@ FEW = 10
 
 @torch.no_grad()
 def project(
-    prototypes: Tensor,
-    sources: Sources,
-    features: Callable[[Tensor], Tensor],
-    similarity: Callable[[Tensor], Tensor],
+    model: Prototypical,
     data: DataModule,
     allowed: Tensor | None = None,
     which: Tensor | None = None,
@@ -33,10 +28,7 @@ def project(
     The ranks share the images, and get the same prototypes. Of equal distances, the first patch in the data is taken.
 
     Args:
-        prototypes: (P, D, a, b), changed in place.
-        sources: sources of the prototypes, changed in place.
-        features: images -> (B, D, h, w), in eval mode.
-        similarity: squared distances -> activations, for the boxes.
+        model: in eval mode; its `prototypes` and `sources` change.
         data: provides the training images.
         allowed: (P, K) bool, the classes whose images a prototype may be taken from; None allows all.
         which: numbers of the prototypes to replace, int64; None replaces all.
@@ -45,6 +37,7 @@ def project(
     Raises:
         InputError: if a class has too few images for its prototypes. Nothing is changed then.
     """
+    prototypes, sources, vectors = model.prototypes.data, model.sources, model.vectors
     which = torch.arange(len(prototypes), device=prototypes.device) if which is None else which
     allowed = None if allowed is None else allowed[which]
     most = 1
@@ -55,7 +48,7 @@ def project(
         k = min(4 * k or FEW, most)
         loader = data.loader("train", augment=False)
         batches = tqdm(loader, desc="patches", unit="batch", leave=False, disable=not data.shows_progress)
-        patches = nearest_patches(features, batches, prototypes[which], allowed, k)
+        patches = nearest_patches(model.features, batches, vectors[which], allowed, k, model.cosine)
         choice = without_duplicates(patches) if unique else torch.zeros_like(which)
         left = choice < 0
         searching = k < most and bool(left.any()) and not bool((left & (patches.image[:, -1] < 0)).any())
@@ -71,11 +64,11 @@ def project(
     across = patches.distances.shape[2] - wide + 1
     row, column = patches.cell // across, patches.cell % across
     noise = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0), dtype=prototypes.dtype)
-    rows, columns = receptive_spans(features, noise.to(prototypes.device))
+    rows, columns = receptive_spans(model.features, noise.to(prototypes.device))
     receptive = [columns[column, 0], rows[row, 0], columns[column + wide - 1, 1], rows[row + high - 1, 1]]
     prototypes[which] = patches.vector.view(-1, *prototypes.shape[1:])
     sources.image[which] = patches.image
     sources.cell[which] = torch.stack([row, column], dim=1)
     sources.receptive_box[which] = torch.stack(receptive, dim=1)
-    sources.activation_box[which] = activation_boxes(similarity(patches.distances), size)
+    sources.activation_box[which] = activation_boxes(model.similarity(patches.distances), size)
     sources.images.fill_(data.fingerprint("train", contents=True))

@@ -38,6 +38,7 @@ def nearest_patches(
     prototypes: Tensor,
     allowed: Tensor | None = None,
     k: int = 1,
+    cosine: bool = False,
 ) -> Patches:
     """Search the images of all ranks for the nearest patches. Every rank gets the same result.
 
@@ -49,6 +50,7 @@ def nearest_patches(
         prototypes: (P, D, a, b).
         allowed: (P, K) bool, the classes whose images a prototype may be taken from; None allows all.
         k: number of patches per prototype.
+        cosine: see `squared_distances`.
     """
     device, size = prototypes.device, prototypes.shape[-2:]
     found: Patches | None = None
@@ -57,7 +59,7 @@ def nearest_patches(
         z = features(batch.image.to(device))
         fits = None if allowed is None else allowed[:, labels]  # (P, B)
         live = torch.arange(len(prototypes), device=device) if fits is None else fits.any(dim=1).nonzero()[:, 0]
-        distances = squared_distances(z, prototypes[live])  # (B, L, h', w')
+        distances = squared_distances(z, prototypes[live], cosine)  # (B, L, h', w')
         if found is None:
             found = _none(len(prototypes), k, prototypes[0].numel(), distances)
         nearest, cell = distances.flatten(2).transpose(0, 1).min(dim=2)  # (L, B)

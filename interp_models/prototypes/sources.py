@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from interp_models.core.boxes import Size
 from interp_models.core.outputs import InterpOutput
-from interp_models.prototypes.distances import unit
+from interp_models.prototypes.distances import squared_distances, unit
 
 
 class Sources(nn.Module):
@@ -83,6 +83,10 @@ class Prototypical(nn.Module, ABC):
     def vectors(self) -> Tensor:
         """The prototypes as patches of `features` are compared with them, (P, D, a, b)."""
         return unit(self.prototypes) if self.cosine else self.prototypes
+
+    def distances(self, features: Tensor) -> Tensor:
+        """Squared distances of all patches of `features` to all prototypes, (B, P, h', w')."""
+        return squared_distances(features, self.vectors, self.cosine)
 
     @property
     @abstractmethod

@@ -32,17 +32,22 @@ def model(cls: type[ProtoPNet] = ProtoPNet, **options: Any) -> ProtoPNet:
     return net
 
 
+def angles(patch: np.ndarray, prototype: np.ndarray) -> float:
+    """2 - 2 cos, summed over the cells of a patch and a prototype, (D, a, b); the cos of a cell of zeros is 0."""
+    pairs = zip(patch.reshape(len(patch), -1).T, prototype.reshape(len(patch), -1).T, strict=True)
+    return sum(2 - 2 * (u @ v / (np.linalg.norm(u) * np.linalg.norm(v)) if u.any() else 0) for u, v in pairs)
+
+
 def numbers(net: ProtoPNet, images: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Distances (B, P, h', w'), similarities (B, P) and logits (B, K) by loops over patches, with logarithms."""
     with torch.no_grad():
         z, p = net.add_on(net.backbone(images)).numpy(), net.prototypes.numpy()
         w = net.last_layer.weight.numpy()
-    if net.cosine:
-        z, p = (x / np.sqrt((x**2).sum(axis=1, keepdims=True)).clip(1e-12) for x in (z, p))
     (b, _, h, wide), (n, _, rows, columns) = z.shape, p.shape
     d = np.zeros((b, n, h - rows + 1, wide - columns + 1))
     for i, j, y, x in product(*map(range, d.shape)):
-        d[i, j, y, x] = ((z[i, :, y : y + rows, x : x + columns] - p[j]) ** 2).sum()
+        patch = z[i, :, y : y + rows, x : x + columns]
+        d[i, j, y, x] = angles(patch, p[j]) if net.cosine else ((patch - p[j]) ** 2).sum()
     s = np.zeros((b, n))
     for i, j in product(range(b), range(n)):
         values = [np.log((v + 1) / (v + 1e-4)) if net.log_activation else -v for v in d[i, j].ravel()]

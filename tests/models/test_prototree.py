@@ -23,6 +23,7 @@ from interp_models.nn.soft_tree import TreeNode, log1mexp
 from interp_models.prototypes.distances import squared_distances, unit
 from interp_models.report.tree_drawing import tree_svg
 from tests.conftest import TINY, Cub, fit, tiny_config
+from tests.models.test_protopnet import angles
 from tests.mutation import mutated
 
 K, DEPTH = 3, 3
@@ -79,14 +80,15 @@ def answers(net: ProtoTree, images: Tensor) -> np.ndarray:
     """p (B, nodes), by loops over patches."""
     with torch.no_grad():
         z, prototypes = net.add_on(net.backbone(images)).numpy(), net.prototypes.numpy()
-    if net.cosine:
-        z, prototypes = (x / np.sqrt((x**2).sum(axis=1, keepdims=True)) for x in (z, prototypes))
     p = np.zeros((len(z), len(prototypes)))
     rows, columns = prototypes.shape[2:]
     for i, j in product(range(len(z)), range(len(prototypes))):
         cells = product(range(z.shape[2] - rows + 1), range(z.shape[3] - columns + 1))
-        d = [np.linalg.norm(z[i, :, y : y + rows, x : x + columns] - prototypes[j]) for y, x in cells]
-        p[i, j] = np.exp(-2 * min(d) ** 2 if net.cosine else -min(d))
+        patches = [z[i, :, y : y + rows, x : x + columns] for y, x in cells]
+        if net.cosine:
+            p[i, j] = np.exp(-2 * min(angles(patch, prototypes[j]) for patch in patches))
+        else:
+            p[i, j] = np.exp(-min(np.linalg.norm(patch - prototypes[j]) for patch in patches))
     return p
 
 
