@@ -61,7 +61,7 @@ TRAININGS: Mapping[str, Sequence[str]] = {
 """Config and overrides by experiment. DP-Net's config has all constraints; the overrides leave some out."""
 BEFORE: Mapping[str, tuple[str, str]] = {
     "cub_br_npa_lite0_high": ("cub_br_npa_lite0", "distillation.teacher={}"),
-    **{f"cub_{name}_dinov2": ("cub_cnn_dinov2", "model.weights={}/checkpoints/best.ckpt") for name in ON_TRUNK},
+    **{f"cub_{name}_dinov2": ("cub_cnn_dinov2", "model.weights={}/checkpoints/last.ckpt") for name in ON_TRUNK},
 }
 """By experiment, the one that it needs, of the same seed, and the override that names its run folder."""
 

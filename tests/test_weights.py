@@ -163,6 +163,13 @@ def test_a_port_is_read_in_order_only_if_nothing_speaks_against_it(tmp_path):
             load(tmp_path, content)
 
 
+def test_a_port_of_a_transformer_is_read_by_both_models_that_have_it(tmp_path):
+    state = state_of(TINY_VIT)
+    torch.save(port(state), tmp_path / "w.pth")
+    check(state, Backbone(TINY_VIT, weights=str(tmp_path / "w.pth")).trunk.state_dict())
+    check(state, load(tmp_path, port(state), TINY_VIT))
+
+
 class Attention(nn.Module):
     """Layers of one shape, that read the same tensor or one another."""
 
@@ -172,7 +179,7 @@ class Attention(nn.Module):
         super().__init__()
         self.q, self.k, self.parallel = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), parallel
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward_features(self, x: Tensor) -> Tensor:
         return self.q(x) * self.k(x) if self.parallel else self.k(self.q(x))
 
 

@@ -3,6 +3,9 @@
 import hashlib
 import inspect
 import io
+import re
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,59 @@ def network_digest(network: nn.Module) -> str:
         if name not in saved:
             found.update(name.encode() + _bytes(buffer))
     return found.hexdigest()[:16]
+
+
+def object_digest(value: object) -> str:
+    """Digest of what an object can be read to consist of, the same in every process.
+
+    That is its class and the code of it, and its attributes, elements and, for a function, its code, defaults and the
+    variables that it closes over, and so on inwards. Addresses in memory do not count.
+
+    >>> object_digest(partial(round, ndigits=1)) == object_digest(partial(round, ndigits=1))
+    True
+    >>> object_digest(partial(round, ndigits=1)) == object_digest(partial(round, ndigits=2))
+    False
+    """
+    return hashlib.sha256(_written(value, ()).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _written(value: Any, around: tuple[int, ...]) -> str:
+    """An object as text; `around` holds the ids of the objects that it is part of."""
+    if id(value) in around:
+        return "itself"
+
+    def written(*parts: Any) -> str:
+        return ", ".join(_written(part, (*around, id(value))) for part in parts)
+
+    if value is None or isinstance(value, bool | int | float | str | bytes):
+        return repr(value)
+    if isinstance(value, Tensor):
+        return hashlib.sha256(_bytes(value)).hexdigest()
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
+    name = type(value).__qualname__
+    if isinstance(value, Mapping):
+        return f"{name}({', '.join(sorted(written(*pair) for pair in value.items()))})"
+    if isinstance(value, list | tuple):
+        return f"{name}({written(*value)})"
+    if isinstance(value, set | frozenset):
+        return f"{name}({sorted(map(written, value))})"
+    if isinstance(value, partial):
+        return f"{name}({written(value.func, value.args, value.keywords)})"
+    if inspect.ismethod(value):
+        return f"{name}({written(value.__self__, value.__func__)})"
+    if inspect.isfunction(value):
+        code, cells = value.__code__, [cell.cell_contents for cell in value.__closure__ or ()]
+        compiled = [code.co_code, code.co_names, [c for c in code.co_consts if not inspect.iscode(c)]]
+        return f"{value.__module__}.{value.__qualname__}({written(compiled, value.__defaults__, cells)})"
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__} {code_digest(value)}"
+    own = dict(getattr(value, "__dict__", {}))
+    if isinstance(value, nn.Module):  # without its hooks
+        own = {key: part for key, part in own.items() if not key.startswith("_")}
+        own |= value._parameters | value._buffers | value._modules
+    inner = written(own) if own else re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+    return f"{type(value).__module__}.{name} {code_digest(type(value))}({inner})"
 
 
 def _is_plain(value: Any) -> bool:

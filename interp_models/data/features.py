@@ -1,7 +1,6 @@
 """Cached features of a frozen backbone, computed once and read in place of images."""
 
 import hashlib
-import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from interp_models.core.digests import _bytes, weights_digest
+from interp_models.core.digests import _bytes, network_digest, object_digest
 from interp_models.core.errors import InputError
 from interp_models.core.files import whole
 from interp_models.core.modes import evaluating
@@ -86,8 +85,8 @@ def cache_features(
     The backbone runs in eval mode and float32. Without `copies`, the features of both splits are of images without
     augmentation. They are cached together, so that trainings with other splits and seeds find them. With k copies,
     the training images are augmented as epochs 0 to k - 1 augment them. The features lie in a subfolder of `folder`,
-    named by a digest of weights, transform and data. Existing files are not computed again. Ranks share the work.
-    Before the first file is written, a line says how large they are.
+    named by a digest of network, transform and data, and of the seed if there are copies. Existing files are not
+    computed again. Ranks share the work. Before the first file is written, a line says how large they are.
 
     Args:
         backbone: maps images (B, 3, H, W) to features (B, C, h, w); on the device that is to compute.
@@ -155,7 +154,7 @@ class _Store:
         trainer, names = data.trainer, list[str]()
         if trainer is None or trainer.global_rank == 0:
             contents = content_digests(self.images.images, self.order.tolist(), folder, shown=data.shows_progress)
-            more = f"{described(self.images.transform)} {self.images.seed}" if self.copies else ""
+            more = f"{object_digest(self.images.transform)} {self.images.seed}" if self.copies else ""
             names = [digest(backbone, self.images, contents, more)]
         own = folder / (trainer.strategy.broadcast(names) if trainer else names)[0]
         try:
@@ -205,22 +204,13 @@ def _tell_size(backbone: nn.Module, data: DataModule, stores: Sequence[_Store], 
         print(f"feature_cache: {count} images give {size / 1e6:.0f} MB of features in {folder}", file=sys.stderr)
 
 
-def described(transform: object) -> str:
-    """A transform with its options as text, the same in every process: without the addresses of functions.
-
-    >>> described(["<function crop at 0x7f00>", "Flip(p=0.5)"])
-    "['<function crop>', 'Flip(p=0.5)']"
-    """
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(transform))
-
-
 def digest(backbone: nn.Module, dataset: TransformedDataset, contents: Sequence[str], more: str = "") -> str:
     """Digest that identifies the features of a data set.
 
     It covers the backbone's layers and weights, the names, labels and contents of the images, and the transformed
     pixels of a few evenly spread images, which identify the transform; `more` names what they may not show.
     """
-    found = hashlib.sha256((weights_digest(backbone) + more).encode())
+    found = hashlib.sha256((network_digest(backbone) + more).encode())
     for index, content in zip(dataset.indices.tolist(), contents, strict=True):
         line = f"{dataset.images.image_id(index)} {written_label(dataset.images, index)} {content}\n"
         found.update(line.encode(errors="surrogateescape"))

@@ -212,7 +212,8 @@ def _built(name: str, output_stride: int | None, *, pretrained: bool) -> tuple[n
             with evaluating(model), torch.no_grad():
                 form = _form(model, way)
         except _NoTrunkError as found:
-            error, tokens = error or found, tokens or isinstance(found, _TokensError)
+            error = found if way == "tokens" else error or found
+            tokens = tokens or isinstance(found, _TokensError)
             continue
         if output_stride not in (None, form.stride):
             raise _NoTrunkError(f"its map has {form.stride} pixels per cell")

@@ -271,7 +271,8 @@ def _exchangeable(model: Any) -> bool:
     handles = [layer.register_forward_hook(note) for layer in layers]
     training = model.training
     try:
-        model.eval()(torch.zeros(1, *model.default_cfg["input_size"]))
+        # Without the head, which a transformer whose patch tokens are the features does not have.
+        model.eval().forward_features(torch.zeros(1, *model.default_cfg["input_size"]))
     except Exception:  # unknown: assume they are
         return True
     finally:

@@ -36,6 +36,7 @@ KEPT = {
     "distillation": "the loss would change in the middle of the training",
     "optimizer": "the checkpoint holds the state of this optimizer",
     "seed": "the split, the order and the augmentation of the images are drawn by it",
+    "feature_copies": "the copies that its epochs read would change",
     "experiment": "the run stays in its folder",
     "out": "the run stays in its folder",
     "attention": "all epochs of a run must be drawn in the same way",
@@ -96,7 +97,7 @@ def check_config(last: Path, checkpoint: Mapping[str, Any], config: TrainConfig)
     # Never import code that a checkpoint names: the plugins are those of the run's config.
     written = as_dict(resolve(check(TrainConfig, {**checkpoint["interp_models"]["config"], "plugins": []})))
     now = as_dict(config)
-    for group in ("data", "model", "distillation", "optimizer", "seed"):
+    for group in ("data", "model", "distillation", "optimizer", "seed", "feature_copies"):
         for key, before, after in _differences(group, written[group], now[group]):
             moved = before is not None and after is not None  # a path may change, but not appear or vanish
             if not _is_among(key, CHANGEABLE) or (key == "distillation.teacher" and not moved):

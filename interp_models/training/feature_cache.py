@@ -63,7 +63,9 @@ class FeatureCache(pl.Callback):
             return
         data, backbone = data_of(trainer), module.get_submodule("backbone")
         backbone.to(trainer.strategy.root_device)
-        data.cached_features = cache_features(backbone, data, self.folder, copies=self.copies, epochs=self.epochs)
+        data.cached_features = cache_features(
+            backbone, data, self.folder, copies=min(self.copies, self.epochs), epochs=self.epochs
+        )
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Sample, batch_idx: int

@@ -1,9 +1,14 @@
 """A training on cached features is the training on images, and features are computed once."""
 
+import json
 import shutil
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import pytorch_lightning as pl
@@ -11,6 +16,7 @@ import torch
 from torchvision.transforms import v2
 
 from interp_models import load
+from interp_models.core.digests import object_digest
 from interp_models.core.errors import InputError
 from interp_models.data import features
 from interp_models.data.features import cache_features
@@ -101,6 +107,11 @@ def test_k_epochs_on_k_augmented_copies_are_those_on_images(tiny_cub: Cub, tmp_p
     fewer = pd.read_csv(fit(config("fewer", 1)) / "metrics.csv")["train/loss"]
     assert fewer[0] == pytest.approx(losses[0], rel=1e-5)
     assert fewer[1] != pytest.approx(losses[1], rel=1e-4)
+    assert len(arrays(tmp_path / "cache2")) == 3
+    few = config("few", 2)
+    few["feature_cache"], few["phases"][0]["epochs"] = str(tmp_path / "few_cache"), 1
+    fit(few)
+    assert len(arrays(tmp_path / "few_cache")) == 1 + 1  # a copy that no epoch reads is not computed
     shutil.rmtree(tmp_path / "cache2")
     more = config("features", 2)
     more["phases"][1]["epochs"] = 3
@@ -109,21 +120,61 @@ def test_k_epochs_on_k_augmented_copies_are_those_on_images(tiny_cub: Cub, tmp_p
 
 
 def test_the_features_of_copies_are_found_by_another_process(tiny_cub: Cub) -> None:
-    """Cropping to boxes is a function: its address differs between processes, as between two of these."""
-
-    def transform(side: int) -> v2.Transform:
-        def crop(image: torch.Tensor) -> torch.Tensor:
-            return image
-
-        return v2.Compose([crop, v2.RandomCrop(side)])
-
-    one, other = transform(4), transform(4)
-    assert str(one) != str(other)
-    assert features.described(one) == features.described(other) != features.described(transform(5))
+    """Cropping to boxes is a function: its address differs between processes."""
     cropped = tiny_config(tiny_cub.root)
     cropped["data"] |= {"crop_to_box": True, "augment": True}
-    assert "crop_to_box" in (text := features.described(build_data(cropped).dataset("train").transform))
-    assert "0x" not in text
+    transform = build_data(cropped).dataset("train").transform
+    assert "crop_to_box at 0x" in str(transform)
+    code = (
+        "import json, sys; from interp_models.core.digests import object_digest; from interp_models.runs.building "
+        "import build_data; print(object_digest(build_data(json.loads(sys.argv[1])).dataset('train').transform))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(cropped)], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.split()[-1] == object_digest(transform)
+
+
+class Grey:
+    """An augmentation of a plugin, which prints none of its options."""
+
+    def __init__(self, chance: float) -> None:
+        self.chance = chance
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        return image
+
+
+def lighter(by: float) -> Any:
+    def change(image: torch.Tensor) -> torch.Tensor:
+        return image * by
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("one", "same", "other"),
+    [
+        (v2.RandomApply([v2.ColorJitter(0.5)], p=0.1), v2.RandomApply([v2.ColorJitter(0.5)], p=0.1),
+         v2.RandomApply([v2.ColorJitter(0.5)], p=0.15)),
+        (v2.Compose([Grey(0.1)]), v2.Compose([Grey(0.1)]), v2.Compose([Grey(0.2)])),
+        (lighter(0.5), lighter(0.5), lighter(0.6)),
+        (Grey(0.1).__call__, Grey(0.1).__call__, Grey(0.2).__call__),
+        (partial(round, ndigits=1), partial(round, ndigits=1), partial(round, ndigits=2)),
+        (v2.Normalize([0.5], [0.1]), v2.Normalize([0.5], [0.1]), v2.Normalize([0.5], [0.2])),
+        (torch.tensor([1.0]), torch.tensor([1.0]), torch.tensor([1.5])),
+        ({"a": {1, 2}, "b": np.ones(2)}, {"b": np.ones(2), "a": {2, 1}}, {"a": {1, 2}, "b": np.zeros(2)}),
+        (lambda x: x + 1, lambda x: x + 1, lambda x: x + 2),
+    ],
+)  # fmt: skip
+def test_transforms_that_print_the_same_have_other_digests(one: Any, same: Any, other: Any) -> None:
+    assert object_digest(one) == object_digest(same) != object_digest(other)
+
+
+def test_an_object_that_holds_itself_has_a_digest() -> None:
+    one, other = Grey(0.1), Grey(0.1)
+    one.chance, other.chance = one, other  # type: ignore[assignment]
+    assert object_digest(one) == object_digest(other)
 
 
 def module_of(config: dict[str, Any]) -> Any:

@@ -127,6 +127,11 @@ def test_pretrained_weights_are_not_needed_again(script: Script, place: Path, mo
         ("distillation.weight", 0.1, "was trained with distillation.weight 0.5, the config now says 0.1; the loss wo"),
         ("distillation.teacher", None, ", the config now says None; the loss would change in the middle of the train"),
         ("model.n_maps", 2, "was trained with model.n_maps "),
+        (
+            "feature_copies",
+            3,
+            "was trained with feature_copies 0, the config now says 3; the copies that its epochs",
+        ),
         ("seed", 1, "was trained with seed 0, the config now says 1; the split, the order and the augmentation"),
     ],
 )
