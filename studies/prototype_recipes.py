@@ -19,12 +19,17 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.harness import STUDIES, plain_parser, provenance
+from interp_models.config.loading import as_dict, configured
 from interp_models.core.files import write_json
 from interp_models.report.text import markdown
+from interp_models.runs.building import resolve
+from interp_models.runs.config import TrainConfig
 from studies.trainings import HERE, finish
 
 FOLDER = "recipes"
 COPIES = 12
+OF_TREES = {"greedy": "acc_greedy", "leaves": "leaves"}
+"""Key in the metrics by key in the record."""
 HELD = "eval_modules: [backbone]"
 
 
@@ -121,6 +126,20 @@ TRIALS: Mapping[str, Sequence[str]] = {
 """Config and overrides of each trial."""
 
 
+def overrides(name: str) -> list[str]:
+    """The overrides of a trial's config that define it."""
+    plugin = f"plugins=[{HERE / 'studies/prototype_starts.py'}]"
+    return [f"feature_copies={COPIES}", *TRIALS[name][1:], "data.val_fraction=0.2", plugin]
+
+
+def defined(name: str) -> dict[str, Any]:
+    """What defines a trial, with all defaults written out: its records are of this and of nothing else."""
+    node = as_dict(resolve(configured(TrainConfig, HERE / TRIALS[name][0], overrides(name))))
+    data = {key: node["data"][key] for key in ("batch_size", "crop_to_box", "image_size", "transforms", "val_fraction")}
+    phases = [{key: value for key, value in phase.items() if key not in ("name", "select")} for phase in node["phases"]]
+    return {"data": data, **{key: node[key] for key in ("feature_copies", "model", "optimizer")}, "phases": phases}
+
+
 def run(name: str, seed: int, folder: Path, root: str, cache: str, threads: int) -> dict[str, Any]:
     """Train one trial; what is recorded of it.
 
@@ -129,25 +148,25 @@ def run(name: str, seed: int, folder: Path, root: str, cache: str, threads: int)
     """
     out, start = folder / name / str(seed), time.monotonic()
     whole = not (out / "config.yaml").is_file()
-    config, *changes = TRIALS[name]
-    definition, note = {"config": config, "overrides": changes}, out.with_suffix(".json")
+    definition, note = defined(name), out.with_suffix(".json")
     if note.is_file() and json.loads(note.read_text()) != definition:
         raise SystemExit(f"{out} is of another trial of this name; delete it and {note}")
     note.parent.mkdir(parents=True, exist_ok=True)
     write_json(note, definition)
     words = [
-        str(HERE / config), f"feature_copies={COPIES}", *changes, f"experiment={name}", f"seed={seed}",
-        f"data.dataset.root={root}", "data.val_fraction=0.2", f"feature_cache={cache}", "logger.wandb=disabled",
-        "attention.every_n_epochs=1000", f"plugins=[{HERE / 'studies/prototype_starts.py'}]",
+        *overrides(name), f"experiment={name}", f"seed={seed}", f"data.dataset.root={root}", f"feature_cache={cache}",
+        "logger.wandb=disabled", "attention.every_n_epochs=1000",
     ]  # fmt: skip
-    finish(out, words, f"{name}, seed {seed}", threads)
+    finish(out, [str(HERE / TRIALS[name][0]), *words], f"{name}, seed {seed}", threads)
     epochs = pd.read_csv(out / "metrics.csv").dropna(subset=["val/acc"])
     last = epochs.iloc[-1]
     found = {"train": last["train/acc"], "val": last["val/acc"], "best": epochs["val/acc"].max()}
-    found |= {"greedy": last["val/acc_greedy"]} if "val/acc_greedy" in epochs else {}
+    if set(definition["phases"][-1]["on_end"]) - {"reset_optimizer"}:
+        found["before"] = epochs["val/acc"].iloc[-2]  # of the epoch before the last actions
+    found |= {key: last[f"val/{of}"] for key, of in OF_TREES.items() if f"val/{of}" in last}
     minutes = {"minutes": round((time.monotonic() - start) / 60, 1)} if whole else {}
     return {
-        "trial": name, "trial_seed": seed, **definition, "epochs": len(epochs), **minutes,
+        "trial": name, "trial_seed": seed, "definition": definition, "epochs": len(epochs), **minutes,
         **{key: round(float(value), 4) for key, value in found.items()},
     }  # fmt: skip
 
@@ -187,9 +206,12 @@ def main(argv: Sequence[str] | None = None) -> str:
     records.mkdir(parents=True, exist_ok=True)
     for name in [] if args.list else args.names:
         for seed in args.seeds:
-            if not (path := records / f"{name}-{seed}.json").is_file():
-                found = run(name, seed, args.folder, args.root, args.cache, args.threads)
-                write_json(path, provenance("prototype_recipes", args, "validation images") | found)
+            path = records / f"{name}-{seed}.json"
+            if not path.is_file():
+                made = provenance("prototype_recipes", args, "validation images")  # of the code that runs
+                write_json(path, made | run(name, seed, args.folder, args.root, args.cache, args.threads))
+            elif json.loads(path.read_text())["definition"] != defined(name):
+                raise SystemExit(f"{path} is of another trial of this name; delete it")
     return table([json.loads(path.read_text()) for path in sorted(records.glob("*.json"))])
 
 

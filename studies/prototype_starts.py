@@ -11,7 +11,7 @@ from interp_models.core.modes import evaluating
 from interp_models.data.module import data_of
 from interp_models.models.prototree import ProtoTree
 from interp_models.nn.backbone import BUNDLED, Weights
-from interp_models.prototypes.distances import Distance
+from interp_models.prototypes.distances import Distance, unit
 from interp_models.training.module import MODELS
 
 SAMPLE = 8000
@@ -55,12 +55,18 @@ class StartedTree(ProtoTree):
         if self.global_step:
             return  # resumed
         if self.start == "normal":
-            self.prototypes.normal_()
+            self._place(torch.randn_like(self.prototypes))
             return
         loader = data_of(self.trainer).loader("train", augment=False)
         with evaluating(self):
             cells = [self.features(batch.image.to(self.device)).movedim(1, -1).flatten(0, -2).cpu() for batch in loader]
-        self.prototypes.copy_(started(torch.cat(cells), len(self.prototypes), self.start)[..., None, None])
+        self._place(started(torch.cat(cells), len(self.prototypes), self.start)[..., None, None].to(self.device))
+
+    def _place(self, prototypes: Tensor) -> None:
+        """Set the prototypes. With cosines they get the length of the usual ones, which a learning rate suits: a step
+        turns a long vector less."""
+        usual = self.prototypes.norm(dim=1).mean()
+        self.prototypes.copy_(unit(prototypes) * usual if self.cosine else prototypes)
 
 
 def started(patches: Tensor, count: int, start: str) -> Tensor:

@@ -229,10 +229,15 @@ def test_a_run_is_recorded_under_its_own_trial_only(tmp_path: Path, monkeypatch:
     pd.DataFrame({"train/acc": [0.5, 1], "val/acc": [0.7, 0.6]}).to_csv(run / "metrics.csv")
     found = prototype_recipes.run("net_l2", 0, tmp_path, "", "", 1)
     assert (found["train"], found["val"], found["best"], found["epochs"]) == (1, 0.6, 0.7, 2)
+    argv = ["--names", "net_l2", "--seeds", "0", "--out", str(tmp_path), "--folder", str(tmp_path), "--root", ""]
+    prototype_recipes.main([*argv, "--cache", ""])
+    prototype_recipes.main(argv)  # it has a record
     changed = {"net_l2": [*prototype_recipes.TRIALS["net_l2"], "model.channels=8"]}
     monkeypatch.setattr(prototype_recipes, "TRIALS", changed)
     with pytest.raises(SystemExit, match="is of another trial of this name; delete it"):
         prototype_recipes.run("net_l2", 0, tmp_path, "", "", 1)
+    with pytest.raises(SystemExit, match="net_l2-0.json is of another trial of this name; delete it"):
+        prototype_recipes.main(argv)
 
 
 def test_the_table_of_trials_by_hand() -> None:

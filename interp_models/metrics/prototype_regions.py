@@ -72,7 +72,8 @@ class Comprehensiveness(PrototypeMetric):
     """`comprehensiveness`: intersection over union of the object's mask with the union of the regions of the prototypes
     of the image's class. In [0, 1]; higher is better.
 
-    A region are the pixels of the upsampled map with at least 0.6 of its highest activation. A prototype's value is the
+    A region are the pixels of the upsampled map with at least 0.6 of its highest activation. From a map with negative
+    values, such as -d of `activation=linear`, its lowest value is subtracted first. A prototype's value is the
     mean over the images of its class that have a mask.
     """
 
@@ -100,6 +101,7 @@ class Comprehensiveness(PrototypeMetric):
             if not len(own) or not bool(mask.any()):
                 continue
             large = enlarged(maps[own], (mask.shape[0], mask.shape[1]))
+            large = large - large.amin(dim=(1, 2), keepdim=True).clamp(max=0)
             region = (large >= HIGH * large.amax(dim=(1, 2), keepdim=True)).any(dim=0)
             share = (region & mask).sum() / (region | mask).sum()
             self.covered.index_add_(0, own, share.double().expand(len(own)))

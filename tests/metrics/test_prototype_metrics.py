@@ -626,12 +626,15 @@ def test_distinctiveness_by_hand() -> None:
     assert bool(value[2].isnan())
 
 
-def test_comprehensiveness_by_hand() -> None:
-    """Two regions of a quarter each; the object is the upper half: one quarter of three is common."""
+@pytest.mark.parametrize("below", [0, 1])
+def test_comprehensiveness_by_hand(below: float) -> None:
+    """Two regions of a quarter each; the object is the upper half: one quarter of three is common. Maps may be below
+    0."""
     classes = torch.tensor([[True, False], [True, False], [False, True]])
     maps = torch.zeros(1, 3, 8, 8)
     maps[0, 0, :4, :4] = 1
     maps[0, 1, 4:, :4] = 0.5
+    maps -= below
     mask = torch.zeros(1, 8, 8, dtype=torch.bool)
     mask[0, :4] = True
     model = SimpleNamespace(prototype_classes=classes, prototypes=torch.zeros(3, 1, 1, 1))
