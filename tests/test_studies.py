@@ -236,7 +236,7 @@ def test_a_run_is_recorded_under_its_own_trial_only(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(prototype_recipes, "TRIALS", changed)
     with pytest.raises(SystemExit, match="is of another trial of this name; delete it"):
         prototype_recipes.run("net_l2", 0, tmp_path, "", "", 1)
-    with pytest.raises(SystemExit, match="net_l2-0.json is of another trial of this name; delete it"):
+    with pytest.raises(SystemExit, match=r"net_l2-0\.json is of another trial of this name; delete it"):
         prototype_recipes.main(argv)
 
 
