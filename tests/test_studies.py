@@ -27,6 +27,7 @@ from studies import (
     class_token,
     controls,
     every_metric,
+    prototype_parts,
     prototype_pictures,
     prototype_recipes,
     prototype_sources,
@@ -360,3 +361,21 @@ def test_pictures_of_prototypes_take_the_purest_and_the_least_pure(tmp_path: Pat
     path = prototype_pictures.main([str(tmp_path / "run"), "--picture", str(tmp_path / "p.png"), "--count", "1"])
     with Image.open(path) as drawn:
         assert drawn.width == 1100
+
+
+def test_means_of_prototype_metrics_are_those_of_the_evaluation(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="has no prototype metrics"):
+        prototype_parts.found(tmp_path / "e" / "0")
+    (tmp_path / "e" / "0" / "evaluation").mkdir(parents=True)
+    rows = [
+        {"metric": "purity", "mean": 0.25, "n": 4, "percent": True},
+        {"metric": "used", "mean": 0.4, "n": 10, "percent": True},
+        {"metric": "sparsity", "mean": None, "n": 4, "percent": True},
+        {"metric": "misalignment", "mean": 3.5, "n": 4, "percent": False},
+    ]
+    (tmp_path / "e" / "0" / "evaluation" / "prototypes.json").write_text(json.dumps({"rows": rows}))
+    assert [(row.what, row.value, row.unit) for row in prototype_parts.found(tmp_path / "e" / "0")] == [
+        ("e/0: prototypes in use", 4, ""),
+        ("e/0: purity", 25, "%"),
+        ("e/0: misalignment", 3.5, ""),
+    ]
