@@ -72,6 +72,7 @@ def net(*changes: str, phases: Sequence[str] = (SLOW,)) -> list[str]:
     return ["configs/cub/protopnet_lite0.yaml", f"phases=[{', '.join(phases)}]", *changes]
 
 
+PUSHED = pushed(frozen(epochs=20, prototypes=1e-2))
 COSINE, EUCLIDEAN = "model.distance=cosine", "model.distance=l2"
 TRIALS: Mapping[str, Sequence[str]] = {
     "tree_l2_16": tree(EUCLIDEAN, "model.channels=16", phases=[L2]),
@@ -105,7 +106,11 @@ TRIALS: Mapping[str, Sequence[str]] = {
     "net_cosine_linear": net(COSINE, "model.activation=linear"),
     "net_l2_joint": net(EUCLIDEAN, phases=[SLOW, joint(prototypes=1e-2)]),
     "net_cosine_joint": net(COSINE, phases=[SLOW, joint(prototypes=1e-2)]),
-    "net_pushed": net("feature_copies=4", phases=[pushed(frozen(epochs=20, prototypes=1e-2))]),
+    "net_pushed": net("feature_copies=4", phases=[PUSHED]),
+    "net_pushed_256": net("feature_copies=4", "model.channels=256", phases=[PUSHED]),
+    "net_pushed_512": net("feature_copies=4", "model.channels=512", phases=[PUSHED]),
+    "net_pushed_linear": net("feature_copies=4", "model.activation=linear", phases=[PUSHED]),
+    "net_pushed_long": net("feature_copies=4", phases=[pushed(frozen(prototypes=1e-2))]),
     "net_gentle": net(
         "feature_copies=4",
         phases=[
