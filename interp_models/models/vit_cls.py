@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import timm
-from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from interp_models.core.errors import InputError, NotApplicable, first_line, unknown
@@ -18,6 +17,7 @@ from interp_models.nn.attention import attentions, class_rows, on_grid, patch_si
 from interp_models.nn.backbone import Weights, create, pixel_statistics, weights_path
 from interp_models.nn.weights import load_file
 from interp_models.training.module import MODELS, InterpModule, check_fraction
+from interp_models.training.optimizers import layer_decay_hints
 
 
 @MODELS.register("vit_cls")
@@ -105,16 +105,7 @@ class ViTCLS(InterpModule):
     def optimizer_hints(self) -> dict[nn.Parameter, tuple[float, bool]]:
         """Layer-wise learning-rate decay. Biases, norms, position embeddings and special tokens have no weight
         decay."""
-        groups = param_groups_layer_decay(
-            self.backbone,
-            weight_decay=1.0,
-            no_weight_decay_list=self.backbone.no_weight_decay(),
-            layer_decay=self.layer_decay,
-        )
-        of = {p: (group["lr_scale"], group["weight_decay"] > 0) for group in groups for p in group["params"]}
-        # timm's scale of 1 is at its head, or at other parameters after the blocks: divide by the last block's scale
-        last, _ = of[next(self.backbone.blocks[-1].parameters())]
-        hints = {p: (min(scale / last, 1.0) * self.layer_decay, decays) for p, (scale, decays) in of.items()}
+        hints = layer_decay_hints(self.backbone, self.layer_decay)
         return {**hints, self.head.bias: (1.0, False)}
 
     @property

@@ -18,9 +18,10 @@ from interp_models.core.registry import Registry
 from interp_models.core.traits import Trait
 from interp_models.data.base import Sample
 from interp_models.data.module import data_of
+from interp_models.nn.attention import find_transformer
 from interp_models.training.distillation import Distillation
 from interp_models.training.metrics_file import row_of
-from interp_models.training.optimizers import make_optimizer
+from interp_models.training.optimizers import layer_decay_hints, make_optimizer
 from interp_models.training.recipe import Recipe, check_groups
 from interp_models.training.schedule import PhaseSchedule
 from interp_models.training.tasks import MEASURES, Measure, Task, cross_entropy, measure_of
@@ -213,6 +214,12 @@ class InterpModule(pl.LightningModule, ABC):
                 known = ", ".join(one for one in self.actions if callable(getattr(self, one, None)))
                 raise InputError(f"{type(self).__name__} has no method for its action {action!r}; known: {known}")
         self.recipe.check(list(groups), [name for name, _ in self.named_modules() if name], self.actions)
+        if self.recipe.optimizer.layer_decay < 1:
+            transformer = find_transformer(self)
+            if transformer is None:
+                raise InputError(f"optimizer.layer_decay: {type(self).__name__} holds no vision transformer of timm")
+            if not self.optimizer_hints().keys().isdisjoint(transformer.parameters()):
+                raise InputError(f"optimizer.layer_decay: {type(self).__name__} has its own option, model.layer_decay")
 
     def check_selection(self, *, selecting: bool) -> None:
         """Raise `InputError` if an epoch could be selected whose prototypes are not patches of training images.
@@ -297,7 +304,10 @@ class InterpModule(pl.LightningModule, ABC):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One optimizer with the named parameter groups. `PhaseSchedule` sets their learning rates."""
-        return make_optimizer(self.recipe.optimizer, self.parameter_groups(), self.optimizer_hints())
+        hints, decay = self.optimizer_hints(), self.recipe.optimizer.layer_decay
+        if decay < 1:
+            hints = layer_decay_hints(find_transformer(self), decay) | hints
+        return make_optimizer(self.recipe.optimizer, self.parameter_groups(), hints)
 
     def reset_optimizer(self, data: pl.LightningDataModule) -> None:
         """Action: reset the optimizer's state (its moments), as in papers that start a stage with a new optimizer."""

@@ -83,6 +83,9 @@ class Optimizer:
     """Term in the denominator of `adam` and `adamw`."""
     momentum: float = 0.9
     """Momentum of `sgd`."""
+    layer_decay: float = 1.0
+    """Factor d of layer-wise learning-rate decay in a vision transformer: the rate of its last block is multiplied by
+    d, that of the block before by d², and so on. 1 has one rate for all. `vit_cls` has `model.layer_decay` instead."""
 
 
 @dataclass
@@ -164,6 +167,8 @@ class Recipe:
                 raise InputError(f"optimizer.{key} must be 0 or more; got {value}")
         if not 0 < self.optimizer.eps < math.inf:
             raise InputError(f"optimizer.eps must be above 0; got {self.optimizer.eps}")
+        if not 0 < self.optimizer.layer_decay <= 1:
+            raise InputError(f"optimizer.layer_decay must be above 0 and at most 1; got {self.optimizer.layer_decay}")
         for group, decay in self.optimizer.weight_decays.items():
             if not 0 <= decay < math.inf:
                 raise InputError(f"optimizer.weight_decays.{group} must be 0 or more; got {decay}")

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -10,10 +11,11 @@ import torch
 
 from interp_models import MODELS
 from interp_models.core.errors import InputError
+from interp_models.models.protopnet import ProtoPNet
 from interp_models.models.vit_cls import ViTCLS
 from interp_models.nn.attention import attentions, weights
 from interp_models.training.recipe import Optimizer, Phase, Recipe
-from tests.conftest import TINY_VIT, Cub, Script, fit, tiny_config, write_config
+from tests.conftest import TINY, TINY_VIT, Cub, Script, fit, tiny_config, write_config
 from tests.mutation import mutated
 
 
@@ -44,42 +46,76 @@ def test_logits_are_those_of_the_transformer_and_its_classifier(backbone):
     assert torch.equal(model.explain(output, target, "max"), output.maps.max(dim=1).values)
 
 
-def check_hints(backbone="vit_tiny_patch16_224", module="interp_models.models.vit_cls", right="", wrong=""):
-    """Block b of L, counted from 0, has decay^(L - b), what is before them decay^(L + 1), the head 1."""
-    cls = mutated(module, right, wrong).ViTCLS if right else ViTCLS
-    model = make(cls, backbone=backbone, layer_decay=0.5)
-    hints = model.optimizer_hints()
-    count = len(model.backbone.blocks)
+def check_hints(model, transformer, hints, prefix="backbone."):
+    """Block b of L, counted from 0, has decay^(L - b), what is before them decay^(L + 1)."""
+    count = len(transformer.blocks)
+    assert hints.keys() >= set(transformer.parameters())
     for name, parameter in model.named_parameters():
-        block = re.match(r"backbone\.blocks\.(\d+)\.", name)
-        if block:
+        if not name.startswith(prefix):
+            continue
+        if block := re.match(rf"{prefix}blocks\.(\d+)\.", name):
             expected = 0.5 ** (count - int(block[1]))
-        else:
-            # the last norm goes with the last block, and so do frequencies of rotations
-            after = {"head": 1.0, "backbone.norm": 0.5, "backbone.rope": 0.5}
-            expected = next((after[key] for key in after if name.startswith(key)), 0.5 ** (count + 1))
+        else:  # the last norm goes with the last block, and so do frequencies of rotations
+            expected = 0.5 if name.startswith((f"{prefix}norm", f"{prefix}rope")) else 0.5 ** (count + 1)
         decays = parameter.dim() > 1 and not name.endswith(("pos_embed", "cls_token", "rope.freqs"))
-        assert hints.get(parameter, (1.0, True)) == (pytest.approx(expected), decays), name
+        assert hints[parameter] == (pytest.approx(expected), decays), name
 
 
 @pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "vit_small_patch16_rope_mixed_224"])
 def test_learning_rates_fall_towards_the_images(backbone):
-    check_hints(backbone)
+    model = make(backbone=backbone, layer_decay=0.5)
+    hints = model.optimizer_hints()
+    check_hints(model, model.backbone, hints)
+    assert hints[model.head.bias] == (1.0, False)
+    assert model.head.weight not in hints
 
 
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("layer_decay=self.layer_decay", "layer_decay=self.layer_decay**2"),
-        ("no_weight_decay_list=self.backbone.no_weight_decay()", "no_weight_decay_list=()"),
-        ("self.head.bias: (1.0, False)", "self.head.bias: (1.0, True)"),
+        ("layer_decay=decay", "layer_decay=decay**2"),
+        ("no_weight_decay_list=transformer.no_weight_decay()", "no_weight_decay_list=()"),
         ('group["weight_decay"] > 0', "True"),
-        ("min(scale / last, 1.0) * self.layer_decay", "min(scale / last, 1.0)"),
+        ("min(scale / last, 1.0) * decay", "min(scale / last, 1.0)"),
     ],
 )
 def test_mutations_are_rejected(right, wrong):
+    model = make(backbone="vit_tiny_patch16_224")
+    module = mutated("interp_models.training.optimizers", right, wrong)
     with pytest.raises(AssertionError):
-        check_hints(right=right, wrong=wrong)
+        check_hints(model, model.backbone, module.layer_decay_hints(model.backbone, 0.5))
+
+
+def test_a_transformer_below_another_model_has_the_decay_of_the_optimizer() -> None:
+    net = ProtoPNet(3, backbone=TINY_VIT, weights=None)
+    net.recipe = Recipe([Phase(lrs={"backbone": 0.1, "add_on": 0.2})], Optimizer(layer_decay=0.5, weight_decay=0.3))
+    net.check_recipe()
+    hints = {
+        parameter: (group["scale"], group["weight_decay"] > 0)
+        for group in net.configure_optimizers().param_groups
+        for parameter in group["params"]
+    }
+    check_hints(net, net.backbone.trunk, hints, "backbone.trunk.")
+    assert hints[net.prototypes] == hints[net.add_on[0].bias] == (1.0, True)
+    net.recipe.optimizer.layer_decay = 1.0
+    assert {group["scale"] for group in net.configure_optimizers().param_groups} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("model", "decay", "message"),
+    [
+        (lambda: ProtoPNet(3, backbone=TINY, weights=None), 0.5, "ProtoPNet holds no vision transformer of timm"),
+        (lambda: make(layer_decay=0.5), 0.5, "ViTCLS has its own option, model.layer_decay"),
+        (lambda: ProtoPNet(3, backbone=TINY_VIT, weights=None), 1.5, "must be above 0 and at most 1; got 1.5"),
+    ],
+)
+def test_a_layer_decay_that_does_not_apply_is_refused(model: Any, decay: float, message: str) -> None:
+    made = model()
+    made.recipe = Recipe([Phase(lrs={"backbone": 0.1})])
+    made.check_recipe()
+    made.recipe = Recipe([Phase(lrs={"backbone": 0.1})], Optimizer(layer_decay=decay))
+    with pytest.raises(InputError, match=message):
+        made.check_recipe()
 
 
 def test_steps_follow_the_learning_rates(tiny_cub: Cub, tmp_path: Path) -> None:
