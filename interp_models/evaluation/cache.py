@@ -13,7 +13,7 @@ from torch import Tensor
 from interp_models.core.distributed import gathered_objects
 from interp_models.core.files import whole
 
-METHOD_VERSION = 11
+METHOD_VERSION = 12
 """Increase it when an explainer or metric changes its numbers or applies to more models, or when a `Part` gets another
 form. Results of other versions are then computed again."""
 
