@@ -53,6 +53,11 @@ def pushed(phase: str) -> str:
     return f"{phase[:-1]}, on_end: [push, fit_last_layer]}}"
 
 
+def projected(phase: str) -> str:
+    """The phase of a ProtoTree that ends with pruning and projection."""
+    return f"{phase[:-1]}, on_end: [prune, project]}}"
+
+
 L2, SLOW = frozen(add_on=3e-3, prototypes=3e-2), frozen(prototypes=1e-2)
 
 
@@ -119,6 +124,9 @@ TRIALS: Mapping[str, Sequence[str]] = {
         ],
     ),
     "tree_config": ["configs/cub/prototree_lite0.yaml", "feature_copies=4"],
+    "tree_moving": tree(
+        "feature_copies=4", phases=[frozen(select="none"), projected(joint(backbone=4e-4, held=False))]
+    ),
     "net_config": net(
         "feature_copies=4",
         phases=[

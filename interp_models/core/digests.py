@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from interp_models.core.errors import InputError
+
 
 def weights_digest(network: nn.Module) -> str:
     """Digest of a network's layers, weights and buffers: 16 hexadecimal digits."""
@@ -49,24 +51,36 @@ def object_digest(value: object) -> str:
     That is its class and the code of it, and its attributes, elements and, for a function, its code, defaults and the
     variables that it closes over, and so on inwards. Addresses in memory do not count.
 
+    Raises:
+        InputError: for an object that is nested too deeply.
+
     >>> object_digest(partial(round, ndigits=1)) == object_digest(partial(round, ndigits=1))
     True
     >>> object_digest(partial(round, ndigits=1)) == object_digest(partial(round, ndigits=2))
     False
     """
-    return hashlib.sha256(_written(value, ()).encode(errors="surrogateescape")).hexdigest()[:16]
+    try:
+        text = _written(value, {})
+    except RecursionError:
+        raise InputError(f"{type(value).__name__} is nested too deeply to tell later whether it has changed") from None
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
-def _written(value: Any, around: tuple[int, ...]) -> str:
-    """An object as text; `around` holds the ids of the objects that it is part of."""
-    if id(value) in around:
-        return "itself"
+def _without_addresses(text: str) -> str:
+    return re.sub(r"\b0x[0-9a-fA-F]+", "", text)
+
+
+def _written(value: Any, seen: dict[int, tuple[int, Any]]) -> str:
+    """An object as text. `seen` numbers the objects that were written, and keeps them alive: their ids are their own."""
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+        return repr(value)
+    if id(value) in seen:
+        return f"object {seen[id(value)][0]}"
+    seen[id(value)] = len(seen), value
 
     def written(*parts: Any) -> str:
-        return ", ".join(_written(part, (*around, id(value))) for part in parts)
+        return ", ".join(_written(part, seen) for part in parts)
 
-    if value is None or isinstance(value, bool | int | float | str | bytes):
-        return repr(value)
     if isinstance(value, Tensor):
         return hashlib.sha256(_bytes(value)).hexdigest()
     if isinstance(value, np.ndarray):
@@ -83,17 +97,31 @@ def _written(value: Any, around: tuple[int, ...]) -> str:
     if inspect.ismethod(value):
         return f"{name}({written(value.__self__, value.__func__)})"
     if inspect.isfunction(value):
-        code, cells = value.__code__, [cell.cell_contents for cell in value.__closure__ or ()]
+        code, cells = value.__code__, [_contents(cell) for cell in value.__closure__ or ()]
         compiled = [code.co_code, code.co_names, [c for c in code.co_consts if not inspect.iscode(c)]]
         return f"{value.__module__}.{value.__qualname__}({written(compiled, value.__defaults__, cells)})"
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__} {code_digest(value)}"
     own = dict(getattr(value, "__dict__", {}))
+    slots = (slot for cls in type(value).__mro__ for slot in cls.__dict__.get("__slots__", ()))
+    own |= {slot: getattr(value, slot) for slot in slots if slot not in own and hasattr(value, slot)}
     if isinstance(value, nn.Module):  # without its hooks
         own = {key: part for key, part in own.items() if not key.startswith("_")}
         own |= value._parameters | value._buffers | value._modules
-    inner = written(own) if own else re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+    if isinstance(value, torch.Generator):
+        own = {"state": value.get_state()}
+    if isinstance(value, np.random.Generator):
+        own = {"state": value.bit_generator.state}
+    inner = written(own) if own else _without_addresses(repr(value))
     return f"{type(value).__module__}.{name} {code_digest(type(value))}({inner})"
+
+
+def _contents(cell: Any) -> Any:
+    """The variable of a closure; an unset one has none."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return "unset"
 
 
 def _is_plain(value: Any) -> bool:

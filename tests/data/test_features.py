@@ -145,6 +145,15 @@ class Grey:
         return image
 
 
+class Slotted:
+    """An augmentation without a `__dict__`."""
+
+    __slots__ = ("chance",)
+
+    def __init__(self, chance: float) -> None:
+        self.chance = chance
+
+
 def lighter(by: float) -> Any:
     def change(image: torch.Tensor) -> torch.Tensor:
         return image * by
@@ -165,16 +174,37 @@ def lighter(by: float) -> Any:
         (torch.tensor([1.0]), torch.tensor([1.0]), torch.tensor([1.5])),
         ({"a": {1, 2}, "b": np.ones(2)}, {"b": np.ones(2), "a": {2, 1}}, {"a": {1, 2}, "b": np.zeros(2)}),
         (lambda x: x + 1, lambda x: x + 1, lambda x: x + 2),
+        (Slotted(0.1), Slotted(0.1), Slotted(0.2)),
+        (np.random.default_rng(1), np.random.default_rng(1), np.random.default_rng(2)),
+        (torch.Generator().manual_seed(1), torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)),
+        (v2.InterpolationMode.BILINEAR, v2.InterpolationMode.BILINEAR, v2.InterpolationMode.BICUBIC),
+        (complex(1, 2), complex(1, 2), complex(1, 3)),
     ],
 )  # fmt: skip
 def test_transforms_that_print_the_same_have_other_digests(one: Any, same: Any, other: Any) -> None:
     assert object_digest(one) == object_digest(same) != object_digest(other)
 
 
-def test_an_object_that_holds_itself_has_a_digest() -> None:
+def test_objects_that_hold_themselves_or_share_parts_have_digests() -> None:
     one, other = Grey(0.1), Grey(0.1)
     one.chance, other.chance = one, other  # type: ignore[assignment]
     assert object_digest(one) == object_digest(other)
+    shared: list[Any] = [1]
+    for _ in range(60):  # 2^60 paths lead to the inner one
+        shared = [shared, shared]
+    assert object_digest(shared) != object_digest(shared[0])
+
+    def unset() -> Any:
+        return never
+
+    if str(one) == "never":
+        never = 1
+    assert object_digest(unset) == object_digest(unset)
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(InputError, match="list is nested too deeply to tell later whether it has changed"):
+        object_digest(deep)
 
 
 def module_of(config: dict[str, Any]) -> Any:
