@@ -71,7 +71,7 @@ def _without_addresses(text: str) -> str:
 
 
 def _written(value: Any, seen: dict[int, tuple[int, Any]]) -> str:
-    """An object as text. `seen` numbers the objects that were written, and keeps them alive: their ids are their own."""
+    """An object as text. `seen` numbers the objects that were written, and keeps them alive, as ids are used again."""
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         return repr(value)
     if id(value) in seen:
