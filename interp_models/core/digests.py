@@ -3,17 +3,12 @@
 import hashlib
 import inspect
 import io
-import re
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-
-from interp_models.core.errors import InputError
 
 
 def weights_digest(network: nn.Module) -> str:
@@ -43,85 +38,6 @@ def network_digest(network: nn.Module) -> str:
         if name not in saved:
             found.update(name.encode() + _bytes(buffer))
     return found.hexdigest()[:16]
-
-
-def object_digest(value: object) -> str:
-    """Digest of what an object can be read to consist of, the same in every process.
-
-    That is its class and the code of it, and its attributes, elements and, for a function, its code, defaults and the
-    variables that it closes over, and so on inwards. Addresses in memory do not count.
-
-    Raises:
-        InputError: for an object that is nested too deeply.
-
-    >>> object_digest(partial(round, ndigits=1)) == object_digest(partial(round, ndigits=1))
-    True
-    >>> object_digest(partial(round, ndigits=1)) == object_digest(partial(round, ndigits=2))
-    False
-    """
-    try:
-        text = _written(value, {})
-    except RecursionError:
-        raise InputError(f"{type(value).__name__} is nested too deeply to tell later whether it has changed") from None
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
-
-
-def _without_addresses(text: str) -> str:
-    return re.sub(r"\b0x[0-9a-fA-F]+", "", text)
-
-
-def _written(value: Any, seen: dict[int, tuple[int, Any]]) -> str:
-    """An object as text. `seen` numbers the objects that were written, and keeps them alive, as ids are used again."""
-    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
-        return repr(value)
-    if id(value) in seen:
-        return f"object {seen[id(value)][0]}"
-    seen[id(value)] = len(seen), value
-
-    def written(*parts: Any) -> str:
-        return ", ".join(_written(part, seen) for part in parts)
-
-    if isinstance(value, Tensor):
-        return hashlib.sha256(_bytes(value)).hexdigest()
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
-    name = type(value).__qualname__
-    if isinstance(value, Mapping):
-        return f"{name}({', '.join(sorted(written(*pair) for pair in value.items()))})"
-    if isinstance(value, list | tuple):
-        return f"{name}({written(*value)})"
-    if isinstance(value, set | frozenset):
-        return f"{name}({sorted(map(written, value))})"
-    if isinstance(value, partial):
-        return f"{name}({written(value.func, value.args, value.keywords)})"
-    if inspect.ismethod(value):
-        return f"{name}({written(value.__self__, value.__func__)})"
-    if inspect.isfunction(value):
-        code, cells = value.__code__, [_contents(cell) for cell in value.__closure__ or ()]
-        compiled = [code.co_code, code.co_names, [c for c in code.co_consts if not inspect.iscode(c)]]
-        return f"{value.__module__}.{value.__qualname__}({written(compiled, value.__defaults__, cells)})"
-    if isinstance(value, type):
-        return f"{value.__module__}.{value.__qualname__} {code_digest(value)}"
-    own = dict(getattr(value, "__dict__", {}))
-    slots = (slot for cls in type(value).__mro__ for slot in cls.__dict__.get("__slots__", ()))
-    own |= {slot: getattr(value, slot) for slot in slots if slot not in own and hasattr(value, slot)}
-    if isinstance(value, nn.Module):  # without its hooks
-        own = {key: part for key, part in own.items() if not key.startswith("_")}
-        own |= value._parameters | value._buffers | value._modules
-    if isinstance(value, torch.Generator):
-        own = {"state": value.get_state()}
-    if isinstance(value, np.random.Generator):
-        own = {"state": value.bit_generator.state}
-    inner = written(own) if own else _without_addresses(repr(value))
-    return f"{type(value).__module__}.{name} {code_digest(type(value))}({inner})"
-
-
-def _contents(cell: Any) -> Any:
-    """The variable of a closure; an unset one has none."""
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return "unset"
 
 
 def _is_plain(value: Any) -> bool:

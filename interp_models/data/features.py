@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from interp_models.core.digests import _bytes, network_digest, object_digest
+from interp_models.core.digests import _bytes, network_digest
 from interp_models.core.errors import InputError
 from interp_models.core.files import whole
 from interp_models.core.modes import evaluating
@@ -106,7 +106,7 @@ def cache_features(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"feature_cache={folder} cannot be made: {error}") from None
-    if copies:
+    if copies or data.transform.crops_training_images:
         parts = {"train": _Store(train, data.train_indices, copies), "val": _Store(val, data.val_indices, 0)}
     else:
         order = np.union1d(data.train_indices, data.val_indices)
@@ -154,7 +154,7 @@ class _Store:
         trainer, names = data.trainer, list[str]()
         if trainer is None or trainer.global_rank == 0:
             contents = content_digests(self.images.images, self.order.tolist(), folder, shown=data.shows_progress)
-            more = f"{object_digest(self.images.transform)} {self.images.seed}" if self.copies else ""
+            more = f"{data.transform_key} {self.images.seed if self.copies else None}"
             names = [digest(backbone, self.images, contents, more)]
         own = folder / (trainer.strategy.broadcast(names) if trainer else names)[0]
         try:
@@ -204,11 +204,11 @@ def _tell_size(backbone: nn.Module, data: DataModule, stores: Sequence[_Store], 
         print(f"feature_cache: {count} images give {size / 1e6:.0f} MB of features in {folder}", file=sys.stderr)
 
 
-def digest(backbone: nn.Module, dataset: TransformedDataset, contents: Sequence[str], more: str = "") -> str:
+def digest(backbone: nn.Module, dataset: TransformedDataset, contents: Sequence[str], more: str) -> str:
     """Digest that identifies the features of a data set.
 
-    It covers the backbone's layers and weights, the names, labels and contents of the images, and the transformed
-    pixels of a few evenly spread images, which identify the transform; `more` names what they may not show.
+    It covers the network, the names, labels and contents of the images, the options of the transform and, with copies,
+    the seed, in `more`, and the transformed pixels of a few images: the transform's code may have changed.
     """
     found = hashlib.sha256((network_digest(backbone) + more).encode())
     for index, content in zip(dataset.indices.tolist(), contents, strict=True):

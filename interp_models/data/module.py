@@ -1,6 +1,7 @@
 """The data module: splits, order and augmentation are functions of the seed, the epoch and the sample."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -11,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from interp_models.core.digests import code_digest
 from interp_models.core.errors import InputError
 from interp_models.core.registry import named
 from interp_models.core.rng import seed_of
@@ -20,7 +22,7 @@ from interp_models.data.contents import content_digests
 from interp_models.data.listing import joined
 from interp_models.data.sampling import ShardSampler as ShardSampler
 from interp_models.data.subsets import Indices, strata, stratified_split
-from interp_models.data.transforms import crop_to_box, hide_outside, transform_of
+from interp_models.data.transforms import crop_to_box, hide_outside, transform_of, transform_options
 
 
 class Renumbered(ImageDataset):
@@ -141,6 +143,9 @@ class DataModule(pl.LightningDataModule):
         self.image_size, self.batch_size, self.num_workers, self.seed = image_size, batch_size, num_workers, seed
         self.crop_to_box, self.augment = crop_to_box, augment
         self.transform = transform_of(transforms, image_size)
+        made = [transform_options(transforms), image_size, crop_to_box, code_digest(type(self.transform))]
+        self.transform_key = json.dumps(made, sort_keys=True, default=str)
+        """All that the transforms of the images follow from, as text."""
         self.skip_corrupt, self.balanced = skip_corrupt, balanced
         try:
             self.train_images = DATASETS.build(name, options, split="train")

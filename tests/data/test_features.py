@@ -1,10 +1,7 @@
 """A training on cached features is the training on images, and features are computed once."""
 
-import json
 import shutil
-import subprocess
-import sys
-from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +10,9 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
-from torchvision.transforms import v2
+from PIL import Image
 
 from interp_models import load
-from interp_models.core.digests import object_digest
 from interp_models.core.errors import InputError
 from interp_models.data import features
 from interp_models.data.features import cache_features
@@ -25,7 +21,7 @@ from interp_models.runs.building import build_data, build_model
 from interp_models.runs.loading import run_config
 from interp_models.training.feature_cache import FeatureCache
 from interp_models.training.schedule import PhaseSchedule
-from tests.conftest import Cub, Script, fit, tiny_config, tiny_options, write_config
+from tests.conftest import TINY, Cub, Script, fit, tiny_config, tiny_options, write_config
 
 
 def config_of(root: Path, out: Path, cache: Path | None, **data: Any) -> dict[str, Any]:
@@ -119,92 +115,55 @@ def test_k_epochs_on_k_augmented_copies_are_those_on_images(tiny_cub: Cub, tmp_p
     assert not (tmp_path / "cache2").exists()  # behind the phase on features nothing is cached
 
 
-def test_the_features_of_copies_are_found_by_another_process(tiny_cub: Cub) -> None:
-    """Cropping to boxes is a function: its address differs between processes."""
-    cropped = tiny_config(tiny_cub.root)
-    cropped["data"] |= {"crop_to_box": True, "augment": True}
-    transform = build_data(cropped).dataset("train").transform
-    assert "crop_to_box at 0x" in str(transform)
-    code = (
-        "import json, sys; from interp_models.core.digests import object_digest; from interp_models.runs.building "
-        "import build_data; print(object_digest(build_data(json.loads(sys.argv[1])).dataset('train').transform))"
-    )
-    found = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(cropped)], capture_output=True, text=True, check=True
-    )
-    assert found.stdout.split()[-1] == object_digest(transform)
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Two classes of square pictures."""
+    draw = np.random.default_rng(0)
+    for split, name, number in product(("train", "test"), "ab", range(4)):
+        path = tmp_path / "pictures" / split / name / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
+    return tmp_path / "pictures"
 
 
-class Grey:
-    """An augmentation of a plugin, which prints none of its options."""
-
-    def __init__(self, chance: float) -> None:
-        self.chance = chance
-
-    def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        return image
-
-
-class Slotted:
-    """An augmentation without a `__dict__`."""
-
-    __slots__ = ("chance",)
-
-    def __init__(self, chance: float) -> None:
-        self.chance = chance
+def keys_of(root: Path, folder: Path, copies: int, **data: Any) -> set[str]:
+    """The names of the subfolders of the cached features."""
+    options = {
+        "dataset": {"name": "image_folder", "root": str(root)},
+        "image_size": 64,
+        "num_workers": 0,
+        "val_fraction": 0.5,
+    } | data
+    cache_features(Backbone(TINY, weights=None), build_data({"seed": 0, "data": options}), folder, copies=copies)
+    return {path.name for path in folder.iterdir() if path.is_dir()}
 
 
-def lighter(by: float) -> Any:
-    def change(image: torch.Tensor) -> torch.Tensor:
-        return image * by
-
-    return change
-
-
-@pytest.mark.parametrize(
-    ("one", "same", "other"),
-    [
-        (v2.RandomApply([v2.ColorJitter(0.5)], p=0.1), v2.RandomApply([v2.ColorJitter(0.5)], p=0.1),
-         v2.RandomApply([v2.ColorJitter(0.5)], p=0.15)),
-        (v2.Compose([Grey(0.1)]), v2.Compose([Grey(0.1)]), v2.Compose([Grey(0.2)])),
-        (lighter(0.5), lighter(0.5), lighter(0.6)),
-        (Grey(0.1).__call__, Grey(0.1).__call__, Grey(0.2).__call__),
-        (partial(round, ndigits=1), partial(round, ndigits=1), partial(round, ndigits=2)),
-        (v2.Normalize([0.5], [0.1]), v2.Normalize([0.5], [0.1]), v2.Normalize([0.5], [0.2])),
-        (torch.tensor([1.0]), torch.tensor([1.0]), torch.tensor([1.5])),
-        ({"a": {1, 2}, "b": np.ones(2)}, {"b": np.ones(2), "a": {2, 1}}, {"a": {1, 2}, "b": np.zeros(2)}),
-        (lambda x: x + 1, lambda x: x + 1, lambda x: x + 2),
-        (Slotted(0.1), Slotted(0.1), Slotted(0.2)),
-        (np.random.default_rng(1), np.random.default_rng(1), np.random.default_rng(2)),
-        (torch.Generator().manual_seed(1), torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)),
-        (v2.InterpolationMode.BILINEAR, v2.InterpolationMode.BILINEAR, v2.InterpolationMode.BICUBIC),
-        (complex(1, 2), complex(1, 2), complex(1, 3)),
-    ],
-)  # fmt: skip
-def test_transforms_that_print_the_same_have_other_digests(one: Any, same: Any, other: Any) -> None:
-    assert object_digest(one) == object_digest(same) != object_digest(other)
+@pytest.mark.parametrize("copies", [0, 2])
+def test_features_of_other_options_of_the_transform_are_computed_anew(
+    pictures: Path, tmp_path: Path, copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the pictures that are looked at do not show it, as with square ones."""
+    torch.manual_seed(0)
+    state = Backbone(TINY, weights=None).state_dict()
+    made = Backbone.__init__
+    monkeypatch.setattr(Backbone, "__init__", lambda *a, **k: (made(*a, **k), a[0].load_state_dict(state))[0])
+    folder, transform = tmp_path / "cache", {"name": "shorter_side", "crop_mode": "center"}
+    first = keys_of(pictures, folder, copies, transforms=transform)
+    assert keys_of(pictures, folder, copies, transforms=transform | {"crop_pct": 0.875}) == first  # the default
+    second = keys_of(pictures, folder, copies, transforms=transform | {"crop_mode": "squash"})
+    assert len(second) == 2 * len(first) == (4 if copies else 2)
+    assert len(keys_of(pictures, folder, copies, transforms=transform | {"crop_pct": 1.0})) == 3 * len(first)
 
 
-def test_objects_that_hold_themselves_or_share_parts_have_digests() -> None:
-    one, other = Grey(0.1), Grey(0.1)
-    one.chance, other.chance = one, other  # type: ignore[assignment]
-    assert object_digest(one) == object_digest(other)
-    shared: list[Any] = [1]
-    for _ in range(60):  # 2^60 paths lead to the inner one
-        shared = [shared, shared]
-    assert object_digest(shared) != object_digest(shared[0])
-
-    def unset() -> Any:
-        return never
-
-    if str(one) == "never":
-        never = 1
-    assert object_digest(unset) == object_digest(unset)
-    deep: list[Any] = []
-    for _ in range(5000):
-        deep = [deep]
-    with pytest.raises(InputError, match="list is nested too deeply to tell later whether it has changed"):
-        object_digest(deep)
+def test_validation_images_are_not_cropped_to_boxes_as_training_images_are(tiny_cub: Cub, tmp_path: Path) -> None:
+    config = tiny_config(tiny_cub.root)
+    config["data"] |= {"augment": False, "transforms": "corner_crop_warp_jitter", "val_fraction": 0.34}
+    data, trunk = build_data(config), Backbone(TINY, weights=None).eval()
+    found = cache_features(trunk, data, tmp_path)
+    for split in ("train", "val"):
+        cached, images = found[split], data.dataset(split, augment=False)
+        with torch.no_grad():
+            torch.testing.assert_close(cached[0, 0].image, trunk(images[0, 0].image[None])[0], rtol=1e-4, atol=1e-5)
 
 
 def module_of(config: dict[str, Any]) -> Any:
