@@ -4,6 +4,7 @@ An epoch is its training steps and its validation by Lightning, as `train.py` ru
 without gradients. The time that fills the cache is given beside them: it is paid once.
 """
 
+import argparse
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ import torch
 from benchmarks.harness import Row, Timing, Value, plain_parser, summary, write
 from benchmarks.tables import show
 from interp_models.config.loading import as_dict, configured
+from interp_models.core.errors import InputError
 from interp_models.runs.building import build_data, build_model, resolve
 from interp_models.runs.config import TrainConfig
 from interp_models.training.feature_cache import FeatureCache
@@ -91,18 +93,28 @@ def main(argv: Sequence[str] | None = None) -> Path:
     p.add_argument("--pairs", type=int, default=3, help="pairs of trainings, on images and on features")
     p.add_argument("--more", nargs="*", default=[], help="more overrides of all configs, key=value")
     args = p.parse_args(argv)
+    if args.pairs < 1:
+        p.error("--pairs must be at least 1")
     args.command = f"python -m benchmarks.feature_epochs --root FOLDER --vit FILE --pairs {args.pairs}"
     torch.set_num_threads(args.threads)
     quiet()
-    rows: list[Row] = []
-    for name in args.configs:
-        weights = [f"model.weights={args.vit}"] if "dinov2" in name else []
-        words = [f"data.dataset.root={args.root}", f"seed={args.seed}", *weights, *args.more]
-        config: TrainConfig = configured(TrainConfig, Path("configs/cub") / f"{name}.yaml", words)
-        copies = config.feature_copies
-        config = resolve(replace(config, feature_cache=None, feature_copies=0))
-        rows += compared(name, as_dict(config), copies, args.pairs)
+    try:
+        rows = [row for name in args.configs for row in of_config(name, args)]
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from None
     return write("feature_epochs", args, "training and validation images of the configs", rows)
+
+
+def of_config(name: str, args: argparse.Namespace) -> list[Row]:
+    """The rows of a file of configs/cub."""
+    weights = [f"model.weights={args.vit}"] if "dinov2" in name else []
+    words = [f"data.dataset.root={args.root}", f"seed={args.seed}", *weights, *args.more]
+    config: TrainConfig = configured(TrainConfig, Path("configs/cub") / f"{name}.yaml", words)
+    if "backbone" not in config.phases[0].eval_modules or "backbone" in config.phases[0].lrs:
+        raise InputError(f"{name}: its first phase trains the trunk, so that it cannot read stored features")
+    copies = config.feature_copies
+    resolved = as_dict(resolve(replace(config, feature_cache=None, feature_copies=0)))
+    return compared(name, resolved, copies, args.pairs)
 
 
 if __name__ == "__main__":

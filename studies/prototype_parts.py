@@ -39,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
     p.add_argument("--runs", type=Path, nargs="+", required=True, help="folders of evaluated runs")
     p.add_argument("--name", default="prototype_parts", help="name of the file of results")
     args = p.parse_args(argv)
+    if not args.name.isidentifier() or len(set(map(run_name, args.runs))) < len(args.runs):
+        p.error("--name must be a word, and no two runs may have the same name")
     args.command = f"python -m studies.prototype_parts --name {args.name} --runs {' '.join(map(run_name, args.runs))}"
     rows = [row for run in args.runs for row in found(run)]
     return write(args.name, args, "all test images of the runs", rows)

@@ -27,7 +27,10 @@ def extremes(run: Path, count: int) -> pd.DataFrame:
     table = run / "evaluation" / "prototypes.parquet"
     if not table.is_file():
         raise SystemExit(f"{run} has no evaluated prototypes; evaluate it with prototype_metrics=[purity]")
-    rows = pd.read_parquet(table).dropna(subset=["purity"]).sort_values("purity", ascending=False, kind="stable")
+    rows = pd.read_parquet(table)
+    if "purity" not in rows:
+        raise SystemExit(f"{run}: its evaluation has no purity; evaluate it with prototype_metrics=[purity]")
+    rows = rows.dropna(subset=["purity"]).sort_values("purity", ascending=False, kind="stable")
     sheets = {int(path.stem): path for path in (run / "evaluation" / "prototypes").glob("*/*.jpg")}
     rows = rows.assign(sheet=rows["prototype"].map(sheets)).dropna(subset=["sheet"])
     if rows.empty:
@@ -58,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
     p.add_argument("--picture", type=Path, required=True, help="file to write")
     p.add_argument("--count", type=int, default=3, help="prototypes of the highest and of the lowest purity per run")
     args = p.parse_args(argv)
+    if args.count < 1 or args.picture.suffix not in (".jpg", ".png") or not args.picture.parent.is_dir():
+        p.error("--count must be at least 1, and --picture a .jpg or .png file in a folder that exists")
     draw(args.runs, args.count, args.picture)
     picture: Path = args.picture
     return picture

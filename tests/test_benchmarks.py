@@ -571,6 +571,15 @@ def test_epochs_on_features_of_the_first_phase(tmp_path: Path) -> None:
     ]
     assert [row["unit"] for row in results["values"]] == ["s"]
     assert tables.show(path)
+    for words, message in (
+        (
+            ["--configs", "cnn_lite0"],
+            "error: cnn_lite0: its first phase trains the trunk, so that it cannot read stored",
+        ),
+        (["--configs", "protopnet_lite0", "--more", "a.b=1"], "error: "),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            import_module("benchmarks.feature_epochs").main([*argv, *words])
 
 
 @pytest.mark.slow

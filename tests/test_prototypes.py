@@ -112,6 +112,21 @@ def brute_force(z: Tensor, p: Tensor, labels: Tensor, allowed: Tensor | None, k:
     return rows
 
 
+def test_a_patch_with_a_cell_of_zeros_is_no_prototype() -> None:
+    """It would be the nearest if all others point away; then it would be as far from everything."""
+    z = torch.full((2, 2, 2, 3), 0.0)
+    z[0, 0, :, 0] = -1.0  # the only cells with a direction: they point away
+    p = torch.tensor([[[[1.0]], [[0.0]]]])
+    found = nearest_patches(lambda x: x, batches_of(z, torch.tensor([0, 0]), 2), p, k=2, cosine=True)
+    assert found.image.tolist() == [[10, -1]]
+    assert found.cell.tolist()[0][0] == 0
+    assert found.distance.tolist() == [[4.0, torch.inf]]
+    wide = nearest_patches(lambda x: x, batches_of(z, torch.tensor([0, 0]), 2), p.repeat(1, 1, 2, 1), cosine=True)
+    assert (wide.cell.tolist(), wide.distance.tolist()) == ([[0]], [[8.0]])
+    wide = nearest_patches(lambda x: x, batches_of(z, torch.tensor([0, 0]), 2), p.repeat(1, 1, 1, 2), cosine=True)
+    assert wide.image.tolist() == [[-1]]
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("batch", [1, 3, 50])
 @pytest.mark.parametrize("k", [1, 3, 4])

@@ -283,6 +283,8 @@ def test_the_head_of_a_file_with_as_many_classes(tmp_path, form):
     again = CNN(6, backbone=NET, weights=str(tmp_path / "w.pth"))
     assert fewer.head_source is None
     assert torch.equal(fewer.head.weight, again.head.weight)
+    assert fewer.keep_head(list("abcdef")) == f"head starts at random: {tmp_path / 'w.pth'} has none that fits"
+    assert CNN(6, backbone=NET, weights=None).keep_head(list("abcdef")) is None
 
 
 def test_a_head_behind_another_layer_is_not_loaded(tmp_path):

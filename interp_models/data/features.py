@@ -70,7 +70,10 @@ class CachedFeatures(Dataset[Sample]):
             if len(self._arrays) == OPEN:
                 self._arrays.pop(next(iter(self._arrays)))
             try:
-                self._arrays[path] = np.load(path, mmap_mode="c")
+                array = np.load(path, mmap_mode="c")
+                if array.dtype != np.float32 or array.ndim != 4 or len(array) <= row:
+                    raise ValueError(f"{array.dtype} of shape {array.shape}")
+                self._arrays[path] = array
             except (OSError, ValueError, EOFError) as error:
                 raise InputError(f"feature_cache: {path} cannot be read; delete it ({error})") from None
         features = torch.from_numpy(self._arrays[path][row])

@@ -64,6 +64,7 @@ class CNN(InterpModule):
         self.head = nn.Linear(self.backbone.channels, num_classes)
         self.label_smoothing = label_smoothing
         path = weights_path(backbone, weights)
+        self._asked = None if weights == "bundled" else path  # those of ImageNet have other classes, as all know
         self.head_source = None if path is None else load_head(self.head, self.backbone, backbone, path)
         """The file that the head's weights came from; None if they are random."""
 
@@ -80,10 +81,10 @@ class CNN(InterpModule):
             classes: class names of the data, in order.
 
         Returns:
-            A message about the head; None if it did not come from a file.
+            A message about the head; None without a file of weights.
         """
         if self.head_source is None:
-            return None
+            return None if self._asked is None else f"head starts at random: {self._asked} has none that fits"
         file, own = self.head_source
         if own is None:
             return f"head from {file}; its classes are assumed to be in the order of the data's"

@@ -117,6 +117,10 @@ class ProtoPNet(InterpModule, Prototypical):
             raise InputError("model.prototypes_per_class, model.channels and model.prototype_size must be at least 1")
         if not 0 <= prune_least <= prune_neighbours or not prune_neighbours:
             raise InputError(f"model.prune_least={prune_least} must be from 0 to prune_neighbours={prune_neighbours}")
+        if distance == "cosine" and channels < 2:
+            raise InputError(
+                "model.channels must be at least 2 with model.distance=cosine: one number has no direction"
+            )
         if last_layer_steps < 0 or not 0 <= last_layer_lr < torch.inf:
             raise InputError("model.last_layer_steps and model.last_layer_lr must be 0 or more")
         self.backbone = Backbone(backbone, weights=weights, output_stride=output_stride)

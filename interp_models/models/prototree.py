@@ -106,6 +106,10 @@ class ProtoTree(InterpModule, Prototypical):
         super().__init__(num_classes)
         if min(depth, channels, *prototype_size) < 1:
             raise InputError("model.depth, model.channels and model.prototype_size must be at least 1")
+        if distance == "cosine" and channels < 2:
+            raise InputError(
+                "model.channels must be at least 2 with model.distance=cosine: one number has no direction"
+            )
         check_memory(depth, channels * prototype_size[0] * prototype_size[1], num_classes)
         self.backbone = Backbone(backbone, weights=weights, output_stride=output_stride)
         names = [name for name, _ in self.backbone.trunk.named_modules() if name]

@@ -58,7 +58,7 @@ def project(
         label = 0 if allowed is None else int(allowed[missing[0]].int().argmax())
         raise InputError(
             f"class {data.classes[label]!r} has too few training images for its prototypes, "
-            "or features that are not finite"
+            "or features that are not finite or all 0"
         )
     size, (high, wide) = (data.image_size, data.image_size), prototypes.shape[2:]
     across = patches.distances.shape[2] - wide + 1

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from interp_models.core.distributed import gathered
@@ -50,7 +51,7 @@ def nearest_patches(
         prototypes: (P, D, a, b).
         allowed: (P, K) bool, the classes whose images a prototype may be taken from; None allows all.
         k: number of patches per prototype.
-        cosine: see `squared_distances`.
+        cosine: see `squared_distances`. Patches with a cell of zeros are not taken.
     """
     device, size = prototypes.device, prototypes.shape[-2:]
     found: Patches | None = None
@@ -62,7 +63,11 @@ def nearest_patches(
         distances = squared_distances(z, prototypes[live], cosine)  # (B, L, h', w')
         if found is None:
             found = _none(len(prototypes), k, prototypes[0].numel(), distances)
-        nearest, cell = distances.flatten(2).transpose(0, 1).min(dim=2)  # (L, B)
+        possible = distances
+        if cosine:  # a cell without a direction cannot be a prototype: it would be as far from everything
+            blank = (z == 0).all(dim=1, keepdim=True).float()
+            possible = distances.masked_fill(F.max_pool2d(blank, (size[0], size[1]), stride=1) > 0, torch.inf)
+        nearest, cell = possible.flatten(2).transpose(0, 1).min(dim=2)  # (L, B)
         if fits is not None:
             nearest = nearest.masked_fill(~fits[live], torch.inf)
         old = Patches(*(x[live] for x in found))

@@ -205,8 +205,11 @@ def test_features_are_those_of_the_images_in_their_order(
 def test_a_damaged_file_is_named(tiny_cub: Cub, tmp_path: Path) -> None:
     data, backbone = module_of(config_of(tiny_cub.root, tmp_path / "run", None))
     cached = cache_features(backbone, data, tmp_path)["train"]
-    whole = arrays(tmp_path)[0].read_bytes()
-    for content in (b"", whole[:5], whole[: len(whole) // 2]):
+    whole, others = arrays(tmp_path)[0].read_bytes(), []
+    for array in (np.zeros((3, 5), np.float32), np.load(arrays(tmp_path)[0]).astype(np.float64)):
+        np.save(tmp_path / "other.npy", array)
+        others.append((tmp_path / "other.npy").read_bytes())
+    for content in (b"", whole[:5], whole[: len(whole) // 2], *others):
         arrays(tmp_path)[0].write_bytes(content)
         with pytest.raises(InputError, match=r"feature_cache: .*00000\.npy cannot be read; delete it"):
             cached[0, 0]

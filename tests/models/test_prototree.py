@@ -18,6 +18,7 @@ from interp_models.core.errors import InputError
 from interp_models.core.outputs import InterpOutput
 from interp_models.data.module import DataModule
 from interp_models.models import prototree
+from interp_models.models.protopnet import ProtoPNet
 from interp_models.models.prototree import ProtoTree
 from interp_models.nn.soft_tree import TreeNode, log1mexp
 from interp_models.prototypes.distances import squared_distances, unit
@@ -485,6 +486,15 @@ def test_projection_is_constrained_to_the_classes_below(tiny_cub: Cub, distance:
     assert torch.equal(net.prototypes[~kept], old[~kept])
     assert bool((net.sources.image[~kept] == -1).all())
     assert bool((net.sources.image[kept] >= 0).all())
+
+
+@pytest.mark.parametrize("cls", [ProtoTree, ProtoPNet])
+def test_one_number_has_no_direction(cls: type[ProtoTree] | type[ProtoPNet]) -> None:
+    options: dict[str, Any] = {"backbone": TINY, "weights": None}
+    cls(3, channels=2, distance="cosine", **options)
+    cls(3, channels=1, distance="l2", **options)
+    with pytest.raises(InputError, match=r"model.channels must be at least 2 with model.distance=cosine"):
+        cls(3, channels=1, distance="cosine", **options)
 
 
 def test_untrained_trees_are_refused(tiny_cub: Cub) -> None:
