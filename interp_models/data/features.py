@@ -163,7 +163,7 @@ class _Store:
         try:
             own.mkdir(exist_ok=True)
         except OSError as error:
-            raise InputError(f"feature_cache={folder} cannot be made: {error}") from None
+            raise InputError(f"feature_cache={folder}: {own.name} cannot be made: {error}") from None
         numbers = range(-(-len(self.order) // CHUNK))
         prefixes = [f"{copy:05d}-" for copy in range(self.copies)] or [""]
         self.files = [[own / f"{prefix}{number:05d}.npy" for number in numbers] for prefix in prefixes]
