@@ -217,9 +217,7 @@ class InterpModule(pl.LightningModule, ABC):
         if self.recipe.optimizer.layer_decay < 1:
             transformer = find_transformer(self)
             if transformer is None:
-                raise InputError(
-                    f"optimizer.layer_decay: {type(self).__name__} holds no vision transformer of timm with plain blocks"
-                )
+                raise InputError(f"optimizer.layer_decay: {type(self).__name__} has no transformer of plain blocks")
             if not self.optimizer_hints().keys().isdisjoint(transformer.parameters()):
                 raise InputError(f"optimizer.layer_decay: {type(self).__name__} has its own option, model.layer_decay")
 

@@ -107,7 +107,7 @@ def test_a_transformer_below_another_model_has_the_decay_of_the_optimizer() -> N
         (
             lambda: ProtoPNet(3, backbone=TINY, weights=None),
             0.5,
-            "ProtoPNet holds no vision transformer of timm with plain blocks",
+            "ProtoPNet has no transformer of plain blocks",
         ),
         (lambda: make(layer_decay=0.5), 0.5, "ViTCLS has its own option, model.layer_decay"),
         (lambda: ProtoPNet(3, backbone=TINY_VIT, weights=None), 1.5, "must be above 0 and at most 1; got 1.5"),
