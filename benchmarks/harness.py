@@ -19,6 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import date
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -369,6 +370,7 @@ def plain_parser(description: str | None, out: Path = RESULTS) -> argparse.Argum
 
 
 def _with_common(p: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    code()  # before hours of work, during which there may be commits
     p.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
     p.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     p.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
@@ -415,15 +417,21 @@ def provenance(name: str, args: argparse.Namespace, images: str) -> dict[str, An
         "name": name,
         "command": args.command,
         "seed": args.seed,
-        "commit": _git("rev-parse", "HEAD"),
-        # changed results and pages do not change what is measured
-        "dirty": bool(_git("status", "--porcelain", "--", ".", ":(exclude)*/results", ":(exclude)docs")),
+        **code(),
         "date": date.today().isoformat(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
         "images": images,
     }
+
+
+@cache
+def code() -> dict[str, Any]:
+    """The commit and whether files differ from it, when this was called first: at the start, with the options."""
+    # changed results and pages do not change what is measured
+    changed = _git("status", "--porcelain", "--", ".", ":(exclude)*/results", ":(exclude)docs")
+    return {"commit": _git("rev-parse", "HEAD"), "dirty": bool(changed)}
 
 
 def _git(*args: str) -> str | None:
