@@ -95,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
     args = p.parse_args(argv)
     if args.pairs < 1:
         p.error("--pairs must be at least 1")
-    args.command = f"python -m benchmarks.feature_epochs --root FOLDER --vit FILE --pairs {args.pairs}"
+    configs = " ".join(args.configs)
+    args.command = f"python -m benchmarks.feature_epochs --configs {configs} --root FOLDER --pairs {args.pairs}"
     torch.set_num_threads(args.threads)
     quiet()
     try:

@@ -18,7 +18,7 @@ from interp_models.runs.building import build_model
 from interp_models.runs.config import TrainConfig
 from interp_models.runs.loading import load, run_config
 from interp_models.training.trainer import seed_everything
-from tests.conftest import Cub, Script, copy_run, tiny_options
+from tests.conftest import TINY_VIT, Cub, Script, copy_run, tiny_options
 from tests.contract.subjects import applies
 
 ROOT = Path(__file__).parents[1] / "configs"
@@ -53,7 +53,8 @@ def test_training(script: Script, tiny_cub: Cub, bcnn_run: Path, tmp_path: Path,
     run = tmp_path / "run"
     name = shipped.model["name"]
     untrained = MODELS.get(name).untrained
-    trunk = {"backbone": tiny_options(name)["backbone"], "weights": "null"} if "backbone" in shipped.model else {}
+    tiny = TINY_VIT if shipped.optimizer.layer_decay < 1 else tiny_options(name).get("backbone")
+    trunk = {"backbone": tiny, "weights": "null"} if "backbone" in shipped.model else {}
     small = {} if trunk else MODELS.get(name).small  # a network of its own takes images of one size
     named_block = isinstance(shipped.model.get("block"), str)  # a layer of the shipped trunk
     outcome = script(
