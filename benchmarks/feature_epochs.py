@@ -22,7 +22,7 @@ from interp_models.config.loading import as_dict, configured
 from interp_models.core.errors import InputError
 from interp_models.runs.building import build_data, build_model, resolve
 from interp_models.runs.config import TrainConfig
-from interp_models.training.feature_cache import FeatureCache
+from interp_models.training.feature_cache import FeatureCache, phases_on_features
 from interp_models.training.schedule import PhaseSchedule
 from interp_models.training.trainer import quiet
 
@@ -111,10 +111,10 @@ def of_config(name: str, args: argparse.Namespace) -> list[Row]:
     weights = [f"model.weights={args.vit}"] if "dinov2" in name else []
     words = [f"data.dataset.root={args.root}", f"seed={args.seed}", *weights, *args.more]
     config: TrainConfig = configured(TrainConfig, Path("configs/cub") / f"{name}.yaml", words)
-    if "backbone" not in config.phases[0].eval_modules or "backbone" in config.phases[0].lrs:
-        raise InputError(f"{name}: its first phase trains the trunk, so that it cannot read stored features")
     copies = config.feature_copies
     resolved = as_dict(resolve(replace(config, feature_cache=None, feature_copies=0)))
+    if not phases_on_features(build_model(resolved, 2, trained=True)):
+        raise InputError(f"{name}: its first phase trains the trunk, so that it cannot read stored features")
     return compared(name, resolved, copies, args.pairs)
 
 

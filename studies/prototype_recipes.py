@@ -48,14 +48,14 @@ def joint(
     return f"{{name: all, epochs: {epochs}, schedule: cosine, warmup: 0.1, lrs: {lrs}{modes}, select: last}}"
 
 
+def ending(phase: str, actions: str) -> str:
+    """The phase, with actions at its end."""
+    return f"{phase[:-1]}, on_end: [{actions}]}}"
+
+
 def pushed(phase: str) -> str:
     """The phase of a ProtoPNet that ends with the push and the last layer."""
-    return f"{phase[:-1]}, on_end: [push, fit_last_layer]}}"
-
-
-def projected(phase: str) -> str:
-    """The phase of a ProtoTree that ends with pruning and projection."""
-    return f"{phase[:-1]}, on_end: [prune, project]}}"
+    return ending(phase, "push, fit_last_layer")
 
 
 L2, SLOW = frozen(add_on=3e-3, prototypes=3e-2), frozen(prototypes=1e-2)
@@ -125,7 +125,7 @@ TRIALS: Mapping[str, Sequence[str]] = {
     ),
     "tree_config": ["configs/cub/prototree_lite0.yaml", "feature_copies=4"],
     "tree_moving": tree(
-        "feature_copies=4", phases=[frozen(select="none"), projected(joint(backbone=4e-4, held=False))]
+        "feature_copies=4", phases=[frozen(select="none"), ending(joint(backbone=4e-4, held=False), "prune, project")]
     ),
     "net_config": net(
         "feature_copies=4",

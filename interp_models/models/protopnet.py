@@ -21,7 +21,7 @@ from interp_models.core.errors import InputError
 from interp_models.core.outputs import InterpOutput
 from interp_models.data.module import DataModule
 from interp_models.nn.backbone import BUNDLED, Backbone, Weights
-from interp_models.prototypes.distances import Distance, over_cells, product, unit
+from interp_models.prototypes.distances import Distance, check_channels, over_cells, product, unit
 from interp_models.prototypes.push import project
 from interp_models.prototypes.search import nearest_patches
 from interp_models.prototypes.sources import Match, Prototypical, Reading, Sources
@@ -117,10 +117,7 @@ class ProtoPNet(InterpModule, Prototypical):
             raise InputError("model.prototypes_per_class, model.channels and model.prototype_size must be at least 1")
         if not 0 <= prune_least <= prune_neighbours or not prune_neighbours:
             raise InputError(f"model.prune_least={prune_least} must be from 0 to prune_neighbours={prune_neighbours}")
-        if distance == "cosine" and channels < 2:
-            raise InputError(
-                "model.channels must be at least 2 with model.distance=cosine: one number has no direction"
-            )
+        check_channels(distance, channels)
         if last_layer_steps < 0 or not 0 <= last_layer_lr < torch.inf:
             raise InputError("model.last_layer_steps and model.last_layer_lr must be 0 or more")
         self.backbone = Backbone(backbone, weights=weights, output_stride=output_stride)

@@ -20,7 +20,7 @@ from interp_models.core.outputs import InterpOutput
 from interp_models.data.module import DataModule
 from interp_models.nn.backbone import BUNDLED, Backbone, Weights
 from interp_models.nn.soft_tree import TreeNode, check_memory, children_kept, grown, leaf_depths, log1mexp, route
-from interp_models.prototypes.distances import Distance, over_cells, product, root, unit
+from interp_models.prototypes.distances import Distance, check_channels, over_cells, product, root, unit
 from interp_models.prototypes.push import project
 from interp_models.prototypes.sources import Match, Prototypical, Reading, Sources
 from interp_models.training.module import MODELS, InterpModule
@@ -106,10 +106,7 @@ class ProtoTree(InterpModule, Prototypical):
         super().__init__(num_classes)
         if min(depth, channels, *prototype_size) < 1:
             raise InputError("model.depth, model.channels and model.prototype_size must be at least 1")
-        if distance == "cosine" and channels < 2:
-            raise InputError(
-                "model.channels must be at least 2 with model.distance=cosine: one number has no direction"
-            )
+        check_channels(distance, channels)
         check_memory(depth, channels * prototype_size[0] * prototype_size[1], num_classes)
         self.backbone = Backbone(backbone, weights=weights, output_stride=output_stride)
         names = [name for name, _ in self.backbone.trunk.named_modules() if name]

@@ -15,6 +15,12 @@ NO_DIRECTION = 1e-6
 """A cell with a smaller norm has no direction. Networks with ReLUs have cells of zeros, for instance in a plain sky."""
 
 
+def check_channels(distance: Distance, channels: int) -> None:
+    """Raise `InputError` for cosines of one channel."""
+    if distance == "cosine" and channels < 2:
+        raise InputError("model.channels must be at least 2 with model.distance=cosine: one number has no direction")
+
+
 def squared_distances(features: Tensor, prototypes: Tensor, cosine: bool = False) -> Tensor:
     """Squared L2 distances between every patch of features and every prototype.
 

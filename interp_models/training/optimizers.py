@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
+from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]  # exported without being listed
 from torch import nn
 
 from interp_models.training.recipe import Optimizer
